@@ -1,0 +1,297 @@
+"""OSDS: a one-step diffusion sampler by self-distillation (Jutras-Dubé et al., 2025).
+
+"One-Step Diffusion Samplers via Self-Distillation and Deterministic Flow", arXiv:2512.05251.
+One network u(x, t, d) is trained on three things at once:
+
+- small steps d = 1/N are a diffusion sampler: a control loss over simulated SDE paths;
+- a step of size d lands where two half steps of the EMA teacher land: state consistency;
+- their log-determinants agree: volume consistency (here on exact determinants, by default).
+
+After training a single step of size d = 1 carries the base to the target.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from consistent_samplers import log_det, losses, networks, schedules, simulate
+from consistent_samplers.algorithms.base import (
+    Algorithm,
+    Control,
+    SamplerState,
+    WithPaperPreset,
+    apply_gradients,
+    build_sample,
+    check_base,
+    init_and_restart,
+)
+from consistent_samplers.bases import GaussianBase, standard_normal
+from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Array, Params, PRNGKey
+
+
+class OSDSInfo(NamedTuple):
+    """What one training iteration reports, all ``[]``.
+
+    Attributes:
+      loss: what was minimised.
+      elbo: ELBO of the N-step stochastic paths of this batch (biased by no teacher).
+      state_consistency: mean squared gap between one step and two.
+      volume_consistency: mean squared gap of their log-volumes.
+      consistency_weight: weight of both at this iteration.
+      gradient_norm: before clipping.
+    """
+
+    loss: Array
+    elbo: Array
+    state_consistency: Array
+    volume_consistency: Array
+    consistency_weight: Array
+    gradient_norm: Array
+
+
+def _osds(
+    target: Target,
+    *,
+    base: GaussianBase | None = None,
+    max_steps: int = 16,
+    batch_size: int = 128,
+    learning_rate: float | optax.Schedule = 2e-3,
+    control_loss: Literal["reverse_kl", "log_variance"] = "reverse_kl",
+    volume: Literal["exact", "hutchinson"] = "exact",
+    consistency_weight: float = 1.0,
+    volume_weight: float = 0.25,
+    warmup_iterations: int = 200,
+    jacobian_weight: float = 1e-4,
+    ema_decay: float = 0.99,
+    gradient_clip: float = 1.0,
+    hidden: tuple[int, ...] = (64, 64),
+    guidance: Literal["ratio", "interpolated"] | None = "ratio",
+    schedule: schedules.Schedule | None = None,
+    integrator: Integrator = "exponential",
+    num_volume_samples: int = 32,
+) -> Algorithm:
+    """One-step diffusion sampler by self-distillation, with defaults of ours.
+
+    Args:
+      target: what to sample.
+      base: where samples start; a standard normal if None.
+      max_steps: number N of finest steps, a power of two. Sampling may take any power of two
+        up to it.
+      batch_size: paths of one iteration.
+      learning_rate: Adam's.
+      control_loss: ``"reverse_kl"`` back-propagates through the paths; ``"log_variance"`` does
+        not.
+      volume: log-volumes of volume consistency: ``"exact"`` log-determinants, or the paper's
+        ``"hutchinson"`` traces with the target gradient frozen.
+      consistency_weight: weight of both consistency losses after warm-up.
+      volume_weight: weight of volume against state consistency, in addition to its own 0.25.
+      warmup_iterations: over which ``consistency_weight`` grows linearly from 0.
+      jacobian_weight: weight of the penalty ‖J v‖².
+      ema_decay: of the teacher, and of the parameters that sample.
+      gradient_clip: on the global norm.
+      hidden: widths of the network's hidden layers.
+      guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
+        the paper's, or None.
+      schedule: noising rate; linear from 10 to 0.1 if None.
+      integrator: discretisation of the SDE and the flow.
+      num_volume_samples: samples of each batch that volume consistency is evaluated on.
+
+    Returns:
+      An `Algorithm`.
+
+    Raises:
+      ValueError: base and target differ in dimension, or ``max_steps`` is not a power of two.
+    """
+    base = standard_normal(target.dim) if base is None else base
+    check_base(target, base)
+    schedules.check_max_steps(max_steps)
+    process = OrnsteinUhlenbeck(schedule or schedules.linear(), integrator)
+    log_density = base.whitened_log_density(target.log_density)
+    control = _build_control(target.dim, log_density, process, hidden, guidance)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate)
+    )
+    num_levels = max_steps.bit_length() - 1
+    num_volume = min(num_volume_samples, batch_size)
+    detach = control_loss == "log_variance"
+    per_path_loss = losses.log_variance if detach else losses.reverse_kl
+
+    init, restart = init_and_restart(control.network, optimizer)
+
+    def consistency(
+        params: Params, teacher: Params, rng_key: PRNGKey, paths: Array
+    ) -> tuple[Array, Array, Array]:
+        """Mean state consistency, volume consistency and Jacobian penalty on path points."""
+        key_level, key_time, key_probe = jax.random.split(rng_key, 3)
+        # d = 2^k / N with k uniform in 1..log2 N; t uniform on the multiples of d.
+        level = jax.random.randint(key_level, (batch_size,), 1, num_levels + 1)
+        stride = 2**level
+        num_starts = max_steps // stride
+        index = stride * jnp.floor(
+            jax.random.uniform(key_time, (batch_size,)) * num_starts
+        ).astype(jnp.int32)
+        # A uniform draw may round up to 1 in float32.
+        index = jnp.minimum(index, max_steps - stride)
+        x = paths[jnp.arange(batch_size), index]
+        t, d = index / max_steps, stride / max_steps
+        probe = jax.random.normal(key_probe, x.shape)
+        student, ema = control.bind(params), control.bind(teacher)
+
+        def pair(x: Array, t: Array, d: Array, exact: bool) -> losses.StepPair:
+            return losses.step_pair(student, ema, process, x, t, d, with_jacobians=exact)
+
+        # Volume is compared on a part of the batch; state on all of it.
+        exact = volume == "exact"
+        part = jax.vmap(lambda x, t, d: pair(x, t, d, exact))(
+            x[:num_volume], t[:num_volume], d[:num_volume]
+        )
+        state = jax.vmap(losses.state_consistency)(part)
+        if exact:
+            log_volumes = log_det.slogdet(part.jacobians).log_abs_det
+        else:
+            log_volumes = jax.vmap(
+                lambda *args: _trace_volumes(control, params, teacher, *args)
+            )(x[:num_volume], t[:num_volume], d[:num_volume], probe[:num_volume])
+        if num_volume < batch_size:
+            rest = jax.vmap(lambda x, t, d: pair(x, t, d, False))(
+                x[num_volume:], t[num_volume:], d[num_volume:]
+            )
+            state = jnp.concatenate([state, jax.vmap(losses.state_consistency)(rest)])
+        volume_gap = losses.volume_consistency(log_volumes)
+        penalty = jax.vmap(lambda *args: losses.jacobian_penalty(student, *args))(x, t, d, probe)
+        return state.mean(), volume_gap.mean(), penalty.mean()
+
+    def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, OSDSInfo]:
+        key_base, key_path, key_pair = jax.random.split(rng_key, 3)
+        x0 = jax.random.normal(key_base, (batch_size, target.dim))
+        keys = jax.random.split(key_path, batch_size)
+        weight = consistency_weight * jnp.minimum(1.0, state.iteration / max(warmup_iterations, 1))
+
+        def objective(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
+            u = control.bind(params)
+            paths = jax.vmap(
+                lambda key, x: simulate.stochastic_path(
+                    key, x, u, process, log_density, max_steps, detach=detach
+                )
+            )(keys, x0)
+            loss = per_path_loss(paths.log_weight).mean()
+            state_gap = volume_gap = jnp.zeros(())
+            if num_levels:
+                position = jax.lax.stop_gradient(paths.position)
+                state_gap, volume_gap, penalty = consistency(
+                    params, state.ema_params, key_pair, position
+                )
+                loss += weight * (state_gap + volume_weight * volume_gap)
+                loss += jacobian_weight * penalty
+            return loss, (paths.log_weight.mean(), state_gap, volume_gap)
+
+        (loss, (elbo, state_gap, volume_gap)), grads = jax.value_and_grad(
+            objective, has_aux=True
+        )(state.params)
+        info = OSDSInfo(loss, elbo, state_gap, volume_gap, weight, optax.global_norm(grads))
+        return apply_gradients(optimizer, state, grads, ema_decay), info
+
+    sample = build_sample(base, control, max_steps)
+    return Algorithm("osds", target, base, max_steps, control, init, restart, step, sample)
+
+
+def _build_control(
+    dim: int,
+    log_density: Callable[[Array], Array],
+    process: OrnsteinUhlenbeck,
+    hidden: tuple[int, ...],
+    guidance: Literal["ratio", "interpolated"] | None,
+) -> Control:
+    """The control's network, and its twin with the target gradient frozen."""
+    guidance_fn = None
+    if guidance == "ratio":
+        guidance_fn = networks.ratio_guidance(log_density)
+    elif guidance == "interpolated":
+        guidance_fn = networks.interpolated_guidance(log_density)
+    elif guidance is not None:
+        raise ValueError(f"guidance must be 'ratio', 'interpolated' or None, got {guidance!r}.")
+    frozen_fn = None
+    if guidance_fn is not None:
+        unfrozen = guidance_fn
+
+        def frozen_fn(x: Array, t: Array) -> Array:
+            return jax.lax.stop_gradient(unfrozen(jax.lax.stop_gradient(x), t))
+
+    return Control(
+        networks.step_conditioned_mlp(dim, hidden=hidden, guidance_fn=guidance_fn),
+        networks.step_conditioned_mlp(dim, hidden=hidden, guidance_fn=frozen_fn),
+        process,
+        log_density,
+    )
+
+
+def _trace_volumes(
+    control: Control,
+    params: Params,
+    teacher: Params,
+    x: Array,
+    t: Array,
+    d: Array,
+    probe: Array,
+) -> Array:
+    """The paper's log-volumes of two half steps and the big one: d · tr ∂(drift)/∂x, ``[3]``."""
+    half = 0.5 * d
+
+    def log_volume(params: Params, x: Array, t: Array, d: Array) -> Array:
+        divergence = log_det.hutchinson_trace(
+            lambda y: control.process.score(y, control.frozen_network.apply(params, y, t, d), t),
+            x,
+            probe,
+        )
+        return control.process.flow_divergence(divergence, x.shape[-1], t, d)
+
+    middle = simulate.flow_step(control.bind(teacher), control.process, x, t, half)
+    first = log_volume(teacher, x, t, half)
+    second = log_volume(teacher, middle, t + half, half)
+    return jnp.stack(
+        [*jax.lax.stop_gradient((first, second)), log_volume(params, x, t, d)]
+    )
+
+
+def _paper(target: Target, *, base: GaussianBase | None = None, **overrides) -> Algorithm:
+    """OSDS with the settings of the paper and its release.
+
+    Base N(0, I) unless given, N = 128 Euler-Maruyama steps, β from 10 to 0.01 as cos², reverse
+    KL, the interpolated gradient, Hutchinson traces, EMA 0.999, weight 0.25 after 2,500
+    iterations, batch 1,024, learning rate 5e-4 (the release trains for 60,000 iterations, and
+    takes the base's scale from the target's configuration). It follows the paper's equations
+    where the release departs from them; in particular x0 is not clipped.
+
+    Args:
+      target: what to sample.
+      base: where samples start; a standard normal if None.
+      **overrides: any setting of ``cs.osds``.
+    """
+    settings = {
+        "max_steps": 128,
+        "batch_size": 1_024,
+        "learning_rate": 5e-4,
+        "control_loss": "reverse_kl",
+        "volume": "hutchinson",
+        "consistency_weight": 0.25,
+        "volume_weight": 1.0,
+        "warmup_iterations": 2_500,
+        "jacobian_weight": 1e-4,
+        "ema_decay": 0.999,
+        "gradient_clip": 1.0,
+        "guidance": "interpolated",
+        "schedule": schedules.cosine(0.01, 10.0),
+        "integrator": "euler_maruyama",
+        "num_volume_samples": overrides.get("batch_size", 1_024),
+    }
+    algorithm = _osds(target, base=base, **(settings | overrides))
+    return dataclasses.replace(algorithm, name="osds.paper")
+
+
+osds = WithPaperPreset(_osds, _paper)

@@ -1,0 +1,301 @@
+"""Bases: tractable distributions p0 that the samplers start from, and how they are fitted.
+
+A base carries an affine frame. In its whitened coordinates z = L⁻¹(x - m) the base is N(0, I);
+processes, networks and simulators work there, so a good base leaves them little to do.
+"""
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.linalg
+import scipy.optimize
+
+from consistent_samplers.targets.base import Target, check_density
+from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+
+
+@flax.struct.dataclass
+class GaussianBase:
+    """N(m, L Lᵀ) on R^dim.
+
+    Attributes:
+      loc: ``[dim]``, the mean m.
+      scale_tril: ``[dim, dim]``, lower triangular L with a positive diagonal.
+    """
+
+    loc: Array
+    scale_tril: Array
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the space."""
+        return self.loc.shape[-1]
+
+    @property
+    def log_abs_det(self) -> Array:
+        """log |det L|: what whitening adds to a log density."""
+        return jnp.sum(jnp.log(jnp.diagonal(self.scale_tril)))
+
+    def distribution(self) -> Any:
+        """The base as a ``distrax.MultivariateNormalTri``."""
+        with warnings.catch_warnings():
+            # Importing TensorFlow Probability warns about JAX names that distrax does not use.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import distrax
+        return distrax.MultivariateNormalTri(self.loc, self.scale_tril)
+
+    def sample(self, rng_key: PRNGKey, num_samples: int) -> Array:
+        """Draws ``[num_samples, dim]``."""
+        return jax.vmap(self.unwhiten)(jax.random.normal(rng_key, (num_samples, self.dim)))
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density at ``x``: ``[..., dim] -> [...]``."""
+        return self.distribution().log_prob(x)
+
+    def unwhiten(self, z: Array) -> Array:
+        """x = m + L z: ``[dim] -> [dim]``."""
+        return self.loc + self.scale_tril @ z
+
+    def whiten(self, x: Array) -> Array:
+        """z = L⁻¹(x - m): ``[dim] -> [dim]``."""
+        return jax.scipy.linalg.solve_triangular(self.scale_tril, x - self.loc, lower=True)
+
+    def whitened_log_density(self, log_density: LogDensityFn) -> LogDensityFn:
+        """A log density on x as one on z, with the same log Z."""
+
+        def whitened(z: Array) -> Array:
+            return log_density(self.unwhiten(z)) + self.log_abs_det
+
+        return whitened
+
+
+def standard_normal(dim: int, scale: float = 1.0) -> GaussianBase:
+    """The fixed base N(0, scale² I).
+
+    Raises:
+      ValueError: ``dim`` is not a positive integer, or ``scale`` is not positive.
+    """
+    if not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"dim must be a positive integer, got {dim!r}.")
+    if not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale!r}.")
+    return GaussianBase(jnp.zeros(dim), scale * jnp.eye(dim))
+
+
+class _Candidates(NamedTuple):
+    """Gaussians to choose a start from: ``loc [n, dim]``, ``scale_tril [n, dim, dim]``."""
+
+    loc: np.ndarray
+    scale_tril: np.ndarray
+
+
+def fit_gaussian(
+    rng_key: PRNGKey,
+    target: Target,
+    *,
+    init_position: Array | None = None,
+    num_starts: int = 8,
+    num_iterations: int = 1_000,
+    batch_size: int = 128,
+    learning_rate: float = 0.02,
+) -> GaussianBase:
+    """Fits location and full covariance by reparametrised reverse KL.
+
+    The start is the best of many Laplace approximations, taken as Pathfinder does (Zhang et
+    al., 2022) along the L-BFGS paths from several points, so that neither an unbounded density
+    (a funnel, a hierarchical model) nor a bad starting point spoils it. Adam then maximises the
+    ELBO in the coordinates of that start, with the path gradient of Roeder et al. (2017), whose
+    noise vanishes where the fit is exact. The better of start and result, judged on the same
+    fresh draws, is returned.
+
+    Args:
+      rng_key: key.
+      target: the target.
+      init_position: ``[dim]`` or ``[num_points, dim]`` points to start from besides the random
+        ones.
+      num_starts: number of random starts.
+      num_iterations: Adam iterations.
+      batch_size: draws of each iteration (antithetic pairs).
+      learning_rate: Adam's, in units of the start's standard deviations.
+
+    Raises:
+      ValueError: the density is NaN, +inf, or zero at every start; or ``init_position`` has
+        another dimension.
+    """
+    dim = target.dim
+    key_start, key_choose, key_adam, key_judge = jax.random.split(rng_key, 4)
+    starts = _start_points(key_start, target, init_position, num_starts)
+    candidates = _laplace_candidates(target, starts)
+
+    @jax.jit
+    def elbos(key: PRNGKey, loc: Array, scale_tril: Array) -> Array:
+        """ELBO of each candidate ``[n]`` on the same draws."""
+        eps = jax.random.normal(key, (256, dim))
+        return jax.lax.map(lambda c: _elbo(target, eps, *c), (loc, scale_tril))
+
+    score = np.asarray(elbos(key_choose, *candidates))
+    best = int(np.argmax(np.where(np.isfinite(score), score, -np.inf)))
+    if not np.isfinite(score[best]):
+        # No candidate lies where the density is positive: shrink around the best start.
+        values = np.asarray(jax.vmap(target.log_density)(starts))
+        best_start = np.asarray(starts)[np.argmax(np.where(np.isnan(values), -np.inf, values))]
+        loc, scale_tril = jnp.asarray(best_start), 0.01 * jnp.eye(dim)
+    else:
+        loc, scale_tril = jnp.asarray(candidates.loc[best]), jnp.asarray(candidates.scale_tril[best])
+
+    fitted = _maximise_elbo(
+        key_adam, target, loc, scale_tril, num_iterations, batch_size, learning_rate
+    )
+    start_elbo, fitted_elbo = np.asarray(
+        elbos(
+            key_judge,
+            jnp.stack([loc, fitted.loc]),
+            jnp.stack([scale_tril, fitted.scale_tril]),
+        )
+    )
+    better = fitted_elbo >= start_elbo or not np.isfinite(start_elbo)
+    return fitted if better and np.isfinite(fitted_elbo) else GaussianBase(loc, scale_tril)
+
+
+def _start_points(
+    rng_key: PRNGKey, target: Target, init_position: Array | None, num_starts: int
+) -> Array:
+    """The origin, random points at several scales, and the user's: ``[n, dim]``."""
+    scales = jnp.geomspace(0.1, 3.0, max(num_starts - 1, 1))[:, None]
+    random = scales * jax.random.normal(rng_key, (scales.shape[0], target.dim))
+    points = jnp.concatenate([jnp.zeros((1, target.dim)), random])
+    if init_position is not None:
+        given = jnp.atleast_2d(jnp.asarray(init_position, points.dtype))
+        if given.ndim != 2 or given.shape[1] != target.dim:
+            raise ValueError(
+                f"init_position must have shape [{target.dim}] or [n, {target.dim}], "
+                f"got {jnp.shape(init_position)}."
+            )
+        points = jnp.concatenate([given, points])
+    check_density(target, points)
+    return points
+
+
+def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
+    """Laplace approximations along the L-BFGS path from each start.
+
+    Factorisations run on the host in float64: exact enough for any covariance that float32
+    can hold, and away from XLA's LAPACK calls.
+    """
+    value_and_grad = jax.jit(jax.value_and_grad(lambda x: -target.log_density(x)))
+    hessian = jax.jit(lambda points: jax.lax.map(jax.hessian(target.log_density), points))
+    dtype = starts.dtype
+
+    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, grad = value_and_grad(jnp.asarray(x, dtype))
+        value, grad = float(value), np.asarray(grad, np.float64)
+        # Outside the support the line search must turn back, not stop.
+        if not np.isfinite(value) or not np.all(np.isfinite(grad)):
+            return 1e30, np.zeros_like(grad)
+        return value, grad
+
+    # A few points a path: the end is the mode where there is one, the early ones are what is
+    # left where there is none.
+    points = []
+    for start in np.asarray(starts, np.float64):
+        path = [start]
+        scipy.optimize.minimize(
+            objective,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            callback=lambda x, path=path: path.append(x.copy()),
+            options={"maxiter": 200, "maxcor": 20},
+        )
+        keep = np.unique(np.geomspace(1, len(path), num=6).astype(int)) - 1
+        points += [path[i] for i in keep]
+    locs = np.stack(points)
+    precisions = -np.asarray(hessian(jnp.asarray(locs, dtype)), np.float64)
+
+    loc_list, tril_list = [], []
+    for loc, precision in zip(locs, precisions, strict=True):
+        if not np.all(np.isfinite(precision)):
+            continue
+        eigenvalues, vectors = np.linalg.eigh(0.5 * (precision + precision.T))
+        curvature = np.abs(eigenvalues)
+        # Flat and saddle directions get a prior-like ridge; several, since none fits all. The
+        # floor keeps a singular Hessian from giving an infinite covariance.
+        for ridge in (0.0, 0.01, 0.1, 1.0, 10.0):
+            total = np.maximum(curvature + ridge, 1e-6 * max(float(curvature.max()), 1e-6))
+            covariance = (vectors / total) @ vectors.T
+            tril_list.append(scipy.linalg.cholesky(covariance, lower=True))
+            loc_list.append(loc)
+    if not loc_list:
+        loc_list, tril_list = [locs[0]], [np.eye(target.dim)]
+    return _Candidates(
+        np.stack(loc_list).astype(dtype), np.stack(tril_list).astype(dtype)
+    )
+
+
+def _elbo(target: Target, eps: Array, loc: Array, scale_tril: Array) -> Array:
+    """ELBO of N(loc, L Lᵀ) with the entropy in closed form, on the draws ``eps [n, dim]``."""
+    dim = loc.shape[-1]
+    entropy = 0.5 * dim * (1.0 + math.log(2.0 * math.pi)) + jnp.sum(
+        jnp.log(jnp.abs(jnp.diagonal(scale_tril)))
+    )
+    return jnp.mean(jax.vmap(target.log_density)(loc + eps @ scale_tril.T)) + entropy
+
+
+def _maximise_elbo(
+    rng_key: PRNGKey,
+    target: Target,
+    loc: Array,
+    scale_tril: Array,
+    num_iterations: int,
+    batch_size: int,
+    learning_rate: float,
+) -> GaussianBase:
+    """Adam on the ELBO over x = loc + L (μ + T ε), starting at μ = 0, T = I."""
+    dim = target.dim
+    below = jnp.tril(jnp.ones((dim, dim)), -1)
+
+    def triangle(raw: Array) -> Array:
+        return below * raw + jnp.diag(jnp.exp(jnp.diagonal(raw)))
+
+    def negative_elbo(params: tuple[Array, Array], eps: Array) -> Array:
+        shift, raw = params
+        z = shift + eps @ triangle(raw).T
+        # Path gradient: the density of q is scored with its parameters frozen.
+        frozen_shift, frozen_raw = jax.lax.stop_gradient(params)
+        white = jax.lax.stop_gradient(eps) + jax.scipy.linalg.solve_triangular(
+            triangle(frozen_raw), (z - jax.lax.stop_gradient(z)).T, lower=True
+        ).T
+        log_q = -0.5 * jnp.sum(white**2, axis=-1) - jnp.sum(jnp.diagonal(frozen_raw))
+        log_p = jax.vmap(target.log_density)(loc + z @ scale_tril.T)
+        return jnp.mean(log_q - log_p)
+
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(10.0),
+        optax.adam(optax.cosine_decay_schedule(learning_rate, num_iterations)),
+    )
+
+    def step(carry, key):
+        params, opt_state = carry
+        half = jax.random.normal(key, (batch_size // 2, dim))
+        grads = jax.grad(negative_elbo)(params, jnp.concatenate([half, -half]))
+        # A draw outside the support has no gradient to give.
+        finite = jnp.all(jnp.isfinite(grads[0])) & jnp.all(jnp.isfinite(grads[1]))
+        grads = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    @jax.jit
+    def run(key):
+        params = (jnp.zeros(dim), jnp.zeros((dim, dim)))
+        carry = (params, optimizer.init(params))
+        (params, _), _ = jax.lax.scan(step, carry, jax.random.split(key, num_iterations))
+        return params
+
+    shift, raw = run(rng_key)
+    return GaussianBase(loc + scale_tril @ shift, scale_tril @ triangle(raw))

@@ -1,0 +1,149 @@
+"""Control losses and consistency losses: pure functions, one value a sample, no reduction.
+
+The caller reduces (usually by a mean) and differentiates.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from consistent_samplers import log_det
+from consistent_samplers.processes import OrnsteinUhlenbeck
+from consistent_samplers.simulate import ControlFn, flow_step
+from consistent_samplers.types import Array
+
+
+def reverse_kl(log_weight: Array) -> Array:
+    """KL(sampler ‖ target) up to log Z: -log w of each reparametrised sample.
+
+    Its mean is -ELBO (Zhang & Chen, 2022; Vargas et al., 2023; Berner et al., 2024).
+
+    Args:
+      log_weight: ``[num_samples]``.
+    """
+    return -log_weight
+
+
+def log_variance(log_weight: Array) -> Array:
+    """Log-variance divergence: squared deviation of each log w from the batch mean.
+
+    Zero exactly when every weight is Z (Richter & Berner, 2024). For paths simulated
+    with ``detach=True``.
+
+    Args:
+      log_weight: ``[num_samples]``, at least two.
+    """
+    num_samples = log_weight.shape[0]
+    return (log_weight - log_weight.mean()) ** 2 * (num_samples / (num_samples - 1))
+
+
+class StepPair(NamedTuple):
+    """One step of size d beside two of size d/2, from the same point.
+
+    Attributes:
+      student: ``[dim]``, where the big step lands.
+      teacher: ``[dim]``, where the half steps land; no gradient.
+      jacobians: ``[3, dim, dim]`` of the two half steps (no gradient) and the big step, or
+        None.
+    """
+
+    student: Array
+    teacher: Array
+    jacobians: Array | None
+
+
+def step_pair(
+    student: ControlFn,
+    teacher: ControlFn,
+    process: OrnsteinUhlenbeck,
+    x: Array,
+    t: Array,
+    d: Array,
+    *,
+    with_jacobians: bool,
+) -> StepPair:
+    """Takes a big step with the student and two half steps with the teacher.
+
+    Args:
+      student: control being trained.
+      teacher: control to agree with (the EMA, in OSDS).
+      process: noising process.
+      x: ``[dim]``, position at time t.
+      t: ``[]``.
+      d: ``[]``, size of the big step.
+      with_jacobians: also return the Jacobians, for `volume_consistency`.
+    """
+    half = 0.5 * d
+
+    def big(y: Array) -> Array:
+        return flow_step(student, process, y, t, d)
+
+    def first(y: Array) -> Array:
+        return flow_step(teacher, process, y, t, half)
+
+    def second(y: Array) -> Array:
+        return flow_step(teacher, process, y, t + half, half)
+
+    stop = jax.lax.stop_gradient
+    if not with_jacobians:
+        return StepPair(big(x), stop(second(first(x))), None)
+    landed, jac_big = log_det.value_and_jacobian(big, x)
+    middle, jac_first = log_det.value_and_jacobian(first, x)
+    end, jac_second = log_det.value_and_jacobian(second, middle)
+    return StepPair(landed, stop(end), jnp.stack([stop(jac_first), stop(jac_second), jac_big]))
+
+
+def state_consistency(pair: StepPair) -> Array:
+    """Mean squared distance between where student and teacher land: ``[]`` (OSDS, state consistency)."""
+    return jnp.mean((pair.student - pair.teacher) ** 2)
+
+
+def volume_consistency(log_volumes: Array) -> Array:
+    """0.25 (ℓ_half1 + ℓ_half2 - ℓ_big)² of OSDS, on log-determinants or on the paper's traces.
+
+    Args:
+      log_volumes: ``[..., 3]``: of the two half steps and the big step.
+    """
+    return 0.25 * (log_volumes[..., 0] + log_volumes[..., 1] - log_volumes[..., 2]) ** 2
+
+
+def jacobian_penalty(
+    control: ControlFn, x: Array, t: Array, d: Array, probe: Array
+) -> Array:
+    """‖J v‖² for the control's Jacobian J and a probe v: ``[]`` (OSDS; keeps steps smooth)."""
+    _, dot = jax.jvp(lambda y: control(y, t, d), (x,), (probe,))
+    return jnp.sum(dot**2)
+
+
+def monotonicity_shortfall(
+    jacobian: Array, probe: Array, margin: float, *, num_iterations: int = 30
+) -> Array:
+    """Squared amount by which the smallest eigenvalue of (J + Jᵀ)/2 falls short of ``margin``.
+
+    A map whose Jacobian has a positive definite symmetric part everywhere on a convex set is
+    injective there. The eigenvector comes from power iteration; its Rayleigh quotient is never
+    below the smallest eigenvalue, so the shortfall is never overstated.
+
+    Args:
+      jacobian: ``[dim, dim]``.
+      probe: ``[dim]``, a random start for the iteration.
+      margin: smallest eigenvalue asked for.
+      num_iterations: matrix-vector products.
+
+    Returns:
+      ``[]``.
+    """
+    symmetric = 0.5 * (jacobian + jacobian.T)
+    # Steps are near the identity: iterate on what is left, shifted to be positive.
+    frozen = jax.lax.stop_gradient(symmetric) - jnp.eye(probe.shape[-1], dtype=probe.dtype)
+    shift = jnp.linalg.norm(frozen)
+    tiny = jnp.finfo(probe.dtype).tiny
+
+    def multiply(_, v):
+        v = shift * v - frozen @ v
+        return v / (jnp.linalg.norm(v) + tiny)
+
+    v = jax.lax.fori_loop(0, num_iterations, multiply, probe / jnp.linalg.norm(probe))
+    v = jax.lax.stop_gradient(v)
+    return jnp.maximum(margin * jnp.sum(v**2) - v @ symmetric @ v, 0.0) ** 2

@@ -1,0 +1,135 @@
+"""Step-conditioned networks u(x, t, d): linen modules behind ``init`` and ``apply``."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from consistent_samplers.types import Array, Params, PRNGKey
+
+
+class Network(NamedTuple):
+    """A control as a pair of pure functions.
+
+    Attributes:
+      init: ``(rng_key) -> params``.
+      apply: ``(params, x [dim], t [], d []) -> control [dim]``; see
+        ``OrnsteinUhlenbeck.score`` for what the control stands for.
+    """
+
+    init: Callable[[PRNGKey], Params]
+    apply: Callable[[Params, Array, Array, Array], Array]
+
+
+class StepConditionedMLP(nn.Module):
+    """A perceptron modulated by time and step size, plus a gated target gradient.
+
+    The output layer and the gate start at zero: an untrained network is a zero control.
+
+    Attributes:
+      dim: dimension of x.
+      hidden: widths of the hidden layers.
+      num_frequencies: sine and cosine features of t; as many of log2 d.
+    """
+
+    dim: int
+    hidden: tuple[int, ...] = (64, 64)
+    num_frequencies: int = 8
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, d: Array, guidance: Array | None) -> Array:
+        # Step sizes matter on a log scale: halving is one unit at every size.
+        where = jnp.stack([t, jnp.log2(d) / 8.0])
+        angles = where[:, None] * (math.pi * 2.0 ** jnp.arange(self.num_frequencies // 2))
+        features = jnp.concatenate([where, jnp.sin(angles).ravel(), jnp.cos(angles).ravel()])
+        embedding = nn.silu(nn.Dense(32)(features))
+
+        hidden = x
+        for width in self.hidden:
+            modulation = nn.Dense(2 * width, kernel_init=nn.initializers.normal(0.02))(embedding)
+            scale, shift = jnp.split(modulation, 2)
+            hidden = nn.silu(nn.Dense(width)(hidden) * (1.0 + scale) + shift)
+        output_scale = nn.Dense(
+            self.dim, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.ones
+        )(embedding)
+        # Shift and elementwise gain: funnels and hierarchies rescale some coordinates by others.
+        shift_and_gain = nn.Dense(2 * self.dim, kernel_init=nn.initializers.zeros)(hidden)
+        shift, gain = jnp.split(shift_and_gain, 2)
+        out = (shift + gain * x) * output_scale
+        if guidance is not None:
+            gate = nn.Dense(self.dim, kernel_init=nn.initializers.zeros)(embedding)
+            out = out + gate * guidance
+        return out
+
+
+def clip_norm(x: Array, max_norm: Array | float) -> Array:
+    """Scales a vector down smoothly to norm at most ``max_norm``, direction kept.
+
+    Smooth, unlike a clip of each coordinate, so that a map built on it stays differentiable.
+    """
+    return x / jnp.sqrt(1.0 + jnp.sum(x**2) / max_norm**2)
+
+
+def step_conditioned_mlp(
+    dim: int,
+    *,
+    hidden: tuple[int, ...] = (64, 64),
+    guidance_fn: Callable[[Array, Array], Array] | None = None,
+) -> Network:
+    """The default control network.
+
+    Args:
+      dim: dimension of x.
+      hidden: widths of the hidden layers.
+      guidance_fn: ``(x [dim], t []) -> [dim]``, a target gradient to be gated by the network,
+        or None for a network of x, t and d alone.
+    """
+    module = StepConditionedMLP(dim, tuple(hidden))
+
+    def guide(x: Array, t: Array) -> Array | None:
+        return None if guidance_fn is None else guidance_fn(x, t)
+
+    def init(rng_key: PRNGKey) -> Params:
+        x, t, d = jnp.zeros(dim), jnp.zeros(()), jnp.ones(())
+        return module.init(rng_key, x, t, d, None if guidance_fn is None else x)
+
+    def apply(params: Params, x: Array, t: Array, d: Array) -> Array:
+        return module.apply(params, x, jnp.asarray(t), jnp.asarray(d), guide(x, jnp.asarray(t)))
+
+    return Network(init, apply)
+
+
+def ratio_guidance(
+    whitened_log_density: Callable[[Array], Array], *, max_norm_per_dim: float = 2.0
+) -> Callable[[Array, Array], Array]:
+    """Guidance ∇ log(ρ/p0)(x) at every t, softly clipped: the control of an instant near t = 1.
+
+    Unlike the interpolated gradient of the papers it is not blind to the target at the base,
+    so that a one-step map sees ∇ log ρ.
+
+    Args:
+      whitened_log_density: log ρ in the base's whitened coordinates.
+      max_norm_per_dim: the norm is held below this times √dim.
+    """
+
+    def guidance(x: Array, t: Array) -> Array:
+        gradient = jax.grad(whitened_log_density)(x) + x
+        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+        return clip_norm(gradient, max_norm_per_dim * math.sqrt(x.shape[-1]))
+
+    return guidance
+
+
+def interpolated_guidance(
+    whitened_log_density: Callable[[Array], Array], *, clip: float = 1e2
+) -> Callable[[Array, Array], Array]:
+    """Guidance of the OSDS and SCDS papers: lerp(∇ log p0, ∇ log ρ, t), clipped by coordinate."""
+
+    def guidance(x: Array, t: Array) -> Array:
+        gradient = jax.grad(whitened_log_density)(x)
+        return jnp.clip((1.0 - t) * -x + t * gradient, -clip, clip)
+
+    return guidance

@@ -1,0 +1,112 @@
+"""Noising rates β(t) with their closed-form integrals, and the time grids of the samplers.
+
+Time runs in the generative direction everywhere: t = 0 is the base, t = 1 the target. β is
+large near the base, where the marginals are smooth, and small near the target.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from consistent_samplers.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A noising rate.
+
+    Attributes:
+      rate: β(t), ``[] -> []``, positive on [0, 1].
+      integral: ``(t0, t1) -> ∫_{t0}^{t1} β``, in closed form.
+    """
+
+    rate: Callable[[Array | float], Array]
+    integral: Callable[[Array | float, Array | float], Array]
+
+
+def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Schedule:
+    """β falls linearly from ``beta_max`` at the base to ``beta_min`` at the target.
+
+    The variance-preserving schedule of Song et al. (2021), eq. 32, in generative time.
+
+    Raises:
+      ValueError: unless 0 < beta_min <= beta_max.
+    """
+    if not 0.0 < beta_min <= beta_max:
+        raise ValueError(
+            f"A linear schedule needs 0 < beta_min <= beta_max, got {beta_min} and {beta_max}."
+        )
+
+    def rate(t: Array | float) -> Array:
+        return jnp.asarray(beta_max - (beta_max - beta_min) * t)
+
+    def integral(t0: Array | float, t1: Array | float) -> Array:
+        # The trapezium is exact for a linear rate, and free of cancellation for short steps.
+        return 0.5 * (rate(t0) + rate(t1)) * (t1 - t0)
+
+    return Schedule(rate, integral)
+
+
+def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Schedule:
+    """β falls from ``beta_max`` at the base to ``beta_min`` as cos²(πt/2): the OSDS release's.
+
+    Raises:
+      ValueError: unless 0 < beta_min <= beta_max.
+    """
+    if not 0.0 < beta_min <= beta_max:
+        raise ValueError(
+            f"A cosine schedule needs 0 < beta_min <= beta_max, got {beta_min} and {beta_max}."
+        )
+
+    def rate(t: Array | float) -> Array:
+        return jnp.asarray(beta_min + (beta_max - beta_min) * jnp.cos(0.5 * jnp.pi * t) ** 2)
+
+    def integral(t0: Array | float, t1: Array | float) -> Array:
+        # sin a - sin b as a product: exact for short steps, where the difference cancels.
+        wave = jnp.cos(0.5 * jnp.pi * (t0 + t1)) * jnp.sin(0.5 * jnp.pi * (t1 - t0)) / jnp.pi
+        return beta_min * (t1 - t0) + (beta_max - beta_min) * (0.5 * (t1 - t0) + wave)
+
+    return Schedule(rate, integral)
+
+
+def constant(beta: float = 5.0) -> Schedule:
+    """β is the same everywhere.
+
+    Raises:
+      ValueError: unless beta > 0.
+    """
+    return linear(beta, beta)
+
+
+def check_num_steps(num_steps: int, max_steps: int) -> None:
+    """Raises unless a sampler trained on ``max_steps`` fine steps can take ``num_steps``.
+
+    A step of size 1 / num_steps must be one the network was trained for: d = 2^k / max_steps.
+
+    Raises:
+      ValueError: ``num_steps`` is not a power of two that divides ``max_steps``.
+    """
+    allowed = [2**k for k in range(max_steps.bit_length())]
+    if num_steps not in allowed:
+        raise ValueError(
+            f"num_steps={num_steps!r} does not divide the {max_steps} fine steps of this sampler "
+            f"into steps it was trained for. Choose one of {allowed}."
+        )
+
+
+def check_max_steps(max_steps: int) -> None:
+    """Raises unless ``max_steps`` is a power of two.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if not isinstance(max_steps, int) or max_steps < 1 or max_steps & (max_steps - 1):
+        raise ValueError(
+            f"max_steps must be a power of two (step sizes halve down to it), got {max_steps!r}."
+        )
+
+
+def time_grid(num_steps: int) -> Array:
+    """Start times of ``num_steps`` equal steps on [0, 1]: ``[num_steps]``."""
+    return jnp.arange(num_steps) / num_steps

@@ -1,0 +1,104 @@
+"""The target: an unnormalised log density as a pure function, with what is known of it."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """An unnormalised density ρ on R^dim, with Z = ∫ρ.
+
+    Attributes:
+      log_density: pure, differentiable function ``[dim] -> []``; batches go through
+        ``jax.vmap``. May be -inf outside the support.
+      dim: dimension of the space.
+      name: a label for tables and messages.
+      log_z: the true log Z where it is known, else None.
+      sample: exact sampler ``(rng_key, num_samples) -> [num_samples, dim]``, or None.
+
+    Raises:
+      TypeError: ``log_density`` or ``sample`` is not callable, or it cannot be traced by JAX.
+      ValueError: ``dim`` is not a positive integer, or ``log_density`` does not return one
+        real number for one point.
+    """
+
+    log_density: LogDensityFn
+    dim: int
+    name: str = "target"
+    log_z: float | None = None
+    sample: Callable[[PRNGKey, int], Array] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.log_density):
+            raise TypeError(
+                "log_density must be a function of one point [dim] that returns a scalar, "
+                f"got {type(self.log_density).__name__}."
+            )
+        if isinstance(self.dim, bool) or not isinstance(self.dim, int) or self.dim < 1:
+            raise ValueError(f"dim must be a positive integer, got {self.dim!r}.")
+        if self.sample is not None and not callable(self.sample):
+            raise TypeError("sample must be a function (rng_key, num_samples) -> [n, dim] or None.")
+        point = jax.ShapeDtypeStruct((self.dim,), jnp.zeros(0).dtype)
+        try:
+            out = jax.eval_shape(self.log_density, point)
+        except Exception as error:
+            raise TypeError(
+                f"log_density of target {self.name!r} could not be traced on one point of shape "
+                f"[{self.dim}]. Write it with jax.numpy, without Python branches on values. "
+                f"JAX said: {error}"
+            ) from error
+        shape = getattr(out, "shape", None)
+        if shape is None:
+            raise ValueError(
+                f"log_density of target {self.name!r} must return one scalar array for one point, "
+                f"got a {type(out).__name__}."
+            )
+        if shape != ():
+            raise ValueError(
+                f"log_density of target {self.name!r} must return a scalar for one point of shape "
+                f"[{self.dim}], got shape {shape}. Sum over the last axis, and leave batches to "
+                "jax.vmap."
+            )
+        if not jnp.issubdtype(out.dtype, jnp.floating):
+            raise ValueError(
+                f"log_density of target {self.name!r} must return a real number, got {out.dtype}."
+            )
+
+
+def check_density(target: Target, points: Array) -> None:
+    """Raises if the log density cannot be sampled from, judged at some points.
+
+    Points where the density is zero (-inf) are allowed as long as some are not.
+
+    Args:
+      target: the target.
+      points: ``[num_points, dim]``.
+
+    Raises:
+      ValueError: NaN or +inf anywhere, or -inf everywhere.
+    """
+    values = jax.vmap(target.log_density)(points)
+    num_nan = int(jnp.isnan(values).sum())
+    if num_nan:
+        raise ValueError(
+            f"The log density of target {target.name!r} is NaN at {num_nan} of {len(points)} "
+            "points tried. Look for log or sqrt of a negative number, 0/0 or inf - inf; return "
+            "-inf where the density is zero."
+        )
+    num_inf = int(jnp.isposinf(values).sum())
+    if num_inf:
+        raise ValueError(
+            f"The log density of target {target.name!r} is +inf at {num_inf} of {len(points)} "
+            "points tried. A density must be finite: look for an overflow or a division by zero."
+        )
+    if bool(jnp.isneginf(values).all()):
+        raise ValueError(
+            f"The log density of target {target.name!r} is -inf at all {len(points)} points "
+            "tried: none of them has any density. Move or rescale the target, or map its support "
+            "to the whole space (NumPyro models do this by themselves)."
+        )

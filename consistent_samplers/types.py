@@ -1,0 +1,61 @@
+"""Types shared by every module: arrays, densities, and what a sampler returns.
+
+Shapes are written ``[num_samples, dim]``. All densities are natural logarithms.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import flax.struct
+import jax
+
+Array: TypeAlias = jax.Array
+PRNGKey: TypeAlias = jax.Array
+ArrayTree: TypeAlias = Any
+Params: TypeAlias = Any
+
+LogDensityFn: TypeAlias = Callable[[Array], Array]
+"""Unnormalised log density of one point: ``[dim] -> []``."""
+
+Bound: TypeAlias = Literal["lower", "lower-if-injective", "heuristic"]
+"""What ``E[log_weight]`` is worth as a bound on log Z.
+
+- ``"lower"``: a lower bound, with ``E[exp(log_weight)] = Z``, by construction.
+- ``"lower-if-injective"``: the same wherever the map from base to target is injective.
+- ``"heuristic"``: no bound at all; may exceed log Z.
+"""
+
+BOUNDS: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic")
+
+
+class FlowDiagnostics(NamedTuple):
+    """Measured evidence that a deterministic map is injective, one entry a sample.
+
+    Attributes:
+      folded: ``[num_samples]`` bool, det of the Jacobian is zero or negative in some step.
+      round_trip_error: ``[num_samples]``, distance in base standard deviations between x0
+        and what the steps inverted at x1 return; NaN where it was not measured.
+    """
+
+    folded: Array
+    round_trip_error: Array
+
+
+@flax.struct.dataclass
+class Draws:
+    """Samples with their importance weights.
+
+    Attributes:
+      position: ``[num_samples, dim]``.
+      log_weight: ``[num_samples]`` with ``E[exp(log_weight)] = Z`` (exactly, or as far as
+        ``bound`` says), or None when the draws were made without weights.
+      log_density: ``[num_samples]`` unnormalised log density at ``position``, or None.
+      flow: evidence of injectivity for draws of a deterministic map, else None.
+      bound: what the weights are worth (static), or None without weights.
+    """
+
+    position: Array
+    log_weight: Array | None = None
+    log_density: Array | None = None
+    flow: FlowDiagnostics | None = None
+    bound: Bound | None = flax.struct.field(pytree_node=False, default=None)

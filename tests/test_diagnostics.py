@@ -1,0 +1,118 @@
+"""Diagnostics: MMD against closed forms, and the verdict's wording."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from consistent_samplers.diagnostics import mmd, verdict
+from consistent_samplers.evidence import Evidence
+
+
+def normal(seed: int, n: int, dim: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
+
+
+def test_mmd_matches_the_definition():
+    sizes = (300, 41)  # one full chunk of 256 rows and a remainder
+    x, y = (np.asarray(normal(i, n, 3), np.float64) for i, n in enumerate(sizes))
+
+    def gram(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.exp(-np.sum((a[:, None, :] - b[None, :, :]) ** 2, axis=2) / (2 * 1.5**2))
+
+    n, m = sizes
+    expected = (gram(x, x).sum() - n) / (n * (n - 1)) + (gram(y, y).sum() - m) / (m * (m - 1))
+    expected -= 2 * gram(x, y).mean()
+    assert mmd(x, y, 1.5) == pytest.approx(expected, abs=2e-6)
+
+
+def test_mmd_matches_the_closed_form_for_shifted_normals():
+    # For N(0, I) and N(delta, I): 2 (h^2 / (h^2 + 2))^(d/2) (1 - exp(-|delta|^2 / (2 (h^2 + 2)))).
+    dim, h, delta = 2, 1.0, 1.0
+    x, y = normal(0, 2_000, dim), normal(1, 2_000, dim) + np.full((1, dim), delta, np.float32)
+    scale = (h**2 / (h**2 + 2)) ** (dim / 2)
+    expected = 2 * scale * -math.expm1(-dim * delta**2 / (2 * (h**2 + 2)))
+    assert mmd(x, y, h) == pytest.approx(expected, abs=0.02)
+
+
+def test_mmd_is_unbiased_under_equality():
+    compare = jax.jit(jax.vmap(mmd))
+    values = compare(
+        normal(2, 100 * 50, 3).reshape(100, 50, 3), normal(3, 5_000, 3).reshape(100, 50, 3)
+    )
+    assert abs(jnp.mean(values)) < 4 * jnp.std(values) / 10
+    assert jnp.min(values) < 0 < jnp.max(values)
+
+
+def test_median_heuristic_tells_scales_apart_and_is_invariant():
+    x, y = normal(4, 600, 4), 1.5 * normal(5, 600, 4)
+    value = mmd(x, y)
+    assert value > 5 * abs(mmd(x, normal(6, 600, 4)))
+    np.testing.assert_allclose(mmd(x * 100 + 1e3, y * 100 + 1e3), value, atol=1e-4)
+
+
+def test_mmd_of_coinciding_points_is_zero():
+    assert mmd(jnp.ones((5, 2)), jnp.ones((4, 2))) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "match"),
+    [
+        (jnp.zeros(5), jnp.zeros(5), r"Reshape scalars to \[n, 1\]"),
+        (jnp.zeros((5, 2)), jnp.zeros((5, 3)), "shapes"),
+        (jnp.zeros((1, 2)), jnp.zeros((5, 2)), "at least 2 points"),
+    ],
+)
+def test_mmd_errors(x, y, match):
+    with pytest.raises(ValueError, match=match):
+        mmd(x, y)
+
+
+def make_evidence(**changes) -> Evidence:
+    fields = {
+        "log_z": 0.0,
+        "log_z_stderr": 0.01,
+        "elbo": -0.1,
+        "elbo_stderr": 0.01,
+        "ess": 0.8,
+        "pareto_k": 0.2,
+    }
+    static = {"bound": "lower", "num_samples": 2_000}
+    static |= {key: changes.pop(key) for key in list(changes) if key in static}
+    arrays = {key: jnp.asarray(value) for key, value in (fields | changes).items()}
+    return Evidence(**arrays, **static)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({}, ["can be trusted", "modes that no sample reaches"]),
+        ({"bound": "heuristic"}, ["neither figure bounds log Z", 'bound="lower"']),
+        ({"folded": 0.25}, ["folds at 25 %", "may exceed log Z"]),
+        ({"folded": 0.0, "round_trip_error": 0.01}, ["can be trusted"]),
+        ({"folded": 0.0, "round_trip_error": 1.0}, ["not inverted", "may exceed"]),
+        ({"folded": 0.0, "round_trip_error": jnp.inf}, ["not inverted"]),
+        ({"pareto_k": 0.9}, ["Pareto k 0.90", "probably too low", "richer base"]),
+        ({"pareto_k": 0.6, "num_samples": 150}, ["above 0.54 for 150"]),
+        (
+            {"pareto_k": jnp.inf, "num_samples": 20},
+            ["too little of the weights' tail", "few hundred"],
+        ),
+        ({"pareto_k": jnp.nan}, ["not numbers"]),
+        ({"ess": 0.01}, ["Only about 20 of 2000", "draw more samples"]),
+    ],
+)
+def test_verdict(changes, parts):
+    text = verdict(make_evidence(**changes))
+    for part in parts:
+        assert part in text
+    assert not text[0].islower() and text.endswith(".") and "  " not in text
+
+
+def test_verdict_joins_findings_without_repeating():
+    text = verdict(make_evidence(folded=0.1, round_trip_error=3.0, pareto_k=1.2, ess=0.001))
+    assert text.count("may exceed log Z") == 1
+    assert "Pareto k 1.20" in text and "only about 2 of 2000" in text
+    assert text.count("To improve:") == 1
