@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from consistent_samplers.evidence import checked_log_weight, pareto_smooth
+from consistent_samplers.estimate import checked_log_weight, pareto_smooth
 from consistent_samplers.types import Array, Draws, PRNGKey
 
 

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from consistent_samplers.evidence import Evidence
+from consistent_samplers.estimate import Evidence
 from consistent_samplers.types import Array
 
 MAX_MEDIAN_POINTS = 500

@@ -52,13 +52,11 @@ class StepConditionedMLP(nn.Module):
             modulation = nn.Dense(2 * width, kernel_init=nn.initializers.normal(0.02))(embedding)
             scale, shift = jnp.split(modulation, 2)
             hidden = nn.silu(nn.Dense(width)(hidden) * (1.0 + scale) + shift)
-        output_scale = nn.Dense(
-            self.dim, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.ones
-        )(embedding)
         # Shift and elementwise gain: funnels and hierarchies rescale some coordinates by others.
+        # A gain above -1 keeps each coordinate's own scaling positive in a step of any size.
         shift_and_gain = nn.Dense(2 * self.dim, kernel_init=nn.initializers.zeros)(hidden)
         shift, gain = jnp.split(shift_and_gain, 2)
-        out = (shift + gain * x) * output_scale
+        out = shift + (nn.softplus(gain + math.log(math.e - 1.0)) - 1.0) * x
         if guidance is not None:
             gate = nn.Dense(self.dim, kernel_init=nn.initializers.zeros)(embedding)
             out = out + gate * guidance

@@ -1,14 +1,18 @@
 """The Ornstein-Uhlenbeck noising process and the Gaussian kernels that discretise it.
 
 Everything lives in the base's whitened coordinates, where the base is N(0, I) (the papers'
-prior scale s is part of the base, so s = 1 and σ(t) = √β(t) here). Times are generative. With
-v standing for the score ∇log p_t and b = ∫β over a step:
+prior scale s is part of the base, so s = 1 and σ(t) = √β(t) here). Times are generative. The
+network's output, the control u, stands for the score v = ∇ log p_t through
 
-    generative SDE          dx = (½ β x + β v) dt + √β dW
-    probability flow        dx = (½ β x + ½ β v) dt
+    v = -x + a(t) u,        a(t) = exp(-½ ∫_t^1 β),
 
-(Song et al., 2021, eqs. 6 and 13, with time reversed.) ``"exponential"`` solves each of them
-exactly for a frozen v; ``"euler_maruyama"`` is the choice of the OSDS and SCDS papers.
+so that by Tweedie's formula u = (E[x_1 | x_t] - a x_t) / (1 - a²): of order one at every t for
+a whitened target, and zero where the target is the base. The reversal of the noising reads
+
+    generative SDE          dx = (½ β x + β v) dt + √β dW = (-½ β x + β a u) dt + √β dW
+    probability flow        dx = (½ β x + ½ β v) dt       = ½ β a u dt
+
+(Song et al., 2021, eqs. 6 and 13, with time reversed).
 """
 
 import dataclasses
@@ -45,8 +49,8 @@ class OrnsteinUhlenbeck:
 
     Attributes:
       schedule: the rate β.
-      integrator: ``"exponential"`` (exact transitions for a frozen score) or
-        ``"euler_maruyama"``; used for generative, backward and flow steps alike.
+      integrator: ``"exponential"`` (exact transitions for a control frozen over the step) or
+        ``"euler_maruyama"`` (the papers' choice); for generative, backward and flow steps alike.
     """
 
     schedule: Schedule = dataclasses.field(default_factory=linear)
@@ -64,42 +68,46 @@ class OrnsteinUhlenbeck:
         return jnp.exp(-0.5 * self.schedule.integral(t, 1.0))
 
     def score(self, x: Array, control: Array, t: Array) -> Array:
-        """The score that a network's output stands for: v = -x + a(t) · control.
-
-        In this parametrisation control = (E[x_1 | x_t] - a x_t) / (1 - a²), by Tweedie's
-        formula: of order one at every t for a whitened target, zero when the target is the
-        base, and a step of the probability flow moves by (a(t + d) - a(t)) · control.
-        """
+        """The score that a control stands for: v = -x + a(t) u."""
         return -x + self.signal(t) * control
 
-    def forward_kernel(self, x: Array, score: Array, t: Array, d: Array) -> GaussianKernel:
-        """Generative kernel F(x_{t+d} | x_t)."""
+    def forward_kernel(self, x: Array, control: Array, t: Array, d: Array) -> GaussianKernel:
+        """Generative kernel F(x_{t+d} | x_t).
+
+        ``"exponential"``: mean e^{-b/2} x + a(t+d) (1 - e^{-b}) u, variance 1 - e^{-b}, with
+        b = ∫β over the step. For u = 0 it is the exact reversal of the noising at any step
+        size, which freezing the whole score v would not give.
+        """
         if self.integrator == "exponential":
             b = self.schedule.integral(t, t + d)
-            grow = jnp.exp(0.5 * b)
-            return GaussianKernel(grow * x + 2.0 * (grow - 1.0) * score, jnp.sqrt(jnp.expm1(b)))
+            variance = -jnp.expm1(-b)
+            mean = jnp.exp(-0.5 * b) * x + self.signal(t + d) * variance * control
+            return GaussianKernel(mean, jnp.sqrt(variance))
         beta = self.schedule.rate(t)
-        return GaussianKernel(x + (0.5 * beta * x + beta * score) * d, jnp.sqrt(beta * d))
+        drift = 0.5 * beta * x + beta * self.score(x, control, t)
+        return GaussianKernel(x + drift * d, jnp.sqrt(beta * d))
 
     def backward_kernel(self, x_next: Array, t: Array, d: Array) -> GaussianKernel:
-        """Noising kernel B(x_t | x_{t+d})."""
+        """Noising kernel B(x_t | x_{t+d}): mean e^{-b/2} x, variance 1 - e^{-b}, or by Euler."""
         if self.integrator == "exponential":
             b = self.schedule.integral(t, t + d)
             return GaussianKernel(jnp.exp(-0.5 * b) * x_next, jnp.sqrt(-jnp.expm1(-b)))
         beta = self.schedule.rate(t)
         return GaussianKernel(x_next * (1.0 - 0.5 * beta * d), jnp.sqrt(beta * d))
 
-    def flow_step(self, x: Array, score: Array, t: Array, d: Array) -> Array:
-        """One step of the probability flow, x_t -> x_{t+d}."""
-        if self.integrator == "exponential":
-            grow = jnp.exp(0.5 * self.schedule.integral(t, t + d))
-            return grow * x + (grow - 1.0) * score
-        beta = self.schedule.rate(t)
-        return x + (0.5 * beta * x + 0.5 * beta * score) * d
+    def flow_step(self, x: Array, control: Array, t: Array, d: Array) -> Array:
+        """One step of the probability flow, x_t -> x_{t+d}.
 
-    def flow_divergence(self, score_divergence: Array, dim: int, t: Array, d: Array) -> Array:
-        """d · tr ∂(drift)/∂x of the probability flow at time t, given tr ∂v/∂x.
+        ``"exponential"``: x + (a(t+d) - a(t)) u, which equals e^{b/2} x + (e^{b/2} - 1) v.
+        """
+        if self.integrator == "exponential":
+            return x + (self.signal(t + d) - self.signal(t)) * control
+        beta = self.schedule.rate(t)
+        return x + (0.5 * beta * x + 0.5 * beta * self.score(x, control, t)) * d
+
+    def flow_divergence(self, control_divergence: Array, t: Array, d: Array) -> Array:
+        """d · tr ∂(drift)/∂x of the probability flow at time t, given tr ∂u/∂x.
 
         What the OSDS paper adds up in place of a log-determinant.
         """
-        return 0.5 * self.schedule.rate(t) * (dim + score_divergence) * d
+        return 0.5 * self.schedule.rate(t) * self.signal(t) * control_divergence * d

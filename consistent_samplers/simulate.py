@@ -83,7 +83,7 @@ def stochastic_path(
     def step(carry, inputs):
         x, log_weight = carry
         t, key = inputs
-        kernel = process.forward_kernel(x, process.score(x, control(x, t, d), t), t, d)
+        kernel = process.forward_kernel(x, control(x, t, d), t, d)
         x_next = kernel.mean + kernel.std * jax.random.normal(key, x.shape, x.dtype)
         if detach:
             x_next = jax.lax.stop_gradient(x_next)
@@ -100,7 +100,7 @@ def flow_step(
     control: ControlFn, process: OrnsteinUhlenbeck, x: Array, t: Array, d: Array
 ) -> Array:
     """One step of the probability flow: ``[dim] -> [dim]``."""
-    return process.flow_step(x, process.score(x, control(x, t, d), t), t, d)
+    return process.flow_step(x, control(x, t, d), t, d)
 
 
 def flow_map(control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int) -> Array:
@@ -176,10 +176,8 @@ def heuristic_flow_log_weight(
         x, log_volume = carry
         t, key = inputs
         probe = jax.random.rademacher(key, x.shape, x.dtype)
-        divergence = log_det.hutchinson_trace(
-            lambda y: process.score(y, frozen_control(y, t, d), t), x, probe
-        )
-        log_volume = log_volume + process.flow_divergence(divergence, x.shape[-1], t, d)
+        divergence = log_det.hutchinson_trace(lambda y: frozen_control(y, t, d), x, probe)
+        log_volume = log_volume + process.flow_divergence(divergence, t, d)
         return (flow_step(control, process, x, t, d), log_volume), None
 
     keys = jax.random.split(rng_key, num_steps)
@@ -194,7 +192,7 @@ def invert_flow(
     x1: Array,
     num_steps: int,
     *,
-    num_iterations: int = 12,
+    num_iterations: int = 20,
 ) -> Array:
     """Inverts the discrete map step by step, last first, by Newton's method started at x1.
 
@@ -212,7 +210,7 @@ def invert_flow(
       A point ``[dim]`` that the map takes to x1, if the iteration converged.
     """
     d = jnp.asarray(1.0 / num_steps)
-    reach = jnp.sqrt(jnp.asarray(x1.shape[-1], x1.dtype))
+    damping = 2.0 ** -jnp.arange(0.0, 6.0)
 
     def undo(y, t):
         def newton(_, x):
@@ -220,9 +218,11 @@ def invert_flow(
                 lambda z: flow_step(control, process, z, t, d), x
             )
             move = log_det.solve(jacobian, y - value)
-            # A near-singular Jacobian must not throw the iterate away.
-            move = move * jnp.minimum(1.0, reach / jnp.linalg.norm(move))
-            return x + jnp.where(jnp.isfinite(move), move, 0.0)
+            move = jnp.where(jnp.isfinite(move), move, 0.0)
+            # Backtracking: far from the solution a full Newton step may lead away from it.
+            trials = x + damping[:, None] * move
+            values = jax.vmap(lambda z: flow_step(control, process, z, t, d))(trials)
+            return trials[jnp.argmin(jnp.sum((values - y) ** 2, axis=-1))]
 
         return jax.lax.fori_loop(0, num_iterations, newton, y), None
 

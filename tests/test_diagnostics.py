@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from consistent_samplers.diagnostics import mmd, verdict
-from consistent_samplers.evidence import Evidence
+from consistent_samplers.estimate import Evidence
 
 
 def normal(seed: int, n: int, dim: int) -> np.ndarray:

@@ -245,11 +245,9 @@ def _trace_volumes(
 
     def log_volume(params: Params, x: Array, t: Array, d: Array) -> Array:
         divergence = log_det.hutchinson_trace(
-            lambda y: control.process.score(y, control.frozen_network.apply(params, y, t, d), t),
-            x,
-            probe,
+            lambda y: control.frozen_network.apply(params, y, t, d), x, probe
         )
-        return control.process.flow_divergence(divergence, x.shape[-1], t, d)
+        return control.process.flow_divergence(divergence, t, d)
 
     middle = simulate.flow_step(control.bind(teacher), control.process, x, t, half)
     first = log_volume(teacher, x, t, half)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consistent_samplers.evidence import (
+from consistent_samplers.estimate import (
     Evidence,
     effective_sample_size,
     evidence,

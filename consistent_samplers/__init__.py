@@ -1,0 +1,99 @@
+"""Samples from unnormalised densities in one or a few network evaluations.
+
+And says how far its numbers can be trusted. Public names load on first use, so that importing
+the package stays cheap.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from consistent_samplers import (
+        bases,
+        corrections,
+        diagnostics,
+        log_det,
+        losses,
+        networks,
+        processes,
+        schedules,
+        simulate,
+        targets,
+    )
+    from consistent_samplers.algorithms import Algorithm, SamplerState, calibration, osds
+    from consistent_samplers.estimate import Evidence, evidence
+    from consistent_samplers.training import FitResult, TrainingDivergedError, fit
+    from consistent_samplers.recipe import TrainedSampler, train_sampler
+    from consistent_samplers.targets import Target
+    from consistent_samplers.types import Draws
+
+_HOME = {
+    "Algorithm": "algorithms",
+    "SamplerState": "algorithms",
+    "calibration": "algorithms",
+    "osds": "algorithms",
+    "Evidence": "estimate",
+    "evidence": "estimate",
+    "FitResult": "training",
+    "TrainingDivergedError": "training",
+    "fit": "training",
+    "TrainedSampler": "recipe",
+    "train_sampler": "recipe",
+    "Target": "targets",
+    "Draws": "types",
+}
+_MODULES = (
+    "bases",
+    "corrections",
+    "diagnostics",
+    "log_det",
+    "losses",
+    "networks",
+    "processes",
+    "schedules",
+    "simulate",
+    "targets",
+)
+
+__all__ = [
+    "Algorithm",
+    "Draws",
+    "Evidence",
+    "FitResult",
+    "SamplerState",
+    "Target",
+    "TrainedSampler",
+    "TrainingDivergedError",
+    "bases",
+    "calibration",
+    "corrections",
+    "diagnostics",
+    "evidence",
+    "fit",
+    "log_det",
+    "losses",
+    "networks",
+    "osds",
+    "processes",
+    "schedules",
+    "simulate",
+    "targets",
+    "train_sampler",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        # A submodule may share the name (evidence, fit): the public name is the function.
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,199 @@
+"""The whole recipe with good defaults: fit a base, distil a sampler, calibrate, check."""
+
+import dataclasses
+import time
+import warnings
+from typing import Any
+
+import jax
+import optax
+
+from consistent_samplers import diagnostics
+from consistent_samplers.algorithms import Algorithm, SamplerState, calibration, osds
+from consistent_samplers.bases import GaussianBase, fit_gaussian
+from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.training import FitResult, TrainingDivergedError, fit
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Array, Bound, Draws, PRNGKey
+
+# Draws on which the stages of the recipe are compared with each other.
+_NUM_CHECK_DRAWS = 4_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedSampler:
+    """A trained sampler of one target.
+
+    Attributes:
+      algorithm: what was trained (holds the target and the base).
+      state: the distilled sampler, for any number of steps.
+      one_step_state: the same network calibrated for one step.
+      stages: evidence after each stage, on the same number of draws: ``"base"``,
+        ``"distilled"`` and ``"calibrated"``, all at one step.
+      histories: training history of ``"distilled"`` and ``"calibrated"``.
+      training_seconds: wall time of `train_sampler`, compilation included.
+    """
+
+    algorithm: Algorithm
+    state: SamplerState
+    one_step_state: SamplerState
+    stages: dict[str, Evidence]
+    histories: dict[str, Any]
+    training_seconds: float
+
+    @property
+    def target(self) -> Target:
+        """The target."""
+        return self.algorithm.target
+
+    @property
+    def base(self) -> GaussianBase:
+        """The base that was fitted to the target."""
+        return self.algorithm.base
+
+    def sample(
+        self,
+        rng_key: PRNGKey,
+        num_samples: int,
+        num_steps: int = 1,
+        *,
+        bound: Bound | None = "lower-if-injective",
+    ) -> Draws:
+        """Draws ``num_samples`` points in ``num_steps`` network evaluations each.
+
+        Args:
+          rng_key: key.
+          num_samples: number of draws.
+          num_steps: sampler steps, a power of two up to ``algorithm.max_steps``. One step is
+            calibrated on its exact likelihood, and usually the best.
+          bound: kind of weights (see `Algorithm.sample`); None for draws without weights,
+            which costs one network evaluation a step and nothing else.
+
+        Raises:
+          ValueError: ``num_steps`` is not one the sampler was trained for, or ``bound`` is not
+            a kind of evidence.
+        """
+        state = self.one_step_state if num_steps == 1 and bound != "lower" else self.state
+        return self.algorithm.sample(rng_key, state, num_samples, num_steps, bound=bound)
+
+    def evidence(
+        self,
+        rng_key: PRNGKey,
+        num_samples: int = 10_000,
+        num_steps: int = 1,
+        *,
+        bound: Bound = "lower-if-injective",
+    ) -> Evidence:
+        """ELBO and log Z with their standard errors from fresh draws.
+
+        ``bound="lower"`` uses the distilled sampler's stochastic path: usually looser, but a
+        bound by construction.
+        """
+        return evidence(self.sample(rng_key, num_samples, num_steps, bound=bound))
+
+
+def train_sampler(
+    rng_key: PRNGKey,
+    target: Target,
+    *,
+    base: GaussianBase | None = None,
+    init_position: Array | None = None,
+    max_steps: int = 16,
+    hidden: tuple[int, ...] = (64, 64),
+    num_iterations: int = 300,
+    num_calibration_iterations: int = 1_500,
+    progress_bar: bool = True,
+) -> TrainedSampler:
+    """Trains a one-step sampler: fits a base, runs OSDS on it, calibrates the single step.
+
+    Args:
+      rng_key: key.
+      target: what to sample.
+      base: where samples start; ``fit_gaussian`` if None.
+      init_position: ``[dim]`` or ``[n, dim]``, points where the target is known to have mass,
+        for fitting the base.
+      max_steps: number N of finest steps of the distilled sampler.
+      hidden: widths of the network's hidden layers.
+      num_iterations: iterations of OSDS.
+      num_calibration_iterations: iterations of calibration.
+      progress_bar: show progress with the current ELBO.
+
+    Returns:
+      A `TrainedSampler`. A stage whose training diverges keeps its last good state, with a
+      warning, and the calibrated step is kept only if its ELBO is no worse.
+
+    Raises:
+      ValueError: the density is NaN, +inf, or zero everywhere it was tried, or base and target
+        differ in dimension.
+    """
+    start = time.perf_counter()
+    key_base, key_fit, key_calibrate, key_check = jax.random.split(rng_key, 4)
+    if base is None:
+        base = fit_gaussian(key_base, target, init_position=init_position)
+    # The gradient of the target is left out of the control: on a fitted base it costs more (a
+    # Hessian in every Jacobian) than it brings, and one step stays one network evaluation.
+    algorithm = osds(
+        target,
+        base=base,
+        max_steps=max_steps,
+        hidden=hidden,
+        guidance=None,
+        learning_rate=_warmup_cosine(2e-3, num_iterations),
+    )
+    untrained = algorithm.init(key_fit)
+    distilled = _fit_or_keep(key_fit, algorithm, num_iterations, untrained, progress_bar)
+
+    calibrated_algorithm = calibration(
+        algorithm, learning_rate=_warmup_cosine(5e-3, num_calibration_iterations)
+    )
+    calibrated = _fit_or_keep(
+        key_calibrate,
+        calibrated_algorithm,
+        num_calibration_iterations,
+        calibrated_algorithm.restart(distilled.state),
+        progress_bar,
+    )
+
+    def check(state: SamplerState) -> Evidence:
+        return evidence(algorithm.sample(key_check, state, _NUM_CHECK_DRAWS))
+
+    # An untrained control is zero: its single step is the base itself.
+    states = {"base": untrained, "distilled": distilled.state, "calibrated": calibrated.state}
+    stages = {name: check(state) for name, state in states.items()}
+    best = max(stages, key=lambda name: float(stages[name].elbo))
+    if best != "calibrated":
+        warnings.warn(
+            f"Calibration did not improve the one-step ELBO ({stages['calibrated'].elbo:.3f}); "
+            f"the {best} sampler ({stages[best].elbo:.3f}) is used instead. Try more iterations "
+            "or another rng_key.",
+            stacklevel=2,
+        )
+    return TrainedSampler(
+        algorithm,
+        distilled.state,
+        states[best],
+        stages,
+        {"distilled": distilled.history, "calibrated": calibrated.history},
+        time.perf_counter() - start,
+    )
+
+
+def _warmup_cosine(peak: float, num_iterations: int) -> optax.Schedule:
+    """A tenth of the run to warm up (at most 100 iterations), then a cosine to zero."""
+    warmup = max(1, min(100, num_iterations // 10))
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_iterations, warmup + 1))
+
+
+def _fit_or_keep(
+    rng_key: PRNGKey,
+    algorithm: Algorithm,
+    num_iterations: int,
+    state: SamplerState,
+    progress_bar: bool,
+) -> FitResult:
+    """`fit`, going on with the last good state if training diverges."""
+    try:
+        return fit(rng_key, algorithm, num_iterations, state=state, progress_bar=progress_bar)
+    except TrainingDivergedError as error:
+        warnings.warn(f"{error} The recipe goes on from that state.", stacklevel=3)
+        return error.result
