@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.types import Array, Params, PRNGKey
 
 
@@ -27,16 +28,18 @@ class Network(NamedTuple):
 class StepConditionedMLP(nn.Module):
     """A perceptron modulated by time and step size, plus a gated target gradient.
 
-    The output layer and the gate start at zero: an untrained network is a zero control.
+    The output layer starts at zero: an untrained network without guidance is a zero control.
 
     Attributes:
       dim: dimension of x.
       hidden: widths of the hidden layers.
-      num_frequencies: sine and cosine features of t; as many of log2 d.
+      initial_gate: weight of the guidance in the untrained network.
+      num_frequencies: sine and cosine features of t and of log2 d.
     """
 
     dim: int
     hidden: tuple[int, ...] = (64, 64)
+    initial_gate: float = 0.0
     num_frequencies: int = 8
 
     @nn.compact
@@ -58,7 +61,11 @@ class StepConditionedMLP(nn.Module):
         shift, gain = jnp.split(shift_and_gain, 2)
         out = shift + (nn.softplus(gain + math.log(math.e - 1.0)) - 1.0) * x
         if guidance is not None:
-            gate = nn.Dense(self.dim, kernel_init=nn.initializers.zeros)(embedding)
+            gate = nn.Dense(
+                self.dim,
+                kernel_init=nn.initializers.zeros,
+                bias_init=nn.initializers.constant(self.initial_gate),
+            )(embedding)
             out = out + gate * guidance
         return out
 
@@ -76,6 +83,7 @@ def step_conditioned_mlp(
     *,
     hidden: tuple[int, ...] = (64, 64),
     guidance_fn: Callable[[Array, Array], Array] | None = None,
+    initial_gate: float = 0.0,
 ) -> Network:
     """The default control network.
 
@@ -84,8 +92,9 @@ def step_conditioned_mlp(
       hidden: widths of the hidden layers.
       guidance_fn: ``(x [dim], t []) -> [dim]``, a target gradient to be gated by the network,
         or None for a network of x, t and d alone.
+      initial_gate: weight of the guidance in the untrained network.
     """
-    module = StepConditionedMLP(dim, tuple(hidden))
+    module = StepConditionedMLP(dim, tuple(hidden), initial_gate)
 
     def guide(x: Array, t: Array) -> Array | None:
         return None if guidance_fn is None else guidance_fn(x, t)
@@ -122,12 +131,18 @@ def ratio_guidance(
 
 
 def interpolated_guidance(
-    whitened_log_density: Callable[[Array], Array], *, clip: float = 1e2
+    whitened_log_density: Callable[[Array], Array],
+    process: OrnsteinUhlenbeck,
+    *,
+    clip: float = 1e2,
 ) -> Callable[[Array, Array], Array]:
-    """Guidance of the OSDS and SCDS papers: lerp(∇ log p0, ∇ log ρ, t), clipped by coordinate."""
+    """Guidance of the OSDS and SCDS papers: the score lerp(∇ log p0, ∇ log ρ, t).
+
+    Expressed as a control, that is t ∇ log(ρ/p0) / a(t), and clipped by coordinate.
+    """
 
     def guidance(x: Array, t: Array) -> Array:
-        gradient = jax.grad(whitened_log_density)(x)
-        return jnp.clip((1.0 - t) * -x + t * gradient, -clip, clip)
+        gradient = jax.grad(whitened_log_density)(x) + x
+        return jnp.clip(t * gradient / process.signal(t), -clip, clip)
 
     return guidance

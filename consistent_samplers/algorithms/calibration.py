@@ -53,7 +53,7 @@ def calibration(
     batch_size: int = 128,
     learning_rate: float | optax.Schedule = 3e-3,
     monotonicity_weight: float = 10.0,
-    monotonicity_margin: float = 0.1,
+    monotonicity_margin: float = 0.05,
     wide_scale: float = 1.3,
     ema_decay: float = 0.99,
     gradient_clip: float = 1.0,
@@ -97,7 +97,7 @@ def calibration(
         key_base, key_probe = jax.random.split(rng_key)
         x0 = jax.random.normal(key_base, (batch_size, dim))
         probe = jax.random.normal(key_probe, (batch_size, dim))
-        wide = wide_scale * x0[: batch_size // 2]
+        wide = wide_scale * x0[: batch_size // 4]
 
         def objective(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
             # One call for both sets of points, and so one batched factorisation.

@@ -67,6 +67,8 @@ def _osds(
     consistency_weight: float = 1.0,
     volume_weight: float = 0.25,
     warmup_iterations: int = 200,
+    monotonicity_weight: float = 10.0,
+    monotonicity_margin: float = 0.05,
     jacobian_weight: float = 1e-4,
     ema_decay: float = 0.99,
     gradient_clip: float = 1.0,
@@ -92,7 +94,10 @@ def _osds(
       consistency_weight: weight of both consistency losses after warm-up.
       volume_weight: weight of volume against state consistency, in addition to its own 0.25.
       warmup_iterations: over which ``consistency_weight`` grows linearly from 0.
-      jacobian_weight: weight of the penalty ‖J v‖².
+      monotonicity_weight: weight of the penalty that keeps big steps from folding (only with
+        exact log-volumes, whose Jacobians it shares).
+      monotonicity_margin: smallest eigenvalue it asks of the Jacobian's symmetric part.
+      jacobian_weight: weight of the penalty ‖J v‖² on the control's Jacobian.
       ema_decay: of the teacher, and of the parameters that sample.
       gradient_clip: on the global norm.
       hidden: widths of the network's hidden layers.
@@ -127,7 +132,7 @@ def _osds(
     def consistency(
         params: Params, teacher: Params, rng_key: PRNGKey, paths: Array
     ) -> tuple[Array, Array, Array]:
-        """Mean state consistency, volume consistency and Jacobian penalty on path points."""
+        """Mean state consistency, volume consistency and the penalties, on path points."""
         key_level, key_time, key_probe = jax.random.split(rng_key, 3)
         # d = 2^k / N with k uniform in 1..log2 N; t uniform on the multiples of d.
         level = jax.random.randint(key_level, (batch_size,), 1, num_levels + 1)
@@ -148,12 +153,17 @@ def _osds(
 
         # Volume is compared on a part of the batch; state on all of it.
         exact = volume == "exact"
+        penalty = jnp.zeros(())
         part = jax.vmap(lambda x, t, d: pair(x, t, d, exact))(
             x[:num_volume], t[:num_volume], d[:num_volume]
         )
         state = jax.vmap(losses.state_consistency)(part)
         if exact:
             log_volumes = log_det.slogdet(part.jacobians).log_abs_det
+            shortfall = jax.vmap(
+                lambda j, v: losses.monotonicity_shortfall(j, v, monotonicity_margin)
+            )(part.jacobians[:, -1], probe[:num_volume])
+            penalty = monotonicity_weight * shortfall.mean()
         else:
             log_volumes = jax.vmap(
                 lambda *args: _trace_volumes(control, params, teacher, *args)
@@ -164,8 +174,9 @@ def _osds(
             )
             state = jnp.concatenate([state, jax.vmap(losses.state_consistency)(rest)])
         volume_gap = losses.volume_consistency(log_volumes)
-        penalty = jax.vmap(lambda *args: losses.jacobian_penalty(student, *args))(x, t, d, probe)
-        return state.mean(), volume_gap.mean(), penalty.mean()
+        roughness = jax.vmap(lambda *args: losses.jacobian_penalty(student, *args))(x, t, d, probe)
+        penalty += jacobian_weight * roughness.mean()
+        return state.mean(), volume_gap.mean(), penalty
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, OSDSInfo]:
         key_base, key_path, key_pair = jax.random.split(rng_key, 3)
@@ -188,7 +199,7 @@ def _osds(
                     params, state.ema_params, key_pair, position
                 )
                 loss += weight * (state_gap + volume_weight * volume_gap)
-                loss += jacobian_weight * penalty
+                loss += penalty
             return loss, (paths.log_weight.mean(), state_gap, volume_gap)
 
         (loss, (elbo, state_gap, volume_gap)), grads = jax.value_and_grad(
@@ -209,26 +220,29 @@ def _build_control(
     guidance: Literal["ratio", "interpolated"] | None,
 ) -> Control:
     """The control's network, and its twin with the target gradient frozen."""
+    gate = 0.0
     guidance_fn = None
     if guidance == "ratio":
         guidance_fn = networks.ratio_guidance(log_density)
     elif guidance == "interpolated":
-        guidance_fn = networks.interpolated_guidance(log_density)
+        # The papers' gate starts at one: an untrained control is the interpolated score.
+        gate, guidance_fn = 1.0, networks.interpolated_guidance(log_density, process)
     elif guidance is not None:
         raise ValueError(f"guidance must be 'ratio', 'interpolated' or None, got {guidance!r}.")
-    frozen_fn = None
-    if guidance_fn is not None:
-        unfrozen = guidance_fn
 
-        def frozen_fn(x: Array, t: Array) -> Array:
-            return jax.lax.stop_gradient(unfrozen(jax.lax.stop_gradient(x), t))
+    def network(freeze: bool) -> networks.Network:
+        if guidance_fn is None or not freeze:
+            guide = guidance_fn
+        else:
 
-    return Control(
-        networks.step_conditioned_mlp(dim, hidden=hidden, guidance_fn=guidance_fn),
-        networks.step_conditioned_mlp(dim, hidden=hidden, guidance_fn=frozen_fn),
-        process,
-        log_density,
-    )
+            def guide(x: Array, t: Array) -> Array:
+                return jax.lax.stop_gradient(guidance_fn(x, t))
+
+        return networks.step_conditioned_mlp(
+            dim, hidden=hidden, guidance_fn=guide, initial_gate=gate
+        )
+
+    return Control(network(False), network(True), process, log_density)
 
 
 def _trace_volumes(

@@ -7,12 +7,45 @@ from instead, for work without the packages that carry them.
 import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 DATA_FOLDER_VARIABLE = "CONSISTENT_SAMPLERS_DATA"
 
 _BREAST_CANCER_SHA256 = "25e2eb7b7a8745b1bde5ba18bc4969983d2e2f403291ecd5bde4a29ef30c3859"
+
+
+# Germination of seeds on 21 plates: Crowder, Beta-binomial ANOVA for proportions, Applied
+# Statistics 27 (1978), table 3. Germinated, total, type of seed, root extract.
+# fmt: off
+_SEEDS_GERMINATED = (10, 23, 23, 26, 17, 5, 53, 55, 32, 46, 10, 8, 10, 8, 23, 0, 3, 22, 15, 32, 3)
+_SEEDS_TOTAL = (39, 62, 81, 51, 39, 6, 74, 72, 51, 79, 13, 16, 30, 28, 45, 4, 12, 41, 30, 51, 7)
+_SEEDS_TYPE = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
+_SEEDS_EXTRACT = (0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1)
+# fmt: on
+
+
+class SeedsData(NamedTuple):
+    """The Seeds data, one entry a plate, float64.
+
+    Attributes:
+      germinated: ``[21]``, number of seeds that germinated.
+      total: ``[21]``, number of seeds.
+      seed_type: ``[21]``, 0 or 1.
+      extract: ``[21]``, root extract, 0 or 1.
+    """
+
+    germinated: np.ndarray
+    total: np.ndarray
+    seed_type: np.ndarray
+    extract: np.ndarray
+
+
+def seeds() -> SeedsData:
+    """Germination of seeds on 21 plates: Crowder (1978), typed in."""
+    table = (_SEEDS_GERMINATED, _SEEDS_TOTAL, _SEEDS_TYPE, _SEEDS_EXTRACT)
+    return SeedsData(*(np.array(column, np.float64) for column in table))
 
 
 def breast_cancer() -> tuple[np.ndarray, np.ndarray]:

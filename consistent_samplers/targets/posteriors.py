@@ -15,15 +15,6 @@ from consistent_samplers.types import Array
 
 _LOG_2PI = math.log(2 * math.pi)
 
-# Germination of seeds on 21 plates: Crowder, Beta-binomial ANOVA for proportions, Applied
-# Statistics 27 (1978), table 3. Germinated, total, type of seed, root extract.
-# fmt: off
-_SEEDS_GERMINATED = (10, 23, 23, 26, 17, 5, 53, 55, 32, 46, 10, 8, 10, 8, 23, 0, 3, 22, 15, 32, 3)
-_SEEDS_TOTAL = (39, 62, 81, 51, 39, 6, 74, 72, 51, 79, 13, 16, 30, 28, 45, 4, 12, 41, 30, 51, 7)
-_SEEDS_TYPE = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
-_SEEDS_EXTRACT = (0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1)
-# fmt: on
-
 
 def seeds() -> Target:
     """Random-effects logistic regression of the germination of seeds, 26 dimensions.
@@ -34,14 +25,12 @@ def seeds() -> Target:
     log Z = -73.4059 ± 0.0005 (quadrature). Data from Crowder (1978), model from Breslow &
     Clayton, JASA 88 (1993), and the BUGS examples, volume 1.
     """
-    germinated = np.array(_SEEDS_GERMINATED, np.float64)
-    total = np.array(_SEEDS_TOTAL, np.float64)
-    x1, x2 = np.array(_SEEDS_TYPE, np.float64), np.array(_SEEDS_EXTRACT, np.float64)
+    germinated, total, x1, x2 = datasets.seeds()
     design = np.stack([np.ones_like(x1), x1, x1 * x2, x2], axis=1)  # [21, 4], in flat order
     num_plates, num_fixed = design.shape
     shape = rate = 0.01
     log_constant = (
-        sum(math.log(math.comb(n, r)) for n, r in zip(_SEEDS_TOTAL, _SEEDS_GERMINATED, strict=True))
+        sum(math.log(math.comb(int(n), int(r))) for n, r in zip(total, germinated, strict=True))
         - num_fixed * (0.5 * _LOG_2PI + math.log(10))
         - num_plates * 0.5 * _LOG_2PI
         + shape * math.log(rate)

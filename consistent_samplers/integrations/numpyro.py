@@ -1,0 +1,572 @@
+"""One-step posterior draws of NumPyro models, used like ``numpyro.infer.MCMC``.
+
+A model becomes a `Target` over its unconstrained latent sites, flattened into one vector with
+the Jacobians of NumPyro's transforms included; with proper priors, log Z is then the model's log
+marginal likelihood. Draws go back through the model, which also gives deterministic sites.
+
+    sampler = OneStepSampler(model)
+    sampler.run(jax.random.key(0), x, y=y)      # trains on the first run, then draws
+    sampler.print_summary()
+    posterior = sampler.get_samples()
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
+from numpyro import handlers
+from numpyro.diagnostics import hpdi
+from numpyro.infer.initialization import init_to_uniform
+from numpyro.infer.util import constrain_fn, helpful_support_errors, potential_energy
+from numpyro.util import is_prng_key
+
+from consistent_samplers import corrections, diagnostics
+from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.recipe import TrainedSampler, train_sampler
+from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
+
+Samples: TypeAlias = dict[str, Array]
+"""Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
+
+MIN_RESAMPLED_EFFECTIVE = 10
+"""Effective draws below which resampling would only repeat a handful of points."""
+
+MAX_OVERSAMPLING = 10
+"""Candidates drawn for resampling, at most, in units of ``num_samples``."""
+
+# Floats of candidate positions (256 MiB) and of outputs of one chunk of constrained draws
+# (16 MiB) held at once.
+_MAX_CANDIDATE_FLOATS = 2**26
+_MAX_CHUNK_FLOATS = 2**22
+_MAX_CHUNK = 16_384
+
+# NumPyro's own radius; and how many of the random points are tried and kept as starts.
+_INIT_RADIUS = 2.0
+_NUM_INIT_TRIED = 64
+_NUM_INIT_KEPT = 4
+
+_TRAIN_PARAMETERS = inspect.signature(train_sampler).parameters
+# What train_sampler takes from the caller; the other arguments come from the model.
+_TRAIN_SETTINGS = tuple(
+    name
+    for name in _TRAIN_PARAMETERS
+    if name not in ("rng_key", "target", "init_position", "progress_bar")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _FlatModel:
+    """A model with its arguments, as a density on R^dim.
+
+    Attributes:
+      target: log density over the flattened unconstrained latent sites.
+      constrain: positions ``[n, dim]`` to sites and deterministics; compiled, in chunks.
+      latent: names of the latent sites.
+    """
+
+    target: Target
+    constrain: Callable[[Array], Samples]
+    latent: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """What was trained, and on which arguments."""
+
+    model: _FlatModel
+    arguments: Any
+    trained: TrainedSampler
+
+
+@dataclasses.dataclass
+class _Run:
+    """The draws of one run; constrained samples are made when they are first asked for.
+
+    Attributes:
+      rng_key: key of the draws.
+      draws: weighted one-step draws.
+      evidence: made from their weights.
+      reweighted: whether the weights allow resampling.
+      samples: constrained samples, by whether they are resampled.
+    """
+
+    rng_key: PRNGKey
+    draws: Draws
+    evidence: Evidence
+    reweighted: bool
+    samples: dict[bool, Samples] = dataclasses.field(default_factory=dict)
+
+
+class OneStepSampler:
+    """Posterior draws of a NumPyro model in one network evaluation each.
+
+    Works with every model whose latent sites are continuous, those under
+    ``numpyro.handlers.reparam`` included. Training belongs to one set of model arguments (data):
+    the first `run` trains, later runs with the same arguments only draw, and a run with others
+    raises. Data that the model reads from elsewhere, such as a global variable, cannot be told
+    apart.
+
+    Example:
+      >>> sampler = OneStepSampler(model, num_samples=10_000)
+      >>> sampler.run(jax.random.key(0), x, y=y)
+      >>> sampler.print_summary()
+      >>> posterior = sampler.get_samples()
+
+    Args:
+      model: a function with NumPyro primitives, or a handler around one.
+      num_samples: draws of each run.
+      num_steps: sampler steps of each draw. Only the single step is calibrated.
+      progress_bar: show progress while training.
+      **train_settings: settings of `consistent_samplers.train_sampler`, e.g. ``num_iterations``,
+        ``num_calibration_iterations``, ``hidden``, ``max_steps``; a ``base`` lives in the
+        flattened unconstrained space.
+
+    Raises:
+      TypeError: ``model`` is not callable, or a setting that ``train_sampler`` does not have.
+      ValueError: ``num_samples`` is not an integer of at least 2, or ``num_steps`` is not a power
+        of two up to ``max_steps``.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        num_samples: int = 10_000,
+        num_steps: int = 1,
+        progress_bar: bool = True,
+        **train_settings: Any,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(
+                "model must be a function with NumPyro primitives (or a handler around one), "
+                f"got {type(model).__name__}."
+            )
+        unknown = [name for name in train_settings if name not in _TRAIN_SETTINGS]
+        if unknown:
+            raise TypeError(
+                f"OneStepSampler got an unexpected setting {unknown[0]!r}. Besides num_samples, "
+                f"num_steps and progress_bar it takes those of train_sampler: "
+                f"{', '.join(_TRAIN_SETTINGS)}."
+            )
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 2:
+            raise ValueError(f"num_samples must be an integer of at least 2, got {num_samples!r}.")
+        max_steps = train_settings.get("max_steps", _TRAIN_PARAMETERS["max_steps"].default)
+        check_num_steps(num_steps, max_steps)
+        self.model = model
+        self.num_samples = num_samples
+        self.num_steps = num_steps
+        self.progress_bar = progress_bar
+        self._train_settings = train_settings
+        self._training: _Training | None = None
+        self._run: _Run | None = None
+
+    def run(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
+        """Draws ``num_samples`` weighted samples, after training if there was none yet.
+
+        The same key gives the same training and the same draws.
+
+        Args:
+          rng_key: key.
+          *model_args: arguments of the model.
+          **model_kwargs: keyword arguments of the model.
+
+        Raises:
+          TypeError: ``rng_key`` is not a single key.
+          ValueError: the sampler was trained on other arguments; or the model has a discrete or
+            delta latent site, a subsampled plate, no latent site, or a density that is NaN, +inf
+            or zero everywhere.
+        """
+        _check_key(rng_key)
+        if self._training is None:
+            self._training = self._train(rng_key, model_args, model_kwargs)
+        elif _identify((model_args, model_kwargs)) != self._training.arguments:
+            raise ValueError(
+                f"This sampler was trained on other arguments of model {_name_of(self.model)!r}, "
+                "and its weights belong to those. Call .train(rng_key, ...) with the new ones "
+                "first, or make a new OneStepSampler."
+            )
+        key = jax.random.fold_in(rng_key, 1)
+        draws = self._sample(jax.random.fold_in(key, 0), self.num_samples)
+        worth = evidence(draws)
+        self._run = _Run(key, draws, worth, _weights_allow_resampling(worth))
+
+    def train(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
+        """Trains anew on these arguments, whatever was trained before; drops earlier draws.
+
+        Raises:
+          TypeError: ``rng_key`` is not a single key.
+          ValueError: as `run`.
+        """
+        _check_key(rng_key)
+        self._training = self._train(rng_key, model_args, model_kwargs)
+        self._run = None
+
+    def get_samples(self, *, resampled: bool | None = None) -> Samples:
+        """Constrained and deterministic sites of the last run, as equally weighted draws.
+
+        Where the weights allow it (see `reweighted`), the draws are corrected by
+        sampling-importance-resampling with Pareto-smoothed weights, from up to ten times as many
+        candidates so that few draws appear twice. Elsewhere they are what the trained sampler
+        gives, and a warning says so.
+
+        Args:
+          resampled: True always corrects, False never does.
+
+        Returns:
+          Arrays ``[num_samples, ...]`` by name.
+
+        Raises:
+          RuntimeError: before `run`.
+        """
+        run = self._last_run("get_samples")
+        if resampled is None:
+            resampled = run.reweighted
+            if not resampled:
+                warnings.warn(
+                    "These draws are not corrected by their importance weights, which are too "
+                    f"uneven for it: they follow the trained sampler, not exactly the posterior. "
+                    f"{diagnostics.verdict(run.evidence)} (get_samples(resampled=False) says that "
+                    "this is wanted.)",
+                    stacklevel=2,
+                )
+        return dict(self._samples_of(run, resampled))
+
+    def get_weighted_samples(self) -> tuple[Samples, Array]:
+        """The last run's one-step draws as they are, with their log weights ``[num_samples]``.
+
+        Raises:
+          RuntimeError: before `run`.
+        """
+        run = self._last_run("get_weighted_samples")
+        assert run.draws.log_weight is not None
+        return dict(self._samples_of(run, False)), run.draws.log_weight
+
+    @overload
+    def draw(
+        self, rng_key: PRNGKey, num_samples: int, *, weights: Literal[False] = ...
+    ) -> Samples: ...
+
+    @overload
+    def draw(
+        self, rng_key: PRNGKey, num_samples: int, *, weights: Literal[True]
+    ) -> tuple[Samples, Array]: ...
+
+    def draw(
+        self, rng_key: PRNGKey, num_samples: int, *, weights: bool = False
+    ) -> Samples | tuple[Samples, Array]:
+        """Fresh draws of the trained sampler, any number of them, fast and not resampled.
+
+        Args:
+          rng_key: key.
+          num_samples: number of draws; each new number compiles once.
+          weights: also compute log weights, which costs a Jacobian a draw.
+
+        Returns:
+          Samples as in `get_samples`; with ``weights``, the pair
+          ``(samples, log_weight [num_samples])``.
+
+        Raises:
+          RuntimeError: nothing was trained yet.
+          TypeError: ``rng_key`` is not a single key.
+          ValueError: ``num_samples`` is not a positive integer.
+        """
+        _check_key(rng_key)
+        constrain = self._trained_or_raise("draw").model.constrain
+        draws = self._sample(rng_key, num_samples, weights=weights)
+        samples = constrain(draws.position)
+        return samples if draws.log_weight is None else (samples, draws.log_weight)
+
+    def print_summary(self, prob: float = 0.9, exclude_deterministic: bool = True) -> None:
+        """Prints a table in the habit of ``MCMC.print_summary``, then what it is worth.
+
+        Args:
+          prob: mass of the highest-density interval.
+          exclude_deterministic: leave out deterministic sites.
+
+        Raises:
+          RuntimeError: before `run`.
+        """
+        run = self._last_run("print_summary")
+        latent = self._trained_or_raise("print_summary").model.latent
+        samples = {
+            name: np.asarray(value)
+            for name, value in self._samples_of(run, run.reweighted).items()
+            if name in latent or not exclude_deterministic
+        }
+        print(_table(samples, prob, self._num_effective(run)))
+        print(run.evidence)
+        how = (
+            f"reweighted: resampled from {self._num_blocks(run) * self.num_samples} weighted draws"
+            if run.reweighted
+            else "not reweighted: the weights are too uneven, so they follow the sampler itself"
+        )
+        print(f"draws     {how}\n\n{diagnostics.verdict(run.evidence)}")
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What the last run's draws are worth, as plain numbers.
+
+        Returns:
+          ``ess`` (share), ``pareto_k``, ``folded`` (share), ``round_trip_error`` (None where not
+          measured), ``bound``, ``reweighted``, ``verdict``, ``training_seconds``, and
+          ``stage_elbos``: the one-step ELBO after each stage of training.
+
+        Raises:
+          RuntimeError: before `run`.
+        """
+        run = self._last_run("diagnostics")
+        trained, worth = self.trained, run.evidence
+        return {
+            "ess": float(worth.ess),
+            "pareto_k": float(worth.pareto_k),
+            "folded": None if worth.folded is None else float(worth.folded),
+            "round_trip_error": (
+                None if worth.round_trip_error is None else float(worth.round_trip_error)
+            ),
+            "bound": worth.bound,
+            "reweighted": run.reweighted,
+            "verdict": diagnostics.verdict(worth),
+            "training_seconds": trained.training_seconds,
+            "stage_elbos": {name: float(stage.elbo) for name, stage in trained.stages.items()},
+        }
+
+    @property
+    def evidence(self) -> Evidence:
+        """Evidence from the last run's weighted draws (RuntimeError before `run`)."""
+        return self._last_run("evidence").evidence
+
+    @property
+    def reweighted(self) -> bool:
+        """Whether `get_samples` corrects the last run's draws by their weights.
+
+        It does if Pareto k is below the threshold that `diagnostics.verdict` uses and at least
+        `MIN_RESAMPLED_EFFECTIVE` draws are effective (RuntimeError before `run`).
+        """
+        return self._last_run("reweighted").reweighted
+
+    @property
+    def trained(self) -> TrainedSampler:
+        """The trained sampler on the flattened space (RuntimeError before training)."""
+        return self._trained_or_raise("trained").trained
+
+    def _train(
+        self, rng_key: PRNGKey, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> _Training:
+        key_init, key_train = jax.random.split(jax.random.fold_in(rng_key, 0))
+        model = _flatten_model(self.model, model_args, model_kwargs)
+        trained = train_sampler(
+            key_train,
+            model.target,
+            init_position=_starting_points(key_init, model.target.log_density, model.target.dim),
+            progress_bar=self.progress_bar,
+            **self._train_settings,
+        )
+        return _Training(model, _identify((model_args, model_kwargs)), trained)
+
+    def _sample(self, rng_key: PRNGKey, num_samples: int, *, weights: bool = True) -> Draws:
+        bound: Literal["lower-if-injective"] | None = "lower-if-injective" if weights else None
+        return self.trained.sample(rng_key, num_samples, self.num_steps, bound=bound)
+
+    def _samples_of(self, run: _Run, resampled: bool) -> Samples:
+        if resampled not in run.samples:
+            constrain = self._trained_or_raise("get_samples").model.constrain
+            draws = self._resample(run) if resampled else run.draws
+            run.samples[resampled] = constrain(draws.position)
+        return run.samples[resampled]
+
+    def _resample(self, run: _Run) -> Draws:
+        """Unweighted draws from the run's own and more candidates, in blocks compiled once."""
+        blocks = [run.draws] + [
+            self._sample(jax.random.fold_in(run.rng_key, i), self.num_samples)
+            for i in range(1, self._num_blocks(run))
+        ]
+        candidates = Draws(
+            jnp.concatenate([block.position for block in blocks]),
+            jnp.concatenate([block.log_weight for block in blocks]),
+        )
+        key = jax.random.fold_in(run.rng_key, MAX_OVERSAMPLING)
+        return corrections.resample(key, candidates, self.num_samples)
+
+    def _num_blocks(self, run: _Run) -> int:
+        """Blocks of ``num_samples`` candidates: twice as many effective ones as are asked for."""
+        wanted = math.ceil(2.0 / max(float(run.evidence.ess), 1e-6))
+        affordable = _MAX_CANDIDATE_FLOATS // run.draws.position.size
+        return max(1, min(wanted, MAX_OVERSAMPLING, affordable))
+
+    def _num_effective(self, run: _Run) -> float:
+        blocks = self._num_blocks(run) if run.reweighted else 1
+        return self.num_samples * min(1.0, blocks * float(run.evidence.ess))
+
+    def _last_run(self, what: str) -> _Run:
+        if self._run is None:
+            raise RuntimeError(f"No draws yet: call run(rng_key, ...) before {what}.")
+        return self._run
+
+    def _trained_or_raise(self, what: str) -> _Training:
+        if self._training is None:
+            raise RuntimeError(f"Nothing is trained yet: call run(rng_key, ...) before {what}.")
+        return self._training
+
+
+def _flatten_model(
+    model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+) -> _FlatModel:
+    """Traces a model and turns it into a density on R^dim.
+
+    This is ``numpyro.infer.initialize_model`` without its search for a starting point, which
+    gives up on a density that is NaN without saying so; our own checks name the cause.
+
+    Raises:
+      ValueError: a latent site that cannot be sampled, a subsampled plate, or no latent site.
+    """
+    name = _name_of(model)
+    initialised = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
+    trace = handlers.trace(initialised).get_trace(*model_args, **model_kwargs)
+    _check_trace(name, trace)
+
+    prototype = {}
+    for site_name, site in trace.items():
+        if site["type"] == "sample" and not site["is_observed"]:
+            with helpful_support_errors(site, raise_warnings=True):
+                transform = dist.biject_to(site["fn"].support)
+            # One dtype for all sites, that of the sampler.
+            prototype[site_name] = jnp.zeros(transform.inverse_shape(site["fn"].shape()))
+    flat, unravel = ravel_pytree(prototype)
+    # Parameters (of neural networks, say) keep their initial values, as under MCMC.
+    fixed = {k: s["value"] for k, s in trace.items() if s["type"] in ("param", "mutable")}
+
+    def seeded_model(*args: Any, **kwargs: Any) -> Any:
+        # A fresh handler each time: it stores keys, which must not leak out of a JAX trace.
+        return handlers.seed(handlers.substitute(model, data=fixed), 0)(*args, **kwargs)
+
+    def log_density(x: Array) -> Array:
+        return -potential_energy(seeded_model, model_args, model_kwargs, unravel(x))
+
+    def constrain_one(x: Array) -> Samples:
+        return constrain_fn(
+            seeded_model, model_args, model_kwargs, unravel(x), return_deterministic=True
+        )
+
+    target = Target(log_density, dim=flat.shape[0], name=name)
+    outputs = jax.tree.leaves(jax.eval_shape(constrain_one, flat))
+    num_floats = sum(math.prod(output.shape) for output in outputs)
+    chunk = max(1, min(_MAX_CHUNK, _MAX_CHUNK_FLOATS // max(1, num_floats)))
+    constrain = jax.jit(lambda x: jax.lax.map(constrain_one, x, batch_size=chunk))
+    return _FlatModel(target, constrain, tuple(prototype))
+
+
+def _check_trace(name: str, trace: dict[str, Any]) -> None:
+    """Raises unless the model's density is continuous and complete."""
+    latent = [s for s in trace.values() if s["type"] == "sample" and not s["is_observed"]]
+    for site in latent:
+        if isinstance(site["fn"], dist.Delta):
+            raise ValueError(
+                f"Latent site {site['name']!r} of model {name!r} has a Delta distribution, which "
+                "has no density. Use numpyro.deterministic for a value that is computed."
+            )
+        if site["fn"].support.is_discrete:
+            raise ValueError(
+                f"Latent site {site['name']!r} of model {name!r} is discrete "
+                f"({type(site['fn']).__name__}); only continuous sites can be sampled. Sum it out "
+                "in the model, e.g. with numpyro.distributions.MixtureSameFamily; enumeration by "
+                "numpyro.contrib.funsor is not supported."
+            )
+    for site in trace.values():
+        if site["type"] != "plate":
+            continue
+        size, subsample_size = site["args"]
+        if subsample_size < size:
+            raise ValueError(
+                f"Plate {site['name']!r} of model {name!r} is subsampled ({subsample_size} of "
+                f"{size}), so the density would change from call to call. Leave out "
+                "subsample_size."
+            )
+    if not latent:
+        raise ValueError(
+            f"Model {name!r} has no latent site, so there is nothing to sample: every "
+            "numpyro.sample in it is observed."
+        )
+
+
+def _starting_points(rng_key: PRNGKey, log_density: LogDensityFn, dim: int) -> Array:
+    """The densest of some random points as NumPyro's ``init_to_uniform`` takes them."""
+    points = jax.random.uniform(
+        rng_key, (_NUM_INIT_TRIED, dim), minval=-_INIT_RADIUS, maxval=_INIT_RADIUS
+    )
+    values = jax.jit(lambda x: jax.lax.map(log_density, x))(points)
+    # Where the density is nowhere finite, any of the points lets the recipe's check say why.
+    order = jnp.argsort(jnp.where(jnp.isfinite(values), values, -jnp.inf), descending=True)
+    return points[order[:_NUM_INIT_KEPT]]
+
+
+def _weights_allow_resampling(worth: Evidence) -> bool:
+    """Whether a Pareto-smoothed resample can be trusted and is not a handful of points."""
+    # The threshold of diagnostics.verdict; a k of +inf (too few draws to judge) fails it.
+    threshold = min(1.0 - 1.0 / math.log10(max(worth.num_samples, 11)), 0.7)
+    enough = float(worth.ess) * worth.num_samples >= MIN_RESAMPLED_EFFECTIVE
+    return float(worth.pareto_k) <= threshold and enough
+
+
+def _identify(arguments: Any) -> Any:
+    """Structure and content of model arguments, comparable by ``==``.
+
+    Arrays are identified by shape, dtype and a hash of their bytes, never by address.
+    """
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, [_identify_leaf(leaf) for leaf in leaves]
+
+
+def _identify_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    array = np.asarray(leaf)
+    if array.dtype.hasobject:
+        # The bytes would be addresses: keep the objects alive, and let them compare themselves.
+        return array.shape, array.ravel().tolist()
+    return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def _check_key(rng_key: Any) -> None:
+    if not is_prng_key(rng_key):
+        shape = getattr(rng_key, "shape", None)
+        got = type(rng_key).__name__ + ("" if shape is None else f" of shape {shape}")
+        raise TypeError(f"rng_key must be one key, such as jax.random.key(0), got {got}.")
+
+
+def _name_of(model: Any) -> str:
+    """Name of the function inside handlers and partials."""
+    while not hasattr(model, "__name__"):
+        inner = getattr(model, "fn", None) or getattr(model, "func", None)
+        if inner is None:
+            return type(model).__name__
+        model = inner
+    return model.__name__
+
+
+def _table(samples: dict[str, np.ndarray], prob: float, num_effective: float) -> str:
+    """The table of ``numpyro.diagnostics.print_summary``, without chain diagnostics."""
+    columns = ["mean", "std", "median", f"{50 * (1 - prob):.1f}%", f"{50 * (1 + prob):.1f}%"]
+    rows: list[tuple[str, list[float]]] = []
+    for name, value in samples.items():
+        interval = hpdi(value, prob, axis=0)
+        parts = [value.mean(0), value.std(0, ddof=1), np.median(value, 0), *interval]
+        for index in itertools.product(*map(range, value.shape[1:])):
+            label = f"{name}[{','.join(map(str, index))}]" if index else name
+            rows.append((label, [float(part[index]) for part in parts]))
+    width = max([10, *(len(label) for label, _ in rows)])
+    lines = ["", f"{'':>{width}}" + "".join(f" {column:>9}" for column in [*columns, "n_eff"])]
+    for label, numbers in rows:
+        cells = "".join(f" {number:>9.2f}" for number in [*numbers, num_effective])
+        lines.append(f"{label:>{width}}{cells}")
+    return "\n".join([*lines, ""])
