@@ -60,7 +60,8 @@ class GaussianBase:
 
     def unwhiten(self, z: Array) -> Array:
         """x = m + L z: ``[dim] -> [dim]``."""
-        return self.loc + self.scale_tril @ z
+        # Accelerators' default precision is too low for weights that subtract log densities.
+        return self.loc + jnp.matmul(self.scale_tril, z, precision=jax.lax.Precision.HIGHEST)
 
     def whiten(self, x: Array) -> Array:
         """z = L⁻¹(x - m): ``[dim] -> [dim]``."""

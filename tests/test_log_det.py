@@ -18,6 +18,8 @@ pytestmark = pytest.mark.usefixtures("strict_ranks")
 LARGE = log_det.MAX_ELIMINATION_DIM + 16
 seeds = st.integers(0, 2**31 - 1)
 slogdet = jax.jit(log_det.slogdet)
+structured = jax.jit(log_det.structured)
+gauss_jordan = jax.jit(log_det.gauss_jordan)
 
 
 def random_matrices(seed: int, *shape: int) -> np.ndarray:
@@ -125,7 +127,7 @@ def test_second_derivative():
 @given(seed=seeds)
 def test_inverse(seed):
     matrix = random_matrices(seed, 9, 9)
-    _, inverse = log_det.gauss_jordan(jnp.asarray(matrix))
+    _, inverse = gauss_jordan(jnp.asarray(matrix))
     np.testing.assert_allclose(inverse @ matrix, np.eye(9), atol=2e-3)
 
 
@@ -144,7 +146,7 @@ def test_structured_matches_dense(hidden, seed):
     u, v = rng.normal(size=(hidden, 6)), rng.normal(size=(6, hidden))
     slope = rng.uniform(-1.0, 1.0, size=hidden)
     sign, log_abs = np.linalg.slogdet(np.eye(6) + v @ np.diag(slope) @ u)
-    det = log_det.structured(*(jnp.asarray(a, jnp.float32) for a in (u, v, slope)))
+    det = structured(*(jnp.asarray(a, jnp.float32) for a in (u, v, slope)))
     assert det.sign == sign
     np.testing.assert_allclose(det.log_abs_det, log_abs, atol=1e-3)
 
@@ -173,10 +175,10 @@ def test_hutchinson_trace_is_unbiased():
 
 
 @pytest.mark.parametrize("integrator", ["exponential", "euler_maruyama"])
-@pytest.mark.parametrize("scale", [0.5, -4.0], ids=["injective", "folding"])
+@pytest.mark.parametrize("scale", [0.5, -3.0], ids=["injective", "folding"])
 def test_flow_path_matches_the_jacobian_of_the_composed_map(integrator, scale):
     process = OrnsteinUhlenbeck(integrator=integrator)
-    weights = jnp.asarray(random_matrices(5, 3, 3))
+    weights = jnp.eye(3) + 0.3 * jnp.asarray(random_matrices(5, 3, 3))
 
     def control(x, t, d):
         return scale * jnp.tanh(weights @ x + t) + d * x
@@ -195,7 +197,7 @@ def test_flow_path_matches_the_jacobian_of_the_composed_map(integrator, scale):
     np.testing.assert_array_equal(path.position[:, 0], x0)
     sign, log_abs = np.linalg.slogdet(np.asarray(jacobian, np.float64))
     well = np.linalg.cond(jacobian) < 1e3
-    assert well.mean() > 0.3
+    assert well.mean() > 0.5
     np.testing.assert_array_equal(path.sign.prod(-1)[well], sign[well])
     np.testing.assert_allclose(path.log_abs_det.sum(-1)[well], log_abs[well], atol=5e-3)
     # The folding control must fold, the other must not.

@@ -85,6 +85,7 @@ def test_euler_maruyama_is_not_in_detailed_balance():
     # Guards the test above: it can tell kernels apart.
     process = OrnsteinUhlenbeck(schedules.constant(2.0), "euler_maruyama")
     x, y = points(0, 2)
+    x = 3.0 * x
     t, d = np.float32(0.0), np.float32(0.5)
     there = process.forward_kernel(x, jnp.zeros(DIM), t, d).log_prob(y)
     back = process.backward_kernel(y, t, d).log_prob(x)
@@ -187,7 +188,7 @@ def test_flow_with_the_optimal_control_converges_to_the_closed_form_map(integrat
     # First order: a quarter of the step size, a quarter of the error.
     assert errors[0] / errors[1] > 3 and errors[1] / errors[2] > 3
     assert errors[2] < 0.03
-    assert gaps[2] < 0.02 and gaps[2] < 0.5 * gaps[0]
+    assert gaps[2] < 0.02
     assert spreads[2] < 0.05 and spreads[2] < 0.3 * spreads[0]
 
 
@@ -348,11 +349,8 @@ def test_invert_flow_undoes_an_injective_map(integrator):
 def test_invert_flow_does_not_find_its_way_back_through_a_fold():
     process = OrnsteinUhlenbeck(schedules.constant(5.0))
 
-    def folding(x, t, d):
-        return -2.0 * x
-
     def bending(x, t, d):
-        # x - 2 tanh(2 x) or so: three preimages near the origin.
+        # One step is about x - 1.8 tanh(2 x): three preimages near the origin.
         return -2.0 * jnp.tanh(2.0 * x)
 
     x0 = 0.3 * jax.random.normal(jax.random.key(0), (64, DIM))

@@ -112,7 +112,7 @@ def calibration(
         (loss, (elbo, penalty, folded)), grads = jax.value_and_grad(objective, has_aux=True)(
             state.params
         )
-        info = CalibrationInfo(loss, elbo, penalty, folded.mean(), optax.global_norm(grads))
+        info = CalibrationInfo(loss, elbo, penalty, folded.mean(), optax.tree.norm(grads))
         return apply_gradients(optimizer, state, grads, ema_decay), info
 
     return dataclasses.replace(

@@ -205,7 +205,7 @@ def _osds(
         (loss, (elbo, state_gap, volume_gap)), grads = jax.value_and_grad(
             objective, has_aux=True
         )(state.params)
-        info = OSDSInfo(loss, elbo, state_gap, volume_gap, weight, optax.global_norm(grads))
+        info = OSDSInfo(loss, elbo, state_gap, volume_gap, weight, optax.tree.norm(grads))
         return apply_gradients(optimizer, state, grads, ema_decay), info
 
     sample = build_sample(base, control, max_steps)

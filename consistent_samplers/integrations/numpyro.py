@@ -31,17 +31,20 @@ from numpyro.infer.util import constrain_fn, helpful_support_errors, potential_e
 from numpyro.util import is_prng_key
 
 from consistent_samplers import corrections, diagnostics
-from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.estimate import Evidence, checked_log_weight, evidence
 from consistent_samplers.recipe import TrainedSampler, train_sampler
 from consistent_samplers.schedules import check_num_steps
-from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
+from consistent_samplers.targets.base import Target, check_density
+from consistent_samplers.types import Array, Draws, PRNGKey
 
 Samples: TypeAlias = dict[str, Array]
 """Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
 
 MIN_RESAMPLED_EFFECTIVE = 10
 """Effective draws below which resampling would only repeat a handful of points."""
+
+EVEN_ESS = 0.99
+"""Share of effective draws from which on the weights are even: they change next to nothing."""
 
 MAX_OVERSAMPLING = 10
 """Candidates drawn for resampling, at most, in units of ``num_samples``."""
@@ -350,8 +353,9 @@ class OneStepSampler:
     def reweighted(self) -> bool:
         """Whether `get_samples` corrects the last run's draws by their weights.
 
-        It does if Pareto k is below the threshold that `diagnostics.verdict` uses and at least
-        `MIN_RESAMPLED_EFFECTIVE` draws are effective (RuntimeError before `run`).
+        It does if at least `MIN_RESAMPLED_EFFECTIVE` draws are effective and either Pareto k is
+        below the threshold that `diagnostics.verdict` uses, or the share of effective draws is
+        at least `EVEN_ESS` (RuntimeError before `run`).
         """
         return self._last_run("reweighted").reweighted
 
@@ -368,7 +372,7 @@ class OneStepSampler:
         trained = train_sampler(
             key_train,
             model.target,
-            init_position=_starting_points(key_init, model.target.log_density, model.target.dim),
+            init_position=_starting_points(key_init, model.target),
             progress_bar=self.progress_bar,
             **self._train_settings,
         )
@@ -393,14 +397,14 @@ class OneStepSampler:
         ]
         candidates = Draws(
             jnp.concatenate([block.position for block in blocks]),
-            jnp.concatenate([block.log_weight for block in blocks]),
+            jnp.concatenate([checked_log_weight(block) for block in blocks]),
         )
         key = jax.random.fold_in(run.rng_key, MAX_OVERSAMPLING)
         return corrections.resample(key, candidates, self.num_samples)
 
     def _num_blocks(self, run: _Run) -> int:
         """Blocks of ``num_samples`` candidates: twice as many effective ones as are asked for."""
-        wanted = math.ceil(2.0 / max(float(run.evidence.ess), 1e-6))
+        wanted = round(2.0 / max(float(run.evidence.ess), 1e-6))
         affordable = _MAX_CANDIDATE_FLOATS // run.draws.position.size
         return max(1, min(wanted, MAX_OVERSAMPLING, affordable))
 
@@ -486,7 +490,7 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
         if site["type"] != "plate":
             continue
         size, subsample_size = site["args"]
-        if subsample_size < size:
+        if subsample_size is not None and subsample_size < size:
             raise ValueError(
                 f"Plate {site['name']!r} of model {name!r} is subsampled ({subsample_size} of "
                 f"{size}), so the density would change from call to call. Leave out "
@@ -499,23 +503,30 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
         )
 
 
-def _starting_points(rng_key: PRNGKey, log_density: LogDensityFn, dim: int) -> Array:
-    """The densest of some random points as NumPyro's ``init_to_uniform`` takes them."""
+def _starting_points(rng_key: PRNGKey, target: Target) -> Array:
+    """The densest of some random points as NumPyro's ``init_to_uniform`` takes them.
+
+    Raises:
+      ValueError: the density is finite at none of them, with the cause.
+    """
     points = jax.random.uniform(
-        rng_key, (_NUM_INIT_TRIED, dim), minval=-_INIT_RADIUS, maxval=_INIT_RADIUS
+        rng_key, (_NUM_INIT_TRIED, target.dim), minval=-_INIT_RADIUS, maxval=_INIT_RADIUS
     )
-    values = jax.jit(lambda x: jax.lax.map(log_density, x))(points)
-    # Where the density is nowhere finite, any of the points lets the recipe's check say why.
+    values = jax.jit(lambda x: jax.lax.map(target.log_density, x))(points)
     order = jnp.argsort(jnp.where(jnp.isfinite(values), values, -jnp.inf), descending=True)
-    return points[order[:_NUM_INIT_KEPT]]
+    kept = points[order[:_NUM_INIT_KEPT]]
+    check_density(target, kept)
+    return kept
 
 
 def _weights_allow_resampling(worth: Evidence) -> bool:
     """Whether a Pareto-smoothed resample can be trusted and is not a handful of points."""
-    # The threshold of diagnostics.verdict; a k of +inf (too few draws to judge) fails it.
+    ess = float(worth.ess)
+    # The threshold of diagnostics.verdict; a k of +inf (too few draws to judge) fails it. The tail
+    # of even weights is close to rounding, and its k means nothing.
     threshold = min(1.0 - 1.0 / math.log10(max(worth.num_samples, 11)), 0.7)
-    enough = float(worth.ess) * worth.num_samples >= MIN_RESAMPLED_EFFECTIVE
-    return float(worth.pareto_k) <= threshold and enough
+    trusted = float(worth.pareto_k) <= threshold or ess >= EVEN_ESS
+    return trusted and ess * worth.num_samples >= MIN_RESAMPLED_EFFECTIVE
 
 
 def _identify(arguments: Any) -> Any:

@@ -1,0 +1,343 @@
+"""One protocol for every algorithm, and what training must achieve on a Gaussian target."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import consistent_samplers as cs
+from consistent_samplers.algorithms import base as algorithm_base
+from consistent_samplers.bases import GaussianBase
+from consistent_samplers.types import BOUNDS
+
+MEAN = np.array([1.0, -0.5])
+COVARIANCE = np.array([[0.8, 0.4], [0.4, 0.5]])
+TARGET = cs.targets.gaussian(MEAN, COVARIANCE)
+# Neither centred, nor isotropic, nor the target.
+BASE = GaussianBase(jnp.array([0.5, -0.2]), jnp.array([[1.1, 0.0], [0.3, 0.9]]))
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def build(name: str):
+    # Cached: the calibration below shares the compiled samplers of the algorithm it is made from.
+    if name == "osds":
+        return cs.osds(TARGET, base=BASE, max_steps=4, batch_size=16, hidden=(16,))
+    if name == "osds.paper":
+        return cs.osds.paper(TARGET, base=BASE, max_steps=8, batch_size=16, hidden=(16,))
+    return cs.calibration(build("osds"), batch_size=16)
+
+
+@functools.cache
+def initial_state(name: str):
+    return build(name).init(KEY)
+
+
+NAMES = ["osds", "osds.paper", "osds.calibration"]
+by_name = pytest.mark.parametrize("name", NAMES)
+
+
+def perturbed(state, scale: float):
+    """The state with noise on every parameter that samples: a control that is not zero."""
+    leaves, structure = jax.tree.flatten(state.ema_params)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    noisy = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return state._replace(ema_params=jax.tree.unflatten(structure, noisy))
+
+
+# ---- protocol
+
+
+@by_name
+def test_name(name):
+    assert build(name).name == name
+
+
+@by_name
+def test_state_is_a_named_tuple_of_arrays(name):
+    state = initial_state(name)
+    assert isinstance(state, tuple) and hasattr(state, "_fields")
+    leaves = jax.tree.leaves(state)
+    assert leaves and all(isinstance(leaf, jax.Array) for leaf in leaves)
+    assert state.iteration == 0
+
+
+@by_name
+def test_step_traces_once_and_is_deterministic(name):
+    algorithm, state = build(name), initial_state(name)
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(algorithm.step, n=1))
+    first, info = step(KEY, state)
+    # A state that has been through a step must not look new to the compiler.
+    second, _ = step(jax.random.key(1), first)
+    assert second.iteration == 2
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, first, second)
+    assert isinstance(info, tuple) and {"loss", "elbo"} <= set(info._fields)
+    for value in info:
+        assert value.shape == () and bool(jnp.isfinite(value))
+    chex.assert_tree_all_finite(second)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, first.params)
+    assert max(jax.tree.leaves(moved)) > 0
+
+    again, info_again = step(KEY, state)
+    chex.assert_trees_all_equal((again, info_again), (first, info))
+    _, other = step(jax.random.key(2), state)
+    assert other.loss != info.loss
+
+
+@by_name
+def test_sample_takes_every_allowed_number_of_steps(name):
+    algorithm = build(name)
+    num_steps = 1
+    while num_steps <= algorithm.max_steps:
+        draws = algorithm.sample(KEY, initial_state(name), 7, num_steps)
+        assert draws.position.shape == (7, 2)
+        assert draws.log_weight.shape == draws.log_density.shape == (7,)
+        chex.assert_tree_all_finite((draws.position, draws.log_weight))
+        num_steps *= 2
+
+
+@by_name
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_sample_says_what_its_weights_are_worth(name, bound):
+    algorithm, state = build(name), perturbed(initial_state(name), 0.1)
+    draws = algorithm.sample(KEY, state, 7, 2, bound=bound)
+    assert draws.bound == bound
+    assert cs.evidence(draws).bound == bound
+    chex.assert_tree_all_finite((draws.position, draws.log_weight))
+    expected = jax.vmap(TARGET.log_density)(draws.position)
+    np.testing.assert_allclose(draws.log_density, expected, rtol=1e-4, atol=1e-4)
+    assert (draws.flow is not None) == (bound == "lower-if-injective")
+    again = algorithm.sample(KEY, state, 7, 2, bound=bound)
+    chex.assert_trees_all_equal(draws, again)
+    other = algorithm.sample(jax.random.key(1), state, 7, 2, bound=bound)
+    assert bool((draws.position != other.position).all())
+
+
+@by_name
+def test_sample_without_weights(name):
+    algorithm, state = build(name), perturbed(initial_state(name), 0.1)
+    draws = algorithm.sample(KEY, state, 7, 2, bound=None)
+    assert (draws.log_weight, draws.log_density, draws.flow, draws.bound) == (None,) * 4
+    # The same map from the same base draws as with exact weights.
+    weighted = algorithm.sample(KEY, state, 7, 2)
+    np.testing.assert_allclose(draws.position, weighted.position, rtol=1e-5, atol=1e-5)
+
+
+@by_name
+def test_default_weights_are_never_heuristic(name):
+    # Not even for the paper's preset: its weight is there for comparison only.
+    draws = build(name).sample(KEY, initial_state(name), 7)
+    assert draws.bound == "lower-if-injective"
+    assert draws.flow is not None
+
+
+@by_name
+def test_sample_is_vmappable_over_keys(name):
+    algorithm, state = build(name), perturbed(initial_state(name), 0.1)
+    keys = jax.random.split(KEY, 3)
+    draws = jax.vmap(lambda key: algorithm.sample(key, state, 7, 2))(keys)
+    assert draws.position.shape == (3, 7, 2)
+    single = algorithm.sample(keys[1], state, 7, 2)
+    np.testing.assert_allclose(draws.position[1], single.position, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(draws.log_weight[1], single.log_weight, rtol=1e-4, atol=1e-4)
+
+
+@by_name
+@pytest.mark.parametrize("num_steps", [0, 3, 64])
+def test_wrong_num_steps(name, num_steps):
+    allowed = {"osds.paper": r"\[1, 2, 4, 8\]"}.get(name, r"\[1, 2, 4\]")
+    with pytest.raises(ValueError, match=allowed):
+        build(name).sample(KEY, initial_state(name), 7, num_steps)
+
+
+@by_name
+def test_wrong_arguments(name):
+    algorithm, state = build(name), initial_state(name)
+    with pytest.raises(ValueError, match="bound"):
+        algorithm.sample(KEY, state, 7, bound="upper")
+    for num_samples in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="num_samples"):
+            algorithm.sample(KEY, state, num_samples)
+
+
+@pytest.mark.parametrize("constructor", [cs.osds, cs.osds.paper], ids=["osds", "paper"])
+def test_wrong_base(constructor):
+    with pytest.raises(ValueError, match="dimension 3"):
+        constructor(TARGET, base=cs.bases.standard_normal(3))
+    with pytest.raises(ValueError, match="power of two"):
+        constructor(TARGET, max_steps=12)
+
+
+def test_wrong_guidance():
+    with pytest.raises(ValueError, match="guidance"):
+        cs.osds(TARGET, guidance="target")
+
+
+def test_wrong_calibration_steps():
+    with pytest.raises(ValueError, match=r"\[1, 2, 4\]"):
+        cs.calibration(build("osds"), num_steps=3)
+
+
+# ---- weights
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_untrained_weights_are_those_of_the_base(bound):
+    # An untrained control is zero: the map is the identity, the paths are the base's own.
+    draws = build("osds").sample(KEY, initial_state("osds"), 300, 4, bound=bound)
+    expected = draws.log_density - BASE.log_prob(draws.position)
+    np.testing.assert_allclose(
+        draws.log_weight, expected, atol=1e-3 if bound == "lower" else 1e-4
+    )
+    assert draws.log_weight.std() > 0.1
+    if bound == "lower-if-injective":
+        assert not draws.flow.folded.any()
+        np.testing.assert_allclose(draws.flow.round_trip_error[:256], 0.0, atol=1e-5)
+        # Measured on a part only, and says so.
+        assert bool(jnp.isnan(draws.flow.round_trip_error[256:]).all())
+
+
+@pytest.mark.parametrize("bound", ["lower", "lower-if-injective"])
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_mean_weight_is_z_for_any_parameters(bound, num_steps):
+    # A base wider than the target, for weights of finite variance.
+    base = GaussianBase(BASE.loc, 1.3 * BASE.scale_tril)
+    algorithm = cs.osds(TARGET, base=base, max_steps=4, hidden=(16,), guidance=None)
+    state = perturbed(algorithm.init(KEY), 0.08)
+    draws = algorithm.sample(KEY, state, 20_000, num_steps, bound=bound)
+    if bound == "lower-if-injective":
+        assert not draws.flow.folded.any()
+    weight = np.exp(np.asarray(draws.log_weight, np.float64) - TARGET.log_z)
+    stderr = weight.std() / len(weight) ** 0.5
+    assert stderr < 0.05
+    assert abs(weight.mean() - 1.0) < 4 * stderr
+    # The control has moved the points: these are not the base's weights.
+    base_weight = draws.log_density - base.log_prob(draws.position)
+    assert float(jnp.abs(draws.log_weight - base_weight).max()) > 0.05
+
+
+def test_heuristic_weight_is_not_the_exact_one():
+    algorithm, state = build("osds.paper"), perturbed(initial_state("osds.paper"), 0.1)
+    heuristic = algorithm.sample(KEY, state, 7, 2, bound="heuristic")
+    exact = algorithm.sample(KEY, state, 7, 2)
+    assert heuristic.bound == "heuristic"
+    np.testing.assert_allclose(heuristic.position, exact.position, rtol=1e-5, atol=1e-5)
+    assert float(jnp.abs(heuristic.log_weight - exact.log_weight).max()) > 0.1
+
+
+def test_folds_are_counted():
+    algorithm = build("osds.paper")
+    draws = algorithm.sample(KEY, perturbed(initial_state("osds.paper"), 3.0), 300, 1)
+    assert 0.05 < float(draws.flow.folded.mean()) < 1.0
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_points_without_density_have_no_weight(bound):
+    # The target's gradient is NaN-free here, but log ρ = -inf meets finite terms of any kind.
+    half = cs.Target(lambda x: jnp.where(x[0] > 0, -0.5 * x @ x, -jnp.inf), 2)
+    algorithm = cs.osds(half, max_steps=2, hidden=(8,))
+    draws = algorithm.sample(KEY, algorithm.init(KEY), 200, 2, bound=bound)
+    outside = draws.position[:, 0] <= 0
+    assert 0.3 < float(outside.mean()) < 0.7
+    assert bool(jnp.isneginf(draws.log_weight[outside]).all())
+    assert bool(jnp.isfinite(draws.log_weight[~outside]).all())
+
+
+def test_more_draws_than_a_chunk_holds():
+    num = 20_000
+    assert num > algorithm_base._MAX_CHUNK and num % algorithm_base._MAX_CHUNK
+    draws = build("osds").sample(KEY, initial_state("osds"), num, bound=None)
+    assert draws.position.shape == (num, 2)
+    np.testing.assert_allclose(draws.position.mean(0), BASE.loc, atol=0.04)
+    covariance = BASE.scale_tril @ BASE.scale_tril.T
+    np.testing.assert_allclose(np.cov(draws.position.T), covariance, atol=0.06)
+    assert len(np.unique(np.asarray(draws.position[:, 0]))) > 0.99 * num
+
+
+# ---- settings of OSDS
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"control_loss": "log_variance"}, {"max_steps": 1}, {"guidance": None, "volume": "hutchinson"}],
+    ids=["log_variance", "one_step", "hutchinson"],
+)
+def test_osds_settings_train(settings):
+    settings = {"max_steps": 2, "batch_size": 8, "hidden": (8,)} | settings
+    algorithm = cs.osds(TARGET, base=BASE, **settings)
+    state, info = jax.jit(algorithm.step)(KEY, algorithm.init(KEY))
+    chex.assert_tree_all_finite((state, info))
+    if settings["max_steps"] == 1:
+        assert info.state_consistency == info.volume_consistency == 0.0
+
+
+def test_consistency_weight_warms_up():
+    algorithm = cs.osds(
+        TARGET, max_steps=2, batch_size=8, hidden=(8,), consistency_weight=0.6, warmup_iterations=2
+    )
+    history = cs.fit(KEY, algorithm, 4, progress_bar=False).history
+    np.testing.assert_allclose(history.consistency_weight, [0.0, 0.3, 0.6, 0.6], rtol=1e-6)
+
+
+# ---- training on a Gaussian target, from a standard normal
+
+
+@pytest.fixture(scope="module")
+def trained():
+    algorithm = cs.osds(
+        TARGET, max_steps=8, batch_size=64, hidden=(32,), learning_rate=5e-3, warmup_iterations=50
+    )
+    result = cs.fit(KEY, algorithm, 200, progress_bar=False)
+    return algorithm, algorithm.init(KEY), result.state
+
+
+def gap(algorithm, state, num_steps, bound):
+    draws = algorithm.sample(jax.random.key(3), state, 4_000, num_steps, bound=bound)
+    return TARGET.log_z - float(cs.evidence(draws).elbo)
+
+
+def test_osds_approaches_the_optimal_control(trained):
+    algorithm, untrained, state = trained
+    rng = np.random.default_rng(0)
+    num_steps = algorithm.max_steps
+    d = jnp.asarray(1.0 / num_steps)
+    control = jax.jit(jax.vmap(algorithm.control.network.apply, in_axes=(None, 0, None, None)))
+    errors = {"untrained": [], "trained": []}
+    for k in range(num_steps):
+        t = jnp.asarray(k / num_steps)
+        a = float(algorithm.control.process.signal(t))
+        marginal = a**2 * COVARIANCE + (1 - a**2) * np.eye(2)
+        x = rng.multivariate_normal(a * MEAN, marginal, size=300)
+        best = (x - np.linalg.solve(marginal, (x - a * MEAN).T).T) / a
+        for name, params in (("untrained", untrained.ema_params), ("trained", state.ema_params)):
+            u = control(params, jnp.asarray(x, jnp.float32), t, d)
+            errors[name].append(np.mean((u - best) ** 2))
+    # The fine steps are finite, so that the best control of theirs is not quite u*.
+    assert np.mean(errors["trained"]) < 0.1 * np.mean(errors["untrained"])
+
+
+@pytest.mark.parametrize("bound", ["lower", "lower-if-injective"])
+def test_osds_closes_the_gap_of_the_elbo(trained, bound):
+    algorithm, untrained, state = trained
+    before = gap(algorithm, untrained, 8, bound)
+    after = gap(algorithm, state, 8, bound)
+    assert before > 1.0
+    assert -0.02 < after < 0.3
+
+
+def test_calibration_makes_the_single_step_exact(trained):
+    algorithm, _, state = trained
+    calibrated = cs.calibration(algorithm, num_steps=1)
+    start = calibrated.restart(state)
+    assert start.iteration == 0
+    chex.assert_trees_all_equal(start.params, start.ema_params, state.ema_params)
+    result = cs.fit(KEY, calibrated, 300, state=start, progress_bar=False)
+    before = gap(algorithm, state, 1, "lower-if-injective")
+    after = gap(algorithm, result.state, 1, "lower-if-injective")
+    assert -0.01 < after < 0.02
+    assert after < 0.5 * before
+    assert result.history.folded[-1] == 0.0

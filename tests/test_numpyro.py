@@ -1,0 +1,568 @@
+"""The NumPyro hook: closed-form posteriors, every support, the habits of MCMC, messages."""
+
+import functools
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.flatten_util import ravel_pytree
+from numpyro import handlers
+from numpyro.distributions import constraints, transforms
+from numpyro.infer import initialize_model
+from numpyro.infer.reparam import CircularReparam, LocScaleReparam
+
+import consistent_samplers as cs
+from consistent_samplers.integrations import numpyro as hook
+from consistent_samplers.integrations.numpyro import OneStepSampler
+
+# Tiny budgets and exact Gaussian bases leave calibration nothing to improve.
+pytestmark = pytest.mark.filterwarnings("ignore:Calibration did not improve:UserWarning")
+
+NUM = 4_000
+"""As many draws as the recipe's own check, so that they share a compilation."""
+
+TINY = {
+    "num_samples": NUM,
+    "max_steps": 1,
+    "hidden": (8,),
+    "num_iterations": 10,
+    "num_calibration_iterations": 20,
+    "progress_bar": False,
+}
+KEY = jax.random.key(0)
+NOISE = 0.5
+_rng = np.random.default_rng(0)
+X = _rng.normal(size=(20, 2)).astype(np.float32)
+Y = (1.0 + X @ [0.5, -1.0] + NOISE * _rng.normal(size=20)).astype(np.float32)
+
+
+def regression(x, y=None):
+    intercept = numpyro.sample("intercept", dist.Normal(0.0, 2.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    mean = numpyro.deterministic("mean", intercept + x @ slope)
+    with numpyro.plate("data", len(x)):
+        numpyro.sample("y", dist.Normal(mean, NOISE), obs=y)
+
+
+def one_mean(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(mu, 1.0).expand([len(y)]), obs=y)
+
+
+def linear_gaussian(features, prior_std, y, noise):
+    """Posterior mean, standard deviation and log Z of a Bayesian linear regression."""
+    features = np.asarray(features, float)
+    precision = np.diag(1.0 / np.square(prior_std)) + features.T @ features / noise**2
+    covariance = np.linalg.inv(precision)
+    mean = covariance @ features.T @ y / noise**2
+    marginal = noise**2 * np.eye(len(y)) + features @ np.diag(np.square(prior_std)) @ features.T
+    log_z = -0.5 * (
+        y @ np.linalg.solve(marginal, y)
+        + np.linalg.slogdet(marginal)[1]
+        + len(y) * math.log(2 * math.pi)
+    )
+    return mean, np.sqrt(np.diag(covariance)), log_z
+
+
+def check_posterior(sampler, names, mean, std, log_z):
+    samples, log_weight = sampler.get_weighted_samples()
+    values = np.concatenate([np.reshape(samples[n], (NUM, -1)) for n in names], axis=1)
+    weight = np.exp(log_weight - log_weight.max())
+    weight = np.asarray(weight / weight.sum(), float)[:, None]
+    estimate = (weight * values).sum(0)
+    spread = np.sqrt((weight * (values - estimate) ** 2).sum(0))
+    # 0.08 standard deviations is five standard errors of 4,000 draws.
+    np.testing.assert_array_less(np.abs(estimate - mean) / std, 0.08)
+    np.testing.assert_allclose(spread, std, rtol=0.08)
+    result = sampler.evidence
+    assert abs(result.log_z - log_z) < 3 * result.log_z_stderr + 0.05
+    resampled = sampler.get_samples()
+    values = np.concatenate([np.reshape(resampled[n], (NUM, -1)) for n in names], axis=1)
+    np.testing.assert_array_less(np.abs(values.mean(0) - mean) / std, 0.08)
+
+
+@pytest.fixture(scope="module")
+def trained_regression():
+    sampler = OneStepSampler(regression, **TINY)
+    sampler.run(KEY, X, y=Y)
+    return sampler
+
+
+@pytest.fixture
+def sampler(trained_regression):
+    """The trained regression, with the draws of one and the same run."""
+    trained_regression.run(KEY, X, y=Y)
+    return trained_regression
+
+
+@pytest.fixture(scope="module")
+def one_dimensional():
+    sampler = OneStepSampler(one_mean, **TINY)
+    sampler.run(KEY, Y)
+    return sampler
+
+
+# --- closed forms ------------------------------------------------------------------------------
+
+
+def test_regression_has_its_closed_form_posterior(sampler):
+    features = np.concatenate([np.ones((len(X), 1)), X], axis=1)
+    exact = linear_gaussian(features, [2.0, 1.0, 1.0], Y, NOISE)
+    check_posterior(sampler, ["intercept", "slope"], *exact)
+
+
+def test_conjugate_model_in_one_dimension(one_dimensional):
+    exact = linear_gaussian(np.ones((len(Y), 1)), [1.0], Y, 1.0)
+    check_posterior(one_dimensional, ["mu"], *exact)
+    assert one_dimensional.get_samples()["mu"].shape == (NUM,)
+
+
+def test_works_in_double_precision():
+    jax.config.update("jax_enable_x64", True)
+    try:
+        sampler = OneStepSampler(one_mean, **TINY)
+        sampler.run(jax.random.key(1), Y)  # float32 data
+        assert sampler.get_samples()["mu"].dtype == jnp.float64
+        exact = linear_gaussian(np.ones((len(Y), 1)), [1.0], Y, 1.0)
+        check_posterior(sampler, ["mu"], *exact)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+# --- sites -------------------------------------------------------------------------------------
+
+
+def all_supports():
+    numpyro.sample("real", dist.StudentT(5.0).expand([2, 2]).to_event(2))
+    numpyro.sample("positive", dist.Gamma(3.0, 2.0))
+    scale = numpyro.sample("less_than", dist.TruncatedNormal(0.0, 1.0, high=-0.5))
+    lower = numpyro.sample("interval", dist.Uniform(-1.0, 3.0))
+    numpyro.sample("dynamic_interval", dist.Uniform(lower, lower - scale))
+    numpyro.sample("simplex", dist.Dirichlet(jnp.ones(3)))
+    base = dist.Normal(0.0, 1.0).expand([3]).to_event(1)
+    numpyro.sample("ordered", dist.TransformedDistribution(base, transforms.OrderedTransform()))
+    numpyro.sample("corr_cholesky", dist.LKJCholesky(3, 2.0))
+    numpyro.sample("corr_matrix", dist.LKJ(2, 2.0))
+    numpyro.sample("lower_cholesky", dist.WishartCholesky(5.0, jnp.eye(2)))
+    numpyro.sample("positive_definite", dist.Wishart(5.0, jnp.eye(2)))
+    numpyro.sample("zero_sum", dist.ZeroSumNormal(1.0, (3,)))
+    numpyro.sample("circular", dist.VonMises(0.0, 2.0))
+    improper = dist.ImproperUniform(constraints.ordered_vector, (), event_shape=(2,))
+    value = numpyro.sample("improper", improper)
+    numpyro.factor("proper", -jnp.sum(value**2))
+    with numpyro.plate("groups", 4):
+        group = numpyro.sample("group", dist.Normal(1.0, 2.0))
+        numpyro.sample("angle", dist.VonMises(1.0, 3.0))
+    numpyro.deterministic("total", group.sum())
+
+
+SUPPORTS = {
+    "real": (constraints.real_matrix, (2, 2)),
+    "positive": (constraints.positive, ()),
+    "less_than": (constraints.less_than(-0.5), ()),
+    "interval": (constraints.interval(-1.0, 3.0), ()),
+    "simplex": (constraints.simplex, (3,)),
+    "ordered": (constraints.ordered_vector, (3,)),
+    "corr_cholesky": (constraints.corr_cholesky, (3, 3)),
+    "corr_matrix": (constraints.corr_matrix, (2, 2)),
+    "lower_cholesky": (constraints.lower_cholesky, (2, 2)),
+    "positive_definite": (constraints.positive_definite, (2, 2)),
+    "zero_sum": (constraints.zero_sum(1), (3,)),
+    "circular": (constraints.circular, ()),
+    "improper": (constraints.ordered_vector, (2,)),
+    "group": (constraints.real, (4,)),
+    "angle": (constraints.circular, (4,)),
+}
+
+
+# 4 + 1 + 1 + 1 + 1 + 2 + 3 + 3 + 1 + 3 + 3 + 2 + 1 + 2 + 4 + 4.
+NUM_UNCONSTRAINED = 36
+
+
+def untrained(rng_key, target, **_):
+    """In place of `train_sampler`, which takes a minute to compile for so many transforms."""
+    algorithm = cs.osds(target, max_steps=1, hidden=(8,), guidance=None)
+    state = algorithm.init(rng_key)
+    stages = {"base": cs.evidence(algorithm.sample(rng_key, state, NUM))}
+    return cs.TrainedSampler(algorithm, state, state, stages, {}, 0.0)
+
+
+def reparametrised():
+    config = {"group": LocScaleReparam(0.0), "angle": CircularReparam()}
+    return handlers.reparam(all_supports, config=config)
+
+
+@pytest.fixture(scope="module")
+def many_sites():
+    """Every support, one circular site and one group reparametrised, from a poor base."""
+    sampler = OneStepSampler(reparametrised(), **TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hook, "train_sampler", untrained)
+        with pytest.warns(UserWarning, match="circular sample site 'circular'"):
+            sampler.run(KEY)
+    return sampler
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_samples_lie_in_their_support(many_sites, name):
+    value = many_sites.get_samples(resampled=False)[name]
+    support, shape = SUPPORTS[name]
+    assert value.shape == (NUM, *shape)
+    assert np.isfinite(value).all()
+    assert bool(jnp.all(support(value)))
+    assert (np.std(value, axis=0).max()) > 0
+
+
+def test_dependent_supports_and_deterministic_sites_are_replayed(many_sites):
+    samples = many_sites.get_samples(resampled=False)
+    lower = samples["interval"]
+    assert np.all(samples["dynamic_interval"] >= lower)
+    assert np.all(samples["dynamic_interval"] <= lower - samples["less_than"])
+    np.testing.assert_allclose(samples["total"], samples["group"].sum(1), rtol=1e-4, atol=1e-4)
+
+
+def test_reparametrised_sites_come_with_their_own(many_sites):
+    samples = many_sites.get_samples(resampled=False)
+    np.testing.assert_allclose(
+        samples["group"], 1.0 + 2.0 * samples["group_decentered"], rtol=1e-4, atol=1e-4
+    )
+    assert many_sites.trained.target.name == "all_supports"
+
+
+def test_density_has_gradients_through_every_transform(many_sites):
+    target = many_sites.trained.target
+    assert target.dim == NUM_UNCONSTRAINED
+    points = jax.random.normal(KEY, (16, NUM_UNCONSTRAINED))
+    gradient = jax.jit(jax.vmap(jax.grad(target.log_density)))(points)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Continuous inference poorly handles:UserWarning")
+def test_every_support_trains():
+    sampler = OneStepSampler(reparametrised(), **TINY)
+    sampler.run(KEY)
+    samples = sampler.get_samples(resampled=False)
+    for name, (support, shape) in SUPPORTS.items():
+        assert samples[name].shape == (NUM, *shape)
+        assert bool(jnp.all(support(samples[name])))
+
+
+def test_density_and_sites_are_those_of_initialize_model(trained_regression):
+    info = initialize_model(KEY, regression, model_args=(X,), model_kwargs={"y": Y})
+    flat, unravel = ravel_pytree(info.param_info.z)
+    target = trained_regression.trained.target
+    assert target.dim == flat.size and target.name == "regression"
+    np.testing.assert_allclose(target.log_density(flat), -info.potential_fn(unravel(flat)), 1e-5)
+    sites = hook._flatten_model(regression, (X,), {"y": Y}).constrain(flat[None])
+    expected = info.postprocess_fn(unravel(flat))
+    assert set(sites) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(sites[name][0], value, rtol=1e-5)
+
+
+def test_uneven_weights_are_left_out_and_a_warning_says_so(many_sites, capsys):
+    assert not many_sites.reweighted
+    with pytest.warns(UserWarning, match="not corrected by their importance weights"):
+        samples = many_sites.get_samples()
+    raw, log_weight = many_sites.get_weighted_samples()
+    assert log_weight.shape == (NUM,)
+    jax.tree.map(np.testing.assert_array_equal, samples, raw)
+    many_sites.print_summary()
+    assert "not reweighted" in capsys.readouterr().out
+    # Asked for by name, they are resampled all the same.
+    forced = many_sites.get_samples(resampled=True)
+    assert forced["positive"].shape == (NUM,)
+    assert not np.array_equal(forced["positive"], raw["positive"])
+
+
+# --- runs --------------------------------------------------------------------------------------
+
+
+def test_same_arguments_do_not_retrain(sampler):
+    before, trained = sampler.get_samples(), sampler.trained
+    sampler.run(KEY, X.copy(), y=jnp.asarray(Y))  # the same content in other objects
+    assert sampler.trained is trained
+    jax.tree.map(np.testing.assert_array_equal, before, sampler.get_samples())
+    sampler.run(jax.random.key(5), X, y=Y)
+    assert sampler.trained is trained
+    assert not np.array_equal(before["slope"], sampler.get_samples()["slope"])
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((X + 1.0,), {"y": Y}),
+        ((X[:-1],), {"y": Y[:-1]}),
+        ((X,), {}),
+        ((X, Y), {}),
+        ((X.astype(np.float16),), {"y": Y}),
+        ((X.astype(object),), {"y": Y}),
+    ],
+    ids=["values", "shape", "missing", "positional", "dtype", "objects"],
+)
+def test_other_arguments_raise(sampler, args, kwargs):
+    with pytest.raises(
+        ValueError, match=r"trained on other arguments of model 'regression'.*train"
+    ):
+        sampler.run(KEY, *args, **kwargs)
+    assert sampler.get_samples()["slope"].shape == (NUM, 2)  # what was there stays
+
+
+def test_arguments_are_identified_by_content():
+    def helper(x):
+        return x
+
+    arguments = ({"a": X, "b": None}, "text", 3, True, helper, jax.random.key(1))
+    again = ({"a": X.copy(), "b": None}, "text", 3, True, helper, jax.random.key(1))
+    assert hook._identify(arguments) == hook._identify(again)
+    for i, other in enumerate([{"a": X, "c": None}, "test", 4, False, len, jax.random.key(2)]):
+        changed = (*arguments[:i], other, *arguments[i + 1 :])
+        assert hook._identify(arguments) != hook._identify(changed)
+    assert hook._identify(np.array(["a", None])) == hook._identify(np.array(["a", None]))
+
+
+def test_train_starts_anew_and_keys_decide(monkeypatch, one_dimensional):
+    """One key gives one training and one set of draws, in one call or in two."""
+    calls = []
+
+    def record(key, target, *, init_position, **settings):
+        calls.append((jax.random.key_data(key), init_position))
+        return one_dimensional.trained
+
+    monkeypatch.setattr(hook, "train_sampler", record)
+    together, apart = OneStepSampler(one_mean, **TINY), OneStepSampler(one_mean, **TINY)
+    together.run(KEY, Y)
+    apart.train(KEY, Y)
+    with pytest.raises(RuntimeError, match="call run"):
+        apart.get_samples()
+    apart.run(KEY, Y)
+    jax.tree.map(np.testing.assert_array_equal, together.get_samples(), apart.get_samples())
+    apart.train(jax.random.key(1), Y)
+    assert len(calls) == 3
+    jax.tree.map(np.testing.assert_array_equal, calls[0], calls[1])
+    assert not np.array_equal(calls[0][0], calls[2][0])
+    with pytest.raises(RuntimeError, match="call run"):  # of the training before
+        apart.get_samples()
+
+
+def test_train_takes_other_data(monkeypatch, sampler):
+    """The remedy that the error names works, whatever the training itself gives."""
+    trained = sampler.trained
+    fresh = OneStepSampler(regression, **TINY)
+    monkeypatch.setattr(hook, "train_sampler", lambda *args, **kwargs: trained)
+    fresh.run(KEY, X, y=Y)
+    fresh.train(KEY, X + 1.0, y=Y)
+    fresh.run(KEY, X + 1.0, y=Y)
+    with pytest.raises(ValueError, match="other arguments"):
+        fresh.run(KEY, X, y=Y)
+
+
+# --- samples -----------------------------------------------------------------------------------
+
+
+def test_resampled_draws_have_few_duplicates(sampler):
+    assert sampler.reweighted
+    slope = np.asarray(sampler.get_samples()["slope"])
+    assert len(np.unique(slope, axis=0)) > 0.9 * NUM
+    # Candidates beyond the run's own draws are used.
+    raw = np.asarray(sampler.get_samples(resampled=False)["slope"])
+    assert np.isin(slope[:, 0], raw[:, 0]).mean() < 0.7
+
+
+def test_weighted_samples_go_with_their_weights(sampler):
+    samples, log_weight = sampler.get_weighted_samples()
+    assert log_weight.shape == (NUM,)
+    flat = np.concatenate([samples["intercept"][:, None], samples["slope"]], axis=1)
+    log_density = jax.vmap(sampler.trained.target.log_density)(flat)
+    state = sampler.trained.sample(jax.random.fold_in(jax.random.fold_in(KEY, 1), 0), NUM)
+    np.testing.assert_allclose(log_density, state.log_density, rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(log_weight, state.log_weight)
+    np.testing.assert_allclose(
+        samples["mean"], samples["intercept"][:, None] + samples["slope"] @ X.T, atol=1e-4
+    )
+
+
+def test_draw_gives_any_number_of_fresh_draws(sampler):
+    samples = sampler.draw(KEY, NUM)
+    weighted, log_weight = sampler.draw(KEY, NUM, weights=True)
+    assert log_weight.shape == (NUM,)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), samples, weighted)
+    again = sampler.draw(jax.random.PRNGKey(0), NUM)  # keys of the old kind as well
+    jax.tree.map(np.testing.assert_array_equal, samples, again)
+    assert not np.array_equal(samples["slope"], sampler.draw(jax.random.key(1), NUM)["slope"])
+
+
+def test_large_deterministic_sites_are_constrained_in_chunks(monkeypatch):
+    """A chunk's outputs stay within the limit, and chunks do not change results."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("wide", jnp.exp(x) * jnp.arange(7.0))
+
+    position = jnp.linspace(-2.0, 2.0, 11)[:, None]
+    whole = hook._flatten_model(model, (), {}).constrain(position)
+    monkeypatch.setattr(hook, "_MAX_CHUNK_FLOATS", 24)  # three draws
+    chunked = hook._flatten_model(model, (), {}).constrain(position)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, chunked)
+    assert chunked["wide"].shape == (11, 7)
+
+
+@pytest.mark.slow
+def test_a_million_draws(sampler):
+    samples = sampler.draw(KEY, 1_000_000)
+    assert samples["mean"].shape == (1_000_000, 20)
+
+
+# --- summaries ---------------------------------------------------------------------------------
+
+
+def test_summary_has_the_habits_of_mcmc(sampler, capsys):
+    sampler.print_summary()
+    ours = capsys.readouterr().out
+    samples = sampler.get_samples()
+    numpyro.diagnostics.print_summary(
+        {k: np.asarray(v) for k, v in samples.items() if k != "mean"}, group_by_chain=False
+    )
+    theirs = capsys.readouterr().out
+    # Row by row the same numbers; n_eff differs, and there is no r_hat.
+    rows = [line.split() for line in ours.splitlines() if line.strip()]
+    for row, line in zip(rows, [li for li in theirs.splitlines() if li.strip()], strict=False):
+        expected = line.split()
+        num_common = len(expected) - 2
+        assert row[:num_common] == expected[:num_common]
+    assert rows[0] == ["mean", "std", "median", "5.0%", "95.0%", "n_eff"]
+    assert [row[0] for row in rows[1:4]] == ["intercept", "slope[0]", "slope[1]"]
+    assert "mean[0]" not in ours
+    for text in ("log Z", "ELBO", "ESS", "Pareto k", "lower bound", "reweighted", "trusted"):
+        assert text in ours
+
+    sampler.print_summary(prob=0.5, exclude_deterministic=False)
+    out = capsys.readouterr().out
+    assert "mean[19]" in out and "25.0%" in out
+
+
+def test_diagnostics_are_plain_numbers(sampler):
+    result = sampler.diagnostics()
+    assert set(result["stage_elbos"]) == {"base", "distilled", "calibrated"}
+    assert 0.5 < result["ess"] <= 1.0 and result["pareto_k"] < 0.7
+    assert result["folded"] == 0.0 and result["round_trip_error"] < 0.1
+    assert result["bound"] == "lower-if-injective" and result["reweighted"] is True
+    assert result["training_seconds"] > 0
+    assert "log Z" in result["verdict"]
+
+
+# --- messages ----------------------------------------------------------------------------------
+
+
+def discrete():
+    numpyro.sample("p", dist.Beta(1.0, 1.0))
+    numpyro.sample("count", dist.Poisson(3.0))
+
+
+def delta():
+    numpyro.sample("fixed", dist.Delta(1.0))
+
+
+def subsampled():
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 20, subsample_size=5) as index:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=jnp.asarray(Y)[index])
+
+
+def all_observed():
+    numpyro.sample("y", dist.Normal(0.0, 1.0), obs=1.0)
+
+
+def not_a_number():
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.factor("bad", jnp.log(-jnp.abs(mu) - 1.0))
+
+
+def nowhere():
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.factor("bad", jnp.where(mu > 1e3, 0.0, -jnp.inf))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (discrete, r"Latent site 'count' of model 'discrete' is discrete \(Poisson\).*Sum it out"),
+        (delta, "'fixed' of model 'delta' has a Delta.*numpyro.deterministic"),
+        (subsampled, r"Plate 'rows' of model 'subsampled' is subsampled \(5 of 20\)"),
+        (all_observed, "Model 'all_observed' has no latent site"),
+        (not_a_number, "log density of target 'not_a_number' is NaN"),
+        (nowhere, "log density of target 'nowhere' is -inf at all"),
+        (functools.partial(discrete), "of model 'discrete' is discrete"),
+    ],
+    ids=["discrete", "delta", "subsampled", "observed", "nan", "nowhere", "partial"],
+)
+def test_models_that_cannot_be_sampled(model, message):
+    sampler = OneStepSampler(model, **TINY)
+    with pytest.raises(ValueError, match=message):
+        sampler.run(KEY)
+    with pytest.raises(RuntimeError, match="call run"):
+        sampler.get_samples()
+
+
+def test_a_given_base_does_not_skip_the_check():
+    sampler = OneStepSampler(not_a_number, base=cs.bases.standard_normal(1), **TINY)
+    with pytest.raises(ValueError, match="is NaN"):
+        sampler.run(KEY)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"num_iters": 3}, TypeError, "'num_iters'.*num_calibration_iterations"),
+        ({"init_position": X}, TypeError, "'init_position'"),
+        ({"num_samples": 1}, ValueError, "num_samples must be an integer of at least 2"),
+        ({"num_samples": 10.0}, ValueError, "num_samples"),
+        ({"num_steps": 3}, ValueError, "num_steps=3"),
+        ({"num_steps": 4, "max_steps": 2}, ValueError, "num_steps=4"),
+    ],
+)
+def test_bad_settings_raise_at_once(settings, error, message):
+    with pytest.raises(error, match=message):
+        OneStepSampler(regression, **settings)
+
+
+def test_every_setting_of_the_recipe_can_be_given():
+    parameters = inspect.signature(cs.train_sampler).parameters
+    own = {"rng_key", "target", "init_position", "progress_bar"}
+    settings = {name: p.default for name, p in parameters.items() if name not in own}
+    OneStepSampler(regression, **settings)
+
+
+def test_model_must_be_callable():
+    with pytest.raises(TypeError, match=r"model must be a function.*got int"):
+        OneStepSampler(3)
+
+
+def test_nothing_before_run():
+    sampler = OneStepSampler(regression, **TINY)
+    for access in (
+        sampler.get_samples,
+        sampler.get_weighted_samples,
+        sampler.print_summary,
+        sampler.diagnostics,
+        lambda: sampler.draw(KEY, 10),
+        lambda: sampler.evidence,
+        lambda: sampler.reweighted,
+        lambda: sampler.trained,
+    ):
+        with pytest.raises(RuntimeError, match="call run"):
+            access()
+
+
+@pytest.mark.parametrize("bad", [0, None, jax.random.split(KEY, 2), np.zeros(3, np.uint32)])
+def test_key_must_be_one_key(bad):
+    sampler = OneStepSampler(regression, **TINY)
+    for call in (sampler.run, sampler.train, lambda key, *_: sampler.draw(key, 10)):
+        with pytest.raises(TypeError, match="rng_key must be one key"):
+            call(bad, X)
