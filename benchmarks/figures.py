@@ -140,6 +140,16 @@ def evidence_figure(results: dict[str, Any]) -> Figure:
                 label=words,
                 markersize=4,
             )
+        folded = [r for r in sampler["rows"] if r["folded"] is not None and r["folded"] > 0.001]
+        axis.plot(
+            [row["num_steps"] for row in folded],
+            [row["elbo"] - results["true_log_z"] for row in folded],
+            "o",
+            markerfacecolor="white",
+            markeredgecolor=ONE_STEP,
+            markersize=8,
+            label="map folds: no bound",
+        )
         axis.axhline(0.0, color=TRUTH, linewidth=1.0)
         axis.axhline(
             results["base_alone"]["elbo"] - results["true_log_z"],

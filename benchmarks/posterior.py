@@ -106,7 +106,7 @@ def run(name: str, seed: int, num_samples: int, num_steps: int, output: Path) ->
         "evidence": _evidence_row(sampler.evidence),
         "stages": {k: _evidence_row(v) for k, v in sampler.trained.stages.items()},
         "parameters": parameters,
-        "speed": _speed(sampler, run_seconds, nuts, num_steps),
+        "speed": _speed(sampler, run_seconds, nuts),
     }
     _print(results)
     output.mkdir(parents=True, exist_ok=True)
@@ -141,14 +141,14 @@ def _compare(
 
 
 def _speed(
-    sampler: OneStepSampler, run_seconds: float, nuts: NutsRun, num_steps: int
+    sampler: OneStepSampler, run_seconds: float, nuts: NutsRun
 ) -> dict[str, float]:
     """Draws and effective draws a second of both, everything compiled."""
 
-    def seconds(num: int, **kwargs: Any) -> float:
-        jax.block_until_ready(sampler.draw(jax.random.key(1), num, num_steps=num_steps, **kwargs))
+    def seconds(num: int, weights: bool) -> float:
+        jax.block_until_ready(sampler.draw(jax.random.key(1), num, weights=weights))
         start = time.perf_counter()
-        jax.block_until_ready(sampler.draw(jax.random.key(2), num, num_steps=num_steps, **kwargs))
+        jax.block_until_ready(sampler.draw(jax.random.key(2), num, weights=weights))
         return time.perf_counter() - start
 
     num = len(sampler.get_weighted_samples()[1])

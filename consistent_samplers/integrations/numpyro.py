@@ -513,10 +513,11 @@ def _starting_points(rng_key: PRNGKey, target: Target) -> Array:
         rng_key, (_NUM_INIT_TRIED, target.dim), minval=-_INIT_RADIUS, maxval=_INIT_RADIUS
     )
     values = jax.jit(lambda x: jax.lax.map(target.log_density, x))(points)
-    order = jnp.argsort(jnp.where(jnp.isfinite(values), values, -jnp.inf), descending=True)
-    kept = points[order[:_NUM_INIT_KEPT]]
-    check_density(target, kept)
-    return kept
+    finite = jnp.isfinite(values)
+    if not finite.any():
+        check_density(target, points[:_NUM_INIT_KEPT])
+    order = jnp.argsort(jnp.where(finite, values, -jnp.inf), descending=True)
+    return points[order[: min(_NUM_INIT_KEPT, int(finite.sum()))]]
 
 
 def _weights_allow_resampling(worth: Evidence) -> bool:

@@ -1,0 +1,202 @@
+"""Bases: densities and frames in closed form, fits on targets of known log Z and on hard ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from consistent_samplers import bases, targets
+from consistent_samplers.bases import GaussianBase
+from consistent_samplers.targets import Target
+
+KEY = jax.random.key(0)
+NUM = 4_000
+
+
+def random_covariance(dim: int, condition: float, seed: int) -> np.ndarray:
+    """Eigenvalues from 1/√condition to √condition along random directions."""
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))
+    eigenvalues = np.geomspace(condition**-0.5, condition**0.5, dim)
+    covariance = (rotation * eigenvalues) @ rotation.T
+    return 0.5 * (covariance + covariance.T)
+
+
+def log_weights(base: GaussianBase, target: Target) -> np.ndarray:
+    x = base.sample(jax.random.key(9), NUM)
+    return np.asarray(jax.vmap(target.log_density)(x) - base.log_prob(x), np.float64)
+
+
+def random_base(dim: int) -> GaussianBase:
+    covariance = random_covariance(dim, 20.0, dim)
+    return GaussianBase(jnp.arange(1.0, dim + 1), jnp.asarray(np.linalg.cholesky(covariance)))
+
+
+# ---- the distribution and its frame
+
+
+@pytest.mark.parametrize("dim", [1, 4])
+def test_log_prob(dim):
+    base = random_base(dim)
+    x = base.sample(KEY, 20)
+    assert x.shape == (20, dim)
+    covariance = np.asarray(base.scale_tril, np.float64) @ np.asarray(base.scale_tril).T
+    expected = scipy.stats.multivariate_normal(base.loc, covariance).logpdf(x)
+    np.testing.assert_allclose(base.log_prob(x), expected, rtol=1e-4, atol=1e-4)
+    in_jax = jax.scipy.stats.multivariate_normal.logpdf(x, base.loc, jnp.asarray(covariance))
+    np.testing.assert_allclose(base.log_prob(x), in_jax, rtol=1e-4, atol=1e-4)
+    assert base.log_prob(x[0]).shape == ()
+
+
+def test_sample_moments():
+    base = random_base(3)
+    x = np.asarray(base.sample(KEY, 50_000))
+    covariance = np.asarray(base.scale_tril @ base.scale_tril.T)
+    scale = np.sqrt(np.diag(covariance))
+    np.testing.assert_array_less(np.abs(x.mean(0) - base.loc), 4 * scale / 50_000**0.5)
+    np.testing.assert_allclose(np.cov(x.T), covariance, atol=0.02 * covariance.max())
+
+
+def test_whiten_round_trip():
+    base = random_base(5)
+    x = base.sample(KEY, 50)
+    z = jax.vmap(base.whiten)(x)
+    np.testing.assert_allclose(jax.vmap(base.unwhiten)(z), x, atol=1e-4)
+    # In the frame the base is standard normal, up to the frame's volume.
+    standard = jax.scipy.stats.norm.logpdf(z).sum(-1)
+    np.testing.assert_allclose(standard - base.log_abs_det, base.log_prob(x), atol=1e-4)
+
+
+def test_whitened_log_density_keeps_log_z():
+    base = random_base(2)
+    whitened = base.whitened_log_density(lambda x: base.log_prob(x) + 0.7)
+    grid = jnp.linspace(-8.0, 8.0, 200)
+    points = jnp.stack(jnp.meshgrid(grid, grid), -1).reshape(-1, 2)
+    mass = np.exp(np.asarray(jax.vmap(whitened)(points), np.float64)).sum() * (16 / 199) ** 2
+    np.testing.assert_allclose(np.log(mass), 0.7, atol=1e-3)
+
+
+def test_standard_normal():
+    base = bases.standard_normal(3, scale=2.0)
+    assert base.dim == 3
+    x = jnp.array([1.0, -2.0, 0.5])
+    expected = scipy.stats.norm(0.0, 2.0).logpdf(x).sum()
+    np.testing.assert_allclose(base.log_prob(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(base.log_abs_det, 3 * np.log(2.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [0, -1, 2.0, "2"])
+def test_standard_normal_wants_a_dimension(dim):
+    with pytest.raises(ValueError, match="dim"):
+        bases.standard_normal(dim)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_standard_normal_wants_a_scale(scale):
+    with pytest.raises(ValueError, match="scale"):
+        bases.standard_normal(2, scale)
+
+
+# ---- fits
+
+
+@pytest.mark.parametrize("dim", [2, 10, 50])
+def test_fit_gaussian_is_exact_on_gaussians(dim):
+    mean = np.random.default_rng(dim).normal(size=dim)
+    covariance = random_covariance(dim, 1e4, dim)
+    target = targets.gaussian(mean, covariance)
+    base = bases.fit_gaussian(KEY, target)
+    weights = log_weights(base, target)
+    # Exact fit: every weight is Z, so that no error bar is needed.
+    assert abs(weights.mean() - target.log_z) < 0.01
+    assert weights.std() < 0.05
+    scale = np.sqrt(np.diag(covariance))
+    np.testing.assert_array_less(np.abs(base.loc - mean), 0.05 * scale)
+
+
+@pytest.mark.parametrize(
+    ("mean", "init_position"), [(0.0, 1e3), (100.0, None)], ids=["far-start", "far-target"]
+)
+def test_fit_gaussian_finds_a_target_far_from_its_starts(mean, init_position):
+    target = targets.gaussian(np.full(5, mean), random_covariance(5, 100.0, 1))
+    if init_position is not None:
+        init_position = jnp.full(5, init_position)
+    base = bases.fit_gaussian(KEY, target, init_position=init_position)
+    assert abs(log_weights(base, target).mean() - target.log_z) < 0.01
+
+
+def test_init_position_finds_a_mode_that_random_starts_do_not():
+    # Away from the mode the density is flat but for a slight pull to the origin.
+    def log_density(x):
+        gap = jnp.sum((x - 60.0) ** 2)
+        return jnp.logaddexp(-0.5 * gap, -60.0 - 0.5 * jnp.sum(x**2))
+
+    target = Target(log_density, 2)
+    base = bases.fit_gaussian(KEY, target, init_position=jnp.full((1, 2), 59.0))
+    np.testing.assert_allclose(base.loc, 60.0, atol=0.1)
+    assert abs(log_weights(base, target).mean() - np.log(2 * np.pi)) < 0.01
+
+
+def test_fit_gaussian_survives_the_funnel():
+    # One start deep in the neck, where the density is unbounded along the way, one far out.
+    starts = jnp.zeros((2, 10)).at[0, 0].set(-40.0).at[1].set(1e3)
+    base = bases.fit_gaussian(KEY, targets.funnel(10), init_position=starts)
+    weights = log_weights(base, targets.funnel(10))
+    # The best Gaussian reaches -1.86; log Z = 0.
+    assert -2.0 < weights.mean() < 0.0
+
+
+def test_fit_gaussian_survives_a_hierarchical_model():
+    effect = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], np.float32)
+    error = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], np.float32)
+
+    def log_density(x):
+        """Eight schools, centred: unbounded as log τ falls with every θ at μ."""
+        mu, log_tau, theta = x[0], x[1], x[2:]
+        tau, normal = jnp.exp(log_tau), jax.scipy.stats.norm.logpdf
+        prior = normal(mu, 0.0, 5.0) + log_tau - jnp.log1p((tau / 5.0) ** 2)
+        return prior + normal(theta, mu, tau).sum() + normal(effect, theta, error).sum()
+
+    target = Target(log_density, 10)
+    assert log_density(jnp.zeros(10).at[1].set(-20.0)) > log_density(jnp.zeros(10)) + 50
+    base = bases.fit_gaussian(KEY, target, init_position=jnp.zeros(10).at[1].set(-15.0))
+    weights = log_weights(base, target)
+    # The best Gaussian known reaches -30.55 (that is -32.61 with the prior's constant).
+    assert np.isfinite(weights).all()
+    assert weights.mean() > -31.0
+
+
+def test_fit_gaussian_stays_in_the_support():
+    target = Target(lambda x: jnp.where(x[0] > 0, -0.5 * jnp.sum((x - 1.0) ** 2), -jnp.inf), 3)
+    base = bases.fit_gaussian(KEY, target)
+    x = base.sample(KEY, NUM)
+    assert float((x[:, 0] > 0).mean()) > 0.98
+    # And is no needle: the free coordinates have a standard deviation of one.
+    assert float(x[:, 1].std()) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("log_density", "message"),
+    [
+        (lambda x: jnp.log(x[0] - 100.0) - x @ x, "NaN"),
+        (lambda x: jnp.where(x[0] > -100.0, jnp.inf, 0.0), "inf"),
+        (lambda x: jnp.where(x[0] > 100.0, 0.0, -jnp.inf), "-inf at all"),
+    ],
+    ids=["nan", "inf", "zero"],
+)
+def test_fit_gaussian_refuses_what_is_no_density(log_density, message):
+    with pytest.raises(ValueError, match=message):
+        bases.fit_gaussian(KEY, Target(log_density, 2))
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (1, 4, 2)])
+def test_fit_gaussian_refuses_starts_of_another_shape(shape):
+    with pytest.raises(ValueError, match="init_position"):
+        bases.fit_gaussian(KEY, targets.funnel(2), init_position=jnp.zeros(shape))
+
+
+def test_fit_gaussian_is_deterministic():
+    settings = {"num_starts": 2, "num_iterations": 20, "batch_size": 8}
+    first, second = (bases.fit_gaussian(KEY, targets.funnel(2), **settings) for _ in range(2))
+    np.testing.assert_array_equal(first.loc, second.loc)
+    np.testing.assert_array_equal(first.scale_tril, second.scale_tril)
