@@ -37,8 +37,13 @@ def posterior_figure(
       trained: histories and stages.
       evidence: of the draws shown.
     """
-    ours = [np.asarray(one_step[site])[(..., *index)] for site, index in posterior.shown]
-    theirs = [np.asarray(nuts[site])[(..., *index)] for site, index in posterior.shown]
+
+    def scalar(samples: dict[str, Any], site: str, index: tuple[int, ...]) -> np.ndarray:
+        values: Any = np.asarray(samples[site])
+        return values[(slice(None), *index)]
+
+    ours = [scalar(one_step, site, index) for site, index in posterior.shown]
+    theirs = [scalar(nuts, site, index) for site, index in posterior.shown]
     labels = [site + "".join(f"[{i}]" for i in index) for site, index in posterior.shown]
 
     figure, axes = plt.subplots(3, 4, figsize=(13, 9), layout="constrained")
@@ -70,7 +75,7 @@ def _telling_pairs(draws: Sequence[np.ndarray], num: int = 3) -> list[tuple[int,
 
 def _marginal(axis: Axes, ours: np.ndarray, theirs: np.ndarray, label: str) -> None:
     low, high = np.quantile(theirs, [0.002, 0.998])
-    bins = np.linspace(low, high, 45)
+    bins = np.linspace(low, high, 45).tolist()
     axis.hist(theirs, bins, density=True, color=NUTS, alpha=0.35, label="NUTS")
     axis.hist(
         ours, bins, density=True, histtype="step", color=ONE_STEP, linewidth=1.6, label="one step"

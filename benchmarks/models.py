@@ -46,7 +46,9 @@ def seeds_model(germinated: Any, total: Any, seed_type: Any, extract: Any) -> No
 
 def cancer_model(design: Any, labels: Any) -> None:
     """Logistic regression of the breast cancer data with an N(0, 10²) prior."""
-    weights = numpyro.sample("weights", dist.Normal(0.0, 10.0).expand([design.shape[1]]).to_event(1))
+    weights = numpyro.sample(
+        "weights", dist.Normal(0.0, 10.0).expand([design.shape[1]]).to_event(1)
+    )
     # The field's sign convention: weights are minus the usual ones.
     numpyro.sample("benign", dist.Bernoulli(logits=-design @ weights), obs=labels)
 
@@ -60,13 +62,12 @@ def funnel_model(dim: int) -> None:
 
 def seeds() -> Posterior:
     """Seeds, 26 unconstrained dimensions."""
-    shown = [("a_0", ()), ("a_1", ()), ("a_2", ()), ("a_12", ()), ("sigma", ())]
-    shown += [("b", (i,)) for i in (3, 9, 14)]
+    fixed = ("a_0", "a_1", "a_2", "a_12", "sigma")
     return Posterior(
         seeds_model,
         tuple(datasets.seeds()),
         _true_log_z(targets.seeds()),
-        tuple(shown),
+        (*((site, ()) for site in fixed), *(("b", (i,)) for i in (3, 9, 14))),
     )
 
 

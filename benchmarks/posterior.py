@@ -4,11 +4,13 @@ import dataclasses
 import json
 import platform
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro.diagnostics import summary
 from numpyro.infer import MCMC, NUTS
@@ -127,8 +129,10 @@ def _compare(
     for site in sorted(reference):
         values = np.asarray(reference[site])
         flat = values.reshape(len(values), -1)
-        position = np.asarray(weighted[site]).reshape(len(log_weight), -1)
-        mean, std = (np.asarray(m) for m in weighted_moments(Draws(position, log_weight, bound=bound)))
+        position = jnp.asarray(weighted[site]).reshape(len(log_weight), -1)
+        mean, std = (
+            np.asarray(m) for m in weighted_moments(Draws(position, log_weight, bound=bound))
+        )
         for i in range(flat.shape[1]):
             label = site if values.ndim == 1 else f"{site}[{i}]"
             rows[label] = {
@@ -140,25 +144,23 @@ def _compare(
     return rows
 
 
-def _speed(
-    sampler: OneStepSampler, run_seconds: float, nuts: NutsRun
-) -> dict[str, float]:
+def _speed(sampler: OneStepSampler, run_seconds: float, nuts: NutsRun) -> dict[str, float]:
     """Draws and effective draws a second of both, everything compiled."""
 
-    def seconds(num: int, weights: bool) -> float:
-        jax.block_until_ready(sampler.draw(jax.random.key(1), num, weights=weights))
+    def seconds(draw: Callable[[jax.Array], Any]) -> float:
+        jax.block_until_ready(draw(jax.random.key(1)))
         start = time.perf_counter()
-        jax.block_until_ready(sampler.draw(jax.random.key(2), num, weights=weights))
+        jax.block_until_ready(draw(jax.random.key(2)))
         return time.perf_counter() - start
 
     num = len(sampler.get_weighted_samples()[1])
-    weighted = num / seconds(num, weights=True)
+    weighted = num / seconds(lambda key: sampler.draw(key, num, weights=True))
     return {
         "train_and_first_draws_seconds": run_seconds,
         "training_seconds": sampler.trained.training_seconds,
         "weighted_draws_per_second": weighted,
         "effective_draws_per_second": weighted * float(sampler.evidence.ess),
-        "million_unweighted_draws_seconds": seconds(_NUM_FAST_DRAWS, weights=False),
+        "million_unweighted_draws_seconds": seconds(lambda key: sampler.draw(key, _NUM_FAST_DRAWS)),
         "nuts_warmup_seconds": nuts.warmup_seconds,
         "nuts_sample_seconds": nuts.sample_seconds,
         "nuts_draws_per_second": 10_000 / nuts.sample_seconds,
@@ -203,6 +205,7 @@ def _print(results: dict[str, Any]) -> None:
             f"  {row['bound']}"
         )
     s = results["speed"]
+    million = s["million_unweighted_draws_seconds"]
     print(f"\nSpeed ({results['device']})")
     print(
         f"{'one-step training':>24}{s['training_seconds']:>12.1f} s, "
@@ -213,8 +216,8 @@ def _print(results: dict[str, Any]) -> None:
         f"{s['effective_draws_per_second']:,.0f} effective draws/s"
     )
     print(
-        f"{'one-step, no weights':>24}{1e6 / s['million_unweighted_draws_seconds']:>12,.0f} draws/s "
-        f"(1,000,000 in {s['million_unweighted_draws_seconds']:.1f} s)"
+        f"{'one-step, no weights':>24}{_NUM_FAST_DRAWS / million:>12,.0f} draws/s "
+        f"({_NUM_FAST_DRAWS:,} in {million:.1f} s)"
     )
     print(
         f"{'NUTS':>24}{s['nuts_draws_per_second']:>12,.0f} draws/s, "

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         simulate,
         targets,
     )
-    from consistent_samplers.algorithms import Algorithm, SamplerState, calibration, osds
+    from consistent_samplers.algorithms.base import Algorithm, SamplerState
+    from consistent_samplers.algorithms.calibration import calibration
+    from consistent_samplers.algorithms.osds import osds
     from consistent_samplers.estimate import Evidence, evidence
-    from consistent_samplers.training import FitResult, TrainingDivergedError, fit
     from consistent_samplers.recipe import TrainedSampler, train_sampler
     from consistent_samplers.targets import Target
+    from consistent_samplers.training import FitResult, TrainingDivergedError, fit
     from consistent_samplers.types import Draws
 
 _HOME = {

@@ -39,7 +39,7 @@ class GaussianBase:
 
     @property
     def log_abs_det(self) -> Array:
-        """log |det L|: what whitening adds to a log density."""
+        """Log |det L|: what whitening adds to a log density."""
         return jnp.sum(jnp.log(jnp.diagonal(self.scale_tril)))
 
     def distribution(self) -> Any:
@@ -59,12 +59,12 @@ class GaussianBase:
         return self.distribution().log_prob(x)
 
     def unwhiten(self, z: Array) -> Array:
-        """x = m + L z: ``[dim] -> [dim]``."""
+        """X = m + L z: ``[dim] -> [dim]``."""
         # Accelerators' default precision is too low for weights that subtract log densities.
         return self.loc + jnp.matmul(self.scale_tril, z, precision=jax.lax.Precision.HIGHEST)
 
     def whiten(self, x: Array) -> Array:
-        """z = L⁻¹(x - m): ``[dim] -> [dim]``."""
+        """Z = L⁻¹(x - m): ``[dim] -> [dim]``."""
         return jax.scipy.linalg.solve_triangular(self.scale_tril, x - self.loc, lower=True)
 
     def whitened_log_density(self, log_density: LogDensityFn) -> LogDensityFn:
@@ -148,7 +148,10 @@ def fit_gaussian(
         best_start = np.asarray(starts)[np.argmax(np.where(np.isnan(values), -np.inf, values))]
         loc, scale_tril = jnp.asarray(best_start), 0.01 * jnp.eye(dim)
     else:
-        loc, scale_tril = jnp.asarray(candidates.loc[best]), jnp.asarray(candidates.scale_tril[best])
+        loc, scale_tril = (
+            jnp.asarray(candidates.loc[best]),
+            jnp.asarray(candidates.scale_tril[best]),
+        )
 
     fitted = _maximise_elbo(
         key_adam, target, loc, scale_tril, num_iterations, batch_size, learning_rate
@@ -234,9 +237,7 @@ def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
             loc_list.append(loc)
     if not loc_list:
         loc_list, tril_list = [locs[0]], [np.eye(target.dim)]
-    return _Candidates(
-        np.stack(loc_list).astype(dtype), np.stack(tril_list).astype(dtype)
-    )
+    return _Candidates(np.stack(loc_list).astype(dtype), np.stack(tril_list).astype(dtype))
 
 
 def _elbo(target: Target, eps: Array, loc: Array, scale_tril: Array) -> Array:
@@ -268,10 +269,13 @@ def _maximise_elbo(
         shift, raw = params
         z = shift + eps @ triangle(raw).T
         # Path gradient: the density of q is scored with its parameters frozen.
-        frozen_shift, frozen_raw = jax.lax.stop_gradient(params)
-        white = jax.lax.stop_gradient(eps) + jax.scipy.linalg.solve_triangular(
-            triangle(frozen_raw), (z - jax.lax.stop_gradient(z)).T, lower=True
-        ).T
+        frozen_raw = jax.lax.stop_gradient(raw)
+        white = (
+            jax.lax.stop_gradient(eps)
+            + jax.scipy.linalg.solve_triangular(
+                triangle(frozen_raw), (z - jax.lax.stop_gradient(z)).T, lower=True
+            ).T
+        )
         log_q = -0.5 * jnp.sum(white**2, axis=-1) - jnp.sum(jnp.diagonal(frozen_raw))
         log_p = jax.vmap(target.log_density)(loc + z @ scale_tril.T)
         return jnp.mean(log_q - log_p)
@@ -281,7 +285,7 @@ def _maximise_elbo(
         optax.adam(optax.cosine_decay_schedule(learning_rate, num_iterations)),
     )
 
-    def step(carry, key):
+    def step(carry: tuple[Any, Any], key: PRNGKey) -> tuple[tuple[Any, Any], None]:
         params, opt_state = carry
         half = jax.random.normal(key, (batch_size // 2, dim))
         grads = jax.grad(negative_elbo)(params, jnp.concatenate([half, -half]))
@@ -292,7 +296,7 @@ def _maximise_elbo(
         return (optax.apply_updates(params, updates), opt_state), None
 
     @jax.jit
-    def run(key):
+    def run(key: PRNGKey) -> tuple[Array, Array]:
         params = (jnp.zeros(dim), jnp.zeros((dim, dim)))
         carry = (params, optimizer.init(params))
         (params, _), _ = jax.lax.scan(step, carry, jax.random.split(key, num_iterations))

@@ -18,6 +18,29 @@ MAX_ROUND_TRIP_ERROR = 0.1
 """Round-trip error, in base standard deviations, above which a map is called not invertible."""
 
 
+EVEN_ESS = 0.99
+"""Share of effective samples from which on the weights are even: their tail is close to rounding,
+and its Pareto k means nothing."""
+
+
+def pareto_k_threshold(num_samples: int) -> float:
+    """Largest Pareto k that can be trusted: min(1 - 1 / log10 n, 0.7) (Vehtari et al. 2024)."""
+    return min(1.0 - 1.0 / math.log10(max(num_samples, 11)), 0.7)
+
+
+def weights_are_reliable(evidence: Evidence) -> bool:
+    """Whether the importance weights support a correction of the draws and a standard error.
+
+    They do if Pareto k is at most `pareto_k_threshold`, or at least `EVEN_ESS` of the samples are
+    effective.
+
+    Args:
+      evidence: concrete (not traced) evidence.
+    """
+    threshold = pareto_k_threshold(evidence.num_samples)
+    return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= EVEN_ESS
+
+
 def mmd(x: Array, y: Array, bandwidth: float | Array | None = None) -> Array:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, JMLR 13:723, eq. 3).
 
@@ -52,8 +75,6 @@ def mmd(x: Array, y: Array, bandwidth: float | Array | None = None) -> Array:
 def verdict(evidence: Evidence) -> str:
     """What the numbers are worth and what to try, in two plain sentences.
 
-    The threshold on Pareto k is ``min(1 - 1 / log10(n), 0.7)`` (Vehtari et al. 2024).
-
     Args:
       evidence: concrete (not traced) evidence.
 
@@ -62,7 +83,7 @@ def verdict(evidence: Evidence) -> str:
     """
     n = evidence.num_samples
     k, ess = float(evidence.pareto_k), float(evidence.ess)
-    k_threshold = min(1.0 - 1.0 / math.log10(max(n, 11)), 0.7)
+    k_threshold = pareto_k_threshold(n)
     findings: list[str] = []
     remedies: list[str] = []
 
@@ -90,7 +111,7 @@ def verdict(evidence: Evidence) -> str:
             f"{n} samples show too little of the weights' tail to judge the standard errors"
         )
         remedies.append("draw at least a few hundred samples")
-    elif k > k_threshold:
+    elif not weights_are_reliable(evidence):
         findings.append(
             f"a few large weights decide log Z (Pareto k {k:.2f}, above {k_threshold:.2f} for "
             f"{n} samples), so it is probably too low and its standard error too small"
@@ -99,13 +120,13 @@ def verdict(evidence: Evidence) -> str:
     if not math.isnan(k) and ess * n < MIN_EFFECTIVE:
         findings.append(f"only about {max(ess * n, 1.0):.0f} of {n} samples are effective")
         # With a heavy tail more samples hardly help; its own remedy is already listed.
-        if math.isinf(k) or k <= k_threshold:
+        if math.isinf(k) or weights_are_reliable(evidence):
             remedies.append("draw more samples or train longer")
 
     if not findings:
         return (
-            f"The weights are well behaved ({100 * ess:.0f} % effective, Pareto k {k:.2f}): log Z "
-            "and its standard error can be trusted for the region the sampler visits. Weights "
+            f"The weights are well behaved ({100 * ess:.0f} % of {n} samples effective): log Z and "
+            "its standard error can be trusted for the region the sampler visits. Weights "
             "cannot reveal modes that no sample reaches, so compare with fresh optimiser starts or "
             "an independent sampler."
         )

@@ -310,7 +310,7 @@ def _fit_generalised_pareto(
     theta = jnp.where(theta == 0.0, jnp.finfo(log_x.dtype).eps, theta)
 
     def shape(theta: Array) -> Array:
-        """k at one theta: mean of log(1 - theta x), without forming x where it is large."""
+        """K at one theta: mean of log(1 - theta x), without forming x where it is large."""
         negative = theta < 0
         heavy = jnp.logaddexp(0.0, jnp.log(jnp.where(negative, -theta, 1.0)) + log_x)
         light = jnp.log1p(-jnp.where(negative, 0.0, theta) * jnp.exp(jnp.minimum(log_x, 20.0)))

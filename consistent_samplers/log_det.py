@@ -7,7 +7,7 @@ one batched call; callers stack the matrices of all their steps so that there is
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def gauss_jordan(matrix: Array) -> tuple[LogDet, Array]:
     dim = matrix.shape[-1]
     rows = jnp.arange(dim)
 
-    def eliminate(k, carry):
+    def eliminate(k: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         a, unused, order, sign, log_abs = carry
         column = a[:, k]
         row = jnp.argmax(jnp.where(unused, jnp.abs(column), -1.0))
@@ -71,7 +71,7 @@ def gauss_jordan(matrix: Array) -> tuple[LogDet, Array]:
 
 
 @gauss_jordan.defjvp
-def _gauss_jordan_jvp(primals, tangents):
+def _gauss_jordan_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
     (matrix,), (dot,) = primals, tangents
     det, inverse = gauss_jordan(matrix)
     dot_log_abs = jnp.sum(inverse.T * dot)

@@ -95,7 +95,7 @@ def step_pair(
 
 
 def state_consistency(pair: StepPair) -> Array:
-    """Mean squared distance between where student and teacher land: ``[]`` (OSDS, state consistency)."""
+    """Mean squared distance between student and teacher land: ``[]``."""
     return jnp.mean((pair.student - pair.teacher) ** 2)
 
 
@@ -108,9 +108,7 @@ def volume_consistency(log_volumes: Array) -> Array:
     return 0.25 * (log_volumes[..., 0] + log_volumes[..., 1] - log_volumes[..., 2]) ** 2
 
 
-def jacobian_penalty(
-    control: ControlFn, x: Array, t: Array, d: Array, probe: Array
-) -> Array:
+def jacobian_penalty(control: ControlFn, x: Array, t: Array, d: Array, probe: Array) -> Array:
     """‖J v‖² for the control's Jacobian J and a probe v: ``[]`` (OSDS; keeps steps smooth)."""
     _, dot = jax.jvp(lambda y: control(y, t, d), (x,), (probe,))
     return jnp.sum(dot**2)
@@ -140,7 +138,7 @@ def monotonicity_shortfall(
     shift = jnp.linalg.norm(frozen)
     tiny = jnp.finfo(probe.dtype).tiny
 
-    def multiply(_, v):
+    def multiply(_: int, v: Array) -> Array:
         v = shift * v - frozen @ v
         return v / (jnp.linalg.norm(v) + tiny)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -44,6 +44,7 @@ class StepConditionedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, d: Array, guidance: Array | None) -> Array:
+        """The control at ``x [dim]``: ``[dim]``."""
         # Step sizes matter on a log scale: halving is one unit at every size.
         where = jnp.stack([t, jnp.log2(d) / 8.0])
         angles = where[:, None] * (math.pi * 2.0 ** jnp.arange(self.num_frequencies // 2))
@@ -104,7 +105,9 @@ def step_conditioned_mlp(
         return module.init(rng_key, x, t, d, None if guidance_fn is None else x)
 
     def apply(params: Params, x: Array, t: Array, d: Array) -> Array:
-        return module.apply(params, x, jnp.asarray(t), jnp.asarray(d), guide(x, jnp.asarray(t)))
+        t, d = jnp.asarray(t), jnp.asarray(d)
+        control = module.apply(params, x, t, d, guide(x, t))
+        return cast(Array, control)
 
     return Network(init, apply)
 

@@ -59,8 +59,7 @@ class OrnsteinUhlenbeck:
     def __post_init__(self) -> None:
         if self.integrator not in ("exponential", "euler_maruyama"):
             raise ValueError(
-                "integrator must be 'exponential' or 'euler_maruyama', "
-                f"got {self.integrator!r}."
+                f"integrator must be 'exponential' or 'euler_maruyama', got {self.integrator!r}."
             )
 
     def signal(self, t: Array | float) -> Array:
@@ -106,7 +105,7 @@ class OrnsteinUhlenbeck:
         return x + (0.5 * beta * x + 0.5 * beta * self.score(x, control, t)) * d
 
     def flow_divergence(self, control_divergence: Array, t: Array, d: Array) -> Array:
-        """d · tr ∂(drift)/∂x of the probability flow at time t, given tr ∂u/∂x.
+        """D · tr ∂(drift)/∂x of the probability flow at time t, given tr ∂u/∂x.
 
         What the OSDS paper adds up in place of a log-determinant.
         """

@@ -5,7 +5,7 @@ go through ``jax.vmap``. Steps run in ``jax.lax.scan``, so compile time does not
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,9 @@ def stochastic_path(
     """
     d = jnp.asarray(1.0 / num_steps)
 
-    def step(carry, inputs):
+    def step(
+        carry: tuple[Array, Array], inputs: tuple[Array, PRNGKey]
+    ) -> tuple[tuple[Array, Array], Any]:
         x, log_weight = carry
         t, key = inputs
         kernel = process.forward_kernel(x, control(x, t, d), t, d)
@@ -107,7 +109,7 @@ def flow_map(control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_step
     """The deterministic map from base to target in ``num_steps`` steps: ``[dim] -> [dim]``."""
     d = jnp.asarray(1.0 / num_steps)
 
-    def step(x, t):
+    def step(x: Array, t: Array) -> tuple[Array, None]:
         return flow_step(control, process, x, t, d), None
 
     x1, _ = jax.lax.scan(step, x0, time_grid(num_steps))
@@ -124,7 +126,7 @@ def flow_path(
     """
     d = jnp.asarray(1.0 / num_steps)
 
-    def step(x, t):
+    def step(x: Array, t: Array) -> tuple[Array, tuple[Array, Array]]:
         x_next, jacobian = log_det.value_and_jacobian(
             lambda y: flow_step(control, process, y, t, d), x
         )
@@ -172,7 +174,9 @@ def heuristic_flow_log_weight(
     """
     d = jnp.asarray(1.0 / num_steps)
 
-    def step(carry, inputs):
+    def step(
+        carry: tuple[Array, Array], inputs: tuple[Array, PRNGKey]
+    ) -> tuple[tuple[Array, Array], Any]:
         x, log_volume = carry
         t, key = inputs
         probe = jax.random.rademacher(key, x.shape, x.dtype)
@@ -212,8 +216,8 @@ def invert_flow(
     d = jnp.asarray(1.0 / num_steps)
     damping = 2.0 ** -jnp.arange(0.0, 6.0)
 
-    def undo(y, t):
-        def newton(_, x):
+    def undo(y: Array, t: Array) -> tuple[Array, None]:
+        def newton(_: int, x: Array) -> Array:
             value, jacobian = log_det.value_and_jacobian(
                 lambda z: flow_step(control, process, z, t, d), x
             )

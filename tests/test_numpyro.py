@@ -19,6 +19,7 @@ from numpyro.infer.reparam import CircularReparam, LocScaleReparam
 import consistent_samplers as cs
 from consistent_samplers.integrations import numpyro as hook
 from consistent_samplers.integrations.numpyro import OneStepSampler
+from consistent_samplers.integrations.numpyro_model import flatten_model
 
 # Tiny budgets and exact Gaussian bases leave calibration nothing to improve.
 pytestmark = pytest.mark.filterwarnings("ignore:Calibration did not improve:UserWarning")
@@ -261,7 +262,7 @@ def test_density_and_sites_are_those_of_initialize_model(trained_regression):
     target = trained_regression.trained.target
     assert target.dim == flat.size and target.name == "regression"
     np.testing.assert_allclose(target.log_density(flat), -info.potential_fn(unravel(flat)), 1e-5)
-    sites = hook._flatten_model(regression, (X,), {"y": Y}).constrain(flat[None])
+    sites = flatten_model(regression, (X,), {"y": Y}).constrain(flat[None])
     expected = info.postprocess_fn(unravel(flat))
     assert set(sites) == set(expected)
     for name, value in expected.items():
@@ -408,9 +409,9 @@ def test_large_deterministic_sites_are_constrained_in_chunks(monkeypatch):
         numpyro.deterministic("wide", jnp.exp(x) * jnp.arange(7.0))
 
     position = jnp.linspace(-2.0, 2.0, 11)[:, None]
-    whole = hook._flatten_model(model, (), {}).constrain(position)
+    whole = flatten_model(model, (), {}).constrain(position)
     monkeypatch.setattr(hook, "_MAX_CHUNK_FLOATS", 24)  # three draws
-    chunked = hook._flatten_model(model, (), {}).constrain(position)
+    chunked = flatten_model(model, (), {}).constrain(position)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, chunked)
     assert chunked["wide"].shape == (11, 7)
 

@@ -179,9 +179,7 @@ def test_flow_with_the_optimal_control_converges_to_the_closed_form_map(integrat
         paths = jax.jit(
             jax.vmap(lambda x, k=num_steps: simulate.flow_path(control, process, x, k))
         )(x0)
-        log_weight = jax.vmap(
-            lambda p: simulate.flow_log_weight(p, gaussian_log_density)
-        )(paths)
+        log_weight = jax.vmap(lambda p: simulate.flow_log_weight(p, gaussian_log_density))(paths)
         errors.append(float(np.abs(paths.position[:, -1] - expected).max()))
         gaps.append(abs(float(log_weight.mean())))
         spreads.append(float(log_weight.std()))
@@ -273,9 +271,7 @@ def test_mean_weight_of_stochastic_paths_is_z(integrator, num_steps, detach):
 def test_mean_weight_of_an_injective_flow_is_z(integrator, num_steps):
     process = OrnsteinUhlenbeck(schedules.linear(0.3, 0.9), integrator)
     x0 = jax.random.normal(jax.random.key(7), (20_000, DIM))
-    paths = jax.jit(
-        jax.vmap(lambda x: simulate.flow_path(some_control, process, x, num_steps))
-    )(x0)
+    paths = jax.jit(jax.vmap(lambda x: simulate.flow_path(some_control, process, x, num_steps)))(x0)
     assert bool((paths.sign > 0).all())
     log_weight = jax.vmap(lambda p: simulate.flow_log_weight(p, scaled_log_density))(paths)
     check_mean_weight(log_weight)
@@ -360,9 +356,7 @@ def test_invert_flow_does_not_find_its_way_back_through_a_fold():
     @jax.jit
     @jax.vmap
     def error(x):
-        back = simulate.invert_flow(
-            bending, process, simulate.flow_map(bending, process, x, 1), 1
-        )
+        back = simulate.invert_flow(bending, process, simulate.flow_map(bending, process, x, 1), 1)
         return jnp.linalg.norm(back - x)
 
     with jax.numpy_rank_promotion("allow"):

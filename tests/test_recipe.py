@@ -11,6 +11,8 @@ import consistent_samplers as cs
 from consistent_samplers import recipe
 
 KEY = jax.random.key(0)
+# As many as the recipe compiles its sampler for.
+NUM = 4_000
 
 
 def banana() -> cs.Target:
@@ -50,12 +52,13 @@ def test_gaussian_target():
             num_calibration_iterations=30,
             progress_bar=False,
         )
-    evidence = trained.evidence(jax.random.key(1), 2_000)
+    evidence = trained.evidence(jax.random.key(1), NUM)
     assert abs(float(evidence.log_z) - target.log_z) < 0.01
     assert abs(float(evidence.elbo) - target.log_z) < 0.01
-    draws = trained.sample(jax.random.key(1), 2_000)
-    np.testing.assert_allclose(draws.log_density, jax.vmap(target.log_density)(draws.position),
-                               rtol=1e-4, atol=1e-3)
+    draws = trained.sample(jax.random.key(1), NUM)
+    np.testing.assert_allclose(
+        draws.log_density, jax.vmap(target.log_density)(draws.position), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_every_stage_is_reported(trained):
@@ -72,9 +75,9 @@ def test_every_stage_is_reported(trained):
 
 
 def test_base_stage_is_the_base_itself(trained):
-    x = trained.base.sample(jax.random.key(2), 4_000)
+    x = trained.base.sample(jax.random.key(2), NUM)
     weights = jax.vmap(trained.target.log_density)(x) - trained.base.log_prob(x)
-    stderr = float(weights.std()) / 4_000**0.5
+    stderr = float(weights.std()) / NUM**0.5
     assert abs(float(trained.stages["base"].elbo - weights.mean())) < 6 * stderr
 
 
@@ -85,11 +88,11 @@ def test_calibration_improves_on_the_base(trained):
 
 
 def test_evidence_says_what_it_is_worth(trained):
-    evidence = trained.evidence(jax.random.key(3), 4_000)
+    evidence = trained.evidence(jax.random.key(3), NUM)
     assert evidence.bound == "lower-if-injective"
     assert evidence.folded == 0
     assert float(evidence.round_trip_error) < 1e-3
-    assert evidence.num_samples == 4_000
+    assert evidence.num_samples == NUM
     # Fresh draws of the calibrated state, so within noise of its stage.
     calibrated = trained.stages["calibrated"]
     noise = float(jnp.hypot(evidence.elbo_stderr, calibrated.elbo_stderr))
@@ -98,8 +101,8 @@ def test_evidence_says_what_it_is_worth(trained):
 
 
 def test_many_steps_use_the_distilled_state(trained):
-    draws = trained.sample(jax.random.key(4), 50, num_steps=2)
-    expected = trained.algorithm.sample(jax.random.key(4), trained.state, 50, 2)
+    draws = trained.sample(jax.random.key(4), 50, num_steps=2, bound=None)
+    expected = trained.algorithm.sample(jax.random.key(4), trained.state, 50, 2, bound=None)
     np.testing.assert_array_equal(draws.position, expected.position)
     # So does the stochastic path, whose steps were not calibrated.
     draws = trained.sample(jax.random.key(4), 50, bound="lower")
@@ -107,8 +110,8 @@ def test_many_steps_use_the_distilled_state(trained):
     np.testing.assert_array_equal(draws.position, expected.position)
     assert trained.evidence(jax.random.key(4), 50, bound="lower").bound == "lower"
     # The single step does not.
-    draws = trained.sample(jax.random.key(4), 50)
-    expected = trained.algorithm.sample(jax.random.key(4), trained.one_step_state, 50, 1)
+    draws = trained.sample(jax.random.key(4), NUM)
+    expected = trained.algorithm.sample(jax.random.key(4), trained.one_step_state, NUM, 1)
     np.testing.assert_array_equal(draws.position, expected.position)
 
 
@@ -135,9 +138,9 @@ def test_divergence_keeps_the_last_good_state(monkeypatch):
     assert sum("goes on from that state" in message for message in messages) == 2
     assert trained.state.iteration == 0
     assert trained.histories["distilled"].loss.shape == (0,)
-    evidence = trained.evidence(KEY, 500)
+    evidence = trained.evidence(KEY, NUM)
     assert np.isfinite(float(evidence.elbo))
     # All that is left is the base.
-    draws = trained.sample(KEY, 500)
+    draws = trained.sample(KEY, NUM)
     expected = draws.log_density - trained.base.log_prob(draws.position)
     np.testing.assert_allclose(draws.log_weight, expected, atol=1e-4)

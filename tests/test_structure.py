@@ -57,7 +57,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def subjects_of(names: set[str]) -> set[str]:
-    """Our top-level modules among imported names; NAME itself counts as '' where nothing follows."""
+    """Our top-level modules among imported names."""
     ours = {name for name in names if name == NAME or name.startswith(f"{NAME}.")}
     return {name.split(".")[1] for name in ours if "." in name}
 

@@ -1,6 +1,7 @@
 """The training loop: chunks do not matter, NaN stops it, arguments are checked."""
 
 import dataclasses
+from typing import NamedTuple
 
 import chex
 import jax
@@ -12,11 +13,32 @@ import consistent_samplers as cs
 
 KEY = jax.random.key(0)
 TARGET = cs.targets.gaussian(np.array([1.0, -0.5]), np.eye(2))
-# The cheapest to compile: one step, no consistency.
-ALGORITHM = cs.osds(TARGET, max_steps=1, batch_size=8, hidden=(8,), guidance=None)
+OSDS = cs.osds(TARGET, max_steps=1, batch_size=8, hidden=(8,), guidance=None)
 
 
-def fit(num_iterations, algorithm=ALGORITHM, **kwargs):
+class ToyInfo(NamedTuple):
+    loss: jax.Array
+    elbo: jax.Array
+
+
+def toy_init(key):
+    params = jax.random.normal(key, (3,))
+    return cs.SamplerState(params, params, (), jnp.zeros((), jnp.int32))
+
+
+def toy_step(key, state):
+    """A step towards a noisy zero: order, keys and number of iterations all show."""
+    noise = jax.random.normal(key, (3,))
+    params = state.params - 0.1 * (state.params + noise)
+    loss = jnp.sum((state.params + noise) ** 2)
+    return cs.SamplerState(params, params, (), state.iteration + 1), ToyInfo(loss, -loss)
+
+
+# Compiles in no time, which an algorithm of ours does not.
+TOY = dataclasses.replace(OSDS, name="toy", init=toy_init, step=toy_step)
+
+
+def fit(num_iterations, algorithm=TOY, **kwargs):
     return cs.fit(KEY, algorithm, num_iterations, progress_bar=False, **kwargs)
 
 
@@ -28,9 +50,8 @@ def whole():
 @pytest.mark.parametrize("chunk_size", [1, 7, 100])
 def test_chunks_do_not_matter(whole, chunk_size):
     result = fit(40, chunk_size=chunk_size)
-    # To rounding: chunks of another length compile to other code.
-    chex.assert_trees_all_close(result.state, whole.state, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(result.history, whole.history, rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(result.state, whole.state, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(result.history, whole.history, rtol=1e-5, atol=1e-6)
 
 
 def test_a_continued_run_is_the_whole_run(whole):
@@ -42,19 +63,19 @@ def test_a_continued_run_is_the_whole_run(whole):
 def test_keys_differ_between_iterations_and_runs(whole):
     # Same state, same key: the losses would repeat.
     frozen = dataclasses.replace(
-        ALGORITHM,
+        TOY,
         step=lambda key, state: (
             state._replace(iteration=state.iteration + 1),
-            ALGORITHM.step(key, state)[1],
+            TOY.step(key, state)[1],
         ),
     )
     assert len(np.unique(fit(20, frozen).history.loss)) == 20
-    other = cs.fit(jax.random.key(1), ALGORITHM, 40, progress_bar=False)
+    other = cs.fit(jax.random.key(1), TOY, 40, progress_bar=False)
     assert not np.any(other.history.loss == whole.history.loss)
 
 
 def test_history(whole):
-    assert type(whole.history).__name__ == "OSDSInfo"
+    assert isinstance(whole.history, ToyInfo)
     assert whole.state.iteration == 40
     for values in whole.history:
         assert isinstance(values, np.ndarray)
@@ -62,14 +83,13 @@ def test_history(whole):
     first = fit(1)
     assert first.history.loss.shape == (1,)
     np.testing.assert_allclose(first.history.loss[0], whole.history.loss[0], rtol=1e-4)
-    assert whole.history.elbo[-10:].mean() > whole.history.elbo[:10].mean()
 
 
 def breaking(at: int, where: str):
-    """ALGORITHM with a NaN in its loss, or in its parameters alone, from an iteration on."""
+    """TOY with a NaN in its loss, or in its parameters alone, from an iteration on."""
 
     def step(key, state):
-        new_state, info = ALGORITHM.step(key, state)
+        new_state, info = TOY.step(key, state)
         poison = jnp.where(state.iteration >= at, jnp.nan, 0.0)
         if where == "loss":
             return new_state, info._replace(loss=info.loss + poison)
@@ -77,7 +97,7 @@ def breaking(at: int, where: str):
         # The loss of the poisoned iterations hides it.
         return new_state._replace(params=params), info._replace(loss=jnp.nan_to_num(info.loss))
 
-    return dataclasses.replace(ALGORITHM, step=step)
+    return dataclasses.replace(TOY, step=step)
 
 
 @pytest.mark.parametrize("where", ["loss", "params"])
@@ -112,9 +132,9 @@ def test_nan_after_the_last_iteration_does_not_matter():
 
 @pytest.mark.parametrize("progress_bar", [True, False])
 def test_progress_bar(progress_bar, capsys):
-    cs.fit(KEY, ALGORITHM, 6, progress_bar=progress_bar, chunk_size=3)
+    cs.fit(KEY, TOY, 6, progress_bar=progress_bar, chunk_size=3)
     shown = capsys.readouterr().err
-    assert ("osds" in shown and "6/6" in shown and "ELBO" in shown) == progress_bar
+    assert ("toy" in shown and "6/6" in shown and "ELBO" in shown) == progress_bar
     assert bool(shown) == progress_bar
 
 
@@ -123,4 +143,4 @@ def test_progress_bar(progress_bar, capsys):
 def test_invalid_arguments(name, value):
     arguments = {"num_iterations": 10, "chunk_size": 10} | {name: value}
     with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
-        cs.fit(KEY, ALGORITHM, progress_bar=False, **arguments)
+        cs.fit(KEY, TOY, progress_bar=False, **arguments)

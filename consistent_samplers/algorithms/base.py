@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,9 @@ class SampleFn(Protocol):
         num_steps: int = 1,
         *,
         bound: Bound | None = "lower-if-injective",
-    ) -> Draws: ...
+    ) -> Draws:
+        """Draws ``num_samples`` points in ``num_steps`` steps each."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,7 @@ class WithPaperPreset(Generic[_P]):
         functools.update_wrapper(self, constructor)
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> Algorithm:
+        """Builds the algorithm with the defaults of this package."""
         return self._constructor(*args, **kwargs)
 
 

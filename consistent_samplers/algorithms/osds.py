@@ -12,7 +12,7 @@ After training a single step of size d = 1 carries the base to the target.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,9 +119,7 @@ def _osds(
     process = OrnsteinUhlenbeck(schedule or schedules.linear(), integrator)
     log_density = base.whitened_log_density(target.log_density)
     control = _build_control(target.dim, log_density, process, hidden, guidance)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate)
-    )
+    optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
     num_levels = max_steps.bit_length() - 1
     num_volume = min(num_volume_samples, batch_size)
     detach = control_loss == "log_variance"
@@ -138,9 +136,9 @@ def _osds(
         level = jax.random.randint(key_level, (batch_size,), 1, num_levels + 1)
         stride = 2**level
         num_starts = max_steps // stride
-        index = stride * jnp.floor(
-            jax.random.uniform(key_time, (batch_size,)) * num_starts
-        ).astype(jnp.int32)
+        index = stride * jnp.floor(jax.random.uniform(key_time, (batch_size,)) * num_starts).astype(
+            jnp.int32
+        )
         # A uniform draw may round up to 1 in float32.
         index = jnp.minimum(index, max_steps - stride)
         x = paths[jnp.arange(batch_size), index]
@@ -158,16 +156,16 @@ def _osds(
             x[:num_volume], t[:num_volume], d[:num_volume]
         )
         state = jax.vmap(losses.state_consistency)(part)
-        if exact:
+        if part.jacobians is not None:
             log_volumes = log_det.slogdet(part.jacobians).log_abs_det
             shortfall = jax.vmap(
                 lambda j, v: losses.monotonicity_shortfall(j, v, monotonicity_margin)
             )(part.jacobians[:, -1], probe[:num_volume])
             penalty = monotonicity_weight * shortfall.mean()
         else:
-            log_volumes = jax.vmap(
-                lambda *args: _trace_volumes(control, params, teacher, *args)
-            )(x[:num_volume], t[:num_volume], d[:num_volume], probe[:num_volume])
+            log_volumes = jax.vmap(lambda *args: _trace_volumes(control, params, teacher, *args))(
+                x[:num_volume], t[:num_volume], d[:num_volume], probe[:num_volume]
+            )
         if num_volume < batch_size:
             rest = jax.vmap(lambda x, t, d: pair(x, t, d, False))(
                 x[num_volume:], t[num_volume:], d[num_volume:]
@@ -202,9 +200,9 @@ def _osds(
                 loss += penalty
             return loss, (paths.log_weight.mean(), state_gap, volume_gap)
 
-        (loss, (elbo, state_gap, volume_gap)), grads = jax.value_and_grad(
-            objective, has_aux=True
-        )(state.params)
+        (loss, (elbo, state_gap, volume_gap)), grads = jax.value_and_grad(objective, has_aux=True)(
+            state.params
+        )
         info = OSDSInfo(loss, elbo, state_gap, volume_gap, weight, optax.tree.norm(grads))
         return apply_gradients(optimizer, state, grads, ema_decay), info
 
@@ -266,12 +264,10 @@ def _trace_volumes(
     middle = simulate.flow_step(control.bind(teacher), control.process, x, t, half)
     first = log_volume(teacher, x, t, half)
     second = log_volume(teacher, middle, t + half, half)
-    return jnp.stack(
-        [*jax.lax.stop_gradient((first, second)), log_volume(params, x, t, d)]
-    )
+    return jnp.stack([*jax.lax.stop_gradient((first, second)), log_volume(params, x, t, d)])
 
 
-def _paper(target: Target, *, base: GaussianBase | None = None, **overrides) -> Algorithm:
+def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any) -> Algorithm:
     """OSDS with the settings of the paper and its release.
 
     Base N(0, I) unless given, N = 128 Euler-Maruyama steps, β from 10 to 0.01 as cos², reverse

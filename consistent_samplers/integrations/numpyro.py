@@ -11,54 +11,40 @@ marginal likelihood. Draws go back through the model, which also gives determini
 """
 
 import dataclasses
-import hashlib
 import inspect
 import itertools
-import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
-from jax.flatten_util import ravel_pytree
-from numpyro import handlers
 from numpyro.diagnostics import hpdi
-from numpyro.infer.initialization import init_to_uniform
-from numpyro.infer.util import constrain_fn, helpful_support_errors, potential_energy
 from numpyro.util import is_prng_key
 
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.estimate import Evidence, checked_log_weight, evidence
+from consistent_samplers.integrations.numpyro_model import (
+    FlatModel,
+    Samples,
+    flatten_model,
+    identify,
+    name_of,
+    starting_points,
+)
 from consistent_samplers.recipe import TrainedSampler, train_sampler
 from consistent_samplers.schedules import check_num_steps
-from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.types import Array, Draws, PRNGKey
-
-Samples: TypeAlias = dict[str, Array]
-"""Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
 
 MIN_RESAMPLED_EFFECTIVE = 10
 """Effective draws below which resampling would only repeat a handful of points."""
 
-EVEN_ESS = 0.99
-"""Share of effective draws from which on the weights are even: they change next to nothing."""
-
 MAX_OVERSAMPLING = 10
 """Candidates drawn for resampling, at most, in units of ``num_samples``."""
 
-# Floats of candidate positions (256 MiB) and of outputs of one chunk of constrained draws
-# (16 MiB) held at once.
+# Floats of candidate positions held at once (256 MiB).
 _MAX_CANDIDATE_FLOATS = 2**26
-_MAX_CHUNK_FLOATS = 2**22
-_MAX_CHUNK = 16_384
-
-# NumPyro's own radius; and how many of the random points are tried and kept as starts.
-_INIT_RADIUS = 2.0
-_NUM_INIT_TRIED = 64
-_NUM_INIT_KEPT = 4
 
 _TRAIN_PARAMETERS = inspect.signature(train_sampler).parameters
 # What train_sampler takes from the caller; the other arguments come from the model.
@@ -70,25 +56,10 @@ _TRAIN_SETTINGS = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
-class _FlatModel:
-    """A model with its arguments, as a density on R^dim.
-
-    Attributes:
-      target: log density over the flattened unconstrained latent sites.
-      constrain: positions ``[n, dim]`` to sites and deterministics; compiled, in chunks.
-      latent: names of the latent sites.
-    """
-
-    target: Target
-    constrain: Callable[[Array], Samples]
-    latent: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class _Training:
     """What was trained, and on which arguments."""
 
-    model: _FlatModel
+    model: FlatModel
     arguments: Any
     trained: TrainedSampler
 
@@ -194,9 +165,9 @@ class OneStepSampler:
         _check_key(rng_key)
         if self._training is None:
             self._training = self._train(rng_key, model_args, model_kwargs)
-        elif _identify((model_args, model_kwargs)) != self._training.arguments:
+        elif identify((model_args, model_kwargs)) != self._training.arguments:
             raise ValueError(
-                f"This sampler was trained on other arguments of model {_name_of(self.model)!r}, "
+                f"This sampler was trained on other arguments of model {name_of(self.model)!r}, "
                 "and its weights belong to those. Call .train(rng_key, ...) with the new ones "
                 "first, or make a new OneStepSampler."
             )
@@ -353,9 +324,8 @@ class OneStepSampler:
     def reweighted(self) -> bool:
         """Whether `get_samples` corrects the last run's draws by their weights.
 
-        It does if at least `MIN_RESAMPLED_EFFECTIVE` draws are effective and either Pareto k is
-        below the threshold that `diagnostics.verdict` uses, or the share of effective draws is
-        at least `EVEN_ESS` (RuntimeError before `run`).
+        It does if at least `MIN_RESAMPLED_EFFECTIVE` draws are effective and
+        `diagnostics.weights_are_reliable` (RuntimeError before `run`).
         """
         return self._last_run("reweighted").reweighted
 
@@ -368,15 +338,15 @@ class OneStepSampler:
         self, rng_key: PRNGKey, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> _Training:
         key_init, key_train = jax.random.split(jax.random.fold_in(rng_key, 0))
-        model = _flatten_model(self.model, model_args, model_kwargs)
+        model = flatten_model(self.model, model_args, model_kwargs)
         trained = train_sampler(
             key_train,
             model.target,
-            init_position=_starting_points(key_init, model.target),
+            init_position=starting_points(key_init, model.target),
             progress_bar=self.progress_bar,
             **self._train_settings,
         )
-        return _Training(model, _identify((model_args, model_kwargs)), trained)
+        return _Training(model, identify((model_args, model_kwargs)), trained)
 
     def _sample(self, rng_key: PRNGKey, num_samples: int, *, weights: bool = True) -> Draws:
         bound: Literal["lower-if-injective"] | None = "lower-if-injective" if weights else None
@@ -423,130 +393,10 @@ class OneStepSampler:
         return self._training
 
 
-def _flatten_model(
-    model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-) -> _FlatModel:
-    """Traces a model and turns it into a density on R^dim.
-
-    This is ``numpyro.infer.initialize_model`` without its search for a starting point, which
-    gives up on a density that is NaN without saying so; our own checks name the cause.
-
-    Raises:
-      ValueError: a latent site that cannot be sampled, a subsampled plate, or no latent site.
-    """
-    name = _name_of(model)
-    initialised = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
-    trace = handlers.trace(initialised).get_trace(*model_args, **model_kwargs)
-    _check_trace(name, trace)
-
-    prototype = {}
-    for site_name, site in trace.items():
-        if site["type"] == "sample" and not site["is_observed"]:
-            with helpful_support_errors(site, raise_warnings=True):
-                transform = dist.biject_to(site["fn"].support)
-            # One dtype for all sites, that of the sampler.
-            prototype[site_name] = jnp.zeros(transform.inverse_shape(site["fn"].shape()))
-    flat, unravel = ravel_pytree(prototype)
-    # Parameters (of neural networks, say) keep their initial values, as under MCMC.
-    fixed = {k: s["value"] for k, s in trace.items() if s["type"] in ("param", "mutable")}
-
-    def seeded_model(*args: Any, **kwargs: Any) -> Any:
-        # A fresh handler each time: it stores keys, which must not leak out of a JAX trace.
-        return handlers.seed(handlers.substitute(model, data=fixed), 0)(*args, **kwargs)
-
-    def log_density(x: Array) -> Array:
-        return -potential_energy(seeded_model, model_args, model_kwargs, unravel(x))
-
-    def constrain_one(x: Array) -> Samples:
-        return constrain_fn(
-            seeded_model, model_args, model_kwargs, unravel(x), return_deterministic=True
-        )
-
-    target = Target(log_density, dim=flat.shape[0], name=name)
-    outputs = jax.tree.leaves(jax.eval_shape(constrain_one, flat))
-    num_floats = sum(math.prod(output.shape) for output in outputs)
-    chunk = max(1, min(_MAX_CHUNK, _MAX_CHUNK_FLOATS // max(1, num_floats)))
-    constrain = jax.jit(lambda x: jax.lax.map(constrain_one, x, batch_size=chunk))
-    return _FlatModel(target, constrain, tuple(prototype))
-
-
-def _check_trace(name: str, trace: dict[str, Any]) -> None:
-    """Raises unless the model's density is continuous and complete."""
-    latent = [s for s in trace.values() if s["type"] == "sample" and not s["is_observed"]]
-    for site in latent:
-        if isinstance(site["fn"], dist.Delta):
-            raise ValueError(
-                f"Latent site {site['name']!r} of model {name!r} has a Delta distribution, which "
-                "has no density. Use numpyro.deterministic for a value that is computed."
-            )
-        if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"Latent site {site['name']!r} of model {name!r} is discrete "
-                f"({type(site['fn']).__name__}); only continuous sites can be sampled. Sum it out "
-                "in the model, e.g. with numpyro.distributions.MixtureSameFamily; enumeration by "
-                "numpyro.contrib.funsor is not supported."
-            )
-    for site in trace.values():
-        if site["type"] != "plate":
-            continue
-        size, subsample_size = site["args"]
-        if subsample_size is not None and subsample_size < size:
-            raise ValueError(
-                f"Plate {site['name']!r} of model {name!r} is subsampled ({subsample_size} of "
-                f"{size}), so the density would change from call to call. Leave out "
-                "subsample_size."
-            )
-    if not latent:
-        raise ValueError(
-            f"Model {name!r} has no latent site, so there is nothing to sample: every "
-            "numpyro.sample in it is observed."
-        )
-
-
-def _starting_points(rng_key: PRNGKey, target: Target) -> Array:
-    """The densest of some random points as NumPyro's ``init_to_uniform`` takes them.
-
-    Raises:
-      ValueError: the density is finite at none of them, with the cause.
-    """
-    points = jax.random.uniform(
-        rng_key, (_NUM_INIT_TRIED, target.dim), minval=-_INIT_RADIUS, maxval=_INIT_RADIUS
-    )
-    values = jax.jit(lambda x: jax.lax.map(target.log_density, x))(points)
-    finite = jnp.isfinite(values)
-    if not finite.any():
-        check_density(target, points[:_NUM_INIT_KEPT])
-    order = jnp.argsort(jnp.where(finite, values, -jnp.inf), descending=True)
-    return points[order[: min(_NUM_INIT_KEPT, int(finite.sum()))]]
-
-
 def _weights_allow_resampling(worth: Evidence) -> bool:
     """Whether a Pareto-smoothed resample can be trusted and is not a handful of points."""
-    ess = float(worth.ess)
-    # The threshold of diagnostics.verdict; a k of +inf (too few draws to judge) fails it. The tail
-    # of even weights is close to rounding, and its k means nothing.
-    threshold = min(1.0 - 1.0 / math.log10(max(worth.num_samples, 11)), 0.7)
-    trusted = float(worth.pareto_k) <= threshold or ess >= EVEN_ESS
-    return trusted and ess * worth.num_samples >= MIN_RESAMPLED_EFFECTIVE
-
-
-def _identify(arguments: Any) -> Any:
-    """Structure and content of model arguments, comparable by ``==``.
-
-    Arrays are identified by shape, dtype and a hash of their bytes, never by address.
-    """
-    leaves, structure = jax.tree.flatten(arguments)
-    return structure, [_identify_leaf(leaf) for leaf in leaves]
-
-
-def _identify_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
-    if array.dtype.hasobject:
-        # The bytes would be addresses: keep the objects alive, and let them compare themselves.
-        return array.shape, array.ravel().tolist()
-    return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
+    enough = float(worth.ess) * worth.num_samples >= MIN_RESAMPLED_EFFECTIVE
+    return enough and diagnostics.weights_are_reliable(worth)
 
 
 def _check_key(rng_key: Any) -> None:
@@ -554,16 +404,6 @@ def _check_key(rng_key: Any) -> None:
         shape = getattr(rng_key, "shape", None)
         got = type(rng_key).__name__ + ("" if shape is None else f" of shape {shape}")
         raise TypeError(f"rng_key must be one key, such as jax.random.key(0), got {got}.")
-
-
-def _name_of(model: Any) -> str:
-    """Name of the function inside handlers and partials."""
-    while not hasattr(model, "__name__"):
-        inner = getattr(model, "fn", None) or getattr(model, "func", None)
-        if inner is None:
-            return type(model).__name__
-        model = inner
-    return model.__name__
 
 
 def _table(samples: dict[str, np.ndarray], prob: float, num_effective: float) -> str:

@@ -82,7 +82,7 @@ def check_density(target: Target, points: Array) -> None:
     Raises:
       ValueError: NaN or +inf anywhere, or -inf everywhere.
     """
-    values = jax.vmap(target.log_density)(points)
+    values = jax.jit(jax.vmap(target.log_density))(points)
     num_nan = int(jnp.isnan(values).sum())
     if num_nan:
         raise ValueError(

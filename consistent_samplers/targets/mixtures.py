@@ -107,11 +107,11 @@ def _isotropic_mixture(means: np.ndarray, variance: float, name: str) -> Target:
 
 def _multiply(factor: np.ndarray, x: Array) -> Array:
     """Diagonal ``[dim]`` or full ``[dim, dim]`` factor times a vector ``[dim]``."""
-    factor = jnp.asarray(factor, x.dtype)
-    if factor.ndim == 1:
-        return factor * x
+    array = jnp.asarray(factor, x.dtype)
+    if array.ndim == 1:
+        return array * x
     # The default precision of a matrix product on accelerators is far below float32.
-    return jnp.matmul(factor, x, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(array, x, precision=jax.lax.Precision.HIGHEST)
 
 
 def _cholesky(covariance: np.ndarray) -> np.ndarray:
