@@ -120,7 +120,7 @@ def fit_gaussian(
       target: the target.
       init_position: ``[dim]`` or ``[num_points, dim]`` points to start from besides the random
         ones.
-      num_starts: number of random starts.
+      num_starts: number of starts in all; those not given are the origin and random points.
       num_iterations: Adam iterations.
       batch_size: draws of each iteration (antithetic pairs).
       learning_rate: Adam's, in units of the start's standard deviations.
@@ -137,7 +137,7 @@ def fit_gaussian(
     @jax.jit
     def elbos(key: PRNGKey, loc: Array, scale_tril: Array) -> Array:
         """ELBO of each candidate ``[n]`` on the same draws."""
-        eps = jax.random.normal(key, (256, dim))
+        eps = jax.random.normal(key, (128, dim))
         return jax.lax.map(lambda c: _elbo(target, eps, *c), (loc, scale_tril))
 
     score = np.asarray(elbos(key_choose, *candidates))
@@ -170,9 +170,12 @@ def fit_gaussian(
 def _start_points(
     rng_key: PRNGKey, target: Target, init_position: Array | None, num_starts: int
 ) -> Array:
-    """The origin, random points at several scales, and the user's: ``[n, dim]``."""
-    scales = jnp.geomspace(0.1, 3.0, max(num_starts - 1, 1))[:, None]
-    random = scales * jax.random.normal(rng_key, (scales.shape[0], target.dim))
+    """The user's points, then the origin and random ones at several scales: ``[n, dim]``."""
+    num_given = 0 if init_position is None else len(jnp.atleast_2d(jnp.asarray(init_position)))
+    # The origin and one random point stay, however many points are given.
+    num_random = max(num_starts - num_given - 1, 1)
+    scales = jnp.geomspace(0.1, 3.0, num_random)[::-1, None]
+    random = scales * jax.random.normal(rng_key, (num_random, target.dim))
     points = jnp.concatenate([jnp.zeros((1, target.dim)), random])
     if init_position is not None:
         given = jnp.atleast_2d(jnp.asarray(init_position, points.dtype))
@@ -217,7 +220,7 @@ def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
             callback=lambda x, path=path: path.append(x.copy()),
             options={"maxiter": 200, "maxcor": 20},
         )
-        keep = np.unique(np.geomspace(1, len(path), num=6).astype(int)) - 1
+        keep = np.unique(np.geomspace(1, len(path), num=5).astype(int)) - 1
         points += [path[i] for i in keep]
     locs = np.stack(points)
     precisions = -np.asarray(hessian(jnp.asarray(locs, dtype)), np.float64)
@@ -230,7 +233,7 @@ def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
         curvature = np.abs(eigenvalues)
         # Flat and saddle directions get a prior-like ridge; several, since none fits all. The
         # floor keeps a singular Hessian from giving an infinite covariance.
-        for ridge in (0.0, 0.01, 0.1, 1.0, 10.0):
+        for ridge in (0.0, 0.1, 10.0):
             total = np.maximum(curvature + ridge, 1e-6 * max(float(curvature.max()), 1e-6))
             covariance = (vectors / total) @ vectors.T
             tril_list.append(scipy.linalg.cholesky(covariance, lower=True))

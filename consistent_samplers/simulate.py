@@ -196,7 +196,7 @@ def invert_flow(
     x1: Array,
     num_steps: int,
     *,
-    num_iterations: int = 20,
+    num_iterations: int = 10,
 ) -> Array:
     """Inverts the discrete map step by step, last first, by Newton's method started at x1.
 

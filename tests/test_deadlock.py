@@ -14,12 +14,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 120
 
+# Batches of 4 never hung where one factorisation a step did; batches of 64 always.
 SETUP = """
 import jax, jax.numpy as jnp
 import consistent_samplers as cs
 from consistent_samplers import log_det, processes, simulate
 
-dim = {dim}
+dim, BATCH = {dim}, 64
 assert (dim > log_det.MAX_ELIMINATION_DIM) == {lapack}
 key = jax.random.key(0)
 target = cs.Target(lambda x: -0.5 * jnp.sum((x - 1.0) ** 2), dim)
@@ -27,7 +28,7 @@ target = cs.Target(lambda x: -0.5 * jnp.sum((x - 1.0) ** 2), dim)
 
 FLOW_WEIGHTS = """
 weights = jax.random.normal(key, (dim, dim)) / dim**0.5
-x0 = jax.random.normal(key, (4, dim))
+x0 = jax.random.normal(key, (BATCH, dim))
 
 @jax.jit
 @jax.value_and_grad
@@ -45,7 +46,7 @@ print("finished")
 """
 
 OSDS = """
-algorithm = cs.osds(target, max_steps=4, batch_size=4, hidden=(8,), volume="exact")
+algorithm = cs.osds(target, max_steps=4, batch_size=BATCH, hidden=(8,), volume="exact")
 state = algorithm.init(key)
 step = jax.jit(algorithm.step)
 for i in range(3):

@@ -18,8 +18,9 @@ from numpyro.infer.reparam import CircularReparam, LocScaleReparam
 
 import consistent_samplers as cs
 from consistent_samplers.integrations import numpyro as hook
+from consistent_samplers.integrations import numpyro_model
 from consistent_samplers.integrations.numpyro import OneStepSampler
-from consistent_samplers.integrations.numpyro_model import flatten_model
+from consistent_samplers.integrations.numpyro_model import flatten_model, identify
 
 # Tiny budgets and exact Gaussian bases leave calibration nothing to improve.
 pytestmark = pytest.mark.filterwarnings("ignore:Calibration did not improve:UserWarning")
@@ -323,11 +324,11 @@ def test_arguments_are_identified_by_content():
 
     arguments = ({"a": X, "b": None}, "text", 3, True, helper, jax.random.key(1))
     again = ({"a": X.copy(), "b": None}, "text", 3, True, helper, jax.random.key(1))
-    assert hook._identify(arguments) == hook._identify(again)
+    assert identify(arguments) == identify(again)
     for i, other in enumerate([{"a": X, "c": None}, "test", 4, False, len, jax.random.key(2)]):
         changed = (*arguments[:i], other, *arguments[i + 1 :])
-        assert hook._identify(arguments) != hook._identify(changed)
-    assert hook._identify(np.array(["a", None])) == hook._identify(np.array(["a", None]))
+        assert identify(arguments) != identify(changed)
+    assert identify(np.array(["a", None])) == identify(np.array(["a", None]))
 
 
 def test_train_starts_anew_and_keys_decide(monkeypatch, one_dimensional):
@@ -410,7 +411,7 @@ def test_large_deterministic_sites_are_constrained_in_chunks(monkeypatch):
 
     position = jnp.linspace(-2.0, 2.0, 11)[:, None]
     whole = flatten_model(model, (), {}).constrain(position)
-    monkeypatch.setattr(hook, "_MAX_CHUNK_FLOATS", 24)  # three draws
+    monkeypatch.setattr(numpyro_model, "_MAX_CHUNK_FLOATS", 24)  # three draws
     chunked = flatten_model(model, (), {}).constrain(position)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, chunked)
     assert chunked["wide"].shape == (11, 7)

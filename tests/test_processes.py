@@ -69,16 +69,24 @@ def test_signal_in_closed_form():
 
 
 @by_schedule
+@pytest.mark.parametrize("shift", [0.0, 1.5], ids=["zero", "constant"])
 @given(step=steps(), seed=seeds)
-def test_zero_control_is_in_detailed_balance_with_the_base(schedule, step, seed):
+def test_constant_control_is_in_detailed_balance(schedule, shift, step, seed):
+    # The control m belongs to the target N(m, I), with marginals N(a m, I): the base where it
+    # is zero. Forward and backward kernels are then exact in steps of any size.
     process, (t, d) = OrnsteinUhlenbeck(schedule), step
     x, noise = points(seed, 2)
-    forward = process.forward_kernel(x, jnp.zeros(DIM), t, d)
+    control = jnp.full(DIM, shift)
+    forward = process.forward_kernel(x, control, t, d)
     y = forward.mean + forward.std * noise
     backward = process.backward_kernel(y, t, d)
-    there = simulate.standard_normal_log_prob(x) + forward.log_prob(y)
-    back = simulate.standard_normal_log_prob(y) + backward.log_prob(x)
-    np.testing.assert_allclose(there, back, rtol=1e-5, atol=2e-4)
+
+    def marginal(x, t):
+        return simulate.standard_normal_log_prob(x - process.signal(t) * control)
+
+    there = marginal(x, t) + forward.log_prob(y)
+    back = marginal(y, t + d) + backward.log_prob(x)
+    np.testing.assert_allclose(there, back, rtol=1e-5, atol=5e-4)
 
 
 def test_euler_maruyama_is_not_in_detailed_balance():

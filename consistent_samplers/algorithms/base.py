@@ -203,6 +203,20 @@ def build_sample(base: GaussianBase, control: Control, max_steps: int) -> Sample
         log_weight = jnp.where(jnp.isneginf(log_rho), -jnp.inf, log_weight)
         return Draws(base.unwhiten(z1), log_weight, log_rho - base.log_abs_det, flow, bound)
 
+    @functools.partial(jax.jit, static_argnames=("num_samples", "num_steps", "bound"))
+    def draw(
+        rng_key: PRNGKey, params: Params, num_samples: int, num_steps: int, bound: Bound | None
+    ) -> Draws:
+        chunk = _MAX_CHUNK
+        if bound == "lower-if-injective":
+            chunk = min(chunk, max(1, _MAX_JACOBIAN_FLOATS // (num_steps * base.dim**2)))
+        keys = jax.random.split(rng_key, num_samples)
+        return jax.lax.map(
+            lambda key: one_draw(params, key, num_steps, bound), keys, batch_size=chunk
+        )
+
+    # Compiled apart from the draws: one compilation serves every number of samples.
+    @functools.partial(jax.jit, static_argnames="num_steps")
     def round_trip_errors(params: Params, keys: Array, num_steps: int) -> Array:
         """Distance from x0 to the map's Newton inverse at T(x0), in standard deviations."""
 
@@ -213,25 +227,8 @@ def build_sample(base: GaussianBase, control: Control, max_steps: int) -> Sample
             back = simulate.invert_flow(u, control.process, z1, num_steps)
             return jnp.sqrt(jnp.mean((back - z0) ** 2))
 
-        return jax.lax.map(error, keys, batch_size=32)
-
-    @functools.partial(jax.jit, static_argnames=("num_samples", "num_steps", "bound"))
-    def draw(
-        rng_key: PRNGKey, params: Params, num_samples: int, num_steps: int, bound: Bound | None
-    ) -> Draws:
-        chunk = _MAX_CHUNK
-        if bound == "lower-if-injective":
-            chunk = min(chunk, max(1, _MAX_JACOBIAN_FLOATS // (num_steps * base.dim**2)))
-        keys = jax.random.split(rng_key, num_samples)
-        draws = jax.lax.map(
-            lambda key: one_draw(params, key, num_steps, bound), keys, batch_size=chunk
-        )
-        if draws.flow is not None:
-            num = min(num_samples, _NUM_ROUND_TRIPS)
-            errors = round_trip_errors(params, keys[:num], num_steps)
-            measured = draws.flow.round_trip_error.at[:num].set(errors)
-            draws = draws.replace(flow=FlowDiagnostics(draws.flow.folded, measured))
-        return draws
+        chunk = max(1, _MAX_JACOBIAN_FLOATS // base.dim**2)
+        return jax.lax.map(error, keys, batch_size=chunk)
 
     def sample(
         rng_key: PRNGKey,
@@ -246,6 +243,13 @@ def build_sample(base: GaussianBase, control: Control, max_steps: int) -> Sample
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
         if bound is not None and bound not in BOUNDS:
             raise ValueError(f"bound must be None or one of {BOUNDS}, got {bound!r}.")
-        return draw(rng_key, state.ema_params, num_samples, num_steps, bound)
+        draws = draw(rng_key, state.ema_params, num_samples, num_steps, bound)
+        if draws.flow is None:
+            return draws
+        num = min(num_samples, _NUM_ROUND_TRIPS)
+        keys = jax.random.split(rng_key, num_samples)[:num]
+        errors = round_trip_errors(state.ema_params, keys, num_steps)
+        measured = draws.flow.round_trip_error.at[:num].set(errors)
+        return draws.replace(flow=draws.flow._replace(round_trip_error=measured))
 
     return sample

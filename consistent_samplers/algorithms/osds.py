@@ -69,14 +69,14 @@ def _osds(
     warmup_iterations: int = 200,
     monotonicity_weight: float = 10.0,
     monotonicity_margin: float = 0.05,
-    jacobian_weight: float = 1e-4,
+    jacobian_weight: float = 0.0,
     ema_decay: float = 0.99,
     gradient_clip: float = 1.0,
     hidden: tuple[int, ...] = (64, 64),
     guidance: Literal["ratio", "interpolated"] | None = "ratio",
     schedule: schedules.Schedule | None = None,
     integrator: Integrator = "exponential",
-    num_volume_samples: int = 32,
+    num_consistency_samples: int = 64,
 ) -> Algorithm:
     """One-step diffusion sampler by self-distillation, with defaults of ours.
 
@@ -97,7 +97,7 @@ def _osds(
       monotonicity_weight: weight of the penalty that keeps big steps from folding (only with
         exact log-volumes, whose Jacobians it shares).
       monotonicity_margin: smallest eigenvalue it asks of the Jacobian's symmetric part.
-      jacobian_weight: weight of the penalty ‖J v‖² on the control's Jacobian.
+      jacobian_weight: weight of the paper's penalty ‖J v‖² on the control's Jacobian.
       ema_decay: of the teacher, and of the parameters that sample.
       gradient_clip: on the global norm.
       hidden: widths of the network's hidden layers.
@@ -105,7 +105,7 @@ def _osds(
         the paper's, or None.
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.
-      num_volume_samples: samples of each batch that volume consistency is evaluated on.
+      num_consistency_samples: paths of each batch on which the consistency losses are taken.
 
     Returns:
       An `Algorithm`.
@@ -121,7 +121,6 @@ def _osds(
     control = _build_control(target.dim, log_density, process, hidden, guidance)
     optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
     num_levels = max_steps.bit_length() - 1
-    num_volume = min(num_volume_samples, batch_size)
     detach = control_loss == "log_variance"
     per_path_loss = losses.log_variance if detach else losses.reverse_kl
 
@@ -131,50 +130,40 @@ def _osds(
         params: Params, teacher: Params, rng_key: PRNGKey, paths: Array
     ) -> tuple[Array, Array, Array]:
         """Mean state consistency, volume consistency and the penalties, on path points."""
+        num = min(num_consistency_samples, batch_size)
         key_level, key_time, key_probe = jax.random.split(rng_key, 3)
         # d = 2^k / N with k uniform in 1..log2 N; t uniform on the multiples of d.
-        level = jax.random.randint(key_level, (batch_size,), 1, num_levels + 1)
-        stride = 2**level
+        stride = 2 ** jax.random.randint(key_level, (num,), 1, num_levels + 1)
         num_starts = max_steps // stride
-        index = stride * jnp.floor(jax.random.uniform(key_time, (batch_size,)) * num_starts).astype(
-            jnp.int32
-        )
+        start = jnp.floor(jax.random.uniform(key_time, (num,)) * num_starts).astype(jnp.int32)
         # A uniform draw may round up to 1 in float32.
-        index = jnp.minimum(index, max_steps - stride)
-        x = paths[jnp.arange(batch_size), index]
+        index = stride * jnp.minimum(start, num_starts - 1)
+        x = paths[jnp.arange(num), index]
         t, d = index / max_steps, stride / max_steps
         probe = jax.random.normal(key_probe, x.shape)
         student, ema = control.bind(params), control.bind(teacher)
 
-        def pair(x: Array, t: Array, d: Array, exact: bool) -> losses.StepPair:
-            return losses.step_pair(student, ema, process, x, t, d, with_jacobians=exact)
-
-        # Volume is compared on a part of the batch; state on all of it.
-        exact = volume == "exact"
+        pairs = jax.vmap(
+            lambda x, t, d: losses.step_pair(
+                student, ema, process, x, t, d, with_jacobians=volume == "exact"
+            )
+        )(x, t, d)
+        state_gap = jax.vmap(losses.state_consistency)(pairs).mean()
         penalty = jnp.zeros(())
-        part = jax.vmap(lambda x, t, d: pair(x, t, d, exact))(
-            x[:num_volume], t[:num_volume], d[:num_volume]
-        )
-        state = jax.vmap(losses.state_consistency)(part)
-        if part.jacobians is not None:
-            log_volumes = log_det.slogdet(part.jacobians).log_abs_det
+        if pairs.jacobians is not None:
+            log_volumes = log_det.slogdet(pairs.jacobians).log_abs_det
             shortfall = jax.vmap(
                 lambda j, v: losses.monotonicity_shortfall(j, v, monotonicity_margin)
-            )(part.jacobians[:, -1], probe[:num_volume])
-            penalty = monotonicity_weight * shortfall.mean()
+            )(pairs.jacobians[:, -1], probe)
+            penalty += monotonicity_weight * shortfall.mean()
         else:
             log_volumes = jax.vmap(lambda *args: _trace_volumes(control, params, teacher, *args))(
-                x[:num_volume], t[:num_volume], d[:num_volume], probe[:num_volume]
+                x, t, d, probe
             )
-        if num_volume < batch_size:
-            rest = jax.vmap(lambda x, t, d: pair(x, t, d, False))(
-                x[num_volume:], t[num_volume:], d[num_volume:]
-            )
-            state = jnp.concatenate([state, jax.vmap(losses.state_consistency)(rest)])
-        volume_gap = losses.volume_consistency(log_volumes)
-        roughness = jax.vmap(lambda *args: losses.jacobian_penalty(student, *args))(x, t, d, probe)
-        penalty += jacobian_weight * roughness.mean()
-        return state.mean(), volume_gap.mean(), penalty
+        if jacobian_weight > 0.0:
+            roughness = jax.vmap(lambda *args: losses.jacobian_penalty(student, *args))
+            penalty += jacobian_weight * roughness(x, t, d, probe).mean()
+        return state_gap, losses.volume_consistency(log_volumes).mean(), penalty
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, OSDSInfo]:
         key_base, key_path, key_pair = jax.random.split(rng_key, 3)
@@ -296,7 +285,7 @@ def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any
         "guidance": "interpolated",
         "schedule": schedules.cosine(0.01, 10.0),
         "integrator": "euler_maruyama",
-        "num_volume_samples": overrides.get("batch_size", 1_024),
+        "num_consistency_samples": overrides.get("batch_size", 1_024),
     }
     algorithm = _osds(target, base=base, **(settings | overrides))
     return dataclasses.replace(algorithm, name="osds.paper")
