@@ -54,7 +54,9 @@ def gauss_jordan(matrix: Array) -> tuple[LogDet, Array]:
         pivot_row = jnp.sum(jnp.where(is_pivot[:, None], a, 0.0), axis=0)
         pivot = jnp.sum(jnp.where(rows == k, pivot_row, 0.0))
         # Exchange of variables: the pivot's column becomes a column of the inverse.
-        scaled_row = jnp.where(rows == k, 1.0, pivot_row) / pivot
+        # A zero pivot settles the sign; what follows must only stay finite.
+        safe_pivot = jnp.where(pivot == 0.0, 1.0, pivot)
+        scaled_row = jnp.where(rows == k, 1.0, pivot_row) / safe_pivot
         cleared = jnp.where((rows == k)[None, :], 0.0, a) - column[:, None] * scaled_row[None, :]
         a = jnp.where(is_pivot[:, None], scaled_row[None, :], cleared)
         # Each earlier pivot that lies below this row is one inversion of the permutation.
@@ -66,7 +68,7 @@ def gauss_jordan(matrix: Array) -> tuple[LogDet, Array]:
     one = jnp.ones((), matrix.dtype)
     start = (matrix, jnp.ones(dim, bool), jnp.zeros(dim, rows.dtype), one, 0.0 * one)
     a, _, order, sign, log_abs = jax.lax.fori_loop(0, dim, eliminate, start)
-    inverse = a[order][:, jnp.argsort(order)]
+    inverse = jnp.where(sign == 0.0, jnp.nan, a[order][:, jnp.argsort(order)])
     return LogDet(sign, jnp.where(sign == 0.0, -jnp.inf, log_abs)), inverse
 
 

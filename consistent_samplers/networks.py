@@ -146,6 +146,7 @@ def interpolated_guidance(
 
     def guidance(x: Array, t: Array) -> Array:
         gradient = jax.grad(whitened_log_density)(x) + x
+        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
         return jnp.clip(t * gradient / process.signal(t), -clip, clip)
 
     return guidance

@@ -88,7 +88,7 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
       ValueError: ``num_steps`` is not a power of two that divides ``max_steps``.
     """
     allowed = [2**k for k in range(max_steps.bit_length())]
-    if num_steps not in allowed:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps not in allowed:
         raise ValueError(
             f"num_steps={num_steps!r} does not divide the {max_steps} fine steps of this sampler "
             f"into steps it was trained for. Choose one of {allowed}."
@@ -101,7 +101,8 @@ def check_max_steps(max_steps: int) -> None:
     Raises:
       ValueError: it is not.
     """
-    if not isinstance(max_steps, int) or max_steps < 1 or max_steps & (max_steps - 1):
+    whole = isinstance(max_steps, int) and not isinstance(max_steps, bool)
+    if not whole or max_steps < 1 or max_steps & (max_steps - 1):
         raise ValueError(
             f"max_steps must be a power of two (step sizes halve down to it), got {max_steps!r}."
         )

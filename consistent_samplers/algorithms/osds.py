@@ -111,11 +111,18 @@ def _osds(
       An `Algorithm`.
 
     Raises:
-      ValueError: base and target differ in dimension, or ``max_steps`` is not a power of two.
+      ValueError: base and target differ in dimension, ``max_steps`` is not a power of two, or
+        an option has no such choice.
     """
     base = standard_normal(target.dim) if base is None else base
     check_base(target, base)
     schedules.check_max_steps(max_steps)
+    if control_loss not in ("reverse_kl", "log_variance"):
+        raise ValueError(
+            f"control_loss must be 'reverse_kl' or 'log_variance', got {control_loss!r}."
+        )
+    if volume not in ("exact", "hutchinson"):
+        raise ValueError(f"volume must be 'exact' or 'hutchinson', got {volume!r}.")
     process = OrnsteinUhlenbeck(schedule or schedules.linear(), integrator)
     log_density = base.whitened_log_density(target.log_density)
     control = _build_control(target.dim, log_density, process, hidden, guidance)
