@@ -115,7 +115,7 @@ def _training_curve(axis: Axes, trained: TrainedSampler, log_z: float) -> None:
     base_gap = log_z - float(trained.stages["base"].elbo)
     axis.axhline(base_gap, color=TRUTH, linestyle=":", linewidth=1.2, label="base alone")
     axis.set(xlabel="iteration", ylabel="log Z - ELBO [nats]", yscale="log")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="lower left")
     axis.spines[["top", "right"]].set_visible(False)
 
 

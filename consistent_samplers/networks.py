@@ -34,12 +34,14 @@ class StepConditionedMLP(nn.Module):
       dim: dimension of x.
       hidden: widths of the hidden layers.
       initial_gate: weight of the guidance in the untrained network.
+      elementwise_gain: also scale each coordinate of x by an output of its own.
       num_frequencies: sine and cosine features of t and of log2 d.
     """
 
     dim: int
     hidden: tuple[int, ...] = (64, 64)
     initial_gate: float = 0.0
+    elementwise_gain: bool = True
     num_frequencies: int = 8
 
     @nn.compact
@@ -58,9 +60,11 @@ class StepConditionedMLP(nn.Module):
             hidden = nn.silu(nn.Dense(width)(hidden) * (1.0 + scale) + shift)
         # Shift and elementwise gain: funnels and hierarchies rescale some coordinates by others.
         # A gain above -1 keeps each coordinate's own scaling positive in a step of any size.
-        shift_and_gain = nn.Dense(2 * self.dim, kernel_init=nn.initializers.zeros)(hidden)
-        shift, gain = jnp.split(shift_and_gain, 2)
-        out = shift + (nn.softplus(gain + math.log(math.e - 1.0)) - 1.0) * x
+        num_outputs = 2 * self.dim if self.elementwise_gain else self.dim
+        out = nn.Dense(num_outputs, kernel_init=nn.initializers.zeros)(hidden)
+        if self.elementwise_gain:
+            shift, gain = jnp.split(out, 2)
+            out = shift + (nn.softplus(gain + math.log(math.e - 1.0)) - 1.0) * x
         if guidance is not None:
             gate = nn.Dense(
                 self.dim,
@@ -85,6 +89,7 @@ def step_conditioned_mlp(
     hidden: tuple[int, ...] = (64, 64),
     guidance_fn: Callable[[Array, Array], Array] | None = None,
     initial_gate: float = 0.0,
+    elementwise_gain: bool = True,
 ) -> Network:
     """The default control network.
 
@@ -94,8 +99,9 @@ def step_conditioned_mlp(
       guidance_fn: ``(x [dim], t []) -> [dim]``, a target gradient to be gated by the network,
         or None for a network of x, t and d alone.
       initial_gate: weight of the guidance in the untrained network.
+      elementwise_gain: also scale each coordinate of x by an output of its own.
     """
-    module = StepConditionedMLP(dim, tuple(hidden), initial_gate)
+    module = StepConditionedMLP(dim, tuple(hidden), initial_gate, elementwise_gain)
 
     def guide(x: Array, t: Array) -> Array | None:
         return None if guidance_fn is None else guidance_fn(x, t)

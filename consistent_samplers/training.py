@@ -1,5 +1,6 @@
 """The training loop: chunks of compiled iterations, with a progress bar and a NaN stop."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,9 @@ from tqdm.auto import tqdm
 
 from consistent_samplers.algorithms.base import Algorithm, SamplerState
 from consistent_samplers.types import PRNGKey
+
+MAX_SKIPPED_SHARE = 0.1
+"""Share of a chunk's iterations that may meet NaN or inf, and be skipped, before it stops."""
 
 
 class FitResult(NamedTuple):
@@ -60,7 +64,8 @@ def fit(
 
     Raises:
       ValueError: ``num_iterations`` or ``chunk_size`` is not a positive integer.
-      TrainingDivergedError: a loss or parameter became NaN or inf; carries the last good state.
+      TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
+        chunk's losses did; carries the last good state. Fewer are skipped, with a warning.
     """
     for name, value in (("num_iterations", num_iterations), ("chunk_size", chunk_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -84,13 +89,14 @@ def fit(
     infos: list[Any] = []
     bar = tqdm(total=num_iterations, disable=not progress_bar, desc=algorithm.name, unit="it")
     with bar:
-        done = 0
+        done = num_skipped = 0
         while done < num_iterations:
             num_run = min(chunk_size, num_iterations - done)
             new_state, info = run_chunk(state, jnp.asarray(num_run))
             info = jax.tree.map(lambda x, n=num_run: np.asarray(x)[:n], info)
             bad = ~np.isfinite(info.loss)
-            if bad.any() or not _all_finite(new_state.params):
+            num_skipped += int(bad.sum())
+            if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(new_state.params):
                 where = done + (int(np.argmax(bad)) if bad.any() else num_run - 1)
                 raise TrainingDivergedError(
                     f"Training of {algorithm.name!r} on target {algorithm.target.name!r} met NaN "
@@ -102,7 +108,14 @@ def fit(
             state, done = new_state, done + num_run
             infos.append(info)
             bar.update(num_run)
-            bar.set_postfix_str(f"ELBO {np.mean(info.elbo):.3f}")
+            bar.set_postfix_str(f"ELBO {np.mean(info.elbo[~bad]):.3f}")
+    if num_skipped:
+        warnings.warn(
+            f"{num_skipped} of {num_iterations} iterations of {algorithm.name!r} met NaN or inf "
+            "and were skipped. If there are many, lower the learning rate or fit a better base.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return FitResult(state, _join(infos, infos[0]))
 
 

@@ -144,3 +144,13 @@ def test_invalid_arguments(name, value):
     arguments = {"num_iterations": 10, "chunk_size": 10} | {name: value}
     with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
         cs.fit(KEY, TOY, progress_bar=False, **arguments)
+
+
+def test_a_stray_nan_is_skipped_with_a_warning():
+    def step(key, state):
+        new_state, info = TOY.step(key, state)
+        return new_state, info._replace(loss=jnp.where(state.iteration == 4, jnp.nan, info.loss))
+
+    with pytest.warns(RuntimeWarning, match="1 of 20 iterations"):
+        result = fit(20, dataclasses.replace(TOY, step=step), chunk_size=20)
+    assert result.state.iteration == 20

@@ -165,13 +165,19 @@ def apply_gradients(
     grads: Params,
     ema_decay: float,
 ) -> SamplerState:
-    """One optimiser update and the moving average."""
+    """One optimiser update and the moving average; none where a gradient is not finite.
+
+    A single path that overflows then costs one iteration, not the training.
+    """
+    finite = jnp.isfinite(optax.tree.norm(grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # A young average follows closely, so that it is never stuck at its starting point.
     decay = jnp.minimum(ema_decay, (1.0 + state.iteration) / (10.0 + state.iteration))
     ema_params = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema_params, params)
-    return SamplerState(params, ema_params, opt_state, state.iteration + 1)
+    new_state = SamplerState(params, ema_params, opt_state, state.iteration)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+    return kept._replace(iteration=state.iteration + 1)
 
 
 def build_sample(base: GaussianBase, control: Control, max_steps: int) -> SampleFn:

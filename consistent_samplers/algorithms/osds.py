@@ -74,6 +74,7 @@ def _osds(
     gradient_clip: float = 1.0,
     hidden: tuple[int, ...] = (64, 64),
     guidance: Literal["ratio", "interpolated"] | None = "ratio",
+    elementwise_gain: bool = True,
     schedule: schedules.Schedule | None = None,
     integrator: Integrator = "exponential",
     num_consistency_samples: int = 64,
@@ -103,6 +104,7 @@ def _osds(
       hidden: widths of the network's hidden layers.
       guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
         the paper's, or None.
+      elementwise_gain: let the network also scale each coordinate of x.
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.
       num_consistency_samples: paths of each batch on which the consistency losses are taken.
@@ -125,7 +127,7 @@ def _osds(
         raise ValueError(f"volume must be 'exact' or 'hutchinson', got {volume!r}.")
     process = OrnsteinUhlenbeck(schedule or schedules.linear(), integrator)
     log_density = base.whitened_log_density(target.log_density)
-    control = _build_control(target.dim, log_density, process, hidden, guidance)
+    control = _build_control(target.dim, log_density, process, hidden, guidance, elementwise_gain)
     optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
     num_levels = max_steps.bit_length() - 1
     detach = control_loss == "log_variance"
@@ -212,6 +214,7 @@ def _build_control(
     process: OrnsteinUhlenbeck,
     hidden: tuple[int, ...],
     guidance: Literal["ratio", "interpolated"] | None,
+    elementwise_gain: bool,
 ) -> Control:
     """The control's network, and its twin with the target gradient frozen."""
     gate = 0.0
@@ -233,7 +236,11 @@ def _build_control(
                 return jax.lax.stop_gradient(guidance_fn(x, t))
 
         return networks.step_conditioned_mlp(
-            dim, hidden=hidden, guidance_fn=guide, initial_gate=gate
+            dim,
+            hidden=hidden,
+            guidance_fn=guide,
+            initial_gate=gate,
+            elementwise_gain=elementwise_gain,
         )
 
     return Control(network(False), network(True), process, log_density)
@@ -290,6 +297,7 @@ def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any
         "ema_decay": 0.999,
         "gradient_clip": 1.0,
         "guidance": "interpolated",
+        "elementwise_gain": False,
         "schedule": schedules.cosine(0.01, 10.0),
         "integrator": "euler_maruyama",
         "num_consistency_samples": overrides.get("batch_size", 1_024),
