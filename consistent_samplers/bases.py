@@ -56,7 +56,7 @@ class GaussianBase:
 
     def log_prob(self, x: Array) -> Array:
         """Log density at ``x``: ``[..., dim] -> [...]``."""
-        return self.distribution().log_prob(x)
+        return self.distribution().log_prob(jnp.asarray(x, self.loc.dtype))
 
     def unwhiten(self, z: Array) -> Array:
         """X = m + L z: ``[dim] -> [dim]``."""
