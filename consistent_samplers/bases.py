@@ -59,12 +59,12 @@ class GaussianBase:
         return self.distribution().log_prob(jnp.asarray(x, self.loc.dtype))
 
     def unwhiten(self, z: Array) -> Array:
-        """X = m + L z: ``[dim] -> [dim]``."""
+        """The point x = m + L z: ``[dim] -> [dim]``."""
         # Accelerators' default precision is too low for weights that subtract log densities.
         return self.loc + jnp.matmul(self.scale_tril, z, precision=jax.lax.Precision.HIGHEST)
 
     def whiten(self, x: Array) -> Array:
-        """Z = L⁻¹(x - m): ``[dim] -> [dim]``."""
+        """The whitened point z = L⁻¹(x - m): ``[dim] -> [dim]``."""
         return jax.scipy.linalg.solve_triangular(self.scale_tril, x - self.loc, lower=True)
 
     def whitened_log_density(self, log_density: LogDensityFn) -> LogDensityFn:

@@ -31,7 +31,7 @@ def resample(rng_key: PRNGKey, draws: Draws, num_samples: int | None = None) -> 
 
     Raises:
       ValueError: ``num_samples`` below 1, or weights that cannot be used (see
-        ``evidence.checked_log_weight``).
+        ``estimate.checked_log_weight``).
     """
     log_weight = checked_log_weight(draws)
     if num_samples is None:
@@ -53,7 +53,7 @@ def weighted_moments(draws: Draws) -> tuple[Array, Array]:
       ``(mean [dim], standard deviation [dim])``.
 
     Raises:
-      ValueError: weights that cannot be used (see ``evidence.checked_log_weight``).
+      ValueError: weights that cannot be used (see ``estimate.checked_log_weight``).
     """
     smoothed, _ = pareto_smooth(checked_log_weight(draws))
     return _moments(draws.position, smoothed)

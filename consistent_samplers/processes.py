@@ -105,7 +105,7 @@ class OrnsteinUhlenbeck:
         return x + (0.5 * beta * x + 0.5 * beta * self.score(x, control, t)) * d
 
     def flow_divergence(self, control_divergence: Array, t: Array, d: Array) -> Array:
-        """D · tr ∂(drift)/∂x of the probability flow at time t, given tr ∂u/∂x.
+        """The trace d · tr ∂(drift)/∂x of the probability flow at time t, given tr ∂u/∂x.
 
         What the OSDS paper adds up in place of a log-determinant.
         """

@@ -125,6 +125,8 @@ def train_sampler(
     Raises:
       ValueError: the density is NaN, +inf, or zero everywhere it was tried, or base and target
         differ in dimension.
+      TrainingDivergedError: the draws of the trained sampler have no usable weights (the density
+        is NaN or +inf where it was not before); carries the trained state.
     """
     start = time.perf_counter()
     key_base, key_fit, key_calibrate, key_check = jax.random.split(rng_key, 4)
@@ -162,7 +164,14 @@ def train_sampler(
 
     # An untrained control is zero: its single step is the base itself.
     states = {"base": untrained, "distilled": distilled.state, "calibrated": calibrated.state}
-    stages = {name: check(state) for name, state in states.items()}
+    try:
+        stages = {name: check(state) for name, state in states.items()}
+    except ValueError as error:
+        raise TrainingDivergedError(
+            f"The sampler of target {target.name!r} was trained, but its draws cannot be weighed: "
+            f"{error} The trained state is in this error's .result.state.",
+            calibrated,
+        ) from error
     best = max(stages, key=lambda name: float(stages[name].elbo))
     # On a target that the base already fits, the stages differ by noise only.
     noise = 2.0 * float(stages["calibrated"].elbo_stderr)

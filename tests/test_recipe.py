@@ -144,3 +144,20 @@ def test_divergence_keeps_the_last_good_state(monkeypatch):
     draws = trained.sample(KEY, NUM)
     expected = draws.log_density - trained.base.log_prob(draws.position)
     np.testing.assert_allclose(draws.log_weight, expected, atol=1e-4)
+
+
+def test_draws_that_cannot_be_weighed_do_not_lose_the_training(monkeypatch):
+    def unusable(draws):
+        raise ValueError("NaN in the log weights.")
+
+    monkeypatch.setattr(recipe, "evidence", unusable)
+    with pytest.raises(cs.TrainingDivergedError, match="NaN in the log weights") as caught:
+        cs.train_sampler(
+            jax.random.key(0),
+            banana(),
+            base=cs.bases.standard_normal(2),
+            num_iterations=2,
+            num_calibration_iterations=3,
+            progress_bar=False,
+        )
+    assert caught.value.result.state.iteration == 3

@@ -40,7 +40,7 @@ class OSDSInfo(NamedTuple):
 
     Attributes:
       loss: what was minimised.
-      elbo: ELBO of the N-step stochastic paths of this batch (biased by no teacher).
+      elbo: ELBO of the N-step stochastic paths of this batch.
       state_consistency: mean squared gap between one step and two.
       volume_consistency: mean squared gap of their log-volumes.
       consistency_weight: weight of both at this iteration.
