@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     )
     from consistent_samplers.algorithms.base import Algorithm, SamplerState
     from consistent_samplers.algorithms.calibration import calibration
+    from consistent_samplers.algorithms.cdds import cdds
+    from consistent_samplers.algorithms.dds import dds
+    from consistent_samplers.algorithms.dis import dis
     from consistent_samplers.algorithms.osds import osds
+    from consistent_samplers.algorithms.pis import pis
+    from consistent_samplers.algorithms.progressive import progressive_distillation
+    from consistent_samplers.algorithms.scds import scds
     from consistent_samplers.estimate import Evidence, evidence
     from consistent_samplers.recipe import TrainedSampler, train_sampler
     from consistent_samplers.targets import Target
@@ -35,7 +41,13 @@ _HOME = {
     "Algorithm": "algorithms",
     "SamplerState": "algorithms",
     "calibration": "algorithms",
+    "cdds": "algorithms",
+    "dds": "algorithms",
+    "dis": "algorithms",
     "osds": "algorithms",
+    "pis": "algorithms",
+    "progressive_distillation": "algorithms",
+    "scds": "algorithms",
     "Evidence": "estimate",
     "evidence": "estimate",
     "FitResult": "training",
@@ -70,15 +82,21 @@ __all__ = [
     "TrainingDivergedError",
     "bases",
     "calibration",
+    "cdds",
     "corrections",
+    "dds",
     "diagnostics",
+    "dis",
     "evidence",
     "fit",
     "log_det",
     "losses",
     "networks",
     "osds",
+    "pis",
     "processes",
+    "progressive_distillation",
+    "scds",
     "schedules",
     "simulate",
     "targets",

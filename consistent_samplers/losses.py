@@ -28,14 +28,47 @@ def reverse_kl(log_weight: Array) -> Array:
 def log_variance(log_weight: Array) -> Array:
     """Log-variance divergence: squared deviation of each log w from the batch mean.
 
-    Zero exactly when every weight is Z (Richter & Berner, 2024). For paths simulated
-    with ``detach=True``.
+    Zero exactly when every weight is Z (Richter & Berner, 2024). For given paths, from any
+    distribution of full support: differentiate through `simulate.path_log_ratio` only.
 
     Args:
       log_weight: ``[num_samples]``, at least two.
     """
     num_samples = log_weight.shape[0]
     return (log_weight - log_weight.mean()) ** 2 * (num_samples / (num_samples - 1))
+
+
+def trajectory_balance(log_weight: Array, log_z: Array) -> Array:
+    """Squared gap (log Z - log w)² with a learned log Z (Malkin et al., 2022, eq. 14).
+
+    For given paths, like `log_variance`, whose batch mean it replaces by a parameter.
+
+    Args:
+      log_weight: ``[num_samples]``.
+      log_z: ``[]``, a parameter.
+    """
+    return (log_z - log_weight) ** 2
+
+
+def sub_trajectory_balance(log_flow: Array, log_ratio: Array, decay: float = 1.0) -> Array:
+    """Squared imbalance over all pieces of a partial trajectory, ``[]``.
+
+    For points m < n of a path, log f_n(x_n) + Σ_{m <= k < n} [log B_k - log F_k] - log f_m(x_m)
+    is zero for the right flow f (the marginal density of the paths, unnormalised). Averaged over
+    all m < n with weights decay^(n - m) (Madan et al., 2023; Zhang et al., 2024, Diffusion
+    Generative Flow Samplers).
+
+    Args:
+      log_flow: ``[num_points]``, log f along a stretch of the path; log ρ at its end if the path
+        ends there, log Z + log p0 at its start if it starts there.
+      log_ratio: ``[num_points - 1]``, from `simulate.path_log_ratio`.
+      decay: weight of a piece one step longer.
+    """
+    num_points = log_flow.shape[0]
+    balance = log_flow + jnp.concatenate([jnp.zeros(1, log_ratio.dtype), jnp.cumsum(log_ratio)])
+    length = jnp.arange(num_points)[None, :] - jnp.arange(num_points)[:, None]
+    weight = jnp.where(length > 0, decay ** jnp.maximum(length, 0), 0.0)
+    return jnp.sum(weight * (balance[None, :] - balance[:, None]) ** 2) / jnp.sum(weight)
 
 
 class StepPair(NamedTuple):

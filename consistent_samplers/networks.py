@@ -25,28 +25,45 @@ class Network(NamedTuple):
     apply: Callable[[Params, Array, Array, Array], Array]
 
 
-class StepConditionedMLP(nn.Module):
-    """A perceptron modulated by time and step size, plus a gated target gradient.
-
-    The output layer starts at zero: an untrained network without guidance is a zero control.
+class KernelNetwork(NamedTuple):
+    """Corrections to a Gaussian kernel as a pair of pure functions.
 
     Attributes:
-      dim: dimension of x.
+      init: ``(rng_key) -> params``.
+      apply: ``(params, x [dim], t [], d []) -> (shift [dim], log_scale [dim])``, in units of the
+        kernel's standard deviation; both bounded.
+    """
+
+    init: Callable[[PRNGKey], Params]
+    apply: Callable[[Params, Array, Array, Array], tuple[Array, Array]]
+
+
+class ScalarNetwork(NamedTuple):
+    """A function of place and time as a pair of pure functions.
+
+    Attributes:
+      init: ``(rng_key) -> params``.
+      apply: ``(params, x [dim], t []) -> []``.
+    """
+
+    init: Callable[[PRNGKey], Params]
+    apply: Callable[[Params, Array, Array], Array]
+
+
+class Trunk(nn.Module):
+    """Hidden layers over x, modulated by time and step size.
+
+    Attributes:
       hidden: widths of the hidden layers.
-      initial_gate: weight of the guidance in the untrained network.
-      elementwise_gain: also scale each coordinate of x by an output of its own.
       num_frequencies: sine and cosine features of t and of log2 d.
     """
 
-    dim: int
-    hidden: tuple[int, ...] = (64, 64)
-    initial_gate: float = 0.0
-    elementwise_gain: bool = True
+    hidden: tuple[int, ...]
     num_frequencies: int = 8
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, d: Array, guidance: Array | None) -> Array:
-        """The control at ``x [dim]``: ``[dim]``."""
+    def __call__(self, x: Array, t: Array, d: Array) -> tuple[Array, Array]:
+        """The last hidden layer, and the embedding of t and d."""
         # Step sizes matter on a log scale: halving is one unit at every size.
         where = jnp.stack([t, jnp.log2(d) / 8.0])
         angles = where[:, None] * (math.pi * 2.0 ** jnp.arange(self.num_frequencies // 2))
@@ -58,6 +75,30 @@ class StepConditionedMLP(nn.Module):
             modulation = nn.Dense(2 * width, kernel_init=nn.initializers.normal(0.02))(embedding)
             scale, shift = jnp.split(modulation, 2)
             hidden = nn.silu(nn.Dense(width)(hidden) * (1.0 + scale) + shift)
+        return hidden, embedding
+
+
+class StepConditionedMLP(nn.Module):
+    """A perceptron modulated by time and step size, plus a gated target gradient.
+
+    The output layer starts at zero: an untrained network without guidance is a zero control.
+
+    Attributes:
+      dim: dimension of x.
+      hidden: widths of the hidden layers.
+      initial_gate: weight of the guidance in the untrained network.
+      elementwise_gain: also scale each coordinate of x by an output of its own.
+    """
+
+    dim: int
+    hidden: tuple[int, ...] = (64, 64)
+    initial_gate: float = 0.0
+    elementwise_gain: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, d: Array, guidance: Array | None) -> Array:
+        """The control at ``x [dim]``: ``[dim]``."""
+        hidden, embedding = Trunk(self.hidden)(x, t, d)
         # Shift and elementwise gain: funnels and hierarchies rescale some coordinates by others.
         # A gain above -1 keeps each coordinate's own scaling positive in a step of any size.
         num_outputs = 2 * self.dim if self.elementwise_gain else self.dim
@@ -73,6 +114,63 @@ class StepConditionedMLP(nn.Module):
             )(embedding)
             out = out + gate * guidance
         return out
+
+
+class _Head(nn.Module):
+    """The trunk and one dense layer that starts at zero."""
+
+    hidden: tuple[int, ...]
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, d: Array) -> Array:
+        hidden, _ = Trunk(self.hidden)(x, t, d)
+        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)(hidden)
+
+
+def kernel_correction(
+    dim: int,
+    *,
+    hidden: tuple[int, ...] = (64, 64),
+    max_shift: float = 4.0,
+    max_log_scale: float = 3.0,
+) -> KernelNetwork:
+    """Bounded corrections to mean and scale of a Gaussian kernel; none while untrained.
+
+    Args:
+      dim: dimension of x.
+      hidden: widths of the hidden layers.
+      max_shift: largest shift of the mean, in standard deviations of the uncorrected kernel.
+      max_log_scale: largest change of the log standard deviation.
+    """
+    module = _Head(tuple(hidden), 2 * dim)
+
+    def init(rng_key: PRNGKey) -> Params:
+        return module.init(rng_key, jnp.zeros(dim), jnp.zeros(()), jnp.ones(()))
+
+    def apply(params: Params, x: Array, t: Array, d: Array) -> tuple[Array, Array]:
+        out = cast(Array, module.apply(params, x, jnp.asarray(t), jnp.asarray(d)))
+        shift, log_scale = jnp.split(out, 2)
+        # Slope one at zero, like the unbounded outputs.
+        return (
+            max_shift * jnp.tanh(shift / max_shift),
+            max_log_scale * jnp.tanh(log_scale / max_log_scale),
+        )
+
+    return KernelNetwork(init, apply)
+
+
+def scalar_mlp(dim: int, *, hidden: tuple[int, ...] = (64, 64)) -> ScalarNetwork:
+    """A scalar function of x and t that starts at zero (log-flows of sub-trajectory balance)."""
+    module = _Head(tuple(hidden), 1)
+
+    def init(rng_key: PRNGKey) -> Params:
+        return module.init(rng_key, jnp.zeros(dim), jnp.zeros(()), jnp.ones(()))
+
+    def apply(params: Params, x: Array, t: Array) -> Array:
+        return cast(Array, module.apply(params, x, jnp.asarray(t), jnp.ones(())))[0]
+
+    return ScalarNetwork(init, apply)
 
 
 def clip_norm(x: Array, max_norm: Array | float) -> Array:

@@ -22,21 +22,27 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers.schedules import Schedule, linear
-from consistent_samplers.types import Array
+from consistent_samplers.types import Array, PRNGKey
 
-Integrator: TypeAlias = Literal["exponential", "euler_maruyama"]
+Integrator: TypeAlias = Literal["exponential", "denoising", "euler_maruyama"]
+INTEGRATORS: tuple[Integrator, ...] = ("exponential", "denoising", "euler_maruyama")
 
 
 class GaussianKernel(NamedTuple):
-    """A Gaussian transition with isotropic covariance.
+    """A Gaussian transition with diagonal covariance.
 
     Attributes:
       mean: ``[dim]``.
-      std: ``[]``.
+      std: ``[]``, or ``[dim]`` where it was learned.
     """
 
     mean: Array
     std: Array
+
+    def sample(self, rng_key: PRNGKey) -> Array:
+        """A reparametrised draw: ``[dim]``."""
+        noise = jax.random.normal(rng_key, self.mean.shape, self.mean.dtype)
+        return self.mean + self.std * noise
 
     def log_prob(self, x: Array) -> Array:
         """Log density of the transition to ``x``: ``[dim] -> []``."""
@@ -49,18 +55,18 @@ class OrnsteinUhlenbeck:
 
     Attributes:
       schedule: the rate β.
-      integrator: ``"exponential"`` (exact transitions for a control frozen over the step) or
-        ``"euler_maruyama"`` (the papers' choice); for generative, backward and flow steps alike.
+      integrator: ``"exponential"`` (exact transitions for a control u frozen over the step),
+        ``"denoising"`` (the same with the pull a(t) u frozen instead: DDS) or
+        ``"euler_maruyama"`` (the other papers' choice); for generative, backward and flow steps
+        alike.
     """
 
     schedule: Schedule = dataclasses.field(default_factory=linear)
     integrator: Integrator = "exponential"
 
     def __post_init__(self) -> None:
-        if self.integrator not in ("exponential", "euler_maruyama"):
-            raise ValueError(
-                f"integrator must be 'exponential' or 'euler_maruyama', got {self.integrator!r}."
-            )
+        if self.integrator not in INTEGRATORS:
+            raise ValueError(f"integrator must be one of {INTEGRATORS}, got {self.integrator!r}.")
 
     def signal(self, t: Array | float) -> Array:
         """Share a(t) of a target point left at time t: x_t | x_1 ~ N(a x_1, (1 - a²) I)."""
@@ -75,20 +81,24 @@ class OrnsteinUhlenbeck:
 
         ``"exponential"``: mean e^{-b/2} x + a(t+d) (1 - e^{-b}) u, variance 1 - e^{-b}, with
         b = ∫β over the step. For u = 0 it is the exact reversal of the noising at any step
-        size, which freezing the whole score v would not give.
+        size, which freezing the whole score v would not give. ``"denoising"``: 2 a(t)
+        (1 - e^{-b/2}) u in the mean instead (Vargas et al., 2023).
         """
-        if self.integrator == "exponential":
+        if self.integrator != "euler_maruyama":
             b = self.schedule.integral(t, t + d)
             variance = -jnp.expm1(-b)
-            mean = jnp.exp(-0.5 * b) * x + self.signal(t + d) * variance * control
-            return GaussianKernel(mean, jnp.sqrt(variance))
+            if self.integrator == "exponential":
+                pull = self.signal(t + d) * variance
+            else:
+                pull = -2.0 * self.signal(t) * jnp.expm1(-0.5 * b)
+            return GaussianKernel(jnp.exp(-0.5 * b) * x + pull * control, jnp.sqrt(variance))
         beta = self.schedule.rate(t)
         drift = 0.5 * beta * x + beta * self.score(x, control, t)
         return GaussianKernel(x + drift * d, jnp.sqrt(beta * d))
 
     def backward_kernel(self, x_next: Array, t: Array, d: Array) -> GaussianKernel:
         """Noising kernel B(x_t | x_{t+d}): mean e^{-b/2} x, variance 1 - e^{-b}, or by Euler."""
-        if self.integrator == "exponential":
+        if self.integrator != "euler_maruyama":
             b = self.schedule.integral(t, t + d)
             return GaussianKernel(jnp.exp(-0.5 * b) * x_next, jnp.sqrt(-jnp.expm1(-b)))
         beta = self.schedule.rate(t)
@@ -98,9 +108,12 @@ class OrnsteinUhlenbeck:
         """One step of the probability flow, x_t -> x_{t+d}.
 
         ``"exponential"``: x + (a(t+d) - a(t)) u, which equals e^{b/2} x + (e^{b/2} - 1) v.
+        ``"denoising"``: x + ½ b a(t) u.
         """
         if self.integrator == "exponential":
             return x + (self.signal(t + d) - self.signal(t)) * control
+        if self.integrator == "denoising":
+            return x + 0.5 * self.schedule.integral(t, t + d) * self.signal(t) * control
         beta = self.schedule.rate(t)
         return x + (0.5 * beta * x + 0.5 * beta * self.score(x, control, t)) * d
 

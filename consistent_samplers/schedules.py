@@ -79,6 +79,23 @@ def constant(beta: float = 5.0) -> Schedule:
     return linear(beta, beta)
 
 
+def brownian() -> Schedule:
+    """β(t) = 1 / t: the noising of a Brownian motion pinned at the origin, in scaled coordinates.
+
+    For a Brownian motion X from X_0 = 0 the variable X_t / √t is an Ornstein-Uhlenbeck process
+    towards N(0, I) with the signal a(t) = √t. ∫β = log(t1 / t0) is infinite from t0 = 0, where the
+    process forgets its start: for exact kernels (``"exponential"``) only.
+    """
+
+    def rate(t: Array | float) -> Array:
+        return 1.0 / jnp.asarray(t)
+
+    def integral(t0: Array | float, t1: Array | float) -> Array:
+        return jnp.log(t1 / jnp.asarray(t0))
+
+    return Schedule(rate, integral)
+
+
 def check_num_steps(num_steps: int, max_steps: int) -> None:
     """Raises unless a sampler trained on ``max_steps`` fine steps can take ``num_steps``.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import log_det
-from consistent_samplers.processes import OrnsteinUhlenbeck
+from consistent_samplers.processes import GaussianKernel, OrnsteinUhlenbeck
 from consistent_samplers.schedules import time_grid
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
@@ -19,15 +19,29 @@ ControlFn: TypeAlias = Callable[[Array, Array, Array], Array]
 """A network with its parameters: ``(x [dim], t [], d []) -> control [dim]``."""
 
 
+class PathKernels(NamedTuple):
+    """The transitions of a stochastic sampler, with their parameters.
+
+    Attributes:
+      forward: ``(x [dim], t [], d []) -> F(· | x)``, the generative kernel from t to t + d.
+      backward: ``(x_next [dim], t [], d []) -> B(· | x_next)``, from t + d back to t.
+    """
+
+    forward: Callable[[Array, Array, Array], GaussianKernel]
+    backward: Callable[[Array, Array, Array], GaussianKernel]
+
+
 class StochasticPath(NamedTuple):
     """One simulated path of the generative SDE.
 
     Attributes:
       position: ``[num_steps + 1, dim]``, from the base to the target.
+      log_ratio: ``[num_steps]``, log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k).
       log_weight: ``[]``, log w of the path, with E[w] = Z.
     """
 
     position: Array
+    log_ratio: Array
     log_weight: Array
 
 
@@ -52,50 +66,109 @@ def standard_normal_log_prob(x: Array) -> Array:
     return jax.scipy.stats.norm.logpdf(x).sum()
 
 
+def noising_kernels(control: ControlFn, process: OrnsteinUhlenbeck) -> PathKernels:
+    """The process's own kernels: generative with a control, backward the fixed noising."""
+    return PathKernels(
+        lambda x, t, d: process.forward_kernel(x, control(x, t, d), t, d),
+        process.backward_kernel,
+    )
+
+
 def stochastic_path(
     rng_key: PRNGKey,
     x0: Array,
-    control: ControlFn,
-    process: OrnsteinUhlenbeck,
+    kernels: PathKernels,
     log_density: LogDensityFn,
     num_steps: int,
     *,
-    detach: bool = False,
+    density_kernels: PathKernels | None = None,
 ) -> StochasticPath:
     """Simulates the generative SDE and weighs the path against its noising.
 
     log w = log ρ(x_K) - log p0(x_0) + Σ_k [log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k)], with
-    E[w] = Z for any control and any number of steps (Richter & Berner, 2024, in discrete
-    time).
+    E[w] = Z for any kernels and any number of steps (Richter & Berner, 2024, in discrete time).
 
     Args:
       rng_key: key of the noise.
       x0: ``[dim]``, a draw of the base.
-      control: the control.
-      process: noising process.
+      kernels: transitions that move the path.
       log_density: whitened log ρ.
       num_steps: number of steps.
-      detach: treat the path as data, so that only the weight's explicit dependence on the
-        control has a gradient (the log-variance loss needs no back-propagation through time).
+      density_kernels: transitions that weigh the path, if others than those that move it: with
+        the forward one's parameters held constant, log w has the path gradient (Vaitl et al.,
+        2022).
+    """
+    weighing = kernels if density_kernels is None else density_kernels
+    d = jnp.asarray(1.0 / num_steps)
+
+    def step(x: Array, inputs: tuple[Array, PRNGKey]) -> tuple[Array, tuple[Array, Array]]:
+        t, key = inputs
+        moving = kernels.forward(x, t, d)
+        x_next = moving.sample(key)
+        forward = moving if density_kernels is None else weighing.forward(x, t, d)
+        log_ratio = weighing.backward(x_next, t, d).log_prob(x) - forward.log_prob(x_next)
+        return x_next, (x_next, log_ratio)
+
+    keys = jax.random.split(rng_key, num_steps)
+    _, (path, log_ratio) = jax.lax.scan(step, x0, (time_grid(num_steps), keys))
+    position = jnp.concatenate([x0[None], path])
+    return StochasticPath(position, log_ratio, path_log_weight(position, log_ratio, log_density))
+
+
+def backward_path(rng_key: PRNGKey, x1: Array, kernels: PathKernels, num_steps: int) -> Array:
+    """Carries a point of the target back to the base by the backward kernels.
+
+    Weighed by `path_log_ratio`, paths from exact draws of the target give the evidence upper
+    bound E[log w] (Blessing et al., 2024); from any points they serve off-policy training.
+
+    Args:
+      rng_key: key of the noise.
+      x1: ``[dim]``, where the path ends.
+      kernels: transitions; the backward ones move the point.
+      num_steps: number of steps.
+
+    Returns:
+      ``[num_steps + 1, dim]``, in generative order.
     """
     d = jnp.asarray(1.0 / num_steps)
 
-    def step(
-        carry: tuple[Array, Array], inputs: tuple[Array, PRNGKey]
-    ) -> tuple[tuple[Array, Array], Any]:
-        x, log_weight = carry
+    def step(x_next: Array, inputs: tuple[Array, PRNGKey]) -> tuple[Array, Array]:
         t, key = inputs
-        kernel = process.forward_kernel(x, control(x, t, d), t, d)
-        x_next = kernel.mean + kernel.std * jax.random.normal(key, x.shape, x.dtype)
-        if detach:
-            x_next = jax.lax.stop_gradient(x_next)
-        log_ratio = process.backward_kernel(x_next, t, d).log_prob(x) - kernel.log_prob(x_next)
-        return (x_next, log_weight + log_ratio), x_next
+        x = kernels.backward(x_next, t, d).sample(key)
+        return x, x
 
-    carry = (x0, -standard_normal_log_prob(x0))
     keys = jax.random.split(rng_key, num_steps)
-    (x1, log_weight), path = jax.lax.scan(step, carry, (time_grid(num_steps), keys))
-    return StochasticPath(jnp.concatenate([x0[None], path]), log_weight + log_density(x1))
+    _, path = jax.lax.scan(step, x1, (time_grid(num_steps), keys), reverse=True)
+    return jnp.concatenate([path, x1[None]])
+
+
+def path_log_ratio(
+    position: Array, kernels: PathKernels, num_steps: int, first: Array | int = 0
+) -> Array:
+    """Log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k) of given points: ``[num_points - 1]``.
+
+    All steps at once: what has been simulated needs no recursion to be weighed, so that losses
+    on given paths have no back-propagation through time.
+
+    Args:
+      position: ``[num_points, dim]``, consecutive points of a path.
+      kernels: transitions.
+      num_steps: number of steps of the whole path.
+      first: index of the first of the points on the whole path.
+    """
+    d = jnp.asarray(1.0 / num_steps)
+    t = (first + jnp.arange(position.shape[0] - 1)) / num_steps
+
+    def log_ratio(x: Array, x_next: Array, t: Array) -> Array:
+        backward, forward = kernels.backward(x_next, t, d), kernels.forward(x, t, d)
+        return backward.log_prob(x) - forward.log_prob(x_next)
+
+    return jax.vmap(log_ratio)(position[:-1], position[1:], t)
+
+
+def path_log_weight(position: Array, log_ratio: Array, log_density: LogDensityFn) -> Array:
+    """Log weight of a path from its points ``[num_steps + 1, dim]`` and log ratios: ``[]``."""
+    return log_density(position[-1]) - standard_normal_log_prob(position[0]) + log_ratio.sum()
 
 
 def flow_step(
@@ -190,45 +263,53 @@ def heuristic_flow_log_weight(
     return x1, log_density(x1) - standard_normal_log_prob(x0) + log_volume
 
 
-def invert_flow(
+def invert_step(
     control: ControlFn,
     process: OrnsteinUhlenbeck,
-    x1: Array,
-    num_steps: int,
+    y: Array,
+    t: Array,
+    d: Array,
     *,
     num_iterations: int = 10,
 ) -> Array:
-    """Inverts the discrete map step by step, last first, by Newton's method started at x1.
+    """Inverts one step of the probability flow by Newton's method started at its end.
 
-    It knows nothing of the point that x1 came from: where the map folds, it tends to find
-    another preimage, or none. The distance to the true x0 is therefore evidence on injectivity.
+    It knows nothing of the point that y came from: where the map folds, it tends to find
+    another preimage, or none. The distance to the true start is therefore evidence on injectivity.
 
     Args:
       control: the control.
       process: noising process.
-      x1: ``[dim]``.
-      num_steps: number of steps.
-      num_iterations: Newton iterations a step.
+      y: ``[dim]``, where the step ends.
+      t: ``[]``, where it starts in time.
+      d: ``[]``, its size.
+      num_iterations: Newton iterations.
 
     Returns:
-      A point ``[dim]`` that the map takes to x1, if the iteration converged.
+      A point ``[dim]`` that the step takes to y, if the iteration converged.
     """
-    d = jnp.asarray(1.0 / num_steps)
     damping = 2.0 ** -jnp.arange(0.0, 6.0)
 
-    def undo(y: Array, t: Array) -> tuple[Array, None]:
-        def newton(_: int, x: Array) -> Array:
-            value, jacobian = log_det.value_and_jacobian(
-                lambda z: flow_step(control, process, z, t, d), x
-            )
-            move = log_det.solve(jacobian, y - value)
-            move = jnp.where(jnp.isfinite(move), move, 0.0)
-            # Backtracking: far from the solution a full Newton step may lead away from it.
-            trials = x + damping[:, None] * move
-            values = jax.vmap(lambda z: flow_step(control, process, z, t, d))(trials)
-            return trials[jnp.argmin(jnp.sum((values - y) ** 2, axis=-1))]
+    def newton(_: int, x: Array) -> Array:
+        value, jacobian = log_det.value_and_jacobian(
+            lambda z: flow_step(control, process, z, t, d), x
+        )
+        move = log_det.solve(jacobian, y - value)
+        move = jnp.where(jnp.isfinite(move), move, 0.0)
+        # Backtracking: far from the solution a full Newton step may lead away from it.
+        trials = x + damping[:, None] * move
+        values = jax.vmap(lambda z: flow_step(control, process, z, t, d))(trials)
+        return trials[jnp.argmin(jnp.sum((values - y) ** 2, axis=-1))]
 
-        return jax.lax.fori_loop(0, num_iterations, newton, y), None
+    return jax.lax.fori_loop(0, num_iterations, newton, y)
+
+
+def invert_flow(control: ControlFn, process: OrnsteinUhlenbeck, x1: Array, num_steps: int) -> Array:
+    """Inverts the discrete map step by step, last first: ``[dim] -> [dim]``; see `invert_step`."""
+    d = jnp.asarray(1.0 / num_steps)
+
+    def undo(y: Array, t: Array) -> tuple[Array, None]:
+        return invert_step(control, process, y, t, d), None
 
     x0, _ = jax.lax.scan(undo, x1, time_grid(num_steps), reverse=True)
     return x0

@@ -87,7 +87,7 @@ def test_imports_run_downward(path):
         assert ORDER.index(name) < place, f"{path} imports {name}, which stands after it"
 
 
-@pytest.mark.parametrize("package", ["targets", "algorithms"])
+@pytest.mark.parametrize("package", ["targets", "algorithms", "diagnostics"])
 def test_no_cycles_within_a_package(package):
     files = {p.stem: p for p in FILES if subject(p) == package and p.stem != "__init__"}
     prefix = f"{NAME}.{package}."

@@ -1,19 +1,22 @@
 """Targets: densities and log Z against independent computations, samplers against densities."""
 
+import itertools
 import json
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.infer.util import potential_energy
+import scipy.integrate
+import scipy.interpolate
+import scipy.optimize
+import scipy.special
+import scipy.stats
 
 from consistent_samplers import targets
-from consistent_samplers.targets import Target, check_density, datasets
+from consistent_samplers.targets import Target, check_density, mixtures
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(
@@ -28,10 +31,14 @@ FACTORIES = {
     "gmm9": targets.gmm9,
     "funnel": targets.funnel,
     "double_wells": targets.double_wells,
-    "seeds": targets.seeds,
-    "cancer": targets.cancer,
+    "gmm40": targets.gmm40,
+    "student_t_mixture": targets.student_t_mixture,
+    "many_well": targets.many_well,
+    "rosenbrock": lambda: targets.rosenbrock(dim=4),
+    "rings": targets.rings,
+    "image": targets.image,
 }
-EXACT = ("gaussian", "gmm9", "funnel", "double_wells")
+EXACT = tuple(FACTORIES)
 
 
 def assert_mean(values, expected, num_errors=4.5):
@@ -40,6 +47,12 @@ def assert_mean(values, expected, num_errors=4.5):
     error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
     z = (values.mean(axis=0) - expected) / error
     assert np.all(np.abs(z) < num_errors), f"z-scores {z}"
+
+
+def assert_distribution(values, cdf, level=1e-5):
+    """Kolmogorov-Smirnov: independent values follow the cdf; wrong alarm at the given rate."""
+    p_value = scipy.stats.kstest(np.asarray(values, np.float64), cdf).pvalue
+    assert p_value > level, f"p-value {p_value}"
 
 
 def log_densities(target, points):
@@ -273,133 +286,336 @@ def test_double_wells_refuses_bad_input(arguments, message):
         targets.double_wells(*arguments)
 
 
-# ---- posteriors, against the same models written in NumPyro
+# ---- gmm40 and student_t_mixture: the means have a test of their own, against the field's
 
 
-def seeds_model():
-    # Typed apart from the package: a slip in its table would show.
-    rows = """10 39 0 0;23 62 0 0;23 81 0 0;26 51 0 0;17 39 0 0;5 6 0 1;53 74 0 1;55 72 0 1;
-        32 51 0 1;46 79 0 1;10 13 0 1;8 16 1 0;10 30 1 0;8 28 1 0;23 45 1 0;0 4 1 0;3 12 1 1;
-        22 41 1 1;15 30 1 1;32 51 1 1;3 7 1 1"""
-    table = np.array([[int(field) for field in row.split()] for row in rows.split(";")])
-    germinated, total, x1, x2 = table.T
-    a = {name: numpyro.sample(name, dist.Normal(0, 10)) for name in ("a_0", "a_1", "a_12", "a_2")}
-    tau = numpyro.sample("tau", dist.Gamma(0.01, 0.01))
-    with numpyro.plate("plates", 21):
-        b = numpyro.sample("b", dist.Normal(0, 1 / jnp.sqrt(tau)))
-        logits = a["a_0"] + a["a_1"] * x1 + a["a_2"] * x2 + a["a_12"] * x1 * x2 + b
-        numpyro.sample("r", dist.Binomial(total, logits=logits), obs=germinated)
+@pytest.mark.parametrize("shape", [(40, 2), (10, 50)])
+def test_field_means_ignore_the_users_flags(shape):
+    means = mixtures._field_uniform(shape, 10.0)
+    with jax.threefry_partitionable(True), enable_x64(True), jax.default_prng_impl("rbg"):
+        np.testing.assert_array_equal(mixtures._field_uniform(shape, 10.0), means)
+    traced = jax.jit(lambda x: x + mixtures._field_uniform(shape, 10.0))
+    np.testing.assert_array_equal(traced(0.0), means)
 
 
-def seeds_unconstrained(x):
-    names = ("a_0", "a_1", "a_12", "a_2")
-    return {**{name: x[i] for i, name in enumerate(names)}, "b": x[4:25], "tau": x[25]}
-
-
-def cancer_model():
-    from sklearn.datasets import load_breast_cancer
-
-    features, labels = load_breast_cancer(return_X_y=True)
-    weights = numpyro.sample("w", dist.Normal(0, 10).expand([31]).to_event(1))
-    logits = weights[0] + (features / features.std(axis=0)) @ weights[1:]
-    with numpyro.plate("patients", 569):
-        numpyro.sample("label", dist.Bernoulli(logits=logits), obs=1 - labels)
-
-
-@pytest.mark.parametrize(
-    ("name", "model", "unflatten"),
-    [
-        ("seeds", seeds_model, seeds_unconstrained),
-        ("cancer", cancer_model, lambda x: {"w": x}),
-    ],
-)
-def test_posterior_matches_numpyro(name, model, unflatten):
-    target = FACTORIES[name]()
-    with enable_x64(True):
-        points = 0.7 * np.random.default_rng(0).standard_normal((5, target.dim))
-        # The potential energy includes the Jacobian of the constraining maps.
-        potential = jax.jit(lambda x: potential_energy(model, (), {}, unflatten(x)))
-        expected = [-potential(x) for x in points]
-        np.testing.assert_allclose(log_densities(target, points), np.array(expected), rtol=1e-12)
+def test_field_means_without_the_old_generator(monkeypatch):
+    monkeypatch.delattr(jax, "threefry_partitionable")
+    with pytest.raises(RuntimeError, match="no longer offers"):
+        targets.gmm40()
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "key"), [("seeds", "seeds"), ("cancer", "cancer_prior10")])
-def test_posterior_matches_reference_points(name, key):
-    target = FACTORIES[name]()
-    reference = np.load(SHARED / "reference" / "log_density_points.npz")
-    points, expected = reference[f"{key}_x"], reference[f"{key}_log_density"]
+@pytest.mark.parametrize("dim", [2, 50])
+def test_mixtures_have_the_fields_means(dim):
+    stored = np.load(SHARED / "reference" / "draws" / "mixture_means.npz")
+    rng = np.random.default_rng(1)
+    means = stored[f"gmm40_{dim}d_partitionable0"].astype(np.float64)
+    points = means[:3] + rng.standard_normal((3, dim))
+    logs = scipy.stats.norm.logpdf(points[:, None], means).sum(axis=-1)
+    expected = scipy.special.logsumexp(logs, axis=1) - np.log(40)
+    with enable_x64(True):
+        np.testing.assert_allclose(log_densities(targets.gmm40(dim), points), expected, rtol=1e-12)
+
+    means = stored[f"student_t_mixture10_{dim}d_partitionable0"].astype(np.float64)
+    points = means[:3] + 3 * rng.standard_normal((3, dim))
+    logs = scipy.stats.t(2).logpdf(points[:, None] - means).sum(axis=-1)
+    expected = scipy.special.logsumexp(logs, axis=1) - np.log(10)
+    target = targets.student_t_mixture(dim)
     with enable_x64(True):
         np.testing.assert_allclose(log_densities(target, points), expected, rtol=1e-12)
-    single = log_densities(target, points.astype(np.float32))
-    np.testing.assert_allclose(single, expected, rtol=2e-6)
+
+
+def test_gmm40_sampler():
+    target = targets.gmm40(50)
+    means = 40 * mixtures._field_uniform((40, 50), 1.0).astype(np.float64)
+    # The first of the field's means, typed from a run of jax 0.4.28's generator.
+    np.testing.assert_allclose(means[0, :3], [8.719435, -6.0695076, -33.8233], rtol=1e-6)
+    draws = np.asarray(target.sample(jax.random.key(7), 20_000), np.float64)
+    squared = (draws**2).sum(axis=1)[:, None] - 2 * draws @ means.T + (means**2).sum(axis=1)
+    nearest = squared.argmin(axis=1)  # without doubt: no two means are closer than 162
+    assert_mean(nearest[:, None] == np.arange(40), 1 / 40)
+    assert_mean(draws - means[nearest], 0.0)
+    assert_mean((draws - means[nearest]) ** 2, 1.0)
+    assert_mean(log_densities(target, draws), -25 * np.log(2 * np.pi * np.e) - np.log(40))
+
+
+def test_student_t_mixture_sampler():
+    target = targets.student_t_mixture(3)
+    means = mixtures._field_uniform((10, 3), 10.0).astype(np.float64)
+    draws = np.asarray(target.sample(jax.random.key(8), 20_000), np.float64)
+    assert np.isfinite(draws).all()
+    for i in range(3):
+        assert_distribution(
+            draws[:, i], lambda x, m=means[:, i]: scipy.stats.t(2).cdf(x[:, None] - m).mean(axis=1)
+        )
+    # All coordinates of a draw come from one component.
+    below = scipy.stats.t(2).cdf(-means)
+    assert_mean((draws < 0).all(axis=1), below.prod(axis=1).mean())
+    # In 50 dimensions the components do not overlap: the entropy is a sum, and a sharp test.
+    target = targets.student_t_mixture()
+    draws = target.sample(jax.random.key(14), 20_000)
+    entropy = np.log(10) + 50 * scipy.stats.t(2).entropy()
+    assert_mean(log_densities(target, draws), -entropy)
+
+
+@pytest.mark.parametrize("factory", [targets.gmm40, targets.student_t_mixture])
+@pytest.mark.parametrize("dim", [0, 2.0, True])
+def test_mixtures_refuse_bad_dim(factory, dim):
+    with pytest.raises(ValueError, match="dim must be an integer"):
+        factory(dim)
+
+
+# ---- many_well
+
+
+def test_many_well_matches_its_definition():
+    target = targets.many_well(4)
+    x = np.array([1.2, -0.3, -1.9, 0.7])
+    u, v = x[[0, 2]], x[[1, 3]]
+    expected = (0.5 * u + 6 * u**2 - u**4).sum() - 0.5 * (v**2).sum()
+    np.testing.assert_allclose(log_densities(target, x[None])[0], expected, rtol=1e-5)
+    points = np.linspace(-6, 6, 20_001)
+    integral = np.exp(0.5 * points + 6 * points**2 - points**4).sum() * (points[1] - points[0])
+    np.testing.assert_allclose(target.log_z, 2 * np.log(integral) + np.log(2 * np.pi), rtol=1e-12)
+    np.testing.assert_allclose(targets.many_well().log_z, 164.69567531, atol=1e-8)
+
+
+def test_many_well_sampler():
+    points = np.linspace(-6, 6, 20_001)
+    weight = np.exp(0.5 * points + 6 * points**2 - points**4)
+    cdf = scipy.integrate.cumulative_trapezoid(weight, points, initial=0)
+    draws = np.asarray(targets.many_well(4).sample(jax.random.key(9), 20_000), np.float64)
+    for i in (0, 2):
+        assert_distribution(draws[:, i], lambda x: np.interp(x, points, cdf / cdf[-1]))
+    for i in (1, 3):
+        assert_distribution(draws[:, i], scipy.stats.norm.cdf)
+    # Independent coordinates: mixed moments are products. E u = 1.1879610 in closed tables.
+    mean = weight @ points / weight.sum()
+    np.testing.assert_allclose(mean, 1.1879610, atol=1e-7)
+    assert_mean(draws[:, 0] * draws[:, 2], mean**2)
+    assert_mean(draws[:, 0] * draws[:, 1], 0.0)
+
+
+# ---- rosenbrock
+
+
+def test_rosenbrock_log_z_by_quadrature():
+    target = targets.rosenbrock()
+    u, v = np.linspace(-4, 6, 251), np.linspace(-1, 38, 1951)
+    mesh = np.stack(np.meshgrid(u, v, indexing="ij"), axis=-1).reshape(-1, 2)
+    with enable_x64(True):
+        total = np.exp(log_densities(target, mesh)).sum() * (u[1] - u[0]) * (v[1] - v[0])
+    np.testing.assert_allclose(np.log(total), target.log_z, atol=1e-8)
+    np.testing.assert_allclose(targets.rosenbrock(6).log_z, 3 * target.log_z, rtol=1e-12)
+
+
+def test_rosenbrock_matches_scipy_and_its_sampler():
+    target = targets.rosenbrock(4)
+    x = np.array([0.3, -0.2, 1.4, 1.7])
+    expected = -scipy.optimize.rosen(x[:2]) - scipy.optimize.rosen(x[2:])
+    np.testing.assert_allclose(log_densities(target, x[None])[0], expected, rtol=1e-5)
+    draws = np.asarray(target.sample(jax.random.key(10), 20_000), np.float64)
+    u, v = draws[:, 0::2], draws[:, 1::2]
+    for i in range(2):
+        assert_distribution(u[:, i], scipy.stats.norm(1, np.sqrt(1 / 2)).cdf)
+        assert_distribution(v[:, i] - u[:, i] ** 2, scipy.stats.norm(0, np.sqrt(1 / 200)).cdf)
+    assert_mean(u[:, 0] * u[:, 1], 1.0)
+    assert_mean((u - 1) ** 2, 1 / 2)
+    assert_mean((v - u**2) ** 2, 1 / 200)
+    assert_mean(log_densities(target, draws), -2.0)
+
+
+@pytest.mark.parametrize("factory", [targets.many_well, targets.rosenbrock])
+@pytest.mark.parametrize(
+    ("dim", "message"), [(0, "integer of at least 2"), (3, "even"), (2.0, "integer of at least 2")]
+)
+def test_paired_targets_refuse_bad_dim(factory, dim, message):
+    with pytest.raises(ValueError, match=message):
+        factory(dim)
+
+
+# ---- rings
+
+
+def scds_ring_density(r):
+    return np.exp(-100 * min((r - 1) ** 2, (r - 3) ** 2, (r - 5) ** 2))
+
+
+def sdss_ring_density(r):
+    return np.cos(r) + 1.001 if r <= 4.5 * np.pi else np.exp(4.5 * np.pi - r)
+
+
+@pytest.mark.parametrize(
+    ("definition", "density", "ends"),
+    [
+        ("scds", scds_ring_density, [0, 1, 2, 3, 4, 5, 6.5]),
+        ("sdss", sdss_ring_density, [0, 4.5 * np.pi, 25, 50]),
+    ],
+)
+def test_rings(definition, density, ends):
+    target = targets.rings(definition)
+    points = np.array([[0.7, -0.6], [1.1, 2.0], [-2.9, 4.0], [9.0, -8.0], [14.0, 2.5]])
+    expected = [np.log(max(density(np.hypot(*x)), 1e-300)) for x in points]
+    kept = np.array(expected) > -600
+    np.testing.assert_allclose(
+        log_densities(target, points)[kept], np.array(expected)[kept], rtol=1e-5, atol=1e-5
+    )
+
+    def mass(upper):
+        pieces = [*(end for end in ends if end < upper), upper]
+        return sum(
+            scipy.integrate.quad(lambda r: r * density(r), a, b, epsabs=1e-13)[0]
+            for a, b in itertools.pairwise(pieces)
+        )
+
+    total = mass(ends[-1])
+    np.testing.assert_allclose(target.log_z, np.log(2 * np.pi * total), atol=1e-10)
+    # The radius against quantiles found here, the angle against the uniform law.
+    draws = np.asarray(target.sample(jax.random.key(11), 20_000), np.float64)
+    radius = np.hypot(*draws.T)
+    levels = np.linspace(ends[0] + 0.05, ends[-1], 40)
+    cdf = np.array([mass(level) / total for level in levels])
+    seen = (cdf > 1e-3) & (cdf < 1 - 1e-3)
+    assert seen.sum() >= 10
+    assert_mean(radius[:, None] <= levels[seen], cdf[seen])
+    angle = np.arctan2(draws[:, 1], draws[:, 0])
+    assert_distribution(angle, scipy.stats.uniform(-np.pi, 2 * np.pi).cdf)
+    assert_mean(np.cos(angle) * radius, 0.0)
+
+
+@needs_shared
+@pytest.mark.parametrize("definition", ["scds", "sdss"])
+def test_rings_log_z_matches_reference(definition):
+    reference = json.loads((SHARED / "reference" / "logz.json").read_text())
+    expected = reference[f"rings_{definition}_2d"]["log_z"]
+    np.testing.assert_allclose(targets.rings(definition).log_z, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("definition", ["scds", "sdss"])
+def test_rings_are_finite_at_the_origin_and_far_out(definition):
+    points = jnp.array([[0.0, 0.0], [1e-30, 0.0], [1e4, -1e4]])
+    values, grads = jax.vmap(jax.value_and_grad(targets.rings(definition).log_density))(points)
+    assert np.isfinite(values).all() and np.isfinite(grads).all()
+
+
+def test_rings_refuse_unknown_definition():
+    with pytest.raises(ValueError, match='"scds" or "sdss"'):
+        targets.rings("pis")
+
+
+# ---- image
+
+
+PICTURE = np.array(
+    [[0.0, 2.0, 8.0, 1.0, 3.0], [4.0, 0.0, 1.0, 0.0, 2.0], [1.0, 0.5, 0.0, 6.0, 0.0]]
+)
+
+
+def picture_target():
+    return targets.image(PICTURE, half_width=2.0, floor=0.01, decay=0.5)
+
+
+def midpoint_weights(target, reach, num_points):
+    """Midpoints of an even grid on [-reach, reach]², log density there [n, n], and mass [n, n]."""
+    points = (np.arange(num_points) + 0.5) * (2 * reach / num_points) - reach
+    log_density = log_density_on_grid(target, points, 2)
+    return points, log_density, np.exp(log_density) * (points[1] - points[0]) ** 2
+
+
+def test_image_matches_its_definition():
+    # Spacing 1 on [-2, 2] x [-1, 1], row 0 on top.
+    value = scipy.interpolate.RegularGridInterpolator(
+        (np.arange(-2.0, 3.0), np.arange(-1.0, 2.0)), (PICTURE[::-1] / 8 + 0.01).T
+    )
+    points = np.random.default_rng(2).uniform(-1, 1, (200, 2)) * [3.0, 2.0]
+    inside = np.clip(points, [-2, -1], [2, 1])
+    expected = np.log(value(inside)) - ((points - inside) ** 2).sum(axis=1) / (2 * 0.5**2)
+    with enable_x64(True):
+        np.testing.assert_allclose(log_densities(picture_target(), points), expected, atol=1e-10)
+    # At the brightest pixel itself, in float32.
+    np.testing.assert_allclose(
+        log_densities(picture_target(), np.array([[0.0, 1.0]])), np.log(1.01), rtol=1e-5
+    )
+
+
+def test_image_log_z_and_sampler():
+    target = picture_target()
+    # The midpoint rule is exact within cells that end on the lines of the picture.
+    _, _, mass = midpoint_weights(target, reach=6.0, num_points=600)
+    np.testing.assert_allclose(np.log(mass.sum()), target.log_z, atol=1e-9)
+    # Bins of 1/2 from -4 to 4 cover cells, edges and corners; the rest is one bin.
+    inner = mass[100:500, 100:500].reshape(16, 25, 16, 25).sum(axis=(1, 3)).ravel()
+    probability = np.append(inner, mass.sum() - inner.sum()) / mass.sum()
+    draws = np.asarray(target.sample(jax.random.key(12), 50_000), np.float64)
+    bins = np.histogram2d(*draws.T, bins=16, range=[[-4, 4], [-4, 4]])[0].ravel()
+    counts = np.append(bins, 50_000 - bins.sum())
+    rare = probability * 50_000 < 10
+    counts = np.append(counts[~rare], counts[rare].sum())
+    probability = np.append(probability[~rare], probability[rare].sum())
+    assert scipy.stats.chisquare(counts, probability * 50_000).pvalue > 1e-5
+
+
+def test_default_image():
+    target = targets.image()
+    points, log_density, mass = midpoint_weights(target, reach=4 * 78 / 63, num_points=78 * 5)
+    np.testing.assert_allclose(np.log(mass.sum()), target.log_z, atol=1e-6)
+    draws = target.sample(jax.random.key(13), 20_000)
+    weight = mass / mass.sum()
+    assert_mean(log_densities(target, draws), (weight * log_density).sum())
+    assert_mean(draws, [(weight.sum(axis=1 - i) * points).sum() for i in range(2)])
+    # Separate shapes: bright discs, darkness between them.
+    bright, dark = log_densities(target, np.array([[-2.0, 2.0], [0.0, 0.0]]))
+    assert bright > -0.01 and dark < -6
+
+
+def test_image_takes_any_scale_and_large_pictures():
+    small = targets.image(PICTURE.astype(np.uint8))
+    assert targets.image(1000 * PICTURE.astype(np.uint8).astype(float)).log_z == pytest.approx(
+        small.log_z, abs=1e-12
+    )
+    # 400,000 cells, the last ones with too little mass to tell from none.
+    ramp = np.linspace(1, 2, 500)[:, None] * np.ones((500, 800))
+    target = targets.image(ramp, floor=1e-9, decay=1e-6)
+    draws = np.asarray(target.sample(jax.random.key(0), 20_000))
+    assert_distribution(draws[:, 0], scipy.stats.uniform(-4, 8).cdf)
+    height = 4 * 499 / 799
+    down = (height - draws[:, 1]) / (2 * height)  # density 2 (1 + down) / 3 on [0, 1]
+    assert_distribution(down, lambda z: np.clip(z, 0, 1) * (2 + np.clip(z, 0, 1)) / 3)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones(4), "grey-scale picture"),
+        (np.ones((4, 4, 3)), "Average the channels"),
+        (np.ones((1, 4)), "at least 2 pixels"),
+        (np.zeros((3, 3)), "zero everywhere"),
+        (np.array([[1.0, np.nan], [0.0, 1.0]]), "finite"),
+        (np.array([[1.0, np.inf], [0.0, 1.0]]), "finite"),
+        (np.array([[1.0, -1e-3], [0.0, 1.0]]), "must not be negative"),
+        (np.array([["a", "b"], ["c", "d"]]), "must hold numbers"),
+        (np.ones((2, 2)) * 1j, "real numbers"),
+    ],
+)
+def test_image_refuses_bad_arrays(array, message):
+    with pytest.raises(ValueError, match=message):
+        targets.image(array)
+
+
+@pytest.mark.parametrize("name", ["half_width", "floor", "decay"])
+def test_image_refuses_bad_numbers(name):
+    with pytest.raises(ValueError, match=f"{name} must be positive"):
+        targets.image(**{name: 0.0})
 
 
 @needs_shared
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("seeds", "seeds"), ("cancer", "cancer_prior10"), ("double_wells", "mw54")],
+    [("double_wells", "mw54")],
 )
 def test_log_z_matches_reference(name, key):
     reference = json.loads((SHARED / "reference" / "logz.json").read_text())[key]
     np.testing.assert_allclose(FACTORIES[name]().log_z, reference["log_z"], atol=1e-3)
-
-
-def test_seeds_is_finite_far_out():
-    target = targets.seeds()
-    points = jnp.array([[-30.0], [30.0]]) * jnp.ones((2, 26))
-    values, grads = jax.jit(jax.vmap(jax.value_and_grad(target.log_density)))(points)
-    assert np.isfinite(values).all() and np.isfinite(grads).all()
-
-
-# ---- data sets
-
-
-@needs_shared
-def test_breast_cancer_is_the_same_from_both_sources(monkeypatch):
-    monkeypatch.delenv(datasets.DATA_FOLDER_VARIABLE, raising=False)
-    public = datasets.breast_cancer()
-    monkeypatch.setenv(datasets.DATA_FOLDER_VARIABLE, str(SHARED / "data"))
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # the folder must be enough
-    local = datasets.breast_cancer()
-    for a, b in zip(public, local, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert public[1].sum() == 357
-
-
-def test_breast_cancer_in_the_original_format(monkeypatch, tmp_path):
-    monkeypatch.delenv(datasets.DATA_FOLDER_VARIABLE, raising=False)
-    features, labels = datasets.breast_cancer()
-    rows = [
-        ",".join(["842302", "MB"[label], *map(repr, map(float, row))])
-        for row, label in zip(features, labels, strict=True)
-    ]
-    (tmp_path / "breast_cancer.data").write_text("\n".join(rows) + "\n")
-    monkeypatch.setenv(datasets.DATA_FOLDER_VARIABLE, str(tmp_path))
-    parsed = datasets.breast_cancer()
-    np.testing.assert_array_equal(parsed[0], features)
-    np.testing.assert_array_equal(parsed[1], labels)
-
-    changed = rows[0].rsplit(",", 1)[0] + ",0.5"
-    (tmp_path / "breast_cancer.data").write_text("\n".join([changed, *rows[1:]]))
-    with pytest.raises(ValueError, match="differ from the original"):
-        datasets.breast_cancer()
-    (tmp_path / "breast_cancer.data").write_text("\n".join(rows[:-1]))
-    with pytest.raises(ValueError, match="shapes"):
-        datasets.breast_cancer()
-    (tmp_path / "breast_cancer.data").write_text("id,diagnosis,radius\n")
-    with pytest.raises(ValueError, match="is not breast cancer data"):
-        datasets.breast_cancer()
-    (tmp_path / "breast_cancer.data").unlink()
-    with pytest.raises(FileNotFoundError, match="unset the variable"):
-        datasets.breast_cancer()
-
-
-def test_missing_scikit_learn_names_the_remedy(monkeypatch):
-    monkeypatch.delenv(datasets.DATA_FOLDER_VARIABLE, raising=False)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'pip install "consistent_samplers\[bench\]"'):
-        targets.cancer()
 
 
 # ---- Target and check_density

@@ -78,11 +78,11 @@ def calibration(
     Raises:
       ValueError: ``num_steps`` is not one the algorithm was trained for.
     """
-    check_num_steps(num_steps, algorithm.max_steps)
+    check_num_steps(num_steps, algorithm.control.max_flow_steps)
     control, dim = algorithm.control, algorithm.base.dim
     optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
 
-    init, restart = init_and_restart(control.network, optimizer)
+    init, restart = init_and_restart(control.init, optimizer)
 
     def evaluate(params: Params, x0: Array, probe: Array) -> tuple[Array, Array, Array]:
         """Log weight, shortfall and whether a step folds, of one base draw."""

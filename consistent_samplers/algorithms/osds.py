@@ -11,28 +11,38 @@ After training a single step of size d = 1 carries the base to the target.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from consistent_samplers import log_det, losses, networks, schedules, simulate
+from consistent_samplers import log_det, losses, schedules, simulate
+from consistent_samplers.algorithms import objectives
 from consistent_samplers.algorithms.base import (
     Algorithm,
-    Control,
     SamplerState,
     WithPaperPreset,
     apply_gradients,
-    build_sample,
     check_base,
+    check_choice,
     init_and_restart,
 )
+from consistent_samplers.algorithms.consistency import draw_steps
+from consistent_samplers.algorithms.control import (
+    Control,
+    Guidance,
+    LearnedKernels,
+    build_control,
+)
+from consistent_samplers.algorithms.objectives import ControlLoss
+from consistent_samplers.algorithms.sampling import build_sample
 from consistent_samplers.bases import GaussianBase, standard_normal
 from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
 from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, Params, PRNGKey
+from consistent_samplers.types import Array, Bound, Params, PRNGKey
+
+_BOUNDS: tuple[Bound, ...] = ("lower-if-injective", "lower", "heuristic")
 
 
 class OSDSInfo(NamedTuple):
@@ -62,7 +72,7 @@ def _osds(
     max_steps: int = 16,
     batch_size: int = 128,
     learning_rate: float | optax.Schedule = 2e-3,
-    control_loss: Literal["reverse_kl", "log_variance"] = "reverse_kl",
+    control_loss: ControlLoss = "reverse_kl",
     volume: Literal["exact", "hutchinson"] = "exact",
     consistency_weight: float = 1.0,
     volume_weight: float = 0.25,
@@ -73,10 +83,11 @@ def _osds(
     ema_decay: float = 0.99,
     gradient_clip: float = 1.0,
     hidden: tuple[int, ...] = (64, 64),
-    guidance: Literal["ratio", "interpolated"] | None = "ratio",
+    guidance: Guidance = "ratio",
     elementwise_gain: bool = True,
     schedule: schedules.Schedule | None = None,
     integrator: Integrator = "exponential",
+    learned_kernels: LearnedKernels = None,
     num_consistency_samples: int = 64,
 ) -> Algorithm:
     """One-step diffusion sampler by self-distillation, with defaults of ours.
@@ -88,8 +99,8 @@ def _osds(
         up to it.
       batch_size: paths of one iteration.
       learning_rate: Adam's.
-      control_loss: ``"reverse_kl"`` back-propagates through the paths; ``"log_variance"`` does
-        not.
+      control_loss: ``"reverse_kl"`` (or ``"path_gradient"``) back-propagates through the paths;
+        ``"log_variance"`` and the balance losses do not (see `objectives.build_objective`).
       volume: log-volumes of volume consistency: ``"exact"`` log-determinants, or the paper's
         ``"hutchinson"`` traces with the target gradient frozen.
       consistency_weight: weight of both consistency losses after warm-up.
@@ -107,6 +118,8 @@ def _osds(
       elementwise_gain: let the network also scale each coordinate of x.
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.
+      learned_kernels: corrections to the kernels of the stochastic paths, see
+        `control.build_control`.
       num_consistency_samples: paths of each batch on which the consistency losses are taken.
 
     Returns:
@@ -119,36 +132,39 @@ def _osds(
     base = standard_normal(target.dim) if base is None else base
     check_base(target, base)
     schedules.check_max_steps(max_steps)
-    if control_loss not in ("reverse_kl", "log_variance"):
-        raise ValueError(
-            f"control_loss must be 'reverse_kl' or 'log_variance', got {control_loss!r}."
-        )
-    if volume not in ("exact", "hutchinson"):
-        raise ValueError(f"volume must be 'exact' or 'hutchinson', got {volume!r}.")
+    check_choice("control_loss", control_loss, objectives.CONTROL_LOSSES)
+    check_choice("volume", volume, ("exact", "hutchinson"))
     process = OrnsteinUhlenbeck(schedule or schedules.linear(), integrator)
     log_density = base.whitened_log_density(target.log_density)
-    control = _build_control(target.dim, log_density, process, hidden, guidance, elementwise_gain)
+    control = build_control(
+        target.dim,
+        log_density,
+        process,
+        max_steps=max_steps,
+        hidden=hidden,
+        guidance=guidance,
+        elementwise_gain=elementwise_gain,
+        learned_kernels=learned_kernels,
+    )
+    control_objective = objectives.build_objective(
+        control, target.dim, loss=control_loss, batch_size=batch_size, hidden=hidden
+    )
     optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
     num_levels = max_steps.bit_length() - 1
-    detach = control_loss == "log_variance"
-    per_path_loss = losses.log_variance if detach else losses.reverse_kl
 
-    init, restart = init_and_restart(control.network, optimizer)
+    def init_params(rng_key: PRNGKey) -> Params:
+        key_control, key_loss = jax.random.split(rng_key)
+        return control.init(key_control) | control_objective.init(key_loss)
+
+    init, restart = init_and_restart(init_params, optimizer)
 
     def consistency(
         params: Params, teacher: Params, rng_key: PRNGKey, paths: Array
     ) -> tuple[Array, Array, Array]:
         """Mean state consistency, volume consistency and the penalties, on path points."""
         num = min(num_consistency_samples, batch_size)
-        key_level, key_time, key_probe = jax.random.split(rng_key, 3)
-        # d = 2^k / N with k uniform in 1..log2 N; t uniform on the multiples of d.
-        stride = 2 ** jax.random.randint(key_level, (num,), 1, num_levels + 1)
-        num_starts = max_steps // stride
-        start = jnp.floor(jax.random.uniform(key_time, (num,)) * num_starts).astype(jnp.int32)
-        # A uniform draw may round up to 1 in float32.
-        index = stride * jnp.minimum(start, num_starts - 1)
-        x = paths[jnp.arange(num), index]
-        t, d = index / max_steps, stride / max_steps
+        key_pairs, key_probe = jax.random.split(rng_key)
+        x, t, d = draw_steps(key_pairs, paths[:num], num_levels)
         probe = jax.random.normal(key_probe, x.shape)
         student, ema = control.bind(params), control.bind(teacher)
 
@@ -175,24 +191,15 @@ def _osds(
         return state_gap, losses.volume_consistency(log_volumes).mean(), penalty
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, OSDSInfo]:
-        key_base, key_path, key_pair = jax.random.split(rng_key, 3)
-        x0 = jax.random.normal(key_base, (batch_size, target.dim))
-        keys = jax.random.split(key_path, batch_size)
+        key_path, key_pair = jax.random.split(rng_key)
         weight = consistency_weight * jnp.minimum(1.0, state.iteration / max(warmup_iterations, 1))
 
         def objective(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
-            u = control.bind(params)
-            paths = jax.vmap(
-                lambda key, x: simulate.stochastic_path(
-                    key, x, u, process, log_density, max_steps, detach=detach
-                )
-            )(keys, x0)
-            loss = per_path_loss(paths.log_weight).mean()
+            loss, paths = control_objective.path_loss(params, key_path, max_steps)
             state_gap = volume_gap = jnp.zeros(())
             if num_levels:
-                position = jax.lax.stop_gradient(paths.position)
                 state_gap, volume_gap, penalty = consistency(
-                    params, state.ema_params, key_pair, position
+                    params, state.ema_params, key_pair, paths.position
                 )
                 loss += weight * (state_gap + volume_weight * volume_gap)
                 loss += penalty
@@ -204,46 +211,10 @@ def _osds(
         info = OSDSInfo(loss, elbo, state_gap, volume_gap, weight, optax.tree.norm(grads))
         return apply_gradients(optimizer, state, grads, ema_decay), info
 
-    sample = build_sample(base, control, max_steps)
-    return Algorithm("osds", target, base, max_steps, control, init, restart, step, sample)
-
-
-def _build_control(
-    dim: int,
-    log_density: Callable[[Array], Array],
-    process: OrnsteinUhlenbeck,
-    hidden: tuple[int, ...],
-    guidance: Literal["ratio", "interpolated"] | None,
-    elementwise_gain: bool,
-) -> Control:
-    """The control's network, and its twin with the target gradient frozen."""
-    gate = 0.0
-    guidance_fn = None
-    if guidance == "ratio":
-        guidance_fn = networks.ratio_guidance(log_density)
-    elif guidance == "interpolated":
-        # The papers' gate starts at one: an untrained control is the interpolated score.
-        gate, guidance_fn = 1.0, networks.interpolated_guidance(log_density, process)
-    elif guidance is not None:
-        raise ValueError(f"guidance must be 'ratio', 'interpolated' or None, got {guidance!r}.")
-
-    def network(freeze: bool) -> networks.Network:
-        if guidance_fn is None or not freeze:
-            guide = guidance_fn
-        else:
-
-            def guide(x: Array, t: Array) -> Array:
-                return jax.lax.stop_gradient(guidance_fn(x, t))
-
-        return networks.step_conditioned_mlp(
-            dim,
-            hidden=hidden,
-            guidance_fn=guide,
-            initial_gate=gate,
-            elementwise_gain=elementwise_gain,
-        )
-
-    return Control(network(False), network(True), process, log_density)
+    sample, reverse = build_sample(base, control, max_steps, _BOUNDS, 1)
+    return Algorithm(
+        "osds", target, base, max_steps, control, init, restart, step, sample, reverse, _BOUNDS
+    )
 
 
 def _trace_volumes(
@@ -260,7 +231,7 @@ def _trace_volumes(
 
     def log_volume(params: Params, x: Array, t: Array, d: Array) -> Array:
         divergence = log_det.hutchinson_trace(
-            lambda y: control.frozen_network.apply(params, y, t, d), x, probe
+            lambda y: control.frozen_network.apply(params["control"], y, t, d), x, probe
         )
         return control.process.flow_divergence(divergence, t, d)
 

@@ -1,17 +1,51 @@
 """Target densities: the class, and ready-made ones with what is known of them."""
 
 from consistent_samplers.targets.base import Target, check_density
-from consistent_samplers.targets.mixtures import gaussian, gmm9
-from consistent_samplers.targets.posteriors import cancer, seeds
-from consistent_samplers.targets.synthetic import double_wells, funnel
+from consistent_samplers.targets.cox import lgcp
+from consistent_samplers.targets.image import image
+from consistent_samplers.targets.logistic import (
+    cancer,
+    credit,
+    credit_likelihood,
+    ionosphere,
+    sonar,
+)
+from consistent_samplers.targets.mixtures import gaussian, gmm9, gmm40, student_t_mixture
+from consistent_samplers.targets.particles import (
+    dw4,
+    lj13,
+    lj55,
+    particle_coordinates,
+    particle_positions,
+)
+from consistent_samplers.targets.posteriors import brownian, seeds
+from consistent_samplers.targets.synthetic import funnel, rings, rosenbrock
+from consistent_samplers.targets.wells import double_wells, many_well
 
 __all__ = [
     "Target",
+    "brownian",
     "cancer",
     "check_density",
+    "credit",
+    "credit_likelihood",
     "double_wells",
+    "dw4",
     "funnel",
     "gaussian",
     "gmm9",
+    "gmm40",
+    "image",
+    "ionosphere",
+    "lgcp",
+    "lj13",
+    "lj55",
+    "many_well",
+    "particle_coordinates",
+    "particle_positions",
+    "rings",
+    "rosenbrock",
     "seeds",
+    "sonar",
+    "student_t_mixture",
 ]

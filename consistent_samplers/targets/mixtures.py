@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from consistent_samplers.targets.base import Target
+from consistent_samplers.targets.synthetic import _check_integer
 from consistent_samplers.types import Array, PRNGKey
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -85,6 +86,83 @@ def gmm9() -> Target:
     """
     means = np.array(list(itertools.product((-5.0, 0.0, 5.0), repeat=2)))
     return _isotropic_mixture(means, variance=0.3, name="gmm9")
+
+
+def gmm40(dim: int = 2) -> Target:
+    """Forty modes scattered over [-40, 40]^dim.
+
+    Equal components N(m, I); normalised, log Z = 0. The means are 40 U(-1, 1) from JAX's key 0,
+    in the field's own set: that of jax 0.4, before ``jax_threefry_partitionable`` became the
+    default and changed what the key gives. They do not depend on the user's flags.
+    From Midgley et al., Flow annealed importance sampling bootstrap (FAB, arXiv:2208.01893),
+    with unit variances and in any dimension as in Blessing et al., Beyond ELBOs
+    (arXiv:2406.07423).
+
+    Args:
+      dim: dimension; 2 and 50 are common.
+
+    Raises:
+      ValueError: ``dim`` is not a positive integer.
+      RuntimeError: a version of JAX that no longer offers the old random bits.
+    """
+    _check_integer("dim", dim, 1)
+    # Scaled in float32 as the field does, to the last bit.
+    means = np.float32(40) * _field_uniform((40, dim), 1.0)
+    return _isotropic_mixture(means.astype(np.float64), variance=1.0, name="gmm40")
+
+
+def student_t_mixture(dim: int = 50) -> Target:
+    """Ten modes with tails so heavy that no variance exists.
+
+    Equal components, each a product of Student's t with two degrees of freedom around its means
+    (univariate factors, not the multivariate t); normalised, log Z = 0. The means are U(-10, 10)
+    from JAX's key 0, in the field's own set (see ``gmm40``). Second moments are infinite:
+    compare quantiles. From Blessing et al., Beyond ELBOs (arXiv:2406.07423).
+
+    Args:
+      dim: dimension; 50 is common.
+
+    Raises:
+      ValueError: ``dim`` is not a positive integer.
+      RuntimeError: a version of JAX that no longer offers the old random bits.
+    """
+    _check_integer("dim", dim, 1)
+    num_components = 10
+    means = _field_uniform((num_components, dim), 10.0).astype(np.float64)
+    # The density of t with two degrees of freedom: (1 + t²/2)^(-3/2) / (2 √2).
+    log_constant = -math.log(num_components) - dim * math.log(2 * math.sqrt(2))
+
+    def log_density(x: Array) -> Array:
+        t = x[None, :] - jnp.asarray(means, x.dtype)
+        return jax.nn.logsumexp(-1.5 * jnp.sum(jnp.log1p(0.5 * t**2), axis=-1)) + log_constant
+
+    def sample(rng_key: PRNGKey, num_samples: int) -> Array:
+        key_component, key_noise = jax.random.split(rng_key)
+        component = jax.random.randint(key_component, (num_samples,), 0, num_components)
+        # t = z / √(χ²/2), with the χ² on two degrees of freedom made of two normals: taken from
+        # one uniform it would be exactly 0, and the draw infinite, once in 2²³ times.
+        noise = jax.random.normal(key_noise, (3, num_samples, dim))
+        t = noise[0] / jnp.sqrt(0.5 * (noise[1] ** 2 + noise[2] ** 2))
+        return jnp.asarray(means, t.dtype)[component] + t
+
+    return Target(log_density, dim, name="student_t_mixture", log_z=0.0, sample=sample)
+
+
+def _field_uniform(shape: tuple[int, int], reach: float) -> np.ndarray:
+    """Uniform draws in [-reach, reach] as ``PRNGKey(0)`` gave them in jax 0.4, float32.
+
+    Raises:
+      RuntimeError: this version of JAX no longer offers the old generator.
+    """
+    if not hasattr(jax, "threefry_partitionable"):
+        raise RuntimeError(
+            "This target's means come from JAX's old random bits (jax_threefry_partitionable = "
+            f"False), which jax {jax.__version__} no longer offers. Use an older JAX, such as 0.10."
+        )
+    # Everything that a user's flags or an enclosing jit could change is pinned.
+    with jax.ensure_compile_time_eval(), jax.threefry_partitionable(False):
+        key = jax.random.key(0, impl="threefry2x32")
+        return np.asarray(jax.random.uniform(key, shape, jnp.float32, -reach, reach))
 
 
 def _isotropic_mixture(means: np.ndarray, variance: float, name: str) -> Target:

@@ -1,13 +1,15 @@
 """Synthetic targets with closed-form log Z and exact samplers."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers.targets.base import Target
+from consistent_samplers.targets.tables import Table, inverse_cdf, tabulate
 from consistent_samplers.types import Array, PRNGKey
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -48,80 +50,114 @@ def funnel(dim: int = 10) -> Target:
     return Target(log_density, dim, name="funnel", log_z=0.0, sample=sample)
 
 
-def double_wells(dim: int = 5, num_wells: int = 5, separation: float = 4.0) -> Target:
-    """Independent double wells and standard normals: 2^num_wells separated modes.
+def rosenbrock(dim: int = 2) -> Target:
+    """Rosenbrock's banana: pairs along a thin curved ridge.
 
-    log ρ(x) = -Σ_{i<m} (x_i² - δ)² - ½ Σ_{i≥m} x_i², with m = ``num_wells`` and δ =
-    ``separation``: modes at ±√δ in each of the first m coordinates. The defaults are the field's
-    MW54; (50, 5, 2.0) is MW52. From Wu, Köhler & Noé, Stochastic normalizing flows
-    (arXiv:2002.06707); in this form Richter & Berner (arXiv:2307.01198).
+    log ρ(x) = -Σ_i [(1 - u_i)² + 100 (v_i - u_i²)²] over the pairs (u_i, v_i) =
+    (x_{2i}, x_{2i+1}): u ~ N(1, 1/2) and v | u ~ N(u², 1/200), so that log Z =
+    (dim / 2) log(π / 10) and draws are exact. This is the "even" form of Pagani, Wiegand &
+    Nadarajah, An n-dimensional Rosenbrock distribution for MCMC testing, Scandinavian Journal of
+    Statistics 49 (2022), without their temperature of 20. The form that links every coordinate
+    to the next has no known log Z from three dimensions on; at dim = 2 the two are the same.
 
     Args:
-      dim: dimension.
-      num_wells: number of double-well coordinates, 1 to ``dim``.
-      separation: squared distance of the wells from the origin, positive.
+      dim: dimension, even.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: ``dim`` is not an even integer of at least 2.
     """
-    _check_integer("dim", dim, 1)
-    _check_integer("num_wells", num_wells, 1)
-    if num_wells > dim:
-        raise ValueError(f"num_wells must be at most dim = {dim}, got {num_wells}.")
-    if not (math.isfinite(separation) and separation > 0):
-        raise ValueError(
-            f"separation must be positive and finite, got {separation!r}: below zero a coordinate "
-            "has a single well."
-        )
-    separation = float(separation)
-    # The wells are symmetric: tabulate |x|, where (x² - δ)² is at most 49 (exp(-49) = 5e-22).
-    reach = 7.0
-    grid = np.linspace(
-        math.sqrt(max(separation - reach, 0.0)), math.sqrt(separation + reach), 2**13 + 1
-    )
-    half = _tabulate(grid, -((grid**2 - separation) ** 2))
-    log_z = num_wells * (math.log(2) + half.log_z) + 0.5 * (dim - num_wells) * _LOG_2PI
+    _check_integer("dim", dim, 2)
+    if dim % 2:
+        raise ValueError(f"dim must be even, since the coordinates go in pairs, got {dim}.")
 
     def log_density(x: Array) -> Array:
-        wells, rest = x[:num_wells], x[num_wells:]
-        return -jnp.sum((wells**2 - separation) ** 2) - 0.5 * jnp.sum(rest**2)
+        u, v = x[0::2], x[1::2]
+        return -jnp.sum((1 - u) ** 2) - 100 * jnp.sum((v - u**2) ** 2)
 
     def sample(rng_key: PRNGKey, num_samples: int) -> Array:
-        key_size, key_sign, key_rest = jax.random.split(rng_key, 3)
-        shape = (num_samples, num_wells)
-        wells = _inverse_cdf(half, jax.random.uniform(key_size, shape))
-        wells = wells * jax.random.rademacher(key_sign, shape, wells.dtype)
-        rest = jax.random.normal(key_rest, (num_samples, dim - num_wells))
-        return jnp.concatenate([wells, rest], axis=1)
+        noise = jax.random.normal(rng_key, (num_samples, dim // 2, 2))
+        u = 1 + math.sqrt(1 / 2) * noise[..., 0]
+        v = u**2 + math.sqrt(1 / 200) * noise[..., 1]
+        return jnp.stack([u, v], axis=-1).reshape(num_samples, dim)
 
-    return Target(log_density, dim, name="double_wells", log_z=log_z, sample=sample)
-
-
-class _Table(NamedTuple):
-    """A one-dimensional density on a grid: points ``[n]``, cdf ``[n]`` (0 to 1), and log Z."""
-
-    grid: np.ndarray
-    cdf: np.ndarray
-    log_z: float
+    log_z = 0.5 * dim * math.log(math.pi / 10)
+    return Target(log_density, dim, name="rosenbrock", log_z=log_z, sample=sample)
 
 
-def _tabulate(grid: np.ndarray, log_density: np.ndarray) -> _Table:
-    """Integrates a density by the trapezoid rule on an even grid, in float64 on the host.
+def rings(definition: Literal["scds", "sdss"] = "scds") -> Target:
+    """Concentric rings in the plane; two definitions are in use under this name.
 
-    For a smooth density that is flat (zero slope) or vanishes at both ends the rule converges
-    faster than any power of the spacing; a few thousand points leave rounding error only.
+    With r = |x|, named after the code bases that use them:
+
+    - ``"scds"``: log ρ = -100 min_k (r - r_k)² with radii r_k = 1, 3, 5: three thin rings, log Z
+      = 2.3049. From Zhang & Chen, Path Integral Sampler (arXiv:2111.15141), as in the code of
+      self-consistent diffusion samplers. Continuous; its slope jumps half-way between two rings,
+      where ρ = exp(-100).
+    - ``"sdss"``: ρ = cos r + 1.001 up to r = 4.5π and exp(4.5π - r) beyond: a disc and two wide
+      rings with valleys of 0.001 between them, log Z = 6.6923. ρ steps from 1.001 to 1 at
+      r = 4.5π. That code's own draws follow another law: they take the radius from ρ(r), where
+      the plane needs r ρ(r), as here.
+
+    Args:
+      definition: which of the two.
+
+    Raises:
+      ValueError: an unknown definition.
     """
-    density = np.exp(log_density)
-    mass = 0.5 * (density[1:] + density[:-1]) * np.diff(grid)
-    total = mass.sum()
-    cdf = np.concatenate([[0.0], np.cumsum(mass) / total])
-    return _Table(grid, cdf, math.log(total))
+    if definition == "scds":
+        log_profile, radius = _thin_rings()
+    elif definition == "sdss":
+        log_profile, radius = _cosine_rings()
+    else:
+        raise ValueError(f'definition must be "scds" or "sdss", got {definition!r}.')
+
+    def log_density(x: Array) -> Array:
+        squared = jnp.sum(x**2)
+        # The slope of the square root at 0 is infinite, which would make the gradient NaN.
+        away = squared > 0
+        return log_profile(jnp.where(away, jnp.sqrt(jnp.where(away, squared, 1.0)), 0.0))
+
+    def sample(rng_key: PRNGKey, num_samples: int) -> Array:
+        key_radius, key_angle = jax.random.split(rng_key)
+        r = inverse_cdf(radius, jax.random.uniform(key_radius, (num_samples,)))
+        angle = jax.random.uniform(key_angle, (num_samples,), maxval=2 * math.pi)
+        return jnp.stack([r * jnp.cos(angle), r * jnp.sin(angle)], axis=1)
+
+    log_z = _LOG_2PI + radius.log_z
+    return Target(log_density, 2, name="rings", log_z=log_z, sample=sample)
 
 
-def _inverse_cdf(table: _Table, uniform: Array) -> Array:
-    """Maps uniforms in [0, 1) to draws from a tabulated density, any shape."""
-    dtype = uniform.dtype
-    return jnp.interp(uniform, jnp.asarray(table.cdf, dtype), jnp.asarray(table.grid, dtype))
+def _thin_rings() -> tuple[Callable[[Array], Array], Table]:
+    """Log density by the radius, and the law of the radius."""
+    radii, sharpness = np.array([1.0, 3.0, 5.0]), 100.0
+
+    def log_profile(r: Array) -> Array:
+        return -sharpness * jnp.min((r - jnp.asarray(radii, r.dtype)) ** 2)
+
+    # At 0 and at 6 the density is exp(-100) of its peak. The first point is not 0, for the log.
+    grid = np.linspace(1e-6, 6.0, 2**13 + 1)
+    nearest = np.min((grid[:, None] - radii) ** 2, axis=1)
+    return log_profile, tabulate(grid, np.log(grid) - sharpness * nearest)
+
+
+def _cosine_rings() -> tuple[Callable[[Array], Array], Table]:
+    """Log density by the radius, and the law of the radius."""
+    edge, level = 4.5 * math.pi, 1.001
+
+    def log_profile(r: Array) -> Array:
+        # Each branch is kept finite where the other holds, for the gradient's sake.
+        inner = jnp.log(jnp.cos(jnp.minimum(r, edge)) + level)
+        return jnp.where(r <= edge, inner, edge - r)
+
+    # ∫ r (cos r + level) dr and ∫ r exp(edge - r) dr, exactly. What lies beyond the grid has
+    # probability 1e-12, less than the spacing of float32 uniforms.
+    inside = np.linspace(0.0, edge, 2**13 + 1)
+    outside = np.linspace(0.0, 30.0, 2**12 + 1)[1:]
+    mass_inside = inside * np.sin(inside) + np.cos(inside) - 1 + 0.5 * level * inside**2
+    mass_outside = (edge + 1) - (edge + 1 + outside) * np.exp(-outside)
+    total = mass_inside[-1] + edge + 1
+    cdf = np.concatenate([mass_inside, mass_inside[-1] + mass_outside]) / total
+    return log_profile, Table(np.concatenate([inside, edge + outside]), cdf, math.log(total))
 
 
 def _check_integer(name: str, value: int, minimum: int) -> None:

@@ -1,0 +1,182 @@
+"""Control losses over batches of paths: what makes small steps a correct sampler.
+
+Two kinds. Reverse KL differentiates through the simulation. The others take the paths as given,
+from wherever they come, and differentiate their weights only: no back-propagation through time,
+and a replay buffer may supply some of the paths.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from consistent_samplers import losses, networks, simulate
+from consistent_samplers.algorithms.base import check_choice
+from consistent_samplers.algorithms.control import Control
+from consistent_samplers.types import Array, Params, PRNGKey
+
+ControlLoss: TypeAlias = Literal[
+    "reverse_kl",
+    "path_gradient",
+    "log_variance",
+    "trajectory_balance",
+    "sub_trajectory_balance",
+]
+CONTROL_LOSSES: tuple[ControlLoss, ...] = (
+    "reverse_kl",
+    "path_gradient",
+    "log_variance",
+    "trajectory_balance",
+    "sub_trajectory_balance",
+)
+ON_POLICY: tuple[ControlLoss, ...] = ("reverse_kl", "path_gradient")
+
+# The learned log Z moves this many times faster than the networks' weights.
+_LOG_Z_RATE = 10.0
+
+
+class PathBatch(NamedTuple):
+    """Paths simulated for one iteration; no gradient.
+
+    Attributes:
+      position: ``[batch_size, num_steps + 1, dim]``.
+      log_weight: ``[batch_size]``.
+    """
+
+    position: Array
+    log_weight: Array
+
+
+class PathLossFn(Protocol):
+    """``(params, rng_key, num_steps, replayed=None) -> (loss, PathBatch)``."""
+
+    def __call__(
+        self, params: Params, rng_key: PRNGKey, num_steps: int, replayed: Array | None = None
+    ) -> tuple[Array, PathBatch]:
+        """The loss ``[]`` of a fresh batch, and of paths to end points ``[n, dim]`` if given."""
+        ...
+
+
+class Objective(NamedTuple):
+    """A control loss.
+
+    Attributes:
+      init: ``(rng_key) -> dict`` of the loss's own parameters.
+      path_loss: the loss.
+    """
+
+    init: Callable[[PRNGKey], dict[str, Params]]
+    path_loss: PathLossFn
+
+
+def build_objective(
+    control: Control,
+    dim: int,
+    *,
+    loss: ControlLoss,
+    batch_size: int,
+    hidden: tuple[int, ...],
+    segment_share: float = 0.25,
+) -> Objective:
+    """A control loss by its name.
+
+    Args:
+      control: what is trained.
+      dim: dimension of the target.
+      loss: ``"reverse_kl"`` (Zhang & Chen, 2022; Berner et al., 2024), ``"path_gradient"`` the
+        same without the score term, whose mean is zero (Roeder et al., 2017; Vaitl et al., 2022),
+        ``"log_variance"`` (Richter & Berner, 2024), ``"trajectory_balance"`` with a learned log Z,
+        or ``"sub_trajectory_balance"`` with a learned flow, on a stretch of each path.
+      batch_size: paths simulated an iteration.
+      hidden: widths of the flow's hidden layers.
+      segment_share: length of the stretch, as a share of the path.
+
+    Raises:
+      ValueError: no such loss.
+    """
+    check_choice("loss", loss, CONTROL_LOSSES)
+    log_density = control.log_density
+    log_flow = networks.scalar_mlp(dim, hidden=hidden)
+
+    def init(rng_key: PRNGKey) -> dict[str, Params]:
+        if "trajectory_balance" not in loss:
+            return {}
+        key_base, key_flow = jax.random.split(rng_key)
+        # Start log Z where the base alone sees it: the weights of a posterior may be far from 1.
+        z = jax.random.normal(key_base, (512, dim))
+        log_weight = jax.vmap(log_density)(z) - jax.vmap(simulate.standard_normal_log_prob)(z)
+        start = jnp.median(jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf))
+        params = {"log_z": jnp.where(jnp.isfinite(start), start, 0.0) / _LOG_Z_RATE}
+        if loss == "sub_trajectory_balance":
+            params["log_flow"] = log_flow.init(key_flow)
+        return params
+
+    def simulate_paths(params: Params, rng_key: PRNGKey, num_steps: int) -> simulate.StochasticPath:
+        key_base, key_path = jax.random.split(rng_key)
+        x0 = jax.random.normal(key_base, (batch_size, dim))
+        keys = jax.random.split(key_path, batch_size)
+        kernels = control.kernels(params)
+        weighing = None
+        if loss == "path_gradient":
+            still = control.kernels(jax.lax.stop_gradient(params))
+            weighing = kernels._replace(forward=still.forward)
+        return jax.vmap(
+            lambda key, x: simulate.stochastic_path(
+                key, x, kernels, log_density, num_steps, density_kernels=weighing
+            )
+        )(keys, x0)
+
+    def given_loss(params: Params, rng_key: PRNGKey, position: Array, num_steps: int) -> Array:
+        """Loss of given paths ``[n, num_steps + 1, dim]``."""
+        kernels = control.kernels(params)
+        if loss != "sub_trajectory_balance":
+            log_ratio = jax.vmap(lambda p: simulate.path_log_ratio(p, kernels, num_steps))(position)
+            log_weight = jax.vmap(lambda p, r: simulate.path_log_weight(p, r, log_density))(
+                position, log_ratio
+            )
+            if loss == "log_variance":
+                return losses.log_variance(log_weight).mean()
+            log_z = _LOG_Z_RATE * params["log_z"]
+            return losses.trajectory_balance(log_weight, log_z).mean()
+
+        length = max(1, round(segment_share * num_steps))
+        first = jax.random.randint(rng_key, (position.shape[0],), 0, num_steps - length + 1)
+
+        def segment_loss(path: Array, first: Array) -> Array:
+            stretch = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
+            log_ratio = simulate.path_log_ratio(stretch, kernels, num_steps, first)
+            index = first + jnp.arange(length + 1)
+            log_p0 = jax.vmap(simulate.standard_normal_log_prob)(stretch)
+            log_rho = jax.vmap(log_density)(stretch)
+            t = index / num_steps
+            learned = jax.vmap(lambda x, t: log_flow.apply(params["log_flow"], x, t))(stretch, t)
+            log_z = _LOG_Z_RATE * params["log_z"]
+            # Between the ends a geometric path of densities, corrected by the network.
+            middle = (1.0 - t) * (log_z + log_p0) + t * log_rho + learned
+            flow = jnp.where(index == 0, log_z + log_p0, middle)
+            flow = jnp.where(index == num_steps, log_rho, flow)
+            return losses.sub_trajectory_balance(flow, log_ratio)
+
+        return jax.vmap(segment_loss)(position, first).mean()
+
+    def path_loss(
+        params: Params, rng_key: PRNGKey, num_steps: int, replayed: Array | None = None
+    ) -> tuple[Array, PathBatch]:
+        key_fresh, key_replay, key_segment = jax.random.split(rng_key, 3)
+        stop = jax.lax.stop_gradient
+        if loss in ON_POLICY:
+            paths = simulate_paths(params, key_fresh, num_steps)
+            value = losses.reverse_kl(paths.log_weight).mean()
+            return value, PathBatch(stop(paths.position), stop(paths.log_weight))
+        paths = simulate_paths(stop(params), key_fresh, num_steps)
+        position = paths.position
+        if replayed is not None:
+            kernels = control.kernels(stop(params))
+            keys = jax.random.split(key_replay, replayed.shape[0])
+            back = jax.vmap(lambda k, x: simulate.backward_path(k, x, kernels, num_steps))
+            position = jnp.concatenate([position, back(keys, replayed)])
+        value = given_loss(params, key_segment, stop(position), num_steps)
+        return value, PathBatch(paths.position, paths.log_weight)
+
+    return Objective(init, path_loss)

@@ -1,0 +1,201 @@
+"""How a trained control samples, and what given points weigh: shared by every algorithm.
+
+Chunked, so that memory does not grow with the number of draws.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from consistent_samplers import simulate
+from consistent_samplers.algorithms.base import ReverseFn, SampleFn, SamplerState
+from consistent_samplers.algorithms.control import Control
+from consistent_samplers.bases import GaussianBase
+from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
+
+# Floats of Jacobians held at once while drawing with exact weights: 64 MiB.
+_MAX_JACOBIAN_FLOATS = 2**24
+_MAX_CHUNK = 16_384
+_NUM_ROUND_TRIPS = 256
+# A point counts as inverted if the map returns to it within this many standard deviations.
+MAX_INVERSION_ERROR = 1e-2
+
+
+def build_sample(
+    base: GaussianBase,
+    control: Control,
+    max_steps: int,
+    bounds: tuple[Bound, ...],
+    default_steps: int,
+) -> tuple[SampleFn, ReverseFn]:
+    """The `Algorithm.sample` and `Algorithm.reverse_log_weight` of a control.
+
+    Args:
+      base: where samples start.
+      control: the control.
+      max_steps: most steps.
+      bounds: kinds of weight it may be asked for, the default first.
+      default_steps: number of steps unless told.
+    """
+    process, log_density = control.process, control.log_density
+
+    def one_draw(params: Params, key: PRNGKey, num_steps: int, bound: Bound | None) -> Draws:
+        key_base, key_path = jax.random.split(key)
+        u = control.bind(params)
+        z0 = jax.random.normal(key_base, (base.dim,))
+        flow = None
+        if bound is None and bounds[0] != "lower":
+            return Draws(base.unwhiten(simulate.flow_map(u, process, z0, num_steps)))
+        if bound is None or bound == "lower":
+            path = simulate.stochastic_path(
+                key_path, z0, control.kernels(params), log_density, num_steps
+            )
+            z1, log_weight = path.position[-1], path.log_weight
+            if bound is None:
+                return Draws(base.unwhiten(z1))
+        elif bound == "heuristic":
+            frozen = functools.partial(control.frozen_network.apply, params["control"])
+            z1, log_weight = simulate.heuristic_flow_log_weight(
+                key_path, z0, u, frozen, process, log_density, num_steps
+            )
+        else:
+            flow_path = simulate.flow_path(u, process, z0, num_steps)
+            z1 = flow_path.position[-1]
+            log_weight = simulate.flow_log_weight(flow_path, log_density)
+            flow = FlowDiagnostics(jnp.any(flow_path.sign <= 0), jnp.full((), jnp.nan))
+        # A point of zero density has weight zero, whatever the arithmetic around it made of it.
+        log_rho = log_density(z1)
+        log_weight = jnp.where(jnp.isneginf(log_rho), -jnp.inf, log_weight)
+        return Draws(base.unwhiten(z1), log_weight, log_rho - base.log_abs_det, flow, bound)
+
+    def one_reverse(params: Params, key: PRNGKey, x: Array, num_steps: int, bound: Bound) -> Array:
+        z1 = base.whiten(x)
+        if bound == "lower":
+            kernels = control.kernels(params)
+            position = simulate.backward_path(key, z1, kernels, num_steps)
+            log_ratio = simulate.path_log_ratio(position, kernels, num_steps)
+            return simulate.path_log_weight(position, log_ratio, log_density)
+        u = control.bind(params)
+        z0 = simulate.invert_flow(u, process, z1, num_steps)
+        path = simulate.flow_path(u, process, z0, num_steps)
+        error = jnp.sqrt(jnp.mean((path.position[-1] - z1) ** 2))
+        log_weight = simulate.flow_log_weight(path, log_density)
+        return jnp.where(error < MAX_INVERSION_ERROR, log_weight, jnp.nan)
+
+    def one_round_trip(params: Params, key: PRNGKey, num_steps: int) -> Array:
+        u = control.bind(params)
+        z0 = jax.random.normal(jax.random.split(key)[0], (base.dim,))
+        z1 = simulate.flow_map(u, process, z0, num_steps)
+        back = simulate.invert_flow(u, process, z1, num_steps)
+        return jnp.sqrt(jnp.mean((back - z0) ** 2))
+
+    return batched(
+        base.dim, max_steps, bounds, default_steps, one_draw, one_reverse, one_round_trip
+    )
+
+
+def batched(
+    dim: int,
+    max_steps: int,
+    bounds: tuple[Bound, ...],
+    default_steps: int,
+    one_draw: Callable[[Params, PRNGKey, int, Bound | None], Draws],
+    one_reverse: Callable[[Params, PRNGKey, Array, int, Bound], Array],
+    one_round_trip: Callable[[Params, PRNGKey, int], Array],
+) -> tuple[SampleFn, ReverseFn]:
+    """Functions over many points, checked and in chunks, from functions of one.
+
+    Args:
+      dim: dimension of the target.
+      max_steps: most steps.
+      bounds: kinds of weight there are, the default first.
+      default_steps: number of steps unless told.
+      one_draw: ``(params, rng_key, num_steps, bound)``, one draw.
+      one_reverse: ``(params, rng_key, position, num_steps, bound)``, one point's log weight.
+      one_round_trip: ``(params, rng_key, num_steps)``, distance from the base draw of that key to
+        what the inverse map makes of its image, in base standard deviations.
+    """
+
+    def chunk_size(num_steps: int, bound: Bound | None) -> int:
+        if bound != "lower-if-injective":
+            return _MAX_CHUNK
+        return min(_MAX_CHUNK, max(1, _MAX_JACOBIAN_FLOATS // (num_steps * dim**2)))
+
+    @functools.partial(jax.jit, static_argnames=("num_samples", "num_steps", "bound"))
+    def draw(
+        rng_key: PRNGKey, params: Params, num_samples: int, num_steps: int, bound: Bound | None
+    ) -> Draws:
+        keys = jax.random.split(rng_key, num_samples)
+        return jax.lax.map(
+            lambda key: one_draw(params, key, num_steps, bound),
+            keys,
+            batch_size=chunk_size(num_steps, bound),
+        )
+
+    # Compiled apart from the draws: one compilation serves every number of samples.
+    @functools.partial(jax.jit, static_argnames="num_steps")
+    def round_trip_errors(params: Params, keys: Array, num_steps: int) -> Array:
+        return jax.lax.map(
+            lambda key: one_round_trip(params, key, num_steps),
+            keys,
+            batch_size=max(1, _MAX_JACOBIAN_FLOATS // dim**2),
+        )
+
+    @functools.partial(jax.jit, static_argnames=("num_steps", "bound"))
+    def reverse(
+        rng_key: PRNGKey, params: Params, position: Array, num_steps: int, bound: Bound
+    ) -> Array:
+        keys = jax.random.split(rng_key, position.shape[0])
+        return jax.lax.map(
+            lambda args: one_reverse(params, args[0], args[1], num_steps, bound),
+            (keys, position),
+            batch_size=chunk_size(num_steps, bound),
+        )
+
+    def sample(
+        rng_key: PRNGKey,
+        state: SamplerState,
+        num_samples: int,
+        num_steps: int = default_steps,
+        *,
+        bound: Bound | None = bounds[0],
+    ) -> Draws:
+        check_num_steps(num_steps, max_steps)
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
+        _check_bound(bound, (None, *bounds))
+        draws = draw(rng_key, state.ema_params, num_samples, num_steps, bound)
+        if draws.flow is None:
+            return draws
+        num = min(num_samples, _NUM_ROUND_TRIPS)
+        keys = jax.random.split(rng_key, num_samples)[:num]
+        errors = round_trip_errors(state.ema_params, keys, num_steps)
+        measured = draws.flow.round_trip_error.at[:num].set(errors)
+        return draws.replace(flow=draws.flow._replace(round_trip_error=measured))
+
+    def reverse_log_weight(
+        rng_key: PRNGKey,
+        state: SamplerState,
+        position: Array,
+        num_steps: int = default_steps,
+        *,
+        bound: Bound = bounds[0],
+    ) -> Array:
+        check_num_steps(num_steps, max_steps)
+        _check_bound(bound, tuple(b for b in bounds if b != "heuristic"))
+        if position.ndim != 2 or position.shape[1] != dim:
+            raise ValueError(f"position must have shape [n, {dim}], got {position.shape}.")
+        return reverse(rng_key, state.ema_params, position, num_steps, bound)
+
+    return sample, reverse_log_weight
+
+
+def _check_bound(bound: Bound | None, bounds: tuple[Bound | None, ...]) -> None:
+    if bound not in bounds:
+        raise ValueError(
+            f"bound must be one of {bounds} for this algorithm, got {bound!r}: the kind of weight "
+            "(see consistent_samplers.types.Bound), or None for draws without weights."
+        )

@@ -1,0 +1,170 @@
+"""What the iterative samplers share: DIS, DDS and PIS differ in process, guidance and settings.
+
+All simulate a controlled diffusion from the base to the target and train its control by a loss
+on the weights of whole paths (or stretches of them).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from consistent_samplers import schedules
+from consistent_samplers.algorithms import objectives, replay
+from consistent_samplers.algorithms.base import (
+    Algorithm,
+    SamplerState,
+    apply_gradients,
+    check_base,
+    init_and_restart,
+)
+from consistent_samplers.algorithms.control import Guidance, LearnedKernels, build_control
+from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss
+from consistent_samplers.algorithms.sampling import build_sample
+from consistent_samplers.bases import GaussianBase, standard_normal
+from consistent_samplers.processes import OrnsteinUhlenbeck
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Array, Bound, Params, PRNGKey
+
+
+class PathInfo(NamedTuple):
+    """What one training iteration reports, all ``[]``.
+
+    Attributes:
+      loss: what was minimised.
+      elbo: mean log weight of this batch's paths.
+      num_steps: steps of the paths.
+      gradient_norm: before clipping.
+    """
+
+    loss: Array
+    elbo: Array
+    num_steps: Array
+    gradient_norm: Array
+
+
+def stochastic_sampler(
+    name: str,
+    target: Target,
+    process: OrnsteinUhlenbeck,
+    *,
+    base: GaussianBase | None,
+    max_steps: int,
+    train_steps: Sequence[int] | None,
+    batch_size: int,
+    learning_rate: float | optax.Schedule,
+    loss: ControlLoss,
+    replay_share: float,
+    replay_capacity: int,
+    ema_decay: float,
+    gradient_clip: float,
+    hidden: tuple[int, ...],
+    guidance: Guidance,
+    elementwise_gain: bool,
+    learned_kernels: LearnedKernels,
+    bounds: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic"),
+) -> Algorithm:
+    """An iterative sampler of a process.
+
+    Args:
+      name: its name.
+      target: what to sample.
+      process: noising process.
+      base: where samples start; a standard normal if None.
+      max_steps: number N of finest steps, a power of two.
+      train_steps: numbers of steps of the training paths, one drawn at random an iteration;
+        ``(max_steps,)`` if None. Powers of two up to ``max_steps``.
+      batch_size: paths of one iteration.
+      learning_rate: Adam's.
+      loss: see `objectives.build_objective`.
+      replay_share: share of further paths, relative to the batch, that end at points of the
+        replay buffer; only for losses on given paths.
+      replay_capacity: end points that the buffer holds.
+      ema_decay: of the parameters that sample.
+      gradient_clip: on the global norm.
+      hidden: widths of the networks' hidden layers.
+      guidance: target gradient inside the control, see `control.build_control`.
+      elementwise_gain: let the network also scale each coordinate of x.
+      learned_kernels: see `control.build_control`.
+      bounds: kinds of weight it can give.
+
+    Raises:
+      ValueError: a setting out of range, or settings that do not go together.
+    """
+    base = standard_normal(target.dim) if base is None else base
+    check_base(target, base)
+    schedules.check_max_steps(max_steps)
+    step_counts = (max_steps,) if train_steps is None else tuple(train_steps)
+    if not step_counts:
+        raise ValueError("train_steps must name at least one number of steps.")
+    for num_steps in step_counts:
+        schedules.check_num_steps(num_steps, max_steps)
+    num_replayed = round(replay_share * batch_size)
+    if replay_share < 0 or (num_replayed and loss in ON_POLICY):
+        raise ValueError(
+            f"replay_share={replay_share} with loss={loss!r}: a share must not be negative, and "
+            f"the losses {ON_POLICY} need paths of their own. Take loss='log_variance' or "
+            "'trajectory_balance' to train on replayed paths."
+        )
+    if num_replayed and replay_capacity < batch_size:
+        raise ValueError(
+            f"replay_capacity must be at least the batch size {batch_size}, got {replay_capacity}."
+        )
+    log_density = base.whitened_log_density(target.log_density)
+    control = build_control(
+        target.dim,
+        log_density,
+        process,
+        max_steps=max_steps,
+        hidden=hidden,
+        guidance=guidance,
+        elementwise_gain=elementwise_gain,
+        learned_kernels=learned_kernels,
+    )
+    objective = objectives.build_objective(
+        control, target.dim, loss=loss, batch_size=batch_size, hidden=hidden
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
+
+    def init_params(rng_key: PRNGKey) -> Params:
+        key_control, key_loss = jax.random.split(rng_key)
+        return control.init(key_control) | objective.init(key_loss)
+
+    def init_memory(params: Params) -> replay.ReplayBuffer | tuple[()]:
+        return replay.init(replay_capacity, target.dim) if num_replayed else ()
+
+    init, restart = init_and_restart(init_params, optimizer, init_memory)
+
+    def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, PathInfo]:
+        key_count, key_replay, key_path = jax.random.split(rng_key, 3)
+        which = jax.random.randint(key_count, (), 0, len(step_counts))
+        replayed = None
+        if num_replayed:
+            # While the buffer is empty its points are zeros: paths like any other.
+            drawn = replay.draw(key_replay, state.memory, num_replayed)
+            replayed = jnp.where(state.memory.num_added > 0, drawn, 0.0)
+
+        def branch(num_steps: int, params: Params) -> tuple[Array, tuple[Array, Array]]:
+            value, batch = objective.path_loss(params, key_path, num_steps, replayed)
+            return value, (batch.position[:, -1], batch.log_weight)
+
+        def total(params: Params) -> tuple[Array, tuple[Array, Array]]:
+            branches = [lambda p, n=n: branch(n, p) for n in step_counts]
+            return jax.lax.switch(which, branches, params)
+
+        (value, (position, log_weight)), grads = jax.value_and_grad(total, has_aux=True)(
+            state.params
+        )
+        num_steps = jnp.asarray(step_counts)[which]
+        info = PathInfo(value, log_weight.mean(), num_steps, optax.tree.norm(grads))
+        new_state = apply_gradients(optimizer, state, grads, ema_decay)
+        if num_replayed:
+            new_state = new_state._replace(memory=replay.add(state.memory, position, log_weight))
+        return new_state, info
+
+    sample, reverse = build_sample(base, control, max_steps, bounds, max_steps)
+    return Algorithm(
+        name, target, base, max_steps, control, init, restart, step, sample, reverse, bounds
+    )

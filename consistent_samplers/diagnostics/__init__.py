@@ -1,0 +1,45 @@
+"""What a sampler is worth: a verdict on its weights, distances to a reference, modes it reaches."""
+
+from consistent_samplers.diagnostics.distances import (
+    MAX_MEDIAN_POINTS,
+    RELATIVE_REGULARISATION,
+    SinkhornResult,
+    mmd,
+    sinkhorn,
+    wasserstein2,
+)
+from consistent_samplers.diagnostics.modes import (
+    MISSED_SHARE,
+    ModeCoverage,
+    mode_coverage,
+    nearest_mode,
+    sign_modes,
+)
+from consistent_samplers.diagnostics.verdicts import (
+    EVEN_ESS,
+    MAX_ROUND_TRIP_ERROR,
+    MIN_EFFECTIVE,
+    pareto_k_threshold,
+    verdict,
+    weights_are_reliable,
+)
+
+__all__ = [
+    "EVEN_ESS",
+    "MAX_MEDIAN_POINTS",
+    "MAX_ROUND_TRIP_ERROR",
+    "MIN_EFFECTIVE",
+    "MISSED_SHARE",
+    "RELATIVE_REGULARISATION",
+    "ModeCoverage",
+    "SinkhornResult",
+    "mmd",
+    "mode_coverage",
+    "nearest_mode",
+    "pareto_k_threshold",
+    "sign_modes",
+    "sinkhorn",
+    "verdict",
+    "wasserstein2",
+    "weights_are_reliable",
+]
