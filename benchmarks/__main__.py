@@ -2,32 +2,90 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 _POSTERIORS = ("seeds", "cancer", "funnel")
 _RESULTS = Path(__file__).parent / "results"
 
 
 def _parser() -> argparse.ArgumentParser:
+    # Imported late in `main`: a bare import of this module stays cheap.
+    from benchmarks import methods, registry
+
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measures the samplers. Results (JSON and figures) go to benchmarks/results "
         "unless --output names another folder.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in _POSTERIORS:
-        sub = commands.add_parser(
-            name,
-            help=f"train on the {name} posterior through OneStepSampler, with NUTS beside it",
-            description=f"Trains a one-step sampler on the {name} posterior, runs NUTS on the same "
-            "NumPyro model, and prints evidence against the true log Z, means and standard "
-            "deviations, and speed; saves NAME.json and NAME.png.",
-        )
-        sub.add_argument("--seed", type=int, default=0)
-        sub.add_argument("--num-samples", type=int, default=10_000, help="one-step draws")
+    for name in registry.TARGETS:
+        simple = name in _POSTERIORS
+        words = "Trains a method on the target, measures it and saves rows/NAME-METHOD.json. "
+        if simple:
+            words += (
+                f"Without --method: trains a one-step sampler on the {name} posterior through "
+                "OneStepSampler, runs NUTS on the same NumPyro model, and prints evidence against "
+                "the true log Z, means and standard deviations, and speed; saves NAME.json and "
+                "NAME.png."
+            )
+        sub = commands.add_parser(name, help=f"a method on {name}", description=words)
+        sub.add_argument("--method", choices=methods.METHODS, required=not simple)
+        sub.add_argument("--steps", type=int, nargs="+", help="network evaluations a draw")
         sub.add_argument(
-            "--num-steps", type=int, default=1, help="network evaluations a draw (1, 2, 4, 8, 16)"
+            "--budget", default="2000it", help='training: iterations ("2000") or seconds ("60s")'
         )
-        sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+        sub.add_argument("--seeds", type=int, default=1, help="number of seeds")
+        sub.add_argument("--seed", type=int, default=0, help="first seed")
+        sub.add_argument("--num-samples", type=int, help="draws behind each line")
+        sub.add_argument("--output", type=Path, help="folder for the results")
+        if simple:
+            sub.add_argument(
+                "--num-steps",
+                type=int,
+                default=1,
+                help="without --method: network evaluations a draw (1, 2, 4, 8, 16)",
+            )
+    _add_osds_paper(commands)
+    sub = commands.add_parser(
+        "table",
+        help="the rows of a paper's table by their commands, with published figures beside them",
+        description="Runs the commands of all rows of a table as processes of their own, then "
+        "writes table-NAME.json, table-NAME.md and figures.",
+    )
+    sub.add_argument("name", choices=("scds", "osds"))
+    sub.add_argument("--budget-set", choices=("quick", "full"), default="quick")
+    sub.add_argument("--jobs", type=int, default=2, help="rows at a time")
+    sub.add_argument(
+        "--keep", action="store_true", help="keep rows of the same command and version"
+    )
+    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    sub = commands.add_parser(
+        "heuristic",
+        help="where the papers' heuristic ELBO exceeds the true log Z, and by how much",
+        description="Trains cs.osds.paper briefly on every target with a known log Z, and prints "
+        "its heuristic ELBO and log Z against the truth; saves heuristic.json, .md and .png.",
+    )
+    sub.add_argument("--targets", nargs="+", choices=tuple(registry.TARGETS))
+    sub.add_argument("--num-iterations", type=int, default=100)
+    sub.add_argument("--num-samples", type=int, default=1_000)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    sub = commands.add_parser(
+        "kernels",
+        help="the few-step bound with fixed and with learned transition kernels",
+        description="Trains DIS with fixed and with learned kernels on funnel and seeds at the "
+        'same numbers of steps, and prints the "lower" ELBO side by side with the base alone; '
+        "saves kernels.json, .md and .png.",
+    )
+    sub.add_argument("--targets", nargs="+", default=["funnel", "seeds"])
+    sub.add_argument("--num-iterations", type=int, default=2_000)
+    sub.add_argument("--num-samples", type=int, default=4_000)
+    sub.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    return parser
+
+
+def _add_osds_paper(commands: Any) -> None:
     sub = commands.add_parser(
         "osds-paper",
         help="OSDS with the paper's settings: the three kinds of evidence at 1 to 128 steps",
@@ -40,22 +98,54 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=256)
     sub.add_argument("--num-samples", type=int, default=4_000)
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
-    return parser
 
 
-def main() -> None:
-    """Parses the command line and runs one benchmark."""
-    arguments = vars(_parser().parse_args())
-    command = arguments.pop("command")
-    # Imported late: --help answers at once.
+def main(arguments: list[str] | None = None) -> None:
+    """Parses a command line (the process's own if None) and runs one benchmark."""
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    command = options.pop("command")
+    try:
+        _run(command, options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _run(command: str, options: dict[str, Any]) -> None:
+    # Each benchmark is imported when it is asked for: some need NumPyro, some matplotlib.
     if command == "osds-paper":
         from benchmarks import osds_paper
 
-        osds_paper.run(**arguments)
-    else:
+        osds_paper.run(**options)
+    elif command == "table":
+        from benchmarks import table
+
+        table.run(**options)
+    elif command == "heuristic":
+        from benchmarks import heuristic
+
+        heuristic.run(**options)
+    elif command == "kernels":
+        from benchmarks import kernels
+
+        kernels.run(**options)
+    elif options["method"] is None:
         from benchmarks import posterior
 
-        posterior.run(command, **arguments)
+        posterior.run(
+            command,
+            options["seed"],
+            options["num_samples"] or 10_000,
+            options["num_steps"],
+            options["output"] or _RESULTS,
+        )
+    else:
+        from benchmarks import rows
+
+        options.pop("num_steps", None)
+        options["num_samples"] = options["num_samples"] or rows.NUM_SAMPLES
+        options["output"] = options["output"] or _RESULTS / "rows"
+        rows.run(command, **options)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,12 @@ from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.types import Array, Params, PRNGKey
 
 
+MAX_GAIN = 20.0
+"""Bound on the elementwise gain from above; from below it is -1."""
+MAX_SCALED = 10.0
+"""Bound on what it multiplies, in standard deviations of the base."""
+
+
 class Network(NamedTuple):
     """A control as a pair of pure functions.
 
@@ -105,7 +111,11 @@ class StepConditionedMLP(nn.Module):
         out = nn.Dense(num_outputs, kernel_init=nn.initializers.zeros)(hidden)
         if self.elementwise_gain:
             shift, gain = jnp.split(out, 2)
-            out = shift + (nn.softplus(gain + math.log(math.e - 1.0)) - 1.0) * x
+            scaling = nn.softplus(gain + math.log(math.e - 1.0))
+            # Bounded, in itself and in what it multiplies: otherwise outliers run off to infinity.
+            # Where base draws lie both bounds hardly show.
+            gain = MAX_GAIN * jnp.tanh((scaling - 1.0) / MAX_GAIN)
+            out = shift + gain * MAX_SCALED * jnp.tanh(x / MAX_SCALED)
         if guidance is not None:
             gate = nn.Dense(
                 self.dim,
@@ -132,16 +142,20 @@ def kernel_correction(
     dim: int,
     *,
     hidden: tuple[int, ...] = (64, 64),
-    max_shift: float = 4.0,
-    max_log_scale: float = 3.0,
+    max_shift: float = 6.0,
+    max_log_scale: float = 6.0,
 ) -> KernelNetwork:
     """Bounded corrections to mean and scale of a Gaussian kernel; none while untrained.
+
+    They shrink with √d: in the limit of short steps the uncorrected kernels are right, and a
+    network that was trained at few steps must not spoil a path of many.
 
     Args:
       dim: dimension of x.
       hidden: widths of the hidden layers.
-      max_shift: largest shift of the mean, in standard deviations of the uncorrected kernel.
-      max_log_scale: largest change of the log standard deviation.
+      max_shift: largest shift of the mean at d = 1, in standard deviations of the uncorrected
+        kernel.
+      max_log_scale: largest change of the log standard deviation at d = 1.
     """
     module = _Head(tuple(hidden), 2 * dim)
 
@@ -151,11 +165,9 @@ def kernel_correction(
     def apply(params: Params, x: Array, t: Array, d: Array) -> tuple[Array, Array]:
         out = cast(Array, module.apply(params, x, jnp.asarray(t), jnp.asarray(d)))
         shift, log_scale = jnp.split(out, 2)
-        # Slope one at zero, like the unbounded outputs.
-        return (
-            max_shift * jnp.tanh(shift / max_shift),
-            max_log_scale * jnp.tanh(log_scale / max_log_scale),
-        )
+        shift = max_shift * jnp.tanh(shift / max_shift)
+        log_scale = max_log_scale * jnp.tanh(log_scale / max_log_scale)
+        return jnp.sqrt(d) * shift, jnp.sqrt(d) * log_scale
 
     return KernelNetwork(init, apply)
 

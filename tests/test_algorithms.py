@@ -1,5 +1,6 @@
 """One protocol for every algorithm, and what training must achieve on a Gaussian target."""
 
+import dataclasses
 import functools
 
 import chex
@@ -11,6 +12,7 @@ import pytest
 
 import consistent_samplers as cs
 from consistent_samplers.algorithms import base as algorithm_base
+from consistent_samplers.algorithms import sampling
 from consistent_samplers.bases import GaussianBase
 from consistent_samplers.types import BOUNDS
 
@@ -31,7 +33,22 @@ def build(name: str):
         return cs.osds(TARGET, base=BASE, max_steps=4, batch_size=16, hidden=(16,))
     if name == "osds.paper":
         return cs.osds.paper(TARGET, base=BASE, max_steps=8, batch_size=16, hidden=(16,))
-    return cs.calibration(build("osds"), batch_size=16)
+    if name == "osds.calibration":
+        return cs.calibration(build("osds"), batch_size=16)
+    small = {"base": BASE, "max_steps": 4, "batch_size": 16, "hidden": (8,)}
+    if name == "scds":
+        return cs.scds(TARGET, first_steps=2, **small)
+    if name in ("dis", "dds", "pis"):
+        return getattr(cs, name)(TARGET, **small)
+    if name == "dis.learned":
+        named = cs.dis(TARGET, learned_kernels="both", train_steps=(2, 4), **small)
+        return dataclasses.replace(named, name=name)
+    # The flow of an untrained teacher is the identity, which leaves a student nothing to learn.
+    teacher = {"teacher": build("dis"), "teacher_state": perturbed(initial_state("dis"), 0.05)}
+    if name == "progressive":
+        return cs.progressive_distillation(TARGET, batch_size=16, **teacher)
+    distil = {"cdds": cs.cdds, "cdds.paper": cs.cdds.paper}[name]
+    return distil(TARGET, num_points=3, max_steps=4, batch_size=16, **teacher)
 
 
 @functools.cache
@@ -41,6 +58,18 @@ def initial_state(name: str):
 
 NAMES = ["osds", "osds.paper", "osds.calibration"]
 by_name = pytest.mark.parametrize("name", NAMES)
+# Their own sampling is tested in fewer compilations: most of it is the same code.
+MORE_NAMES = [
+    "scds",
+    "dis",
+    "dds",
+    "pis",
+    "dis.learned",
+    "cdds",
+    "cdds.paper",
+    "progressive",
+]
+by_any_name = pytest.mark.parametrize("name", [*NAMES, *MORE_NAMES])
 
 
 def perturbed(state, scale: float):
@@ -54,12 +83,12 @@ def perturbed(state, scale: float):
 # ---- protocol
 
 
-@by_name
+@by_any_name
 def test_name(name):
     assert build(name).name == name
 
 
-@by_name
+@by_any_name
 def test_state_is_a_named_tuple_of_arrays(name):
     state = initial_state(name)
     assert isinstance(state, tuple) and hasattr(state, "_fields")
@@ -68,7 +97,7 @@ def test_state_is_a_named_tuple_of_arrays(name):
     assert state.iteration == 0
 
 
-@by_name
+@by_any_name
 def test_step_traces_once_and_is_deterministic(name):
     algorithm, state = build(name), initial_state(name)
     chex.clear_trace_counter()
@@ -122,6 +151,31 @@ def test_sample_says_what_its_weights_are_worth(name, bound):
     chex.assert_trees_all_equal(draws, again)
     other = algorithm.sample(jax.random.key(1), state, NUM, 2, bound=bound)
     assert bool((draws.position != other.position).all())
+
+
+@pytest.mark.parametrize("name", MORE_NAMES)
+def test_sample_and_its_reverse(name):
+    algorithm, state = build(name), perturbed(initial_state(name), 0.05)
+    assert (algorithm.max_steps, algorithm.target, algorithm.base) == (4, TARGET, BASE)
+    first = algorithm.bounds[0]
+    assert first == ("lower" if name in ("dis", "dds", "pis", "dis.learned") else BOUNDS[1])
+    draws = algorithm.sample(KEY, state, NUM, 2)
+    assert draws.bound == first
+    assert (draws.flow is not None) == (first == "lower-if-injective")
+    chex.assert_tree_all_finite((draws.position, draws.log_weight))
+    expected = jax.vmap(TARGET.log_density)(draws.position)
+    np.testing.assert_allclose(draws.log_density, expected, rtol=1e-4, atol=1e-4)
+    log_weight = algorithm.reverse_log_weight(KEY, state, draws.position, 2)
+    assert log_weight.shape == (NUM,)
+    chex.assert_tree_all_finite(log_weight)
+    # Another seed, other points.
+    other = algorithm.sample(jax.random.key(1), state, NUM, 2)
+    assert bool((draws.position != other.position).all())
+    for wrong in (0, 3, 8):
+        with pytest.raises(ValueError, match=r"\[1, 2, 4\]"):
+            algorithm.sample(KEY, state, NUM, wrong)
+    with pytest.raises(ValueError, match=f"bound must be one of .*{first}"):
+        algorithm.sample(KEY, state, NUM, bound="upper")
 
 
 @by_name
@@ -212,7 +266,7 @@ def test_mean_weight_is_z_for_any_parameters(bound, num_steps):
     # A base wider than the target, for weights of finite variance.
     base = GaussianBase(BASE.loc, 1.3 * BASE.scale_tril)
     algorithm = cs.osds(TARGET, base=base, max_steps=4, hidden=(16,), guidance=None)
-    state = perturbed(algorithm.init(KEY), 0.08)
+    state = perturbed(algorithm.init(KEY), 0.04)
     draws = algorithm.sample(KEY, state, 20_000, num_steps, bound=bound)
     if bound == "lower-if-injective":
         assert not draws.flow.folded.any()
@@ -255,7 +309,7 @@ def test_points_without_density_have_no_weight(bound):
 
 def test_more_draws_than_a_chunk_holds():
     num = 20_000
-    assert num > algorithm_base._MAX_CHUNK and num % algorithm_base._MAX_CHUNK
+    assert num > sampling._MAX_CHUNK and num % sampling._MAX_CHUNK
     draws = build("osds").sample(KEY, initial_state("osds"), num, bound=None)
     assert draws.position.shape == (num, 2)
     np.testing.assert_allclose(draws.position.mean(0), BASE.loc, atol=0.04)
@@ -287,7 +341,13 @@ def test_osds_settings_train(settings):
 @pytest.fixture(scope="module")
 def trained():
     algorithm = cs.osds(
-        TARGET, max_steps=8, batch_size=64, hidden=(32,), learning_rate=5e-3, warmup_iterations=50
+        TARGET,
+        max_steps=8,
+        batch_size=64,
+        hidden=(32,),
+        learning_rate=5e-3,
+        warmup_iterations=50,
+        anneal_iterations=0,
     )
     result = cs.fit(KEY, algorithm, 200, progress_bar=False)
     return algorithm, algorithm.init(KEY), result
@@ -325,7 +385,7 @@ def test_osds_approaches_the_optimal_control(trained):
         x = rng.multivariate_normal(a * MEAN, marginal, size=300)
         best = (x - np.linalg.solve(marginal, (x - a * MEAN).T).T) / a
         for name, params in (("untrained", untrained.ema_params), ("trained", state.ema_params)):
-            u = control(params, jnp.asarray(x, jnp.float32), t, d)
+            u = control(params["control"], jnp.asarray(x, jnp.float32), t, d)
             errors[name].append(np.mean((u - best) ** 2))
     # The fine steps are finite, so that the best control of theirs is not quite u*.
     assert np.mean(errors["trained"]) < 0.1 * np.mean(errors["untrained"])

@@ -48,6 +48,19 @@ def test_integral_of_a_short_step_does_not_cancel(schedule, rate):
     np.testing.assert_allclose(schedule.integral(t0, t1), expected, rtol=1e-5)
 
 
+@given(st.floats(2**-7, 1.0, width=32), st.floats(2**-7, 1.0, width=32))
+def test_brownian_rate_and_integral(t0, t1):
+    schedule = schedules.brownian()
+    np.testing.assert_allclose(schedule.rate(t0), 1 / t0, rtol=1e-6)
+    expected, _ = scipy.integrate.quad(lambda t: 1 / t, t0, t1)
+    np.testing.assert_allclose(schedule.integral(t0, t1), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_brownian_forgets_everything_from_its_start():
+    integral = schedules.brownian().integral
+    assert np.isposinf(integral(0.0, 0.125)) and np.isposinf(integral(jnp.zeros(()), 1.0))
+
+
 @pytest.mark.parametrize("factory", [schedules.linear, schedules.cosine])
 @pytest.mark.parametrize("betas", [(0.0, 1.0), (-1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
 def test_bad_rates(factory, betas):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from consistent_samplers import losses, networks, simulate
 from consistent_samplers.algorithms.base import check_choice
 from consistent_samplers.algorithms.control import Control
-from consistent_samplers.types import Array, Params, PRNGKey
+from consistent_samplers.types import Array, LogDensityFn, Params, PRNGKey
 
 ControlLoss: TypeAlias = Literal[
     "reverse_kl",
@@ -34,6 +34,8 @@ ON_POLICY: tuple[ControlLoss, ...] = ("reverse_kl", "path_gradient")
 
 # The learned log Z moves this many times faster than the networks' weights.
 _LOG_Z_RATE = 10.0
+# Nats from which on a weight's deviation counts less than in full.
+_TAME = 10.0
 
 
 class PathBatch(NamedTuple):
@@ -49,12 +51,21 @@ class PathBatch(NamedTuple):
 
 
 class PathLossFn(Protocol):
-    """``(params, rng_key, num_steps, replayed=None) -> (loss, PathBatch)``."""
+    """``(params, rng_key, num_steps, *, temper=1, replayed=None) -> (loss, PathBatch)``."""
 
     def __call__(
-        self, params: Params, rng_key: PRNGKey, num_steps: int, replayed: Array | None = None
+        self,
+        params: Params,
+        rng_key: PRNGKey,
+        num_steps: int,
+        *,
+        temper: Array | float = 1.0,
+        replayed: Array | None = None,
     ) -> tuple[Array, PathBatch]:
-        """The loss ``[]`` of a fresh batch, and of paths to end points ``[n, dim]`` if given."""
+        """The loss ``[]`` of a fresh batch, and of paths to end points ``[n, dim]`` if given.
+
+        Trains towards p0^(1 - temper) ρ^temper; the batch's weights are those of ρ.
+        """
         ...
 
 
@@ -112,7 +123,15 @@ def build_objective(
             params["log_flow"] = log_flow.init(key_flow)
         return params
 
-    def simulate_paths(params: Params, rng_key: PRNGKey, num_steps: int) -> simulate.StochasticPath:
+    def tempered(temper: Array | float) -> LogDensityFn:
+        def log_rho(x: Array) -> Array:
+            return (1.0 - temper) * simulate.standard_normal_log_prob(x) + temper * log_density(x)
+
+        return log_rho
+
+    def simulate_paths(
+        params: Params, rng_key: PRNGKey, num_steps: int, log_rho: LogDensityFn
+    ) -> simulate.StochasticPath:
         key_base, key_path = jax.random.split(rng_key)
         x0 = jax.random.normal(key_base, (batch_size, dim))
         keys = jax.random.split(key_path, batch_size)
@@ -123,11 +142,13 @@ def build_objective(
             weighing = kernels._replace(forward=still.forward)
         return jax.vmap(
             lambda key, x: simulate.stochastic_path(
-                key, x, kernels, log_density, num_steps, density_kernels=weighing
+                key, x, kernels, log_rho, num_steps, density_kernels=weighing
             )
         )(keys, x0)
 
-    def given_loss(params: Params, rng_key: PRNGKey, position: Array, num_steps: int) -> Array:
+    def given_loss(
+        params: Params, rng_key: PRNGKey, position: Array, num_steps: int, log_density: LogDensityFn
+    ) -> Array:
         """Loss of given paths ``[n, num_steps + 1, dim]``."""
         kernels = control.kernels(params)
         if loss != "sub_trajectory_balance":
@@ -135,6 +156,7 @@ def build_objective(
             log_weight = jax.vmap(lambda p, r: simulate.path_log_weight(p, r, log_density))(
                 position, log_ratio
             )
+            log_weight = _tame(log_weight)
             if loss == "log_variance":
                 return losses.log_variance(log_weight).mean()
             log_z = _LOG_Z_RATE * params["log_z"]
@@ -161,22 +183,58 @@ def build_objective(
         return jax.vmap(segment_loss)(position, first).mean()
 
     def path_loss(
-        params: Params, rng_key: PRNGKey, num_steps: int, replayed: Array | None = None
+        params: Params,
+        rng_key: PRNGKey,
+        num_steps: int,
+        *,
+        temper: Array | float = 1.0,
+        replayed: Array | None = None,
     ) -> tuple[Array, PathBatch]:
         key_fresh, key_replay, key_segment = jax.random.split(rng_key, 3)
         stop = jax.lax.stop_gradient
+        log_rho = tempered(temper)
+
+        def batch(paths: simulate.StochasticPath) -> PathBatch:
+            end = paths.position[:, -1]
+            untempered = jax.vmap(lambda x: log_density(x) - log_rho(x))(end)
+            return PathBatch(stop(paths.position), stop(paths.log_weight + untempered))
+
         if loss in ON_POLICY:
-            paths = simulate_paths(params, key_fresh, num_steps)
-            value = losses.reverse_kl(paths.log_weight).mean()
-            return value, PathBatch(stop(paths.position), stop(paths.log_weight))
-        paths = simulate_paths(stop(params), key_fresh, num_steps)
+            paths = simulate_paths(params, key_fresh, num_steps, log_rho)
+            return losses.reverse_kl(paths.log_weight).mean(), batch(paths)
+        paths = simulate_paths(stop(params), key_fresh, num_steps, log_rho)
         position = paths.position
         if replayed is not None:
             kernels = control.kernels(stop(params))
             keys = jax.random.split(key_replay, replayed.shape[0])
             back = jax.vmap(lambda k, x: simulate.backward_path(k, x, kernels, num_steps))
             position = jnp.concatenate([position, back(keys, replayed)])
-        value = given_loss(params, key_segment, stop(position), num_steps)
-        return value, PathBatch(paths.position, paths.log_weight)
+        # A path that ran off to infinity teaches nothing, and would make every gradient NaN.
+        good = jnp.isfinite(position).all(axis=(1, 2)) & jnp.isfinite(
+            jax.vmap(log_rho)(position[:, -1])
+        )
+        position = stop(jnp.where(good[:, None, None], position, 0.0))
+        return given_loss(params, key_segment, position, num_steps, log_rho), batch(paths)
 
     return Objective(init, path_loss)
+
+
+def _tame(log_weight: Array) -> Array:
+    """Log weights with residuals about their median that grow as a logarithm beyond `_TAME`.
+
+    A path whose weight is off by thousands of nats, as some are early in training, would outvote
+    all others; the optimum, where all weights are equal, stays where it was.
+    """
+    centre = jax.lax.stop_gradient(jnp.median(log_weight))
+    residual = (log_weight - centre) / _TAME
+    return centre + _TAME * jnp.sign(residual) * jnp.log1p(jnp.abs(residual))
+
+
+def annealing(iteration: Array, num_iterations: int) -> Array:
+    """Exponent of the tempered target: rises from 0 to 1 as (i / num_iterations)², ``[]``.
+
+    While it is small the modes are joined, and mass settles among them evenly; a control that is
+    shown the bare target from the start runs to the mode that it meets first. Slow at first, since
+    a peaked density bites at small exponents.
+    """
+    return jnp.minimum(1.0, (iteration + 1.0) / max(num_iterations, 1)) ** 2

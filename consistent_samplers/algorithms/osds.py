@@ -73,6 +73,7 @@ def _osds(
     batch_size: int = 128,
     learning_rate: float | optax.Schedule = 2e-3,
     control_loss: ControlLoss = "reverse_kl",
+    anneal_iterations: int = 100,
     volume: Literal["exact", "hutchinson"] = "exact",
     consistency_weight: float = 1.0,
     volume_weight: float = 0.25,
@@ -101,6 +102,8 @@ def _osds(
       learning_rate: Adam's.
       control_loss: ``"reverse_kl"`` (or ``"path_gradient"``) back-propagates through the paths;
         ``"log_variance"`` and the balance losses do not (see `objectives.build_objective`).
+      anneal_iterations: over which the training target passes from the base to ρ, so that modes
+        are shared out before they part; 0 for none.
       volume: log-volumes of volume consistency: ``"exact"`` log-determinants, or the paper's
         ``"hutchinson"`` traces with the target gradient frozen.
       consistency_weight: weight of both consistency losses after warm-up.
@@ -192,10 +195,11 @@ def _osds(
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, OSDSInfo]:
         key_path, key_pair = jax.random.split(rng_key)
+        temper = objectives.annealing(state.iteration, anneal_iterations)
         weight = consistency_weight * jnp.minimum(1.0, state.iteration / max(warmup_iterations, 1))
 
         def objective(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
-            loss, paths = control_objective.path_loss(params, key_path, max_steps)
+            loss, paths = control_objective.path_loss(params, key_path, max_steps, temper=temper)
             state_gap = volume_gap = jnp.zeros(())
             if num_levels:
                 state_gap, volume_gap, penalty = consistency(
@@ -260,6 +264,7 @@ def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any
         "batch_size": 1_024,
         "learning_rate": 5e-4,
         "control_loss": "reverse_kl",
+        "anneal_iterations": 0,
         "volume": "hutchinson",
         "consistency_weight": 0.25,
         "volume_weight": 1.0,

@@ -34,12 +34,13 @@ def _pis(
     batch_size: int = 256,
     learning_rate: float | optax.Schedule = 5e-3,
     loss: ControlLoss = "log_variance",
+    anneal_iterations: int = 500,
     replay_share: float = 0.0,
     replay_capacity: int = 8_192,
     ema_decay: float = 0.99,
     gradient_clip: float = 1.0,
     hidden: tuple[int, ...] = (64, 64),
-    guidance: Guidance = "ratio",
+    guidance: Guidance = None,
     elementwise_gain: bool = True,
     learned_kernels: LearnedKernels = None,
 ) -> Algorithm:
@@ -49,13 +50,15 @@ def _pis(
       target: what to sample.
       base: where samples start; a standard normal if None.
       max_steps: number N of finest steps, a power of two.
-      train_steps: numbers of steps of the training paths, one drawn at random an iteration;
-        ``(max_steps,)`` if None.
+      train_steps: numbers of steps of the training paths, one drawn at random an iteration (what
+        is repeated, more often); ``(max_steps,)`` if None.
       batch_size: paths of one iteration.
       learning_rate: Adam's.
       loss: ``"reverse_kl"`` back-propagates through the paths, ``"path_gradient"`` as well but
         without the score term; ``"log_variance"``, ``"trajectory_balance"`` and
         ``"sub_trajectory_balance"`` do not.
+      anneal_iterations: over which the training target passes from the base to ρ, so that modes
+        are shared out before they part; 0 for none.
       replay_share: share of further paths, relative to the batch, that end at points of a replay
         buffer; for losses without back-propagation.
       replay_capacity: end points that the buffer holds.
@@ -87,6 +90,7 @@ def _pis(
         batch_size=batch_size,
         learning_rate=learning_rate,
         loss=loss,
+        anneal_iterations=anneal_iterations,
         replay_share=replay_share,
         replay_capacity=replay_capacity,
         ema_decay=ema_decay,
@@ -112,6 +116,8 @@ def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any
     """
     settings: dict[str, Any] = {
         "max_steps": 128,
+        "anneal_iterations": 0,
+        "train_steps": (overrides.get("max_steps", 128),),
         "batch_size": 300,
         "learning_rate": 5e-3,
         "loss": "reverse_kl",

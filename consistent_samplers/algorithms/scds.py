@@ -65,19 +65,20 @@ def _scds(
     target: Target,
     *,
     base: GaussianBase | None = None,
-    max_steps: int = 64,
+    max_steps: int = 32,
     first_steps: int = 16,
     steps_iterations: int = 500,
-    size_iterations: int = 500,
+    size_iterations: int = 700,
     batch_size: int = 256,
-    learning_rate: float | optax.Schedule = 5e-3,
+    learning_rate: float | optax.Schedule = 3e-3,
     control_loss: ControlLoss = "log_variance",
+    anneal_iterations: int = 700,
     consistency_weight: float = 1.0,
     num_consistency_samples: int = 256,
     ema_decay: float = 0.99,
     gradient_clip: float = 1.0,
     hidden: tuple[int, ...] = (64, 64),
-    guidance: Guidance = "ratio",
+    guidance: Guidance = None,
     elementwise_gain: bool = True,
     schedule: schedules.Schedule | None = None,
     integrator: Integrator = "exponential",
@@ -97,6 +98,8 @@ def _scds(
       batch_size: paths of one iteration.
       learning_rate: Adam's.
       control_loss: see `objectives.build_objective`.
+      anneal_iterations: over which the training target passes from the base to ρ, so that modes
+        are shared out before they part; 0 for none.
       consistency_weight: weight of self-consistency.
       num_consistency_samples: paths of each batch on which self-consistency is taken.
       ema_decay: of the parameters that sample.
@@ -149,11 +152,12 @@ def _scds(
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, SCDSInfo]:
         key_path, key_pair = jax.random.split(rng_key)
         which = _stage(state.iteration, steps_iterations, len(step_counts))
+        temper = objectives.annealing(state.iteration, anneal_iterations)
         params = state.params
 
         def branch(num_steps: int) -> tuple[Array, ...]:
             (loss, paths), control_grads = jax.value_and_grad(objective.path_loss, has_aux=True)(
-                params, key_path, num_steps
+                params, key_path, num_steps, temper=temper
             )
             num_levels = num_steps.bit_length() - 1
             if num_levels:
@@ -218,6 +222,7 @@ def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any
         "batch_size": 512,
         "learning_rate": 5e-3,
         "control_loss": "log_variance",
+        "anneal_iterations": 0,
         "guidance": "interpolated",
         "elementwise_gain": False,
         "schedule": schedules.linear(0.1, 10.0),

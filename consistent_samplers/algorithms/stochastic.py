@@ -56,6 +56,7 @@ def stochastic_sampler(
     batch_size: int,
     learning_rate: float | optax.Schedule,
     loss: ControlLoss,
+    anneal_iterations: int,
     replay_share: float,
     replay_capacity: int,
     ema_decay: float,
@@ -74,11 +75,13 @@ def stochastic_sampler(
       process: noising process.
       base: where samples start; a standard normal if None.
       max_steps: number N of finest steps, a power of two.
-      train_steps: numbers of steps of the training paths, one drawn at random an iteration;
-        ``(max_steps,)`` if None. Powers of two up to ``max_steps``.
+      train_steps: numbers of steps of the training paths, one drawn at random an iteration (what
+        is repeated, more often); an eighth, a quarter and a half of ``max_steps`` if None.
+        Powers of two up to ``max_steps``.
       batch_size: paths of one iteration.
       learning_rate: Adam's.
       loss: see `objectives.build_objective`.
+      anneal_iterations: over which the target is tempered, see `objectives.annealing`.
       replay_share: share of further paths, relative to the batch, that end at points of the
         replay buffer; only for losses on given paths.
       replay_capacity: end points that the buffer holds.
@@ -96,11 +99,15 @@ def stochastic_sampler(
     base = standard_normal(target.dim) if base is None else base
     check_base(target, base)
     schedules.check_max_steps(max_steps)
-    step_counts = (max_steps,) if train_steps is None else tuple(train_steps)
-    if not step_counts:
+    if train_steps is None:
+        train_steps = [max(1, max_steps // share) for share in (8, 4, 2)]
+    if not train_steps:
         raise ValueError("train_steps must name at least one number of steps.")
-    for num_steps in step_counts:
+    for num_steps in train_steps:
         schedules.check_num_steps(num_steps, max_steps)
+    # Repeated numbers are drawn more often; each is compiled once.
+    step_counts = sorted(set(train_steps))
+    choices = [step_counts.index(num_steps) for num_steps in train_steps]
     num_replayed = round(replay_share * batch_size)
     if replay_share < 0 or (num_replayed and loss in ON_POLICY):
         raise ValueError(
@@ -139,15 +146,19 @@ def stochastic_sampler(
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, PathInfo]:
         key_count, key_replay, key_path = jax.random.split(rng_key, 3)
-        which = jax.random.randint(key_count, (), 0, len(step_counts))
+        which = jax.random.choice(key_count, jnp.asarray(choices))
         replayed = None
         if num_replayed:
             # While the buffer is empty its points are zeros: paths like any other.
             drawn = replay.draw(key_replay, state.memory, num_replayed)
             replayed = jnp.where(state.memory.num_added > 0, drawn, 0.0)
 
+        temper = objectives.annealing(state.iteration, anneal_iterations)
+
         def branch(num_steps: int, params: Params) -> tuple[Array, tuple[Array, Array]]:
-            value, batch = objective.path_loss(params, key_path, num_steps, replayed)
+            value, batch = objective.path_loss(
+                params, key_path, num_steps, temper=temper, replayed=replayed
+            )
             return value, (batch.position[:, -1], batch.log_weight)
 
         def total(params: Params) -> tuple[Array, tuple[Array, Array]]:

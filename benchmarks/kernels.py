@@ -1,0 +1,132 @@
+"""The few-step bound with fixed and with learned transition kernels."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import consistent_samplers as cs
+from benchmarks import registry, table_figures
+from benchmarks.measure import summarise
+from benchmarks.methods import SETTINGS, TARGET_SETTINGS, Budget, Trainer
+from benchmarks.rows import cell, number, versions_and_device, write_json
+
+_TRAIN_STEPS = (2, 4, 8, 128)
+_STEPS = (2, 4, 8, 16, 128)
+
+
+def run(
+    targets: list[str], num_iterations: int, num_samples: int, seeds: int, output: Path
+) -> dict[str, Any]:
+    """Trains both samplers at the same numbers of steps and compares their path ELBOs.
+
+    Args:
+      targets: names in the registry, with known log Z.
+      num_iterations: training iterations of each sampler.
+      num_samples: draws behind each figure.
+      seeds: number of seeds.
+      output: folder for kernels.json, kernels.md and kernels.png.
+
+    Returns:
+      What was written to the JSON file.
+
+    Raises:
+      ValueError: a target that is not in the registry, or whose log Z is not known.
+    """
+    start = time.perf_counter()
+    results: dict[str, Any] = {
+        "command": f"python -m benchmarks kernels --targets {' '.join(targets)} "
+        f"--num-iterations {num_iterations} --num-samples {num_samples} --seeds {seeds}",
+        "train_steps": _TRAIN_STEPS,
+        **versions_and_device(),
+        "targets": {},
+        "rows": [],
+    }
+    for name in targets:
+        if name not in registry.TARGETS:
+            raise ValueError(f"target must be one of {', '.join(registry.TARGETS)}, got {name!r}.")
+        built = registry.TARGETS[name].build()
+        if built.log_z is None:
+            raise ValueError(f"The true log Z of {name} is not known: take another target.")
+        base, words = registry.build_base(registry.TARGETS[name], built)
+        budget = Budget(iterations=num_iterations)
+        alone = Trainer(name, "base", built, base, budget, (1,)).train(0)
+        e = cs.evidence(alone.draw(jax.random.key(0), num_samples, 1, "lower"))
+        results["targets"][name] = {
+            "true_log_z": built.log_z,
+            "base": words,
+            "base_elbo": float(e.elbo),
+            "base_elbo_stderr": float(e.elbo_stderr),
+        }
+        for kind, method in (("fixed", "dis"), ("learned", "dis-learned")):
+            settings = SETTINGS[method] | TARGET_SETTINGS.get((name, method), {})
+            # The same numbers of steps for both: only the kernels differ.
+            trainer = Trainer(
+                name, method, built, base, budget, _STEPS, overrides={"train_steps": _TRAIN_STEPS}
+            )
+            for seed in range(seeds):
+                sampler = trainer.train(seed)
+                key = jax.random.fold_in(jax.random.key(seed), 2**20)
+                for num_steps in _STEPS:
+                    e = cs.evidence(sampler.draw(key, num_samples, num_steps, "lower"))
+                    row = {
+                        "target": name,
+                        "kernels": kind,
+                        "seed": seed,
+                        "num_steps": num_steps,
+                        "settings": settings,
+                        "training": sampler.training,
+                    }
+                    for field in ("elbo", "elbo_stderr", "log_z", "log_z_stderr", "ess"):
+                        row[field] = float(getattr(e, field))
+                    results["rows"].append(row)
+            print(f"{name}, {kind} kernels: trained and measured", flush=True)
+    results["summary"] = summarise(
+        results["rows"], ("target", "kernels", "num_steps"), ("elbo", "log_z", "ess")
+    )
+    results["wall_seconds"] = time.perf_counter() - start
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "kernels.json", results)
+    results = json.loads((output / "kernels.json").read_text())
+    text = markdown(results)
+    (output / "kernels.md").write_text(text)
+    table_figures.kernels(results).savefig(output / "kernels.png", dpi=130)
+    print(f"\n{text}\nSaved {output / 'kernels'}.json, .md and .png")
+    return results
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Path ELBOs side by side, and how much each loses from 128 to 8 steps."""
+    text = [
+        "# The few-step bound with fixed and with learned kernels",
+        "",
+        f"Made by `{results['command']}`: DIS, trained at {results['train_steps']} steps drawn at "
+        "random, once with the process's own kernels and once with learned ones. ELBO of the "
+        'stochastic path ("lower": a bound at any number of steps).',
+    ]
+    for name, about in results["targets"].items():
+        found = {
+            (s["kernels"], s["num_steps"]): number(s.get("elbo"))
+            for s in results["summary"]
+            if s["target"] == name
+        }
+        text += [
+            "",
+            f"## {name}: true log Z {about['true_log_z']:.4f}, base alone "
+            f"{cell(about['base_elbo'])} ({about['base']})",
+            "",
+            "| steps | fixed kernels | learned kernels | gain |",
+            "|---|---|---|---|",
+        ]
+        for k in sorted({k for _, k in found}):
+            fixed, learned = found["fixed", k], found["learned", k]
+            text.append(f"| {k} | {cell(fixed)} | {cell(learned)} | {cell(learned - fixed)} |")
+        drops = {kind: found[kind, 128] - found[kind, 8] for kind in ("fixed", "learned")}
+        text += [
+            "",
+            f"Lost from 128 to 8 steps: {cell(drops['fixed'])} nats with fixed kernels, "
+            f"{cell(drops['learned'])} with learned ones.",
+        ]
+    return "\n".join(text) + "\n"

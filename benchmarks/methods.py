@@ -1,0 +1,492 @@
+"""Settings of every method in one place, and how a method is trained within a budget.
+
+A trained method is a `Sampler`: functions that draw and weigh, whatever stood behind them.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import consistent_samplers as cs
+from benchmarks import registry
+from consistent_samplers.algorithms import Algorithm, SamplerState
+from consistent_samplers.bases import GaussianBase
+from consistent_samplers.simulate import standard_normal_log_prob
+from consistent_samplers.targets import Target
+from consistent_samplers.training import MAX_SKIPPED_SHARE
+from consistent_samplers.types import Array, Bound, Draws
+
+# --- Settings -----------------------------------------------------------------------------------
+# Peak learning rates: a cosine decay to zero goes over the iterations of a budget in iterations;
+# a budget in seconds keeps them constant.
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dis": {"batch_size": 256, "learning_rate": 5e-3},
+    "dis-learned": {"batch_size": 256, "learning_rate": 5e-3, "learned_kernels": "both"},
+    "dds": {"batch_size": 256, "learning_rate": 5e-3},
+    "pis": {"batch_size": 256, "learning_rate": 5e-3},
+    "scds": {"batch_size": 256, "learning_rate": 5e-3},
+    "osds": {"batch_size": 128, "learning_rate": 2e-3},
+    "osds-calibrated": {"batch_size": 128, "learning_rate": 2e-3},
+    "cdds": {"batch_size": 256, "learning_rate": 1e-3},
+    "progressive": {"batch_size": 256, "learning_rate": 1e-3},
+    # The papers' own, but for a batch that two cores can carry within the same budget.
+    "dis.paper": {"batch_size": 256, "learning_rate": 5e-3},
+    "dds.paper": {"batch_size": 256, "learning_rate": 5e-3},
+    "pis.paper": {"batch_size": 256, "learning_rate": 5e-3},
+    "scds.paper": {"batch_size": 256, "learning_rate": 5e-3},
+    "osds.paper": {"batch_size": 128, "learning_rate": 5e-4},
+    "cdds.paper": {"batch_size": 256, "learning_rate": 1e-3},
+}
+TARGET_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {}
+"""What differs on a target: ``(target, method) -> settings``, on top of `SETTINGS`."""
+
+CALIBRATION: dict[str, Any] = {"batch_size": 128, "learning_rate": 3e-3}
+CALIBRATION_SHARE = 0.5
+"""Of the budget of osds-calibrated and recipe, for the calibration of the single step."""
+
+TEACHERS = {"cdds": "dis", "progressive": "dis", "cdds.paper": "dis.paper"}
+"""Distillation trains this teacher first, with the same budget."""
+
+# Iterations of the rows of the tables; see also the targets and methods in table.py. Curricula
+# that count iterations (osds' warm-up, scds' levels) end within these shares of the budget.
+QUICK_ITERATIONS: dict[str, int] = {
+    "dis": 600,
+    "dis-learned": 600,
+    "dds": 600,
+    "pis": 600,
+    "cdds": 600,
+    "scds": 600,
+    "osds": 600,
+    "osds-calibrated": 1_200,
+}
+FULL_ITERATIONS: dict[str, int] = {
+    "dis": 5_000,
+    "dis-learned": 5_000,
+    "dis.paper": 5_000,
+    "dds": 5_000,
+    "pis": 5_000,
+    "cdds": 5_000,
+    "scds": 5_000,
+    "osds": 3_000,
+    "osds.paper": 3_000,
+    "osds-calibrated": 6_000,
+    "recipe": 3_000,
+    "progressive": 5_000,
+}
+WARMUP_SHARES = {
+    "osds": {"warmup_iterations": 0.2},
+    "osds-calibrated": {"warmup_iterations": 0.1},
+    "osds.paper": {"warmup_iterations": 0.2},
+    "scds": {"steps_iterations": 0.3, "size_iterations": 0.5},
+    "scds.paper": {"steps_iterations": 0.3, "size_iterations": 0.5},
+}
+
+STEPS: dict[str, tuple[int, ...]] = {
+    "base": (1,),
+    "nuts": (1,),
+    **dict.fromkeys(("dis", "dds", "pis", "dis.paper", "dds.paper", "pis.paper"), (1, 8, 128)),
+    "dis-learned": (2, 4, 8, 128),
+    **dict.fromkeys(("cdds", "cdds.paper", "progressive"), (1, 2, 4)),
+    "scds": (1, 2, 4, 8, 64),
+    **dict.fromkeys(("scds.paper", "osds.paper"), (1, 2, 4, 8, 128)),
+    **dict.fromkeys(("osds", "osds-calibrated", "recipe"), (1, 2, 4, 8, 16)),
+}
+"""Numbers of steps of a row unless told; its keys are the methods there are."""
+
+QUICK_STEPS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("dis", "dds", "pis"), (1, 128)),
+    "cdds": (1, 2),
+    "scds": (1, 8, 64),
+    **dict.fromkeys(("osds", "osds-calibrated"), (1, 4, 16)),
+}
+"""Fewer of them where compilation would take most of the time; `STEPS` for other methods."""
+
+METHODS = tuple(STEPS)
+
+# --- Samplers -----------------------------------------------------------------------------------
+
+_CONSTRUCTORS: dict[str, Callable[..., Algorithm]] = {
+    "dis": cs.dis,
+    "dis-learned": cs.dis,
+    "dds": cs.dds,
+    "pis": cs.pis,
+    "scds": cs.scds,
+    "osds": cs.osds,
+    "osds-calibrated": cs.osds,
+    "cdds": cs.cdds,
+    "dis.paper": cs.dis.paper,
+    "dds.paper": cs.dds.paper,
+    "pis.paper": cs.pis.paper,
+    "scds.paper": cs.scds.paper,
+    "osds.paper": cs.osds.paper,
+    "cdds.paper": cs.cdds.paper,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long a method trains: a number of iterations or of seconds, one of them.
+
+    Attributes:
+      iterations: training iterations, or None.
+      seconds: seconds of training, compilation not included, or None.
+    """
+
+    iterations: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Reads "2000", "2000it" or "60s".
+
+        Raises:
+          ValueError: anything else.
+        """
+        number = text.removesuffix("it").removesuffix("s")
+        try:
+            value = float(number)
+        except ValueError:
+            value = float("nan")
+        in_seconds = text.endswith("s")
+        if not 0 < value < float("inf") or (not in_seconds and value != int(value)):
+            raise ValueError(
+                f'A budget is a number of iterations ("2000" or "2000it") or of seconds ("60s"), '
+                f"got {text!r}."
+            )
+        return cls(seconds=value) if in_seconds else cls(iterations=int(value))
+
+    def __str__(self) -> str:
+        return f"{self.iterations}it" if self.seconds is None else f"{self.seconds:g}s"
+
+    def share(self, part: float) -> "Budget":
+        """A part of it, of at least one iteration."""
+        if self.iterations is None:
+            assert self.seconds is not None
+            return Budget(seconds=part * self.seconds)
+        return Budget(iterations=max(1, round(part * self.iterations)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A trained method.
+
+    Attributes:
+      bounds: kinds of weight it offers, its default first; none for NUTS.
+      max_steps: most steps.
+      guided: whether each network evaluation also evaluates the target's gradient.
+      draw: ``(rng_key, num_samples, num_steps, bound) -> Draws``.
+      reverse: ``(rng_key, position, num_steps, bound) -> log_weight`` of given points.
+      training: what training took, for the row: stages with iterations, seconds and so on.
+    """
+
+    bounds: tuple[Bound, ...]
+    max_steps: int
+    guided: bool
+    draw: Callable[[Array, int, int, Bound | None], Draws]
+    reverse: Callable[[Array, Array, int, Bound], Array]
+    training: dict[str, Any]
+
+
+class Trainer:
+    """Trains one method on one target, for any number of seeds.
+
+    What does not depend on the seed is compiled once.
+
+    Args:
+      target_name: name in the registry.
+      method: name of the method.
+      target: the target.
+      base: where it starts.
+      budget: of each training.
+      steps: numbers of steps that will be asked for.
+      overrides: settings on top of the method's own.
+
+    Raises:
+      ValueError: no such method, or a budget in seconds where iterations are needed.
+    """
+
+    def __init__(
+        self,
+        target_name: str,
+        method: str,
+        target: Target,
+        base: GaussianBase,
+        budget: Budget,
+        steps: Sequence[int],
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+        if budget.iterations is None and method in ("progressive", "recipe"):
+            raise ValueError(
+                f"{method} plans its rounds in iterations. Give a budget such as 2000it, not "
+                f"{budget}."
+            )
+        self._target_name, self._method = target_name, method
+        self._target, self._base = target, base
+        self._budget, self._steps = budget, tuple(steps)
+        self._overrides = overrides or {}
+        self._loops: dict[int, Any] = {}
+
+    def train(self, seed: int) -> Sampler:
+        """Trains with one seed."""
+        key = jax.random.key(seed)
+        if self._method == "base":
+            return _base_sampler(self._target, self._base)
+        if self._method == "nuts":
+            return _nuts_sampler(self._target, self._base)
+        if self._method == "recipe":
+            return self._recipe(key)
+        if self._method in TEACHERS:
+            return self._distil(key)
+        algorithm = self._algorithm
+        calibrated = self._method == "osds-calibrated"
+        share = 1.0 - CALIBRATION_SHARE if calibrated else 1.0
+        state, stage = self._fit(key, algorithm, self._budget.share(share))
+        training: dict[str, Any] = {self._method.split("-")[0]: stage}
+        one_step = state
+        if calibrated:
+            key_calibrate = jax.random.fold_in(key, 1)
+            start = self._calibrated.restart(state)
+            one_step, training["calibration"] = self._fit(
+                key_calibrate, self._calibrated, self._budget.share(CALIBRATION_SHARE), start
+            )
+        return _from_algorithm(algorithm, state, one_step, training)
+
+    @functools.cached_property
+    def _algorithm(self) -> Algorithm:
+        share = 1.0 - CALIBRATION_SHARE if self._method == "osds-calibrated" else 1.0
+        return self._build(self._method, self._budget.share(share))
+
+    @functools.cached_property
+    def _calibrated(self) -> Algorithm:
+        settings = _scheduled(CALIBRATION, self._budget.share(CALIBRATION_SHARE))
+        return cs.calibration(self._algorithm, **settings)
+
+    @functools.cached_property
+    def _teacher(self) -> Algorithm:
+        return self._build(TEACHERS[self._method], self._budget)
+
+    def _build(self, method: str, budget: Budget, **extra: Any) -> Algorithm:
+        """A method with its settings on this target."""
+        settings = SETTINGS[method] | TARGET_SETTINGS.get((self._target_name, method), {})
+        if budget.iterations is not None:
+            shares = WARMUP_SHARES.get(method, {})
+            warmup = {name: round(part * budget.iterations) for name, part in shares.items()}
+            settings = warmup | settings
+        if method == "dis-learned":
+            powers = {k for k in self._steps if k > 1} | {128}
+            settings = {"train_steps": tuple(sorted(powers)), "max_steps": 128} | settings
+        if method == self._method:
+            settings = settings | self._overrides
+        if method not in TEACHERS:
+            extra = {"base": self._base} | extra
+        return _CONSTRUCTORS[method](self._target, **_scheduled(settings, budget), **extra)
+
+    def _distil(self, key: Array) -> Sampler:
+        """Teacher first, then the student; both get the budget."""
+        key_teacher, key_student = jax.random.split(key)
+        teacher_state, teacher_stage = self._fit(key_teacher, self._teacher, self._budget)
+        given: dict[str, Any] = {"teacher": self._teacher, "teacher_state": teacher_state}
+        if self._method == "progressive":
+            assert self._budget.iterations is not None
+            num_rounds = self._teacher.max_steps.bit_length() - 1
+            settings = SETTINGS["progressive"] | TARGET_SETTINGS.get(
+                (self._target_name, "progressive"), {}
+            )
+            per_round = max(1, self._budget.iterations // num_rounds)
+            student = cs.progressive_distillation(
+                self._target,
+                iterations_per_round=per_round,
+                **given,
+                **_scheduled(settings, self._budget),
+            )
+        else:
+            student = self._build(self._method, self._budget, **given)
+        # Each seed has a student of its own: its teacher's parameters are part of it.
+        state, stage = train(key_student, student, self._budget)
+        stages = {f"teacher ({TEACHERS[self._method]})": teacher_stage, self._method: stage}
+        return _from_algorithm(student, state, state, stages)
+
+    def _recipe(self, key: Array) -> Sampler:
+        total = self._budget.iterations
+        assert total is not None
+        trained = cs.train_sampler(
+            key,
+            self._target,
+            base=self._base,
+            num_iterations=max(1, round((1.0 - CALIBRATION_SHARE) * total)),
+            num_calibration_iterations=max(1, round(CALIBRATION_SHARE * total)),
+            progress_bar=False,
+        )
+        stage = {"iterations": total, "seconds": trained.training_seconds, "compiled": False}
+        return _from_algorithm(
+            trained.algorithm, trained.state, trained.one_step_state, {"recipe": stage}
+        )
+
+    def _fit(
+        self, key: Array, algorithm: Algorithm, budget: Budget, state: SamplerState | None = None
+    ) -> tuple[SamplerState, dict[str, Any]]:
+        return train(key, algorithm, budget, state, self._loops)
+
+
+def train(
+    rng_key: Array,
+    algorithm: Algorithm,
+    budget: Budget,
+    state: SamplerState | None = None,
+    loops: dict[int, Any] | None = None,
+) -> tuple[SamplerState, dict[str, Any]]:
+    """Trains within a budget that does not pay for compilation.
+
+    The same iterations as ``cs.fit`` (whose every call compiles anew), compiled ahead of time
+    with a variable length, so that a budget in seconds can be met and timed.
+
+    Args:
+      rng_key: key.
+      algorithm: what to train.
+      budget: iterations or seconds.
+      state: where to start; ``algorithm.init`` if None.
+      loops: compiled loops to share between seeds, by identity of the algorithm.
+
+    Returns:
+      The state, and what it took: iterations, seconds, seconds of compilation, the ELBO of the
+      last iterations. Training that diverges keeps its last good state, and says when.
+    """
+    key_init, key_steps = jax.random.split(rng_key)
+    if state is None:
+        state = algorithm.init(key_init)
+
+    def run(key: Array, state: SamplerState, num: Array) -> tuple[SamplerState, Array, Array]:
+        def iterate(_: Array, carry: tuple[SamplerState, Array, Array]) -> Any:
+            state, elbo, num_bad = carry
+            new_state, info = algorithm.step(jax.random.fold_in(key, state.iteration), state)
+            bad = ~jnp.isfinite(info.loss)
+            return new_state, elbo + jnp.where(bad, 0.0, info.elbo), num_bad + bad
+
+        start = (state, jnp.zeros(()), jnp.zeros((), jnp.int32))
+        return jax.lax.fori_loop(0, num, iterate, start)
+
+    loops = {} if loops is None else loops
+    start = time.perf_counter()
+    # Weak types, as of initial parameters, would change after one iteration.
+    state = jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
+    if id(algorithm) not in loops:
+        loops[id(algorithm)] = jax.jit(run).lower(key_steps, state, jnp.asarray(1)).compile()
+    loop = loops[id(algorithm)]
+    compile_seconds = time.perf_counter() - start
+
+    done, num_bad, chunk, elbo, diverged_at = 0, 0, 10, float("nan"), None
+    start = time.perf_counter()
+    while True:
+        elapsed = time.perf_counter() - start
+        left = budget.iterations - done if budget.iterations is not None else None
+        if left == 0 or (budget.seconds is not None and elapsed >= budget.seconds):
+            break
+        num = chunk if left is None else min(chunk, left)
+        new_state, total, bad = jax.block_until_ready(loop(key_steps, state, jnp.asarray(num)))
+        finite = all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(new_state.params))
+        if not finite or int(bad) > MAX_SKIPPED_SHARE * max(num, 100):
+            diverged_at = done
+            break
+        state, done, num_bad = new_state, done + num, num_bad + int(bad)
+        elbo = float(total) / max(num - int(bad), 1)
+        # Chunks of about a second, and not past the end of a budget in seconds.
+        rate = done / (time.perf_counter() - start)
+        seconds_left = 1.0
+        if budget.seconds is not None:
+            seconds_left = max(budget.seconds - (time.perf_counter() - start), 0.0)
+        chunk = max(1, int(rate * min(1.0, seconds_left)))
+    return state, {
+        "iterations": done,
+        "seconds": time.perf_counter() - start,
+        "compile_seconds": compile_seconds,
+        "last_elbo": elbo,
+        "skipped_iterations": num_bad,
+        "diverged_at": diverged_at,
+    }
+
+
+def _scheduled(settings: dict[str, Any], budget: Budget) -> dict[str, Any]:
+    """Settings with the learning rate as a cosine over the iterations of the budget, if known."""
+    rate = settings["learning_rate"]
+    if budget.iterations is None or callable(rate):
+        return settings
+    return settings | {"learning_rate": optax.cosine_decay_schedule(rate, budget.iterations)}
+
+
+def _from_algorithm(
+    algorithm: Algorithm, state: SamplerState, one_step: SamplerState, training: dict[str, Any]
+) -> Sampler:
+    """A sampler whose one-step map may have parameters of its own (calibrated)."""
+
+    def state_for(num_steps: int, bound: Bound | None) -> SamplerState:
+        return one_step if num_steps == 1 and bound != "lower" else state
+
+    def draw(key: Array, num_samples: int, num_steps: int, bound: Bound | None) -> Draws:
+        return algorithm.sample(
+            key, state_for(num_steps, bound), num_samples, num_steps, bound=bound
+        )
+
+    def reverse(key: Array, position: Array, num_steps: int, bound: Bound) -> Array:
+        return algorithm.reverse_log_weight(
+            key, state_for(num_steps, bound), position, num_steps, bound=bound
+        )
+
+    guided = algorithm.control.guided
+    return Sampler(algorithm.bounds, algorithm.max_steps, guided, draw, reverse, training)
+
+
+def _base_sampler(target: Target, base: GaussianBase) -> Sampler:
+    """Importance sampling from the base alone: what every other method has to beat."""
+    log_density = base.whitened_log_density(target.log_density)
+
+    @jax.jit
+    def weigh(z: Array) -> Array:
+        return jax.lax.map(
+            lambda z: log_density(z) - standard_normal_log_prob(z), z, batch_size=1_024
+        )
+
+    def draw(key: Array, num_samples: int, num_steps: int, bound: Bound | None) -> Draws:
+        z = jax.random.normal(key, (num_samples, target.dim))
+        position = jax.vmap(base.unwhiten)(z)
+        return Draws(position, None if bound is None else weigh(z), bound=bound)
+
+    def reverse(key: Array, position: Array, num_steps: int, bound: Bound) -> Array:
+        return weigh(jax.vmap(base.whiten)(position))
+
+    return Sampler(("lower",), 1, False, draw, reverse, {})
+
+
+def _nuts_sampler(target: Target, base: GaussianBase) -> Sampler:
+    """NumPyro's NUTS: draws without weights, and no training."""
+
+    def draw(key: Array, num_samples: int, num_steps: int, bound: Bound | None) -> Draws:
+        return Draws(registry.nuts_draws(key, target, base, num_samples))
+
+    def reverse(key: Array, position: Array, num_steps: int, bound: Bound) -> Array:
+        raise NotImplementedError("NUTS has no weights.")
+
+    return Sampler((), 1, True, draw, reverse, {})
+
+
+def settings_of(method: str, target: str) -> dict[str, Any]:
+    """The settings of a row, for its JSON."""
+    settings = dict(SETTINGS.get(method, {})) | TARGET_SETTINGS.get((target, method), {})
+    if method in WARMUP_SHARES:
+        settings["shares of the iterations"] = WARMUP_SHARES[method]
+    if method in ("osds-calibrated", "recipe"):
+        settings["calibration"] = CALIBRATION | {"share of the budget": CALIBRATION_SHARE}
+    if method in TEACHERS:
+        settings["teacher"] = {TEACHERS[method]: settings_of(TEACHERS[method], target)}
+    return {
+        k: np.asarray(v).item() if isinstance(v, np.generic) else v for k, v in settings.items()
+    }

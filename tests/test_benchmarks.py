@@ -1,0 +1,173 @@
+"""The benchmarks' own machinery: budgets, rows, tables and the published figures."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import benchmarks.__main__ as command_line
+from benchmarks import heuristic, measure, methods, published, registry, rows, table
+from benchmarks.methods import Budget, Trainer
+
+GRID = [(a, b) for a in (-5.0, 0.0, 5.0) for b in (-5.0, 0.0, 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2000", Budget(iterations=2000)),
+        ("2000it", Budget(iterations=2000)),
+        ("60s", Budget(seconds=60.0)),
+        ("0.5s", Budget(seconds=0.5)),
+    ],
+)
+def test_budget_is_read_and_written(text, expected):
+    assert Budget.parse(text) == expected
+    assert Budget.parse(str(expected)) == expected
+
+
+@pytest.mark.parametrize("text", ["", "s", "it", "-3", "0", "2.5", "2.5it", "infs", "nan", "1m"])
+def test_budget_refuses(text):
+    with pytest.raises(ValueError, match="A budget is"):
+        Budget.parse(text)
+
+
+def test_published_figures_are_found_by_target_method_and_steps():
+    assert published.find("gmm9", "dis", 128)["sinkhorn"] == 0.0203
+    assert published.find("gmm9", "scds", 1)["abs_error_log_z"] == 1.07
+    assert published.find("gmm9", "scds", 2) is None
+    # The steps of OSDS's figures are not stated: beside no row, but listed.
+    assert published.find("seeds", "osds", 1) is None
+    assert {f["method"] for f in published.unmatched("seeds", {"osds"})} >= {"osds"}
+    assert published.unmatched("gmm9", {"dis", "cdds", "scds", "pis", "dds"}) == []
+
+
+def test_published_figures_name_what_there_is():
+    data = published.load()
+    for figure in data["figures"]:
+        assert figure["target"] in registry.TARGETS
+        assert figure["source"] in data["sources"]
+    # Its cancer has no prior, and no log Z: nothing of ours compares.
+    assert not any(f["target"] == "cancer" for f in data["figures"])
+
+
+@pytest.mark.parametrize("budget_set", ["quick", "full"])
+@pytest.mark.parametrize("name", ["scds", "osds"])
+def test_plan_is_made_of_commands_that_can_be_read(name, budget_set):
+    planned = table.plan(name, budget_set)
+    parser = command_line._parser()
+    paths = [(target, method) for target, method, _ in planned]
+    assert len(set(paths)) == len(paths), "two rows would share a file"
+    for target, method, line in planned:
+        options = parser.parse_args(line.split()[3:])
+        assert (options.command, options.method) == (target, method)
+        expected = methods.STEPS | (methods.QUICK_STEPS if budget_set == "quick" else {})
+        assert tuple(options.steps) == expected[method]
+        # A row's own spelling of its command is the command that made it.
+        assert line == rows.command(
+            target, method, options.steps, Budget.parse(options.budget), options.seeds
+        )
+
+
+@pytest.mark.parametrize("name", ["gmm9", "gmm40", "mw54"])
+def test_modes_are_those_of_the_target(name):
+    entry = registry.TARGETS[name]
+    draws = entry.build().sample(jax.random.key(0), 20_000)
+    counts = np.bincount(np.asarray(entry.labels(draws)), minlength=entry.num_modes)
+    assert len(counts) == entry.num_modes
+    # Equal shares: each count is binomial; six standard deviations fail in one of 1e7 runs.
+    mean = 20_000 / entry.num_modes
+    assert np.abs(counts - mean).max() < 6 * math.sqrt(mean)
+    coverage = measure.distance_row(draws[:2_000], entry, None)
+    assert coverage["num_missed_modes"] == 0
+    assert coverage["entropic_coverage"] > 0.98
+
+
+def test_distance_row_sees_a_missed_mode_and_drops_what_is_not_finite():
+    entry = registry.TARGETS["gmm9"]
+    position = jnp.repeat(jnp.array(GRID[:8]), 3, axis=0).at[0, 0].set(jnp.nan)
+    row = measure.distance_row(position, entry, (position[3:], position[3:], "itself"))
+    assert row["num_missed_modes"] == 1
+    assert row["nonfinite_share"] == pytest.approx(1 / 24)
+    assert row["sinkhorn_num_points"] == [23, 21]
+
+
+def test_summary_has_means_and_standard_errors():
+    found = [{"k": 1, "elbo": value, "ess": 0.5} for value in (-1.0, -3.0)]
+    found += [{"k": 2, "elbo": -4.0}, {"k": 2, "elbo": None}]
+    first, second = measure.summarise(found, ("k",), ("elbo", "ess", "folded"))
+    assert first["elbo"] == -2.0
+    assert first["elbo_stderr"] == pytest.approx(math.sqrt(2) / math.sqrt(2))
+    assert first["ess_stderr"] == 0.0
+    assert "folded" not in first
+    # A seed without the figure: no mean over the others.
+    assert second["elbo"] is None
+    assert second["num_seeds"] == 2
+
+
+def test_json_is_strict_and_keeps_infinities(tmp_path):
+    rows.write_json(tmp_path / "x.json", {"a": math.nan, "b": (-math.inf, 1.5)})
+    back = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert math.isnan(rows.number(back["a"]))
+    assert [rows.number(v) for v in back["b"]] == [-math.inf, 1.5]
+
+
+def test_base_weights_are_importance_weights():
+    # Base equal to the target's own scale: log Z within five standard errors (1e-6).
+    entry = registry.TARGETS["rosenbrock"]
+    target = entry.build()
+    base, words = registry.build_base(entry, target)
+    assert "1.5²" in words
+    sampler = Trainer("rosenbrock", "base", target, base, Budget(1), (1,)).train(0)
+    row, draws = measure.evidence_row(jax.random.key(0), sampler, target, 4_000, 1, "lower")
+    expected = target.log_density(draws.position[0]) - jnp.sum(
+        jax.scipy.stats.norm.logpdf(draws.position[0], scale=1.5)
+    )
+    np.testing.assert_allclose(draws.log_weight[0], expected, rtol=1e-4)
+    assert row["elbo"] < target.log_z < row["eubo"]
+    assert row["log_z_error"] < 5 * row["log_z_stderr"]
+    assert row["network_evaluations"] == 0
+
+
+def test_methods_refuse_what_cannot_be():
+    target = registry.TARGETS["gmm9"].build()
+    base, _ = registry.build_base(registry.TARGETS["gmm9"], target)
+    with pytest.raises(ValueError, match="method must be one of"):
+        Trainer("gmm9", "diss", target, base, Budget(1), (1,))
+    with pytest.raises(ValueError, match="in iterations"):
+        Trainer("gmm9", "recipe", target, base, Budget(seconds=1.0), (1,))
+
+
+def test_heuristic_excess_needs_two_standard_errors():
+    row = {"elbo_excess": 0.3, "elbo_stderr": 0.1}
+    assert heuristic.exceeds(row)
+    assert not heuristic.exceeds(row | {"elbo_stderr": 0.2})
+    assert not heuristic.exceeds({"elbo_excess": None, "elbo_stderr": None})
+
+
+def test_row_and_table_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rows, "NUM_DISTANCE_POINTS", 100)
+    # PIS: of all methods the least to compile.
+    line = rows.command("gmm9", "pis", (1,), Budget(iterations=2), 1, num_samples=64)
+    command_line.main([*line.split()[3:], "--output", str(tmp_path / "rows")])
+    assert "ELBO" in capsys.readouterr().out
+    row = json.loads((tmp_path / "rows" / "gmm9-pis.json").read_text())
+    assert row["command"] == line
+    assert row["training"][0]["stages"]["pis"]["iterations"] == 2
+    assert row["training"][0]["stages"]["pis"]["diverged_at"] is None
+    assert [e["bound"] for e in row["evidence"]] == ["lower", "lower-if-injective"]
+    assert row["evidence"][0]["num_samples"] == 64
+    assert [d["kind"] for d in row["distances"]] == ["path", "map"]
+    assert row["noise_floor"]["sinkhorn"] > 0
+
+    joined = table.lines(row)
+    assert joined[0]["sinkhorn"] == row["summary"]["distances"][0]["sinkhorn"]
+    results = {"command": "python -m benchmarks table scds", "failed": {}, "lines": joined}
+    text = table.markdown("scds", [row], results)
+    assert f"`{line}`" in text
+    assert "| pis | 1 | lower-if-injective |" in text
+    # Published figures that no row of ours matches are listed, not lost.
+    assert "- dis @ 128 (scds)" in text
