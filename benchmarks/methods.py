@@ -29,13 +29,19 @@ from consistent_samplers.types import Array, Bound, Draws
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dis": {"batch_size": 256, "learning_rate": 5e-3},
-    "dis-learned": {"batch_size": 256, "learning_rate": 5e-3, "learned_kernels": "both"},
+    "dis-learned": {
+        "batch_size": 128,
+        "learning_rate": 5e-3,
+        "learned_kernels": "both",
+        "loss": "reverse_kl",
+    },
     "dds": {"batch_size": 256, "learning_rate": 5e-3},
     "pis": {"batch_size": 256, "learning_rate": 5e-3},
-    "scds": {"batch_size": 256, "learning_rate": 5e-3},
+    "scds": {"batch_size": 256, "learning_rate": 3e-3},
     "osds": {"batch_size": 128, "learning_rate": 2e-3},
     "osds-calibrated": {"batch_size": 128, "learning_rate": 2e-3},
-    "cdds": {"batch_size": 256, "learning_rate": 1e-3},
+    "cdds": {"batch_size": 256, "learning_rate": 2e-3},
+    "cdds-calibrated": {"batch_size": 256, "learning_rate": 2e-3},
     "progressive": {"batch_size": 256, "learning_rate": 1e-3},
     # The papers' own, but for a batch that two cores can carry within the same budget.
     "dis.paper": {"batch_size": 256, "learning_rate": 5e-3},
@@ -48,22 +54,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
 TARGET_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {}
 """What differs on a target: ``(target, method) -> settings``, on top of `SETTINGS`."""
 
-CALIBRATION: dict[str, Any] = {"batch_size": 128, "learning_rate": 3e-3}
+CALIBRATION: dict[str, Any] = {"batch_size": 128, "learning_rate": 2e-3}
 CALIBRATION_SHARE = 0.5
-"""Of the budget of osds-calibrated and recipe, for the calibration of the single step."""
+"""Of the budget of osds-calibrated and recipe, for the calibration of the single step; what
+cdds-calibrated adds to the budgets of teacher and student."""
 
-TEACHERS = {"cdds": "dis", "progressive": "dis", "cdds.paper": "dis.paper"}
+TEACHERS = {
+    "cdds": "dis",
+    "cdds-calibrated": "dis",
+    "progressive": "dis",
+    "cdds.paper": "dis.paper",
+}
 """Distillation trains this teacher first, with the same budget."""
 
 # Iterations of the rows of the tables; see also the targets and methods in table.py. Curricula
 # that count iterations (osds' warm-up, scds' levels) end within these shares of the budget.
 QUICK_ITERATIONS: dict[str, int] = {
-    "dis": 600,
-    "dis-learned": 600,
-    "dds": 600,
-    "pis": 600,
-    "cdds": 600,
-    "scds": 600,
+    "dis": 1_500,
+    "dis-learned": 1_000,
+    "dds": 1_500,
+    "pis": 1_500,
+    "cdds": 1_500,
+    "cdds-calibrated": 1_500,
+    "scds": 1_500,
     "osds": 600,
     "osds-calibrated": 1_200,
 }
@@ -74,6 +87,7 @@ FULL_ITERATIONS: dict[str, int] = {
     "dds": 5_000,
     "pis": 5_000,
     "cdds": 5_000,
+    "cdds-calibrated": 5_000,
     "scds": 5_000,
     "osds": 3_000,
     "osds.paper": 3_000,
@@ -82,10 +96,11 @@ FULL_ITERATIONS: dict[str, int] = {
     "progressive": 5_000,
 }
 WARMUP_SHARES = {
-    "osds": {"warmup_iterations": 0.2},
-    "osds-calibrated": {"warmup_iterations": 0.1},
+    **{name: {"anneal_iterations": 0.5} for name in ("dis", "dis-learned", "dds", "pis")},
+    "osds": {"warmup_iterations": 0.2, "anneal_iterations": 0.3},
+    "osds-calibrated": {"warmup_iterations": 0.1, "anneal_iterations": 0.15},
     "osds.paper": {"warmup_iterations": 0.2},
-    "scds": {"steps_iterations": 0.3, "size_iterations": 0.5},
+    "scds": {"steps_iterations": 0.3, "size_iterations": 0.5, "anneal_iterations": 0.5},
     "scds.paper": {"steps_iterations": 0.3, "size_iterations": 0.5},
 }
 
@@ -95,7 +110,8 @@ STEPS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("dis", "dds", "pis", "dis.paper", "dds.paper", "pis.paper"), (1, 8, 128)),
     "dis-learned": (2, 4, 8, 128),
     **dict.fromkeys(("cdds", "cdds.paper", "progressive"), (1, 2, 4)),
-    "scds": (1, 2, 4, 8, 64),
+    "cdds-calibrated": (1,),
+    "scds": (1, 2, 4, 8, 32),
     **dict.fromkeys(("scds.paper", "osds.paper"), (1, 2, 4, 8, 128)),
     **dict.fromkeys(("osds", "osds-calibrated", "recipe"), (1, 2, 4, 8, 16)),
 }
@@ -104,8 +120,8 @@ STEPS: dict[str, tuple[int, ...]] = {
 QUICK_STEPS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("dis", "dds", "pis"), (1, 128)),
     "cdds": (1, 2),
-    "scds": (1, 8, 64),
-    **dict.fromkeys(("osds", "osds-calibrated"), (1, 4, 16)),
+    "scds": (1, 32),
+    **dict.fromkeys(("osds", "osds-calibrated"), (1, 16)),
 }
 """Fewer of them where compilation would take most of the time; `STEPS` for other methods."""
 
@@ -122,6 +138,7 @@ _CONSTRUCTORS: dict[str, Callable[..., Algorithm]] = {
     "osds": cs.osds,
     "osds-calibrated": cs.osds,
     "cdds": cs.cdds,
+    "cdds-calibrated": cs.cdds,
     "dis.paper": cs.dis.paper,
     "dds.paper": cs.dds.paper,
     "pis.paper": cs.pis.paper,
@@ -314,7 +331,14 @@ class Trainer:
         # Each seed has a student of its own: its teacher's parameters are part of it.
         state, stage = train(key_student, student, self._budget)
         stages = {f"teacher ({TEACHERS[self._method]})": teacher_stage, self._method: stage}
-        return _from_algorithm(student, state, state, stages)
+        one_step = state
+        if self._method == "cdds-calibrated":
+            budget = self._budget.share(CALIBRATION_SHARE)
+            calibrated = cs.calibration(student, **_scheduled(CALIBRATION, budget))
+            one_step, stages["calibration"] = train(
+                jax.random.fold_in(key_student, 1), calibrated, budget, calibrated.restart(state)
+            )
+        return _from_algorithm(student, state, one_step, stages)
 
     def _recipe(self, key: Array) -> Sampler:
         total = self._budget.iterations
@@ -483,7 +507,7 @@ def settings_of(method: str, target: str) -> dict[str, Any]:
     settings = dict(SETTINGS.get(method, {})) | TARGET_SETTINGS.get((target, method), {})
     if method in WARMUP_SHARES:
         settings["shares of the iterations"] = WARMUP_SHARES[method]
-    if method in ("osds-calibrated", "recipe"):
+    if method in ("osds-calibrated", "cdds-calibrated", "recipe"):
         settings["calibration"] = CALIBRATION | {"share of the budget": CALIBRATION_SHARE}
     if method in TEACHERS:
         settings["teacher"] = {TEACHERS[method]: settings_of(TEACHERS[method], target)}

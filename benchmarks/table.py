@@ -15,7 +15,10 @@ from benchmarks import methods, published
 from benchmarks.methods import Budget
 from benchmarks.rows import cell, command, number, path_of, write_json
 
-_SAMPLERS = ("base", "dis", "dds", "pis", "cdds", "scds", "osds", "osds-calibrated")
+_SAMPLERS = (
+    *("base", "dis", "dds", "pis", "cdds", "scds", "osds"),
+    *("cdds-calibrated", "osds-calibrated"),
+)
 _QUICK = {
     "scds": {
         "gmm9": _SAMPLERS,
@@ -30,7 +33,11 @@ _QUICK = {
         "mw54": ("base", "dis", "scds", "osds", "osds-calibrated"),
     },
 }
-_ALL = (*_SAMPLERS, "dis-learned", "progressive", "recipe", "scds.paper", "osds.paper")
+_FEW_STEPS = (
+    *("cdds", "scds", "osds", "cdds-calibrated", "osds-calibrated", "dis-learned", "progressive"),
+    *("recipe", "scds.paper", "osds.paper"),
+)
+_ALL = ("base", "dis", "dds", "pis", *_FEW_STEPS)
 _FULL = {
     "scds": {
         **dict.fromkeys(("gmm9", "gmm40", "rings", "image", "mw54", "mw52"), _ALL),
@@ -39,10 +46,10 @@ _FULL = {
     "osds": {
         **dict.fromkeys(
             ("seeds", "funnel", "ionosphere", "sonar", "credit", "credit_likelihood"),
-            ("base", "nuts", "dis", "dis-learned", *_ALL[-9:]),
+            ("base", "nuts", "dis", *_FEW_STEPS),
         ),
-        **dict.fromkeys(("cancer", "brownian"), ("base", "nuts", "dis", *_ALL[-9:])),
-        **dict.fromkeys(("gmm9", "gmm40", "mw54", "mw52"), ("base", "dis", *_ALL[-9:])),
+        **dict.fromkeys(("cancer", "brownian"), ("base", "nuts", "dis", *_FEW_STEPS)),
+        **dict.fromkeys(("gmm9", "gmm40", "mw54", "mw52"), ("base", "dis", *_FEW_STEPS)),
     },
 }
 _SETS: dict[str, tuple[dict[str, Any], dict[str, int], dict[str, tuple[int, ...]], int]] = {

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.types import Array, Params, PRNGKey
 
-
 MAX_GAIN = 20.0
 """Bound on the elementwise gain from above; from below it is -1."""
 MAX_SCALED = 10.0

@@ -69,7 +69,12 @@ MORE_NAMES = [
     "cdds.paper",
     "progressive",
 ]
-by_any_name = pytest.mark.parametrize("name", [*NAMES, *MORE_NAMES])
+# Variants of another's code: for the long run.
+MORE = [
+    pytest.param(name, marks=pytest.mark.slow if name in ("dis.learned", "cdds.paper") else ())
+    for name in MORE_NAMES
+]
+by_any_name = pytest.mark.parametrize("name", [*NAMES, *MORE])
 
 
 def perturbed(state, scale: float):
@@ -153,7 +158,7 @@ def test_sample_says_what_its_weights_are_worth(name, bound):
     assert bool((draws.position != other.position).all())
 
 
-@pytest.mark.parametrize("name", MORE_NAMES)
+@pytest.mark.parametrize("name", MORE)
 def test_sample_and_its_reverse(name):
     algorithm, state = build(name), perturbed(initial_state(name), 0.05)
     assert (algorithm.max_steps, algorithm.target, algorithm.base) == (4, TARGET, BASE)

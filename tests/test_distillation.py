@@ -279,6 +279,7 @@ def test_scds_learns_the_affine_flow_in_one_step(self_consistent):
 # ---- reproducible, and refusing
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits():
     def run():
         # Built anew, so that nothing compiled or cached is shared.

@@ -227,7 +227,8 @@ def _tame(log_weight: Array) -> Array:
     """
     centre = jax.lax.stop_gradient(jnp.median(log_weight))
     residual = (log_weight - centre) / _TAME
-    return centre + _TAME * jnp.sign(residual) * jnp.log1p(jnp.abs(residual))
+    size = jnp.maximum(jnp.abs(residual), 1.0)
+    return centre + _TAME * jnp.clip(residual, -1.0, 1.0) * (1.0 + jnp.log(size))
 
 
 def annealing(iteration: Array, num_iterations: int) -> Array:
