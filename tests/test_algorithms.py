@@ -71,7 +71,9 @@ MORE_NAMES = [
 ]
 # Variants of another's code: for the long run.
 MORE = [
-    pytest.param(name, marks=pytest.mark.slow if name in ("dis.learned", "cdds.paper") else ())
+    pytest.param(
+        name, marks=pytest.mark.slow if name in ("dis.learned", "cdds.paper", "progressive") else ()
+    )
     for name in MORE_NAMES
 ]
 by_any_name = pytest.mark.parametrize("name", [*NAMES, *MORE])

@@ -148,6 +148,7 @@ def test_heuristic_excess_needs_two_standard_errors():
     assert not heuristic.exceeds({"elbo_excess": None, "elbo_stderr": None})
 
 
+@pytest.mark.slow
 def test_row_and_table_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(rows, "NUM_DISTANCE_POINTS", 100)
     # PIS: of all methods the least to compile.

@@ -57,7 +57,11 @@ print("finished")
 
 
 @pytest.mark.parametrize("dim", [12, 80], ids=["elimination", "lapack"])
-@pytest.mark.parametrize("script", [FLOW_WEIGHTS, OSDS], ids=["flow_weights", "osds"])
+@pytest.mark.parametrize(
+    "script",
+    [FLOW_WEIGHTS, pytest.param(OSDS, marks=pytest.mark.slow)],
+    ids=["flow_weights", "osds"],
+)
 def test_gradients_of_many_determinants_finish(script, dim):
     # Flags of the developer's shell would hide the fault, and so would another platform.
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}

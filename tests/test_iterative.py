@@ -475,6 +475,7 @@ def test_annealing_starts_from_the_base():
     np.testing.assert_allclose(batch.log_weight.var(ddof=1), whole, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_path_gradient_has_the_mean_of_reverse_kl_and_no_noise_at_the_optimum():
     control, num = tiny_control(), 1_000
 

@@ -124,6 +124,7 @@ def test_conjugate_model_in_one_dimension(one_dimensional):
     assert one_dimensional.get_samples()["mu"].shape == (NUM,)
 
 
+@pytest.mark.slow
 def test_works_in_double_precision():
     mean, std, log_z = linear_gaussian(np.ones((len(Y), 1)), [1.0], Y, 1.0)
     jax.config.update("jax_enable_x64", True)
