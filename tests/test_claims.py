@@ -44,6 +44,7 @@ def test_cancer_evidence():
     _check(_train(cs.targets.cancer()), elbo_gap=0.4, log_z_error=0.08)
 
 
+@pytest.mark.slow
 def test_funnel_evidence():
     trained = _train(cs.targets.funnel())
     evidence = trained.evidence(jax.random.key(1), 10_000)
