@@ -5,7 +5,7 @@ on the weights of whole paths (or stretches of them).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -45,52 +45,95 @@ class PathInfo(NamedTuple):
     gradient_norm: Array
 
 
+class StochasticSettings(TypedDict, total=False):
+    """Settings that every iterative sampler takes, with the defaults of `stochastic_sampler`.
+
+    Attributes:
+      max_steps: number N of finest steps, a power of two.
+      train_steps: numbers of steps of the training paths, one drawn at random an iteration (what
+        is repeated, more often), powers of two up to ``max_steps``. By default an eighth, a
+        quarter and a half of ``max_steps``: the control hardly changes with d there, and coarse
+        paths cost less.
+      batch_size: paths of one iteration.
+      learning_rate: Adam's.
+      loss: ``"reverse_kl"`` back-propagates through the paths, ``"path_gradient"`` as well but
+        without the score term; ``"log_variance"``, ``"trajectory_balance"`` and
+        ``"sub_trajectory_balance"`` do not (see `objectives.build_objective`).
+      anneal_iterations: over which the training target passes from the base to ρ, so that modes
+        are shared out before they part; 0 for none.
+      replay_share: share of further paths, relative to the batch, that end at points of a replay
+        buffer; for losses without back-propagation.
+      replay_capacity: end points that the buffer holds.
+      ema_decay: of the parameters that sample.
+      gradient_clip: on the global norm.
+      hidden: widths of the networks' hidden layers.
+      guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
+        lerp(∇ log p0, ∇ log ρ, t), or None.
+      elementwise_gain: let the network also scale each coordinate of x.
+      learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, bounded;
+        ``"both"`` the scale of the generative ones as well; None keeps the process's own. Train
+        such kernels at the numbers of steps that will be sampled (``train_steps``).
+    """
+
+    max_steps: int
+    train_steps: Sequence[int] | None
+    batch_size: int
+    learning_rate: float | optax.Schedule
+    loss: ControlLoss
+    anneal_iterations: int
+    replay_share: float
+    replay_capacity: int
+    ema_decay: float
+    gradient_clip: float
+    hidden: tuple[int, ...]
+    guidance: Guidance
+    elementwise_gain: bool
+    learned_kernels: LearnedKernels
+
+
 def stochastic_sampler(
     name: str,
     target: Target,
     process: OrnsteinUhlenbeck,
     *,
-    base: GaussianBase | None,
-    max_steps: int,
-    train_steps: Sequence[int] | None,
-    batch_size: int,
-    learning_rate: float | optax.Schedule,
-    loss: ControlLoss,
-    anneal_iterations: int,
-    replay_share: float,
-    replay_capacity: int,
-    ema_decay: float,
-    gradient_clip: float,
-    hidden: tuple[int, ...],
-    guidance: Guidance,
-    elementwise_gain: bool,
-    learned_kernels: LearnedKernels,
+    base: GaussianBase | None = None,
+    max_steps: int = 128,
+    train_steps: Sequence[int] | None = None,
+    batch_size: int = 256,
+    learning_rate: float | optax.Schedule = 5e-3,
+    loss: ControlLoss = "log_variance",
+    anneal_iterations: int = 500,
+    replay_share: float = 0.0,
+    replay_capacity: int = 8_192,
+    ema_decay: float = 0.99,
+    gradient_clip: float = 1.0,
+    hidden: tuple[int, ...] = (64, 64),
+    guidance: Guidance = None,
+    elementwise_gain: bool = True,
+    learned_kernels: LearnedKernels = None,
     bounds: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic"),
 ) -> Algorithm:
-    """An iterative sampler of a process.
+    """An iterative sampler of a process, with defaults of ours.
 
     Args:
       name: its name.
       target: what to sample.
       process: noising process.
       base: where samples start; a standard normal if None.
-      max_steps: number N of finest steps, a power of two.
-      train_steps: numbers of steps of the training paths, one drawn at random an iteration (what
-        is repeated, more often); an eighth, a quarter and a half of ``max_steps`` if None.
-        Powers of two up to ``max_steps``.
-      batch_size: paths of one iteration.
-      learning_rate: Adam's.
-      loss: see `objectives.build_objective`.
-      anneal_iterations: over which the target is tempered, see `objectives.annealing`.
-      replay_share: share of further paths, relative to the batch, that end at points of the
-        replay buffer; only for losses on given paths.
-      replay_capacity: end points that the buffer holds.
-      ema_decay: of the parameters that sample.
-      gradient_clip: on the global norm.
-      hidden: widths of the networks' hidden layers.
-      guidance: target gradient inside the control, see `control.build_control`.
-      elementwise_gain: let the network also scale each coordinate of x.
-      learned_kernels: see `control.build_control`.
+      max_steps: this and what follows: see `StochasticSettings`.
+      train_steps: see there.
+      batch_size: see there.
+      learning_rate: see there.
+      loss: see there.
+      anneal_iterations: see there.
+      replay_share: see there.
+      replay_capacity: see there.
+      ema_decay: see there.
+      gradient_clip: see there.
+      hidden: see there.
+      guidance: see there.
+      elementwise_gain: see there.
+      learned_kernels: see there.
       bounds: kinds of weight it can give.
 
     Raises:
