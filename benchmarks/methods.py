@@ -70,15 +70,15 @@ TEACHERS = {
 # Iterations of the rows of the tables; see also the targets and methods in table.py. Curricula
 # that count iterations (osds' warm-up, scds' levels) end within these shares of the budget.
 QUICK_ITERATIONS: dict[str, int] = {
-    "dis": 1_500,
+    "dis": 1_200,
     "dis-learned": 1_000,
-    "dds": 1_500,
-    "pis": 1_500,
-    "cdds": 1_500,
-    "cdds-calibrated": 1_500,
+    "dds": 800,
+    "pis": 800,
+    "cdds": 1_200,
+    "cdds-calibrated": 1_200,
     "scds": 1_500,
-    "osds": 600,
-    "osds-calibrated": 1_200,
+    "osds": 1_000,
+    "osds-calibrated": 2_000,
 }
 FULL_ITERATIONS: dict[str, int] = {
     "dis": 5_000,

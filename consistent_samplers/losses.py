@@ -25,6 +25,25 @@ def reverse_kl(log_weight: Array) -> Array:
     return -log_weight
 
 
+def tame(log_weight: Array, limit: float = 10.0) -> Array:
+    """Log weights with residuals about their median that grow as a logarithm beyond a limit.
+
+    For training only. A sample whose weight is off by thousands of nats, as some are early on,
+    would outvote all others; where all weights are equal nothing changes, so the optimum stays.
+
+    Args:
+      log_weight: ``[num_samples]``.
+      limit: nats up to which a residual stays as it is.
+
+    Returns:
+      ``[num_samples]``; the gradient treats the median as constant.
+    """
+    centre = jax.lax.stop_gradient(jnp.median(log_weight))
+    residual = (log_weight - centre) / limit
+    size = jnp.maximum(jnp.abs(residual), 1.0)
+    return centre + limit * jnp.clip(residual, -1.0, 1.0) * (1.0 + jnp.log(size))
+
+
 def log_variance(log_weight: Array) -> Array:
     """Log-variance divergence: squared deviation of each log w from the batch mean.
 

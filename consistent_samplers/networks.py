@@ -30,6 +30,12 @@ class Network(NamedTuple):
     apply: Callable[[Params, Array, Array, Array], Array]
 
 
+def at_step(network: Network, step_size: Array | float) -> Network:
+    """The network with one step size d shown to it, whatever the step."""
+    shown = jnp.asarray(step_size)
+    return Network(network.init, lambda params, x, t, d: network.apply(params, x, t, shown))
+
+
 class KernelNetwork(NamedTuple):
     """Corrections to a Gaussian kernel as a pair of pure functions.
 

@@ -29,6 +29,15 @@ def test_reverse_kl_is_minus_the_elbo(log_weight):
     np.testing.assert_allclose(loss.mean(), -np.mean(log_weight), rtol=1e-5, atol=1e-5)
 
 
+def test_tamed_weights_grow_as_a_logarithm_beyond_the_limit():
+    log_weight = jnp.array([-7.0, 0.0, 3.0, -10.0 * jnp.e**2, 1e6])
+    tamed = losses.tame(log_weight, limit=10.0)
+    expected = [-7.0, 0.0, 3.0, -30.0, 10.0 * (1.0 + np.log(1e5))]
+    np.testing.assert_allclose(tamed, expected, rtol=1e-6)
+    slope = jax.grad(lambda w: losses.tame(w).sum())(log_weight)
+    np.testing.assert_allclose(slope, [1.0, 1.0, 1.0, jnp.e**-2, 1e-5], rtol=1e-5)
+
+
 @given(weights)
 def test_log_variance_is_the_unbiased_variance(log_weight):
     loss = losses.log_variance(jnp.asarray(log_weight, jnp.float32))

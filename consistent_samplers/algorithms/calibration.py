@@ -107,7 +107,7 @@ def calibration(
             )
             elbo = log_weight[:batch_size].mean()
             penalty = shortfall.mean()
-            loss = losses.reverse_kl(log_weight[:batch_size]).mean()
+            loss = losses.reverse_kl(losses.tame(log_weight[:batch_size])).mean()
             return loss + monotonicity_weight * penalty, (elbo, penalty, folded[:batch_size])
 
         (loss, (elbo, penalty, folded)), grads = jax.value_and_grad(objective, has_aux=True)(

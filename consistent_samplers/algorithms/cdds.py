@@ -36,7 +36,7 @@ from consistent_samplers.algorithms.consistency import one_step_elbo
 from consistent_samplers.algorithms.control import Control
 from consistent_samplers.algorithms.sampling import MAX_INVERSION_ERROR, batched
 from consistent_samplers.bases import GaussianBase
-from consistent_samplers.networks import Network
+from consistent_samplers.networks import at_step
 from consistent_samplers.processes import GaussianKernel, OrnsteinUhlenbeck
 from consistent_samplers.schedules import time_grid
 from consistent_samplers.targets.base import Target
@@ -154,15 +154,11 @@ def _cdds(
     base, dim = teacher.base, target.dim
     process = DenoisingProcess(teacher.control.process.schedule, skip=skip)
     fine = jnp.asarray(1.0 / teacher_steps)
-
-    def student(network: Network) -> Network:
-        # As the teacher was used: F starts as its control, and the size of the jump is in t.
-        return Network(network.init, lambda params, x, t, d: network.apply(params, x, t, fine))
-
+    # As the teacher was used: F starts as its control, and the size of the jump is in t.
     control = dataclasses.replace(
         teacher.control,
-        network=student(teacher.control.network),
-        frozen_network=student(teacher.control.frozen_network),
+        network=at_step(teacher.control.network, fine),
+        frozen_network=at_step(teacher.control.frozen_network, fine),
         process=process,
         max_flow_steps=1,
         backward=None,

@@ -90,6 +90,7 @@ def build_control(
     guidance: Guidance,
     elementwise_gain: bool,
     learned_kernels: LearnedKernels = None,
+    step_conditioned: bool = True,
 ) -> Control:
     """A control with the default networks.
 
@@ -104,6 +105,8 @@ def build_control(
       elementwise_gain: let the network also scale each coordinate of x.
       learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, ``"both"``
         the scale of the generative ones as well.
+      step_conditioned: show the network the size d of the step; otherwise it takes every step as
+        the finest.
 
     Raises:
       ValueError: an option has no such choice.
@@ -130,13 +133,14 @@ def build_control(
             def guide(x: Array, t: Array) -> Array:
                 return jax.lax.stop_gradient(guidance_fn(x, t))
 
-        return networks.step_conditioned_mlp(
+        conditioned = networks.step_conditioned_mlp(
             dim,
             hidden=hidden,
             guidance_fn=guide,
             initial_gate=gate,
             elementwise_gain=elementwise_gain,
         )
+        return conditioned if step_conditioned else networks.at_step(conditioned, 1.0 / max_steps)
 
     learn = networks.kernel_correction
     return Control(

@@ -34,8 +34,6 @@ ON_POLICY: tuple[ControlLoss, ...] = ("reverse_kl", "path_gradient")
 
 # The learned log Z moves this many times faster than the networks' weights.
 _LOG_Z_RATE = 10.0
-# Nats from which on a weight's deviation counts less than in full.
-_TAME = 10.0
 
 
 class PathBatch(NamedTuple):
@@ -156,7 +154,7 @@ def build_objective(
             log_weight = jax.vmap(lambda p, r: simulate.path_log_weight(p, r, log_density))(
                 position, log_ratio
             )
-            log_weight = _tame(log_weight)
+            log_weight = losses.tame(log_weight)
             if loss == "log_variance":
                 return losses.log_variance(log_weight).mean()
             log_z = _LOG_Z_RATE * params["log_z"]
@@ -217,18 +215,6 @@ def build_objective(
         return given_loss(params, key_segment, position, num_steps, log_rho), batch(paths)
 
     return Objective(init, path_loss)
-
-
-def _tame(log_weight: Array) -> Array:
-    """Log weights with residuals about their median that grow as a logarithm beyond `_TAME`.
-
-    A path whose weight is off by thousands of nats, as some are early in training, would outvote
-    all others; the optimum, where all weights are equal, stays where it was.
-    """
-    centre = jax.lax.stop_gradient(jnp.median(log_weight))
-    residual = (log_weight - centre) / _TAME
-    size = jnp.maximum(jnp.abs(residual), 1.0)
-    return centre + _TAME * jnp.clip(residual, -1.0, 1.0) * (1.0 + jnp.log(size))
 
 
 def annealing(iteration: Array, num_iterations: int) -> Array:

@@ -52,7 +52,7 @@ class StochasticSettings(TypedDict, total=False):
       max_steps: number N of finest steps, a power of two.
       train_steps: numbers of steps of the training paths, one drawn at random an iteration (what
         is repeated, more often), powers of two up to ``max_steps``. By default an eighth, a
-        quarter and a half of ``max_steps``: the control hardly changes with d there, and coarse
+        quarter and all of ``max_steps``: the control hardly changes with d there, and coarse
         paths cost less.
       batch_size: paths of one iteration.
       learning_rate: Adam's.
@@ -143,7 +143,7 @@ def stochastic_sampler(
     check_base(target, base)
     schedules.check_max_steps(max_steps)
     if train_steps is None:
-        train_steps = [max(1, max_steps // share) for share in (8, 4, 2)]
+        train_steps = [max(1, max_steps // share) for share in (8, 4, 1)]
     if not train_steps:
         raise ValueError("train_steps must name at least one number of steps.")
     for num_steps in train_steps:
@@ -172,6 +172,9 @@ def stochastic_sampler(
         guidance=guidance,
         elementwise_gain=elementwise_gain,
         learned_kernels=learned_kernels,
+        # The control of the continuous process has no step size, and a network that is shown one
+        # may go anywhere at a size it was not trained at. Learned kernels depend on the size.
+        step_conditioned=learned_kernels is not None,
     )
     objective = objectives.build_objective(
         control, target.dim, loss=loss, batch_size=batch_size, hidden=hidden
