@@ -30,12 +30,6 @@ class Network(NamedTuple):
     apply: Callable[[Params, Array, Array, Array], Array]
 
 
-def at_step(network: Network, step_size: Array | float) -> Network:
-    """The network with one step size d shown to it, whatever the step."""
-    shown = jnp.asarray(step_size)
-    return Network(network.init, lambda params, x, t, d: network.apply(params, x, t, shown))
-
-
 class KernelNetwork(NamedTuple):
     """Corrections to a Gaussian kernel as a pair of pure functions.
 
@@ -89,6 +83,10 @@ class Trunk(nn.Module):
         return hidden, embedding
 
 
+def _beside(x: Array, features: Array | None) -> Array:
+    return x if features is None else jnp.concatenate([x, features])
+
+
 class StepConditionedMLP(nn.Module):
     """A perceptron modulated by time and step size, plus a gated target gradient.
 
@@ -107,9 +105,11 @@ class StepConditionedMLP(nn.Module):
     elementwise_gain: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, d: Array, guidance: Array | None) -> Array:
+    def __call__(
+        self, x: Array, t: Array, d: Array, guidance: Array | None, features: Array | None
+    ) -> Array:
         """The control at ``x [dim]``: ``[dim]``."""
-        hidden, embedding = Trunk(self.hidden)(x, t, d)
+        hidden, embedding = Trunk(self.hidden)(_beside(x, features), t, d)
         # Shift and elementwise gain: funnels and hierarchies rescale some coordinates by others.
         # A gain above -1 keeps each coordinate's own scaling positive in a step of any size.
         num_outputs = 2 * self.dim if self.elementwise_gain else self.dim
@@ -149,6 +149,7 @@ def kernel_correction(
     hidden: tuple[int, ...] = (64, 64),
     max_shift: float = 6.0,
     max_log_scale: float = 6.0,
+    features: Array | None = None,
 ) -> KernelNetwork:
     """Bounded corrections to mean and scale of a Gaussian kernel; none while untrained.
 
@@ -161,14 +162,17 @@ def kernel_correction(
       max_shift: largest shift of the mean at d = 1, in standard deviations of the uncorrected
         kernel.
       max_log_scale: largest change of the log standard deviation at d = 1.
+      features: ``[num_features]``, further input.
     """
     module = _Head(tuple(hidden), 2 * dim)
 
     def init(rng_key: PRNGKey) -> Params:
-        return module.init(rng_key, jnp.zeros(dim), jnp.zeros(()), jnp.ones(()))
+        x = _beside(jnp.zeros(dim), features)
+        return module.init(rng_key, x, jnp.zeros(()), jnp.ones(()))
 
     def apply(params: Params, x: Array, t: Array, d: Array) -> tuple[Array, Array]:
-        out = cast(Array, module.apply(params, x, jnp.asarray(t), jnp.asarray(d)))
+        out = module.apply(params, _beside(x, features), jnp.asarray(t), jnp.asarray(d))
+        out = cast(Array, out)
         shift, log_scale = jnp.split(out, 2)
         shift = max_shift * jnp.tanh(shift / max_shift)
         log_scale = max_log_scale * jnp.tanh(log_scale / max_log_scale)
@@ -205,6 +209,7 @@ def step_conditioned_mlp(
     guidance_fn: Callable[[Array, Array], Array] | None = None,
     initial_gate: float = 0.0,
     elementwise_gain: bool = True,
+    features: Array | None = None,
 ) -> Network:
     """The default control network.
 
@@ -215,6 +220,7 @@ def step_conditioned_mlp(
         or None for a network of x, t and d alone.
       initial_gate: weight of the guidance in the untrained network.
       elementwise_gain: also scale each coordinate of x by an output of its own.
+      features: ``[num_features]``, further input: the component of the base, for one.
     """
     module = StepConditionedMLP(dim, tuple(hidden), initial_gate, elementwise_gain)
 
@@ -223,11 +229,11 @@ def step_conditioned_mlp(
 
     def init(rng_key: PRNGKey) -> Params:
         x, t, d = jnp.zeros(dim), jnp.zeros(()), jnp.ones(())
-        return module.init(rng_key, x, t, d, None if guidance_fn is None else x)
+        return module.init(rng_key, x, t, d, None if guidance_fn is None else x, features)
 
     def apply(params: Params, x: Array, t: Array, d: Array) -> Array:
         t, d = jnp.asarray(t), jnp.asarray(d)
-        control = module.apply(params, x, t, d, guide(x, t))
+        control = module.apply(params, x, t, d, guide(x, t), features)
         return cast(Array, control)
 
     return Network(init, apply)

@@ -10,7 +10,7 @@ import optax
 
 from consistent_samplers.algorithms import Algorithm, SamplerState, calibration, osds
 from consistent_samplers.algorithms.base import check_base
-from consistent_samplers.bases import GaussianBase, fit_gaussian
+from consistent_samplers.bases import Base, fit_base, fit_gaussian
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.training import FitResult, TrainingDivergedError, fit
@@ -47,7 +47,7 @@ class TrainedSampler:
         return self.algorithm.target
 
     @property
-    def base(self) -> GaussianBase:
+    def base(self) -> Base:
         """The base that was fitted to the target."""
         return self.algorithm.base
 
@@ -96,12 +96,13 @@ def train_sampler(
     rng_key: PRNGKey,
     target: Target,
     *,
-    base: GaussianBase | None = None,
+    base: Base | None = None,
     init_position: Array | None = None,
     max_steps: int = 16,
     hidden: tuple[int, ...] = (64, 64),
     num_iterations: int = 300,
     num_calibration_iterations: int = 1_500,
+    explore: bool = True,
     progress_bar: bool = True,
 ) -> TrainedSampler:
     """Trains a one-step sampler: fits a base, runs OSDS on it, calibrates the single step.
@@ -109,13 +110,16 @@ def train_sampler(
     Args:
       rng_key: key.
       target: what to sample.
-      base: where samples start; ``fit_gaussian`` if None.
+      base: where samples start; the best of several kinds if None, see `explore`.
       init_position: ``[dim]`` or ``[n, dim]``, points where the target is known to have mass,
         for fitting the base.
       max_steps: number N of finest steps of the distilled sampler.
       hidden: widths of the network's hidden layers.
       num_iterations: iterations of OSDS.
       num_calibration_iterations: iterations of calibration.
+      explore: look for modes by many optimiser starts and tempered SMC, and take the best of a
+        Gaussian, a mixture and a product of mixtures as base (`bases.fit_base`). False fits a
+        Gaussian at once: quicker, where the target is known to have one mode.
       progress_bar: show progress with the current ELBO.
 
     Returns:
@@ -130,7 +134,9 @@ def train_sampler(
     """
     start = time.perf_counter()
     key_base, key_fit, key_calibrate, key_check = jax.random.split(rng_key, 4)
-    if base is None:
+    if base is None and explore:
+        base = fit_base(key_base, target, init_position=init_position).base
+    elif base is None:
         base = fit_gaussian(key_base, target, init_position=init_position)
     else:
         check_base(target, base)

@@ -34,6 +34,7 @@ TINY = {
     "hidden": (8,),
     "num_iterations": 10,
     "num_calibration_iterations": 20,
+    "explore": False,
     "progress_bar": False,
 }
 KEY = jax.random.key(0)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from consistent_samplers.algorithms.control import Control
-from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases import Base
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, ArrayTree, Bound, Draws, Params, PRNGKey
 
@@ -97,7 +97,7 @@ class Algorithm:
 
     name: str
     target: Target
-    base: GaussianBase
+    base: Base
     max_steps: int
     control: Control
     init: Callable[[PRNGKey], SamplerState]
@@ -123,7 +123,7 @@ class WithPaperPreset(Generic[_P]):
         return self._constructor(*args, **kwargs)
 
 
-def check_base(target: Target, base: GaussianBase) -> None:
+def check_base(target: Target, base: Base) -> None:
     """Raises unless base and target live in the same space.
 
     Raises:
@@ -133,6 +133,20 @@ def check_base(target: Target, base: GaussianBase) -> None:
         raise ValueError(
             f"The base has dimension {base.dim} but target {target.name!r} has {target.dim}. "
             f"Build the base for this target, e.g. cs.bases.fit_gaussian(rng_key, target)."
+        )
+
+
+def check_one_frame(teacher: Algorithm) -> None:
+    """Raises unless the teacher's base is a Gaussian.
+
+    Raises:
+      ValueError: it has several components.
+    """
+    if teacher.control.in_frame is not None:
+        raise ValueError(
+            f"The teacher {teacher.name!r} starts from a base of several components, which "
+            "distillation of a teacher does not follow. Train the teacher on a Gaussian base, or "
+            "use cs.osds or cs.scds, which distil themselves on any base."
         )
 
 

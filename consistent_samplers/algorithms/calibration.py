@@ -24,6 +24,7 @@ from consistent_samplers.algorithms.base import (
     apply_gradients,
     init_and_restart,
 )
+from consistent_samplers.bases import Component
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, Params, PRNGKey
 
@@ -85,25 +86,32 @@ def calibration(
 
     init, restart = init_and_restart(control.init, optimizer)
 
-    def evaluate(params: Params, x0: Array, probe: Array) -> tuple[Array, Array, Array]:
+    def evaluate(
+        params: Params, x0: Array, probe: Array, component: Component
+    ) -> tuple[Array, Array, Array]:
         """Log weight, shortfall and whether a step folds, of one base draw."""
-        path = simulate.flow_path(control.bind(params), control.process, x0, num_steps)
+        here = control.at(component)
+        path = simulate.flow_path(here.bind(params), here.process, x0, num_steps)
         shortfall = jax.vmap(
             lambda jacobian: losses.monotonicity_shortfall(jacobian, probe, monotonicity_margin)
         )(path.jacobian)
-        log_weight = simulate.flow_log_weight(path, control.log_density)
+        log_weight = simulate.flow_log_weight(path, here.log_density)
         return log_weight, shortfall.sum(), jnp.any(path.sign <= 0)
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, CalibrationInfo]:
         key_base, key_probe = jax.random.split(rng_key)
         x0 = jax.random.normal(key_base, (batch_size, dim))
         probe = jax.random.normal(key_probe, (batch_size, dim))
+        component = control.draw_components(jax.random.fold_in(key_base, 1), batch_size)
         wide = wide_scale * x0[: batch_size // 4]
+
+        def with_wide(values: Array) -> Array:
+            return jnp.concatenate([values, values[: len(wide)]])
 
         def objective(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
             # One call for both sets of points, and so one batched factorisation.
-            log_weight, shortfall, folded = jax.vmap(lambda x, v: evaluate(params, x, v))(
-                jnp.concatenate([x0, wide]), jnp.concatenate([probe, probe[: len(wide)]])
+            log_weight, shortfall, folded = jax.vmap(lambda *args: evaluate(params, *args))(
+                jnp.concatenate([x0, wide]), with_wide(probe), jax.tree.map(with_wide, component)
             )
             elbo = log_weight[:batch_size].mean()
             penalty = shortfall.mean()

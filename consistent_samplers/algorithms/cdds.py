@@ -30,13 +30,13 @@ from consistent_samplers.algorithms.base import (
     WithPaperPreset,
     apply_gradients,
     check_choice,
+    check_one_frame,
     init_and_restart,
 )
 from consistent_samplers.algorithms.consistency import one_step_elbo
 from consistent_samplers.algorithms.control import Control
 from consistent_samplers.algorithms.sampling import MAX_INVERSION_ERROR, batched
-from consistent_samplers.bases import GaussianBase
-from consistent_samplers.networks import at_step
+from consistent_samplers.bases import Base
 from consistent_samplers.processes import GaussianKernel, OrnsteinUhlenbeck
 from consistent_samplers.schedules import time_grid
 from consistent_samplers.targets.base import Target
@@ -139,6 +139,7 @@ def _cdds(
             f"The teacher {teacher.name!r} has no probability flow of several steps to distil. "
             "Take one of cs.dis, cs.dds, cs.pis, cs.scds or cs.osds."
         )
+    check_one_frame(teacher)
     check_choice("teacher_params", teacher_params, ("ema", "last"))
     check_choice("teacher_paths", teacher_paths, ("flow", "stochastic"))
     check_choice("target_network", target_network, ("student", "ema"))
@@ -157,8 +158,7 @@ def _cdds(
     # As the teacher was used: F starts as its control, and the size of the jump is in t.
     control = dataclasses.replace(
         teacher.control,
-        network=at_step(teacher.control.network, fine),
-        frozen_network=at_step(teacher.control.frozen_network, fine),
+        shown_step=1.0 / teacher_steps,
         process=process,
         max_flow_steps=1,
         backward=None,
@@ -229,9 +229,7 @@ def _kernels(control: Control, params: Params) -> simulate.PathKernels:
     return simulate.PathKernels(forward, control.process.backward_kernel)
 
 
-def _build_sample(
-    base: GaussianBase, control: Control, max_steps: int
-) -> tuple[SampleFn, ReverseFn]:
+def _build_sample(base: Base, control: Control, max_steps: int) -> tuple[SampleFn, ReverseFn]:
     """Sampling by all but the last step of denoising and renoising, and a last denoising.
 
     The weight has the kernels of the chain against their noising, and the determinant of the
@@ -269,19 +267,21 @@ def _build_sample(
         path = chain(params, key, num_steps)
         if bound is None:
             last = jnp.asarray(1.0 - 1.0 / num_steps)
-            return Draws(base.unwhiten(_denoise(control, params, path[-1], last)))
+            return Draws(base.unwhiten(_denoise(control, params, path[-1], last), ()))
         z1, log_weight, sign = weigh(params, path, num_steps)
         log_rho = log_density(z1)
         log_weight = jnp.where(jnp.isneginf(log_rho), -jnp.inf, log_weight)
         flow = FlowDiagnostics(sign <= 0, jnp.full((), jnp.nan))
-        return Draws(base.unwhiten(z1), log_weight, log_rho - base.log_abs_det, flow, bound)
+        x = base.unwhiten(z1, ())
+        log_correction = base.log_correction(x, ())
+        return Draws(x, log_weight, log_rho - log_correction, flow, bound)
 
     def undo_last(params: Params, z1: Array, num_steps: int) -> Array:
         last = jnp.asarray(1.0 - 1.0 / num_steps)
         return simulate.invert_step(control.bind(params), process, z1, last, 1.0 - last)
 
     def one_reverse(params: Params, key: PRNGKey, x: Array, num_steps: int, bound: Bound) -> Array:
-        z1, d = base.whiten(x), jnp.asarray(1.0 / num_steps)
+        z1, d = base.whiten(x, ()), jnp.asarray(1.0 / num_steps)
         end = undo_last(params, z1, num_steps)
 
         def step(x_next: Array, inputs: tuple[Array, PRNGKey]) -> tuple[Array, Array]:

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import networks, simulate
+from consistent_samplers.bases import Base, Component
 from consistent_samplers.networks import KernelNetwork, Network
 from consistent_samplers.processes import GaussianKernel, OrnsteinUhlenbeck
+from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, LogDensityFn, Params, PRNGKey
 
 Guidance: TypeAlias = Literal["ratio", "interpolated"] | None
@@ -34,6 +36,9 @@ class Control:
       guided: whether the network evaluates the target's gradient.
       backward: correction to mean and scale of the noising kernel, or None for the process's own.
       forward_scale: correction to the scale of the generative kernel, or None.
+      shown_step: step size that the networks are shown whatever the step, or None for its own.
+      base: where samples start.
+      in_frame: makes the control of another component of the base; None where it has one.
     """
 
     network: Network
@@ -44,6 +49,20 @@ class Control:
     guided: bool = False
     backward: KernelNetwork | None = None
     forward_scale: KernelNetwork | None = None
+    shown_step: float | None = None
+    base: Base | None = None
+    in_frame: Callable[[Component], "Control"] | None = None
+
+    def at(self, component: Component) -> "Control":
+        """The control in the frame of a component of the base, with the same parameters."""
+        return self if self.in_frame is None else self.in_frame(component)
+
+    def draw_components(self, rng_key: PRNGKey, num: int) -> Component:
+        """Components of ``num`` base draws, stacked."""
+        if self.in_frame is None:
+            return ()
+        assert self.base is not None
+        return jax.vmap(self.base.draw_component)(jax.random.split(rng_key, num))
 
     def init(self, rng_key: PRNGKey) -> dict[str, Params]:
         """Fresh parameters."""
@@ -57,7 +76,17 @@ class Control:
 
     def bind(self, params: Params) -> simulate.ControlFn:
         """The control function of some parameters."""
-        return functools.partial(self.network.apply, params["control"])
+        return self._bind(self.network, params)
+
+    def bind_frozen(self, params: Params) -> simulate.ControlFn:
+        """The same with the target gradient held constant under differentiation."""
+        return self._bind(self.frozen_network, params)
+
+    def _bind(self, network: Network, params: Params) -> simulate.ControlFn:
+        if self.shown_step is None:
+            return functools.partial(network.apply, params["control"])
+        shown = jnp.asarray(self.shown_step)
+        return lambda x, t, d: network.apply(params["control"], x, t, shown)
 
     def kernels(self, params: Params) -> simulate.PathKernels:
         """The transitions of the stochastic sampler, corrected where they are learned."""
@@ -81,8 +110,8 @@ class Control:
 
 
 def build_control(
-    dim: int,
-    log_density: Callable[[Array], Array],
+    target: Target,
+    base: Base,
     process: OrnsteinUhlenbeck,
     *,
     max_steps: int,
@@ -95,8 +124,8 @@ def build_control(
     """A control with the default networks.
 
     Args:
-      dim: dimension of x.
-      log_density: log ρ in whitened coordinates.
+      target: what to sample.
+      base: where samples start.
       process: noising process.
       max_steps: number of finest steps.
       hidden: widths of the hidden layers of every network.
@@ -115,41 +144,51 @@ def build_control(
         raise ValueError(
             f"learned_kernels must be None, 'backward' or 'both', got {learned_kernels!r}."
         )
-    gate = 0.0
-    guidance_fn = None
-    if guidance == "ratio":
-        guidance_fn = networks.ratio_guidance(log_density)
-    elif guidance == "interpolated":
-        # The papers' gate starts at one: an untrained control is the interpolated score.
-        gate, guidance_fn = 1.0, networks.interpolated_guidance(log_density, process)
-    elif guidance is not None:
+    if guidance not in (None, "ratio", "interpolated"):
         raise ValueError(f"guidance must be 'ratio', 'interpolated' or None, got {guidance!r}.")
+    dim = target.dim
 
-    def network(freeze: bool) -> Network:
-        if guidance_fn is None or not freeze:
-            guide = guidance_fn
-        else:
+    def in_frame(component: Component) -> Control:
+        log_density = base.whitened_log_density(target.log_density, component)
+        features = base.features(component)
+        guidance_fn = None
+        if guidance == "ratio":
+            guidance_fn = networks.ratio_guidance(log_density)
+        elif guidance == "interpolated":
+            guidance_fn = networks.interpolated_guidance(log_density, process)
 
-            def guide(x: Array, t: Array) -> Array:
-                return jax.lax.stop_gradient(guidance_fn(x, t))
+        def network(freeze: bool) -> Network:
+            if guidance_fn is None or not freeze:
+                guide = guidance_fn
+            else:
 
-        conditioned = networks.step_conditioned_mlp(
-            dim,
-            hidden=hidden,
-            guidance_fn=guide,
-            initial_gate=gate,
-            elementwise_gain=elementwise_gain,
+                def guide(x: Array, t: Array) -> Array:
+                    return jax.lax.stop_gradient(guidance_fn(x, t))
+
+            return networks.step_conditioned_mlp(
+                dim,
+                hidden=hidden,
+                guidance_fn=guide,
+                # The papers' gate starts at one: an untrained control is the interpolated score.
+                initial_gate=1.0 if guidance == "interpolated" else 0.0,
+                elementwise_gain=elementwise_gain,
+                features=features,
+            )
+
+        learn = functools.partial(networks.kernel_correction, dim, hidden=hidden, features=features)
+        return Control(
+            network(False),
+            network(True),
+            process,
+            log_density,
+            max_steps,
+            guidance is not None,
+            None if learned_kernels is None else learn(),
+            learn() if learned_kernels == "both" else None,
+            None if step_conditioned else 1.0 / max_steps,
+            base,
         )
-        return conditioned if step_conditioned else networks.at_step(conditioned, 1.0 / max_steps)
 
-    learn = networks.kernel_correction
-    return Control(
-        network(False),
-        network(True),
-        process,
-        log_density,
-        max_steps,
-        guidance is not None,
-        None if learned_kernels is None else learn(dim, hidden=hidden),
-        learn(dim, hidden=hidden) if learned_kernels == "both" else None,
-    )
+    first = base.draw_component(jax.random.key(0))
+    one_frame = isinstance(first, tuple)
+    return dataclasses.replace(in_frame(first), in_frame=None if one_frame else in_frame)

@@ -16,7 +16,7 @@ from typing import Any, Unpack
 from consistent_samplers import schedules
 from consistent_samplers.algorithms.base import Algorithm, WithPaperPreset
 from consistent_samplers.algorithms.stochastic import StochasticSettings, stochastic_sampler
-from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases import Base
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.targets.base import Target
 
@@ -24,7 +24,7 @@ from consistent_samplers.targets.base import Target
 def _dds(
     target: Target,
     *,
-    base: GaussianBase | None = None,
+    base: Base | None = None,
     schedule: schedules.Schedule | None = None,
     **settings: Unpack[StochasticSettings],
 ) -> Algorithm:
@@ -54,7 +54,7 @@ def _dds(
     )
 
 
-def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any) -> Algorithm:
+def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Algorithm:
     """DDS with the settings of its paper: reverse KL, cos² schedule.
 
     N(0, I) unless a base is given. The paper takes batches of 300, a learning rate that falls

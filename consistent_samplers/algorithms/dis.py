@@ -13,7 +13,7 @@ from typing import Any, Unpack
 from consistent_samplers import schedules
 from consistent_samplers.algorithms.base import Algorithm, WithPaperPreset
 from consistent_samplers.algorithms.stochastic import StochasticSettings, stochastic_sampler
-from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases import Base
 from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
 from consistent_samplers.targets.base import Target
 
@@ -21,7 +21,7 @@ from consistent_samplers.targets.base import Target
 def _dis(
     target: Target,
     *,
-    base: GaussianBase | None = None,
+    base: Base | None = None,
     schedule: schedules.Schedule | None = None,
     integrator: Integrator = "exponential",
     **settings: Unpack[StochasticSettings],
@@ -53,7 +53,7 @@ def _dis(
     )
 
 
-def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any) -> Algorithm:
+def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Algorithm:
     """DIS with the settings of its paper.
 
     N(0, I) unless a base is given, Euler-Maruyama steps, β from 10 to 0.1 linearly, log-variance

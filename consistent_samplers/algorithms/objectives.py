@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from consistent_samplers import losses, networks, simulate
 from consistent_samplers.algorithms.base import check_choice
 from consistent_samplers.algorithms.control import Control
+from consistent_samplers.bases import Component
 from consistent_samplers.types import Array, LogDensityFn, Params, PRNGKey
 
 ControlLoss: TypeAlias = Literal[
@@ -42,10 +43,12 @@ class PathBatch(NamedTuple):
     Attributes:
       position: ``[batch_size, num_steps + 1, dim]``.
       log_weight: ``[batch_size]``.
+      component: of the base, in whose frame each path runs.
     """
 
     position: Array
     log_weight: Array
+    component: Component = ()
 
 
 class PathLossFn(Protocol):
@@ -105,7 +108,6 @@ def build_objective(
       ValueError: no such loss.
     """
     check_choice("loss", loss, CONTROL_LOSSES)
-    log_density = control.log_density
     log_flow = networks.scalar_mlp(dim, hidden=hidden)
 
     def init(rng_key: PRNGKey) -> dict[str, Params]:
@@ -114,46 +116,62 @@ def build_objective(
         key_base, key_flow = jax.random.split(rng_key)
         # Start log Z where the base alone sees it: the weights of a posterior may be far from 1.
         z = jax.random.normal(key_base, (512, dim))
-        log_weight = jax.vmap(log_density)(z) - jax.vmap(simulate.standard_normal_log_prob)(z)
+        component = control.draw_components(jax.random.fold_in(key_base, 1), 512)
+        log_rho = jax.vmap(lambda z, c: control.at(c).log_density(z))(z, component)
+        log_weight = log_rho - jax.vmap(simulate.standard_normal_log_prob)(z)
         start = jnp.median(jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf))
         params = {"log_z": jnp.where(jnp.isfinite(start), start, 0.0) / _LOG_Z_RATE}
         if loss == "sub_trajectory_balance":
             params["log_flow"] = log_flow.init(key_flow)
         return params
 
-    def tempered(temper: Array | float) -> LogDensityFn:
+    def tempered(component: Component, temper: Array | float) -> LogDensityFn:
+        """The training target in a frame."""
+        log_density = control.at(component).log_density
+
         def log_rho(x: Array) -> Array:
             return (1.0 - temper) * simulate.standard_normal_log_prob(x) + temper * log_density(x)
 
         return log_rho
 
     def simulate_paths(
-        params: Params, rng_key: PRNGKey, num_steps: int, log_rho: LogDensityFn
-    ) -> simulate.StochasticPath:
+        params: Params, rng_key: PRNGKey, num_steps: int, temper: Array | float
+    ) -> tuple[simulate.StochasticPath, Component]:
         key_base, key_path = jax.random.split(rng_key)
         x0 = jax.random.normal(key_base, (batch_size, dim))
         keys = jax.random.split(key_path, batch_size)
-        kernels = control.kernels(params)
-        weighing = None
-        if loss == "path_gradient":
-            still = control.kernels(jax.lax.stop_gradient(params))
-            weighing = kernels._replace(forward=still.forward)
-        return jax.vmap(
-            lambda key, x: simulate.stochastic_path(
+        component = control.draw_components(jax.random.fold_in(key_base, 1), batch_size)
+
+        def one(key: PRNGKey, x: Array, component: Component) -> simulate.StochasticPath:
+            kernels = control.at(component).kernels(params)
+            weighing = None
+            if loss == "path_gradient":
+                still = control.at(component).kernels(jax.lax.stop_gradient(params))
+                weighing = kernels._replace(forward=still.forward)
+            log_rho = tempered(component, temper)
+            return simulate.stochastic_path(
                 key, x, kernels, log_rho, num_steps, density_kernels=weighing
             )
-        )(keys, x0)
+
+        return jax.vmap(one)(keys, x0, component), component
 
     def given_loss(
-        params: Params, rng_key: PRNGKey, position: Array, num_steps: int, log_density: LogDensityFn
+        params: Params,
+        rng_key: PRNGKey,
+        position: Array,
+        component: Component,
+        num_steps: int,
+        temper: Array | float,
     ) -> Array:
         """Loss of given paths ``[n, num_steps + 1, dim]``."""
-        kernels = control.kernels(params)
         if loss != "sub_trajectory_balance":
-            log_ratio = jax.vmap(lambda p: simulate.path_log_ratio(p, kernels, num_steps))(position)
-            log_weight = jax.vmap(lambda p, r: simulate.path_log_weight(p, r, log_density))(
-                position, log_ratio
-            )
+
+            def path_log_weight(path: Array, component: Component) -> Array:
+                kernels = control.at(component).kernels(params)
+                log_ratio = simulate.path_log_ratio(path, kernels, num_steps)
+                return simulate.path_log_weight(path, log_ratio, tempered(component, temper))
+
+            log_weight = jax.vmap(path_log_weight)(position, component)
             log_weight = losses.tame(log_weight)
             if loss == "log_variance":
                 return losses.log_variance(log_weight).mean()
@@ -163,12 +181,13 @@ def build_objective(
         length = max(1, round(segment_share * num_steps))
         first = jax.random.randint(rng_key, (position.shape[0],), 0, num_steps - length + 1)
 
-        def segment_loss(path: Array, first: Array) -> Array:
+        def segment_loss(path: Array, first: Array, component: Component) -> Array:
+            kernels = control.at(component).kernels(params)
             stretch = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
             log_ratio = simulate.path_log_ratio(stretch, kernels, num_steps, first)
             index = first + jnp.arange(length + 1)
             log_p0 = jax.vmap(simulate.standard_normal_log_prob)(stretch)
-            log_rho = jax.vmap(log_density)(stretch)
+            log_rho = jax.vmap(tempered(component, temper))(stretch)
             t = index / num_steps
             learned = jax.vmap(lambda x, t: log_flow.apply(params["log_flow"], x, t))(stretch, t)
             log_z = _LOG_Z_RATE * params["log_z"]
@@ -178,7 +197,7 @@ def build_objective(
             flow = jnp.where(index == num_steps, log_rho, flow)
             return losses.sub_trajectory_balance(flow, log_ratio)
 
-        return jax.vmap(segment_loss)(position, first).mean()
+        return jax.vmap(segment_loss)(position, first, component).mean()
 
     def path_loss(
         params: Params,
@@ -190,17 +209,19 @@ def build_objective(
     ) -> tuple[Array, PathBatch]:
         key_fresh, key_replay, key_segment = jax.random.split(rng_key, 3)
         stop = jax.lax.stop_gradient
-        log_rho = tempered(temper)
 
-        def batch(paths: simulate.StochasticPath) -> PathBatch:
-            end = paths.position[:, -1]
-            untempered = jax.vmap(lambda x: log_density(x) - log_rho(x))(end)
-            return PathBatch(stop(paths.position), stop(paths.log_weight + untempered))
+        def batch(paths: simulate.StochasticPath, component: Component) -> PathBatch:
+            def untempered(x: Array, component: Component) -> Array:
+                return control.at(component).log_density(x) - tempered(component, temper)(x)
+
+            change = jax.vmap(untempered)(paths.position[:, -1], component)
+            return PathBatch(stop(paths.position), stop(paths.log_weight + change), component)
 
         if loss in ON_POLICY:
-            paths = simulate_paths(params, key_fresh, num_steps, log_rho)
-            return losses.reverse_kl(paths.log_weight).mean(), batch(paths)
-        paths = simulate_paths(stop(params), key_fresh, num_steps, log_rho)
+            paths, component = simulate_paths(params, key_fresh, num_steps, temper)
+            return losses.reverse_kl(paths.log_weight).mean(), batch(paths, component)
+        paths, component = simulate_paths(stop(params), key_fresh, num_steps, temper)
+        fresh = batch(paths, component)
         position = paths.position
         if replayed is not None:
             kernels = control.kernels(stop(params))
@@ -208,11 +229,10 @@ def build_objective(
             back = jax.vmap(lambda k, x: simulate.backward_path(k, x, kernels, num_steps))
             position = jnp.concatenate([position, back(keys, replayed)])
         # A path that ran off to infinity teaches nothing, and would make every gradient NaN.
-        good = jnp.isfinite(position).all(axis=(1, 2)) & jnp.isfinite(
-            jax.vmap(log_rho)(position[:, -1])
-        )
+        log_rho = jax.vmap(lambda x, c: tempered(c, temper)(x))(position[:, -1], component)
+        good = jnp.isfinite(position).all(axis=(1, 2)) & jnp.isfinite(log_rho)
         position = stop(jnp.where(good[:, None, None], position, 0.0))
-        return given_loss(params, key_segment, position, num_steps, log_rho), batch(paths)
+        return given_loss(params, key_segment, position, component, num_steps, temper), fresh
 
     return Objective(init, path_loss)
 

@@ -35,9 +35,9 @@ from consistent_samplers.algorithms.control import (
     LearnedKernels,
     build_control,
 )
-from consistent_samplers.algorithms.objectives import ControlLoss
+from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch
 from consistent_samplers.algorithms.sampling import build_sample
-from consistent_samplers.bases import GaussianBase, standard_normal
+from consistent_samplers.bases import Base, Component, standard_normal
 from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, Bound, Params, PRNGKey
@@ -68,7 +68,7 @@ class OSDSInfo(NamedTuple):
 def _osds(
     target: Target,
     *,
-    base: GaussianBase | None = None,
+    base: Base | None = None,
     max_steps: int = 16,
     batch_size: int = 128,
     learning_rate: float | optax.Schedule = 2e-3,
@@ -138,10 +138,9 @@ def _osds(
     check_choice("control_loss", control_loss, objectives.CONTROL_LOSSES)
     check_choice("volume", volume, ("exact", "hutchinson"))
     process = OrnsteinUhlenbeck(schedule or schedules.linear(), integrator)
-    log_density = base.whitened_log_density(target.log_density)
     control = build_control(
-        target.dim,
-        log_density,
+        target,
+        base,
         process,
         max_steps=max_steps,
         hidden=hidden,
@@ -162,20 +161,22 @@ def _osds(
     init, restart = init_and_restart(init_params, optimizer)
 
     def consistency(
-        params: Params, teacher: Params, rng_key: PRNGKey, paths: Array
+        params: Params, teacher: Params, rng_key: PRNGKey, paths: PathBatch
     ) -> tuple[Array, Array, Array]:
         """Mean state consistency, volume consistency and the penalties, on path points."""
         num = min(num_consistency_samples, batch_size)
         key_pairs, key_probe = jax.random.split(rng_key)
-        x, t, d = draw_steps(key_pairs, paths[:num], num_levels)
+        x, t, d = draw_steps(key_pairs, paths.position[:num], num_levels)
+        component = jax.tree.map(lambda c: c[:num], paths.component)
         probe = jax.random.normal(key_probe, x.shape)
-        student, ema = control.bind(params), control.bind(teacher)
 
-        pairs = jax.vmap(
-            lambda x, t, d: losses.step_pair(
-                student, ema, process, x, t, d, with_jacobians=volume == "exact"
-            )
-        )(x, t, d)
+        def step_pair(x: Array, t: Array, d: Array, component: Component) -> losses.StepPair:
+            here = control.at(component)
+            student, ema = here.bind(params), here.bind(teacher)
+            exact = volume == "exact"
+            return losses.step_pair(student, ema, process, x, t, d, with_jacobians=exact)
+
+        pairs = jax.vmap(step_pair)(x, t, d, component)
         state_gap = jax.vmap(losses.state_consistency)(pairs).mean()
         penalty = jnp.zeros(())
         if pairs.jacobians is not None:
@@ -185,12 +186,14 @@ def _osds(
             )(pairs.jacobians[:, -1], probe)
             penalty += monotonicity_weight * shortfall.mean()
         else:
-            log_volumes = jax.vmap(lambda *args: _trace_volumes(control, params, teacher, *args))(
-                x, t, d, probe
-            )
+            log_volumes = jax.vmap(
+                lambda c, *args: _trace_volumes(control.at(c), params, teacher, *args)
+            )(component, x, t, d, probe)
         if jacobian_weight > 0.0:
-            roughness = jax.vmap(lambda *args: losses.jacobian_penalty(student, *args))
-            penalty += jacobian_weight * roughness(x, t, d, probe).mean()
+            roughness = jax.vmap(
+                lambda c, *args: losses.jacobian_penalty(control.at(c).bind(params), *args)
+            )
+            penalty += jacobian_weight * roughness(component, x, t, d, probe).mean()
         return state_gap, losses.volume_consistency(log_volumes).mean(), penalty
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, OSDSInfo]:
@@ -203,7 +206,7 @@ def _osds(
             state_gap = volume_gap = jnp.zeros(())
             if num_levels:
                 state_gap, volume_gap, penalty = consistency(
-                    params, state.ema_params, key_pair, paths.position
+                    params, state.ema_params, key_pair, paths
                 )
                 loss += weight * (state_gap + volume_weight * volume_gap)
                 loss += penalty
@@ -235,7 +238,7 @@ def _trace_volumes(
 
     def log_volume(params: Params, x: Array, t: Array, d: Array) -> Array:
         divergence = log_det.hutchinson_trace(
-            lambda y: control.frozen_network.apply(params["control"], y, t, d), x, probe
+            lambda y: control.bind_frozen(params)(y, t, d), x, probe
         )
         return control.process.flow_divergence(divergence, t, d)
 
@@ -245,7 +248,7 @@ def _trace_volumes(
     return jnp.stack([*jax.lax.stop_gradient((first, second)), log_volume(params, x, t, d)])
 
 
-def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any) -> Algorithm:
+def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Algorithm:
     """OSDS with the settings of the paper and its release.
 
     Base N(0, I) unless given, N = 128 Euler-Maruyama steps, β from 10 to 0.01 as cos², reverse

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from consistent_samplers import schedules
 from consistent_samplers.algorithms.base import Algorithm, WithPaperPreset
 from consistent_samplers.algorithms.stochastic import StochasticSettings, stochastic_sampler
-from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases import Base
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.targets.base import Target
 
@@ -23,7 +23,7 @@ from consistent_samplers.targets.base import Target
 def _pis(
     target: Target,
     *,
-    base: GaussianBase | None = None,
+    base: Base | None = None,
     **settings: Unpack[StochasticSettings],
 ) -> Algorithm:
     """Path integral sampler, with defaults of ours.
@@ -52,7 +52,7 @@ def _pis(
     )
 
 
-def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any) -> Algorithm:
+def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Algorithm:
     """PIS with the settings of its paper: reverse KL, 100 or more uniform steps.
 
     Reference N(0, I) unless a base is given; the paper's network is an embedding of time plus the

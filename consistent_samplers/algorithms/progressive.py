@@ -18,6 +18,7 @@ from consistent_samplers.algorithms.base import (
     Algorithm,
     SamplerState,
     apply_gradients,
+    check_one_frame,
     init_and_restart,
 )
 from consistent_samplers.algorithms.consistency import one_step_elbo
@@ -84,7 +85,11 @@ def progressive_distillation(
             f"The teacher {teacher.name!r} has no probability flow of several steps to distil. "
             "Take one of cs.dis, cs.dds, cs.pis, cs.scds or cs.osds."
         )
-    control, process = teacher.control, teacher.control.process
+    check_one_frame(teacher)
+    # Steps of all sizes to learn, also from a teacher whose network knows the finest only: that is
+    # what the first round's teacher takes.
+    control = dataclasses.replace(teacher.control, shown_step=None)
+    process = control.process
     num_rounds = max_steps.bit_length() - 1
     optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
     # The memory holds the parameters that teach this round.
@@ -136,6 +141,7 @@ def progressive_distillation(
         teacher,
         name="progressive",
         target=target,
+        control=control,
         max_steps=max_steps,
         init=init,
         restart=restart,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from consistent_samplers import simulate
 from consistent_samplers.algorithms.base import ReverseFn, SampleFn, SamplerState
 from consistent_samplers.algorithms.control import Control
-from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases import Base, Component
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
 
@@ -25,7 +25,7 @@ MAX_INVERSION_ERROR = 1e-2
 
 
 def build_sample(
-    base: GaussianBase,
+    base: Base,
     control: Control,
     max_steps: int,
     bounds: tuple[Bound, ...],
@@ -40,26 +40,31 @@ def build_sample(
       bounds: kinds of weight it may be asked for, the default first.
       default_steps: number of steps unless told.
     """
-    process, log_density = control.process, control.log_density
+    process = control.process
+
+    def start(key_base: PRNGKey) -> tuple[Array, Component, Control]:
+        """A base draw in its frame."""
+        component = base.draw_component(jax.random.fold_in(key_base, 1))
+        return jax.random.normal(key_base, (base.dim,)), component, control.at(component)
 
     def one_draw(params: Params, key: PRNGKey, num_steps: int, bound: Bound | None) -> Draws:
         key_base, key_path = jax.random.split(key)
-        u = control.bind(params)
-        z0 = jax.random.normal(key_base, (base.dim,))
+        z0, component, here = start(key_base)
+        u, log_density = here.bind(params), here.log_density
         flow = None
         if bound is None and bounds[0] != "lower":
-            return Draws(base.unwhiten(simulate.flow_map(u, process, z0, num_steps)))
+            z1 = simulate.flow_map(u, process, z0, num_steps)
+            return Draws(base.unwhiten(z1, component))
         if bound is None or bound == "lower":
             path = simulate.stochastic_path(
-                key_path, z0, control.kernels(params), log_density, num_steps
+                key_path, z0, here.kernels(params), log_density, num_steps
             )
             z1, log_weight = path.position[-1], path.log_weight
             if bound is None:
-                return Draws(base.unwhiten(z1))
+                return Draws(base.unwhiten(z1, component))
         elif bound == "heuristic":
-            frozen = functools.partial(control.frozen_network.apply, params["control"])
             z1, log_weight = simulate.heuristic_flow_log_weight(
-                key_path, z0, u, frozen, process, log_density, num_steps
+                key_path, z0, u, here.bind_frozen(params), process, log_density, num_steps
             )
         else:
             flow_path = simulate.flow_path(u, process, z0, num_steps)
@@ -69,25 +74,28 @@ def build_sample(
         # A point of zero density has weight zero, whatever the arithmetic around it made of it.
         log_rho = log_density(z1)
         log_weight = jnp.where(jnp.isneginf(log_rho), -jnp.inf, log_weight)
-        return Draws(base.unwhiten(z1), log_weight, log_rho - base.log_abs_det, flow, bound)
+        x = base.unwhiten(z1, component)
+        return Draws(x, log_weight, log_rho - base.log_correction(x, component), flow, bound)
 
     def one_reverse(params: Params, key: PRNGKey, x: Array, num_steps: int, bound: Bound) -> Array:
-        z1 = base.whiten(x)
+        component = base.component_at(jax.random.fold_in(key, 1), x)
+        here = control.at(component)
+        z1 = base.whiten(x, component)
         if bound == "lower":
-            kernels = control.kernels(params)
+            kernels = here.kernels(params)
             position = simulate.backward_path(key, z1, kernels, num_steps)
             log_ratio = simulate.path_log_ratio(position, kernels, num_steps)
-            return simulate.path_log_weight(position, log_ratio, log_density)
-        u = control.bind(params)
+            return simulate.path_log_weight(position, log_ratio, here.log_density)
+        u = here.bind(params)
         z0 = simulate.invert_flow(u, process, z1, num_steps)
         path = simulate.flow_path(u, process, z0, num_steps)
         error = jnp.sqrt(jnp.mean((path.position[-1] - z1) ** 2))
-        log_weight = simulate.flow_log_weight(path, log_density)
+        log_weight = simulate.flow_log_weight(path, here.log_density)
         return jnp.where(error < MAX_INVERSION_ERROR, log_weight, jnp.nan)
 
     def one_round_trip(params: Params, key: PRNGKey, num_steps: int) -> Array:
-        u = control.bind(params)
-        z0 = jax.random.normal(jax.random.split(key)[0], (base.dim,))
+        z0, _, here = start(jax.random.split(key)[0])
+        u = here.bind(params)
         z1 = simulate.flow_map(u, process, z0, num_steps)
         back = simulate.invert_flow(u, process, z1, num_steps)
         return jnp.sqrt(jnp.mean((back - z0) ** 2))

@@ -33,7 +33,7 @@ from consistent_samplers.algorithms.consistency import draw_steps
 from consistent_samplers.algorithms.control import Guidance, LearnedKernels, build_control
 from consistent_samplers.algorithms.objectives import ControlLoss
 from consistent_samplers.algorithms.sampling import build_sample
-from consistent_samplers.bases import GaussianBase, standard_normal
+from consistent_samplers.bases import Base, Component, standard_normal
 from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, Bound, Params, PRNGKey
@@ -64,7 +64,7 @@ class SCDSInfo(NamedTuple):
 def _scds(
     target: Target,
     *,
-    base: GaussianBase | None = None,
+    base: Base | None = None,
     max_steps: int = 32,
     first_steps: int = 16,
     steps_iterations: int = 500,
@@ -127,8 +127,8 @@ def _scds(
     schedules.check_num_steps(first_steps, max_steps)
     process = OrnsteinUhlenbeck(schedule or schedules.linear(), integrator)
     control = build_control(
-        target.dim,
-        base.whitened_log_density(target.log_density),
+        target,
+        base,
         process,
         max_steps=max_steps,
         hidden=hidden,
@@ -162,10 +162,10 @@ def _scds(
             num_levels = num_steps.bit_length() - 1
             if num_levels:
                 level = 1 + _stage(state.iteration, size_iterations, num_levels)
-                x, t, d = draw_steps(
-                    key_pair, paths.position[: min(num_consistency_samples, batch_size)], level
-                )
-                gap, gap_grads = jax.value_and_grad(consistency)(params, x, t, d)
+                num = min(num_consistency_samples, batch_size)
+                points = draw_steps(key_pair, paths.position[:num], level)
+                component = jax.tree.map(lambda c: c[:num], paths.component)
+                gap, gap_grads = jax.value_and_grad(consistency)(params, component, *points)
             else:
                 level, gap = jnp.zeros((), jnp.int32), jnp.zeros(())
                 gap_grads = jax.tree.map(jnp.zeros_like, params)
@@ -177,14 +177,15 @@ def _scds(
             grads = jax.tree.map(lambda a, b: a + consistency_weight * b, control_grads, gap_grads)
             return loss, paths.log_weight.mean(), gap, max_step, norms[0] + norms[1], grads
 
-        def consistency(params: Params, x: Array, t: Array, d: Array) -> Array:
-            u = control.bind(params)
-
-            def one(x: Array, t: Array, d: Array) -> Array:
+        def consistency(
+            params: Params, component: Component, x: Array, t: Array, d: Array
+        ) -> Array:
+            def one(component: Component, x: Array, t: Array, d: Array) -> Array:
+                u = control.at(component).bind(params)
                 pair = losses.step_pair(u, u, process, x, t, d, with_jacobians=False)
                 return losses.state_consistency(pair)
 
-            return jax.vmap(one)(x, t, d).mean()
+            return jax.vmap(one)(component, x, t, d).mean()
 
         loss, elbo, gap, max_step, norm, grads = jax.lax.switch(
             which, [lambda n=n: branch(n) for n in step_counts]
@@ -205,7 +206,7 @@ def _stage(iteration: Array, num_iterations: int, num_stages: int) -> Array:
     return jnp.minimum(stage, num_stages - 1)
 
 
-def _paper(target: Target, *, base: GaussianBase | None = None, **overrides: Any) -> Algorithm:
+def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Algorithm:
     """SCDS with the settings of its paper, its curricula at work.
 
     N(0, I) unless a base is given, N = 128 Euler-Maruyama steps, β from 10 to 0.1, log-variance

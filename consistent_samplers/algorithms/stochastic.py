@@ -23,7 +23,7 @@ from consistent_samplers.algorithms.base import (
 from consistent_samplers.algorithms.control import Guidance, LearnedKernels, build_control
 from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss
 from consistent_samplers.algorithms.sampling import build_sample
-from consistent_samplers.bases import GaussianBase, standard_normal
+from consistent_samplers.bases import Base, GaussianBase, standard_normal
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, Bound, Params, PRNGKey
@@ -96,7 +96,7 @@ def stochastic_sampler(
     target: Target,
     process: OrnsteinUhlenbeck,
     *,
-    base: GaussianBase | None = None,
+    base: Base | None = None,
     max_steps: int = 128,
     train_steps: Sequence[int] | None = None,
     batch_size: int = 256,
@@ -158,14 +158,18 @@ def stochastic_sampler(
             f"the losses {ON_POLICY} need paths of their own. Take loss='log_variance' or "
             "'trajectory_balance' to train on replayed paths."
         )
+    if num_replayed and not isinstance(base, GaussianBase):
+        raise ValueError(
+            "replay_share needs a base of one component: the buffer holds points in its frame. "
+            "Take a Gaussian base, or replay_share=0."
+        )
     if num_replayed and replay_capacity < batch_size:
         raise ValueError(
             f"replay_capacity must be at least the batch size {batch_size}, got {replay_capacity}."
         )
-    log_density = base.whitened_log_density(target.log_density)
     control = build_control(
-        target.dim,
-        log_density,
+        target,
+        base,
         process,
         max_steps=max_steps,
         hidden=hidden,

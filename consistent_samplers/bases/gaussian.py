@@ -1,7 +1,7 @@
-"""Bases: tractable distributions p0 that the samplers start from, and how they are fitted.
+"""The Gaussian base and how it is fitted.
 
-A base carries an affine frame. In its whitened coordinates z = L⁻¹(x - m) the base is N(0, I);
-processes, networks and simulators work there, so a good base leaves them little to do.
+In its whitened coordinates z = L⁻¹(x - m) the base is N(0, I); processes, networks and simulators
+work there, so a good base leaves them little to do.
 """
 
 import math
@@ -58,16 +58,34 @@ class GaussianBase:
         """Log density at ``x``: ``[..., dim] -> [...]``."""
         return self.distribution().log_prob(jnp.asarray(x, self.loc.dtype))
 
-    def unwhiten(self, z: Array) -> Array:
+    def draw_component(self, rng_key: PRNGKey) -> tuple[()]:
+        """The only one."""
+        return ()
+
+    def component_at(self, rng_key: PRNGKey, x: Array) -> tuple[()]:
+        """The only one."""
+        return ()
+
+    def features(self, component: tuple[()]) -> None:
+        """None: there is nothing to tell apart."""
+        return
+
+    def unwhiten(self, z: Array, component: tuple[()] = ()) -> Array:
         """The point x = m + L z: ``[dim] -> [dim]``."""
         # Accelerators' default precision is too low for weights that subtract log densities.
         return self.loc + jnp.matmul(self.scale_tril, z, precision=jax.lax.Precision.HIGHEST)
 
-    def whiten(self, x: Array) -> Array:
+    def whiten(self, x: Array, component: tuple[()] = ()) -> Array:
         """The whitened point z = L⁻¹(x - m): ``[dim] -> [dim]``."""
         return jax.scipy.linalg.solve_triangular(self.scale_tril, x - self.loc, lower=True)
 
-    def whitened_log_density(self, log_density: LogDensityFn) -> LogDensityFn:
+    def log_correction(self, x: Array, component: tuple[()] = ()) -> Array:
+        """What the frame adds to a log density: log |det L|, ``[]``."""
+        return self.log_abs_det
+
+    def whitened_log_density(
+        self, log_density: LogDensityFn, component: tuple[()] = ()
+    ) -> LogDensityFn:
         """A log density on x as one on z, with the same log Z."""
 
         def whitened(z: Array) -> Array:

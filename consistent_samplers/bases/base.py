@@ -1,0 +1,68 @@
+"""What every base offers: a density p0 as a (mixture of) standard normal(s) in other coordinates.
+
+A base draws a component k, which names a frame x = m_k + L_k z, and z ~ N(0, I) in it. Samplers
+work in the frame of their draw, where the base is standard normal whatever it is outside. Their
+target there is ρ(x) times the probability r(k | x) that the base gives to k at x; summed over k
+that is ρ, so a weight of the extended space (z, k) is a weight for ρ. With
+
+    r(k | x) = π_k N(x; m_k, L_k L_kᵀ) / p0(x)
+
+the log density of the extended target relative to π_k is, in the frame,
+
+    log ρ(x) - log p0(x) + log N(z; 0, I),
+
+so a sampler that leaves z where it is has exactly the base's importance weights ρ / p0.
+"""
+
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+
+Component: TypeAlias = Any
+"""Names a frame: ``()`` for a base with one; an integer ``[]`` or one for each coordinate."""
+
+
+@runtime_checkable
+class Base(Protocol):
+    """A tractable distribution p0 on R^dim that samplers start from."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the space."""
+        ...
+
+    def sample(self, rng_key: PRNGKey, num_samples: int) -> Array:
+        """Draws ``[num_samples, dim]``."""
+        ...
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density at ``x``: ``[..., dim] -> [...]``."""
+        ...
+
+    def draw_component(self, rng_key: PRNGKey) -> Component:
+        """Draws k."""
+        ...
+
+    def component_at(self, rng_key: PRNGKey, x: Array) -> Component:
+        """Draws k given a point ``x [dim]``, from r(k | x)."""
+        ...
+
+    def features(self, component: Component) -> Array | None:
+        """What a network is shown of a component: ``[num_features]``, of order one."""
+        ...
+
+    def unwhiten(self, z: Array, component: Component) -> Array:
+        """The point x = m_k + L_k z: ``[dim] -> [dim]``."""
+        ...
+
+    def whiten(self, x: Array, component: Component) -> Array:
+        """The whitened point z = L_k⁻¹ (x - m_k): ``[dim] -> [dim]``."""
+        ...
+
+    def log_correction(self, x: Array, component: Component) -> Array:
+        """What a frame adds to a log density at ``x [dim]``: log N(z; 0, I) - log p0(x), ``[]``."""
+        ...
+
+    def whitened_log_density(self, log_density: LogDensityFn, component: Component) -> LogDensityFn:
+        """A log density on x as one on the z of a frame; over the frames, with the same log Z."""
+        ...

@@ -1,0 +1,303 @@
+"""Bases fitted to what an exploration found, and the choice among them."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.linalg
+
+from consistent_samplers.bases.base import Base
+from consistent_samplers.bases.exploration import Exploration, explore
+from consistent_samplers.bases.gaussian import fit_gaussian
+from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+
+_NUM_JUDGE_DRAWS = 4_096
+# Share of effective draws above which a start is not trained.
+_GOOD_ENOUGH = 0.98
+# Nats of ELBO that a more complicated base has to bring.
+_WORTH_A_COMPONENT = 0.02
+# Above it, full covariances of many components are too large, and marginals too many.
+_MAX_MIXTURE_DIM = 200
+# Components whose share is below this carry nothing that importance weights would miss.
+_MIN_SHARE = 1e-4
+
+
+class Fit(NamedTuple):
+    """How well a base fits a target.
+
+    Attributes:
+      elbo: of the base alone.
+      elbo_stderr: its standard error.
+      ess: share of effective draws of its importance weights.
+    """
+
+    elbo: float
+    elbo_stderr: float
+    ess: float
+
+
+class FittedBase(NamedTuple):
+    """The best of several kinds of base.
+
+    Attributes:
+      base: the base.
+      kind: ``"gaussian"``, ``"mixture"`` or ``"product"``.
+      fits: how well each kind fits.
+      exploration: what they were fitted to.
+    """
+
+    base: Base
+    kind: str
+    fits: dict[str, Fit]
+    exploration: Exploration
+
+
+def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None) -> FittedBase:
+    """Explores a target and fits a Gaussian, a mixture and a product of mixtures to it.
+
+    The best ELBO wins; a simpler kind (in this order) that is worse by no more than noise is
+    preferred. An ELBO judges what was found: it does not know of a mode that no exploration met.
+
+    Args:
+      rng_key: key.
+      target: the target.
+      init_position: ``[dim]`` or ``[n, dim]`` points where the target is known to have mass.
+
+    Raises:
+      ValueError: the density is NaN, +inf, or zero everywhere it was tried.
+    """
+    key_explore, key_gaussian, key_mixture, key_product, key_judge = jax.random.split(rng_key, 5)
+    bases: dict[str, Base] = {
+        "gaussian": fit_gaussian(key_gaussian, target, init_position=init_position)
+    }
+    found = explore(key_explore, target, init_position=init_position)
+    if target.dim <= _MAX_MIXTURE_DIM:
+        bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
+        if np.isfinite(found.particles).all():
+            bases["product"] = fit_product(key_product, target, exploration=found)
+    fits = {kind: judge(key_judge, target, base) for kind, base in bases.items()}
+    best = max(fit.elbo for fit in fits.values())
+    for kind, fit in fits.items():
+        if fit.elbo >= best - 2.0 * fit.elbo_stderr - _WORTH_A_COMPONENT:
+            return FittedBase(bases[kind], kind, fits, found)
+    return FittedBase(bases["gaussian"], "gaussian", fits, found)
+
+
+def fit_mixture(
+    rng_key: PRNGKey,
+    target: Target,
+    *,
+    exploration: Exploration | None = None,
+    max_components: int = 64,
+    num_iterations: int = 400,
+    batch_size: int = 256,
+    learning_rate: float = 0.02,
+) -> MixtureBase:
+    """A mixture of Gaussians for a target of several modes; their number is found.
+
+    Two starts: Laplace approximations at the distinct optima, weighted by their evidence, and a
+    mixture fitted to tempered particles by EM, its number of components by BIC. Weights, means
+    and covariances of each are then trained by the reparametrised, stratified reverse KL with path
+    gradients (Roeder et al., 2017), and the better ELBO wins.
+
+    Args:
+      rng_key: key.
+      target: the target.
+      exploration: what `explore` found; a new look if None.
+      max_components: largest number of components.
+      num_iterations: Adam iterations.
+      batch_size: draws of each iteration, spread evenly over the components.
+      learning_rate: Adam's, in units of each component's standard deviations.
+
+    Raises:
+      ValueError: the density is NaN, +inf, or zero everywhere it was tried.
+    """
+    key_explore, key_optima, key_particles, key_judge = jax.random.split(rng_key, 4)
+    if exploration is None:
+        exploration = explore(key_explore, target)
+    starts = []
+    modes = exploration.modes
+    if len(modes.loc):
+        kept = modes.log_evidence - modes.log_evidence.max() > math.log(_MIN_SHARE)
+        kept &= np.arange(len(kept)) < max_components
+        starts.append(
+            (key_optima, (modes.log_evidence[kept], modes.loc[kept], modes.scale_tril[kept]))
+        )
+    if np.isfinite(exploration.particles).all():
+        starts.append((key_particles, _by_em(exploration.particles, max_components)))
+    bases = [mixture(*start) for _, start in starts]
+    # The better start is trained; both are judged on the same draws, and the result as well.
+    fits = [judge(key_judge, target, base) for base in bases]
+    best = max(range(len(bases)), key=lambda i: fits[i].elbo, default=None)
+    if best is None:
+        raise ValueError(
+            f"No part of target {target.name!r} was found. Give init_position to cs.bases.explore: "
+            "points where the density is positive."
+        )
+    start = bases[best]
+    if fits[best].ess > _GOOD_ENOUGH:
+        return start
+    trained = _train(starts[best][0], target, start, num_iterations, batch_size, learning_rate)
+    return trained if judge(key_judge, target, trained).elbo > fits[best].elbo else start
+
+
+def fit_product(
+    rng_key: PRNGKey,
+    target: Target,
+    *,
+    exploration: Exploration | None = None,
+    max_components: int = 3,
+) -> ProductMixtureBase:
+    """A product of one-dimensional mixtures, fitted to the marginals of tempered particles.
+
+    For modes that multiply: two in each of thirty coordinates are 2^30 of them, which no list of
+    components holds.
+
+    Args:
+      rng_key: key.
+      target: the target.
+      exploration: what `explore` found; a new look if None.
+      max_components: largest number of components of a coordinate, found by BIC.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    if exploration is None:
+        exploration = explore(rng_key, target)
+    particles = np.asarray(exploration.particles, np.float64)
+    log_weights = np.full((target.dim, max_components), -np.inf)
+    loc = np.repeat(particles.mean(0)[:, None], max_components, 1)
+    scale = np.repeat(np.maximum(particles.std(0), 1e-6)[:, None], max_components, 1)
+    for i, values in enumerate(particles.T):
+        centre, spread = values.mean(), max(values.std(), 1e-6)
+        scaled = ((values - centre) / spread)[:, None]
+        fits = [
+            GaussianMixture(k, random_state=0, reg_covar=1e-6).fit(scaled)
+            for k in range(1, max_components + 1)
+        ]
+        fitted = min(fits, key=lambda f: f.bic(scaled))
+        k = fitted.n_components
+        log_weights[i, :k] = np.log(fitted.weights_)
+        loc[i, :k] = centre + spread * fitted.means_[:, 0]
+        scale[i, :k] = spread * np.sqrt(fitted.covariances_[:, 0, 0])
+    used = max(int(np.isfinite(log_weights).sum(1).max()), 1)
+    return ProductMixtureBase(*(jnp.asarray(a[:, :used], float) for a in (log_weights, loc, scale)))
+
+
+def _by_em(particles: np.ndarray, max_components: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, means and Cholesky factors of a mixture fitted to particles, size by BIC."""
+    from sklearn.mixture import GaussianMixture
+
+    num, dim = particles.shape
+    centre, spread = particles.mean(0), np.maximum(particles.std(0), 1e-6)
+    scaled = (particles - centre) / spread
+    best, best_bic, worse = None, math.inf, 0
+    k = 1
+    while k <= max_components and k * (dim + 2) < num and worse < 2:
+        fitted = GaussianMixture(k, random_state=0, reg_covar=1e-5).fit(scaled)
+        bic = fitted.bic(scaled)
+        if bic < best_bic:
+            best, best_bic, worse = fitted, bic, 0
+        else:
+            worse += 1
+        k = k + 1 if k < 4 else math.ceil(1.5 * k)
+    if best is None:
+        # More dimensions than particles can tell: one component, its correlations left out.
+        return np.zeros(1), centre[None], np.diag(spread)[None]
+    factors = [scipy.linalg.cholesky(c, lower=True) for c in best.covariances_]
+    return (
+        np.log(best.weights_),
+        centre + spread * best.means_,
+        spread[:, None] * np.stack(factors),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="log_density")
+def _weigh(rng_key: PRNGKey, base: Base, log_density: LogDensityFn) -> Array:
+    """Log importance weights of a base: compiled once for all bases of the same shapes."""
+
+    def log_weight(x: Array) -> Array:
+        return log_density(x) - base.log_prob(x)
+
+    return jax.lax.map(log_weight, base.sample(rng_key, _NUM_JUDGE_DRAWS), batch_size=512)
+
+
+def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
+    """How well a base fits, on draws of its own; an ELBO of -inf where it cannot be told."""
+    log_weight = np.asarray(_weigh(rng_key, base, target.log_density), np.float64)
+    if not np.isfinite(log_weight).all():
+        # Mass outside the support: no finite ELBO.
+        return Fit(-math.inf, math.inf, 0.0)
+    weight = np.exp(log_weight - log_weight.max())
+    return Fit(
+        float(log_weight.mean()),
+        float(log_weight.std() / math.sqrt(_NUM_JUDGE_DRAWS)),
+        float(weight.sum() ** 2 / (weight**2).sum() / _NUM_JUDGE_DRAWS),
+    )
+
+
+def _train(
+    rng_key: PRNGKey,
+    target: Target,
+    start: MixtureBase,
+    num_iterations: int,
+    batch_size: int,
+    learning_rate: float,
+) -> MixtureBase:
+    """Adam on the ELBO over x = m_k + L_k (μ_k + T_k ε), starting at μ = 0, T = I."""
+    num, dim = start.num_components, start.dim
+    per_component = max(2, batch_size // num)
+    below = jnp.tril(jnp.ones((dim, dim)), -1)
+    eye = jnp.broadcast_to(jnp.eye(dim), (num, dim, dim))
+
+    def moved(params: tuple[Array, Array, Array]) -> MixtureBase:
+        logits, shift, raw = params
+        factor = below * raw + jnp.exp(jnp.diagonal(raw, axis1=1, axis2=2))[..., None] * eye[0]
+        inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
+        return MixtureBase(
+            jax.nn.log_softmax(logits),
+            start.loc + jnp.einsum("kij,kj->ki", start.scale_tril, shift),
+            jnp.einsum("kij,kjl->kil", start.scale_tril, factor),
+            jnp.einsum("kij,kjl->kil", inverse, start.whitener),
+        )
+
+    def negative_elbo(params: tuple[Array, Array, Array], eps: Array) -> Array:
+        base = moved(params)
+        # Path gradient: the density is scored with its parameters frozen.
+        frozen = moved(jax.lax.stop_gradient(params))
+        x = base.loc[:, None] + jnp.einsum("kij,knj->kni", base.scale_tril, eps)
+        log_ratio = jax.vmap(jax.vmap(target.log_density))(x) - frozen.log_prob(x)
+        return -jnp.sum(jnp.exp(base.log_weights) * log_ratio.mean(1))
+
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(10.0),
+        optax.adam(optax.cosine_decay_schedule(learning_rate, num_iterations)),
+    )
+
+    def step(carry: tuple, key: PRNGKey) -> tuple[tuple, None]:
+        params, opt_state = carry
+        half = jax.random.normal(key, (num, per_component // 2, dim))
+        grads = jax.grad(negative_elbo)(params, jnp.concatenate([half, -half], axis=1))
+        # A draw outside the support has no gradient to give.
+        finite = jnp.all(jnp.stack([jnp.isfinite(g).all() for g in grads]))
+        grads = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    @jax.jit
+    def run(key: PRNGKey) -> tuple[Array, Array, Array]:
+        params = (start.log_weights, jnp.zeros((num, dim)), jnp.zeros((num, dim, dim)))
+        carry = (params, optimizer.init(params))
+        (params, _), _ = jax.lax.scan(step, carry, jax.random.split(key, num_iterations))
+        return params
+
+    params = run(rng_key)
+    if not all(bool(jnp.isfinite(p).all()) for p in params):
+        return start
+    trained = moved(params)
+    return mixture(trained.log_weights, trained.loc, trained.scale_tril)

@@ -1,0 +1,212 @@
+"""Bases of several modes: mixtures of Gaussians, and products of one-dimensional mixtures."""
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+
+_LOG_2PI = math.log(2.0 * math.pi)
+# Components are told apart by a feature of their own up to this number, by their places beyond.
+_MAX_ONE_HOT = 64
+
+
+def _standard_normal_log_prob(z: Array) -> Array:
+    return -0.5 * (jnp.sum(z**2, axis=-1) + z.shape[-1] * _LOG_2PI)
+
+
+@flax.struct.dataclass
+class MixtureBase:
+    """Σ_k π_k N(m_k, L_k L_kᵀ) on R^dim. Build it with `mixture`, or fit it with `fit_mixture`.
+
+    Attributes:
+      log_weights: ``[num_components]``, log π.
+      loc: ``[num_components, dim]``, the means m_k.
+      scale_tril: ``[num_components, dim, dim]``, lower triangular L_k with positive diagonals.
+      whitener: ``[num_components, dim, dim]``, their inverses.
+    """
+
+    log_weights: Array
+    loc: Array
+    scale_tril: Array
+    whitener: Array
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the space."""
+        return self.loc.shape[-1]
+
+    @property
+    def num_components(self) -> int:
+        """Number of components."""
+        return self.loc.shape[0]
+
+    def sample(self, rng_key: PRNGKey, num_samples: int) -> Array:
+        """Draws ``[num_samples, dim]``."""
+
+        def one(key: PRNGKey) -> Array:
+            key_component, key_noise = jax.random.split(key)
+            noise = jax.random.normal(key_noise, (self.dim,))
+            return self.unwhiten(noise, self.draw_component(key_component))
+
+        return jax.vmap(one)(jax.random.split(rng_key, num_samples))
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density at ``x``: ``[..., dim] -> [...]``."""
+        return jax.nn.logsumexp(self._joint(jnp.asarray(x, self.loc.dtype)), axis=-1)
+
+    def _joint(self, x: Array) -> Array:
+        """Log π_k + log N(x; m_k, L_k L_kᵀ): ``[..., dim] -> [..., num_components]``."""
+        away = x[..., None, :] - self.loc
+        z = jnp.einsum("kij,...kj->...ki", self.whitener, away, precision="highest")
+        log_abs_det = jnp.log(jnp.diagonal(self.whitener, axis1=-2, axis2=-1)).sum(-1)
+        return self.log_weights + log_abs_det + _standard_normal_log_prob(z)
+
+    def draw_component(self, rng_key: PRNGKey) -> Array:
+        """Draws k ~ π: ``[]``."""
+        return jax.random.categorical(rng_key, self.log_weights)
+
+    def component_at(self, rng_key: PRNGKey, x: Array) -> Array:
+        """Draws k given ``x [dim]``, from the posterior probabilities r(k | x): ``[]``."""
+        return jax.random.categorical(rng_key, self._joint(x))
+
+    def features(self, component: Array) -> Array:
+        """Place of a component relative to all, and which it is: ``[num_features]``."""
+        # By hand: a component of weight zero must not shrink the others' differences.
+        centre, spread = self.loc.mean(0), jnp.maximum(self.loc.std(0), 1e-6)
+        place = (self.loc[component] - centre) / spread
+        if self.num_components > _MAX_ONE_HOT:
+            return place
+        return jnp.concatenate([place, jax.nn.one_hot(component, self.num_components)])
+
+    def unwhiten(self, z: Array, component: Array) -> Array:
+        """The point x = m_k + L_k z: ``[dim] -> [dim]``."""
+        scaled = jnp.matmul(self.scale_tril[component], z, precision="highest")
+        return self.loc[component] + scaled
+
+    def whiten(self, x: Array, component: Array) -> Array:
+        """The whitened point z = L_k⁻¹ (x - m_k): ``[dim] -> [dim]``."""
+        away = x - self.loc[component]
+        return jnp.matmul(self.whitener[component], away, precision="highest")
+
+    def log_correction(self, x: Array, component: Array) -> Array:
+        """What a frame adds to a log density at ``x [dim]``: log N(z; 0, I) - log p0(x), ``[]``."""
+        return _standard_normal_log_prob(self.whiten(x, component)) - self.log_prob(x)
+
+    def whitened_log_density(self, log_density: LogDensityFn, component: Array) -> LogDensityFn:
+        """A log density on x as one on the z of a component, see `Base`."""
+
+        def whitened(z: Array) -> Array:
+            x = self.unwhiten(z, component)
+            return log_density(x) - self.log_prob(x) + _standard_normal_log_prob(z)
+
+        return whitened
+
+
+def mixture(log_weights: Array, loc: Array, scale_tril: Array) -> MixtureBase:
+    """A mixture of Gaussians.
+
+    Args:
+      log_weights: ``[num_components]``, need not be normalised.
+      loc: ``[num_components, dim]``, means.
+      scale_tril: ``[num_components, dim, dim]``, lower Cholesky factors of the covariances.
+
+    Raises:
+      ValueError: shapes that do not go together, or factors without a positive diagonal.
+    """
+    logits, means = np.asarray(log_weights, np.float64), np.asarray(loc, np.float64)
+    factors = np.asarray(scale_tril, np.float64)
+    if means.ndim != 2 or logits.shape != means.shape[:1]:
+        raise ValueError(
+            "loc must be [num_components, dim] and log_weights [num_components], got "
+            f"{means.shape} and {logits.shape}."
+        )
+    num, dim = means.shape
+    if factors.shape != (num, dim, dim):
+        raise ValueError(f"scale_tril must have shape [{num}, {dim}, {dim}], got {factors.shape}.")
+    if not (np.diagonal(factors, axis1=1, axis2=2) > 0).all():
+        raise ValueError("Every scale_tril must have a positive diagonal: take Cholesky factors.")
+    eye = np.eye(dim)
+    # On the host in float64: exact, and away from XLA's LAPACK calls.
+    inverses = np.stack([scipy.linalg.solve_triangular(f, eye, lower=True) for f in factors])
+    logits -= scipy.special.logsumexp(logits)
+    return MixtureBase(*(jnp.asarray(a, float) for a in (logits, means, factors, inverses)))
+
+
+@flax.struct.dataclass
+class ProductMixtureBase:
+    """A product over the coordinates of one-dimensional Gaussian mixtures.
+
+    It has num_components^dim modes at the cost of num_components · dim numbers.
+
+    Attributes:
+      log_weights: ``[dim, num_components]``, log π of each coordinate.
+      loc: ``[dim, num_components]``.
+      scale: ``[dim, num_components]``, standard deviations.
+    """
+
+    log_weights: Array
+    loc: Array
+    scale: Array
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the space."""
+        return self.loc.shape[0]
+
+    def sample(self, rng_key: PRNGKey, num_samples: int) -> Array:
+        """Draws ``[num_samples, dim]``."""
+        key_component, key_noise = jax.random.split(rng_key)
+        noise = jax.random.normal(key_noise, (num_samples, self.dim))
+        components = jax.vmap(self.draw_component)(jax.random.split(key_component, num_samples))
+        return jax.vmap(self.unwhiten)(noise, components)
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density at ``x``: ``[..., dim] -> [...]``."""
+        return jax.nn.logsumexp(self._joint(jnp.asarray(x, self.loc.dtype)), axis=-1).sum(-1)
+
+    def _joint(self, x: Array) -> Array:
+        """Log π + log N of each coordinate: ``[..., dim] -> [..., dim, num_components]``."""
+        normal = jax.scipy.stats.norm.logpdf(x[..., None], self.loc, self.scale)
+        return self.log_weights + normal
+
+    def draw_component(self, rng_key: PRNGKey) -> Array:
+        """Draws a component for each coordinate: ``[dim]``."""
+        return jax.random.categorical(rng_key, self.log_weights)
+
+    def component_at(self, rng_key: PRNGKey, x: Array) -> Array:
+        """Draws the components given ``x [dim]``: ``[dim]``."""
+        return jax.random.categorical(rng_key, self._joint(x))
+
+    def _of(self, values: Array, component: Array) -> Array:
+        return jnp.take_along_axis(values, component[:, None], axis=1)[:, 0]
+
+    def features(self, component: Array) -> Array:
+        """Place of each coordinate's component relative to its others: ``[dim]``."""
+        spread = jnp.maximum(self.loc.std(1), 1e-6)
+        return (self._of(self.loc, component) - self.loc.mean(1)) / spread
+
+    def unwhiten(self, z: Array, component: Array) -> Array:
+        """The point x = m_k + s_k z by coordinate: ``[dim] -> [dim]``."""
+        return self._of(self.loc, component) + self._of(self.scale, component) * z
+
+    def whiten(self, x: Array, component: Array) -> Array:
+        """The whitened point z = (x - m_k) / s_k by coordinate: ``[dim] -> [dim]``."""
+        return (x - self._of(self.loc, component)) / self._of(self.scale, component)
+
+    def log_correction(self, x: Array, component: Array) -> Array:
+        """What a frame adds to a log density at ``x [dim]``: log N(z; 0, I) - log p0(x), ``[]``."""
+        return _standard_normal_log_prob(self.whiten(x, component)) - self.log_prob(x)
+
+    def whitened_log_density(self, log_density: LogDensityFn, component: Array) -> LogDensityFn:
+        """A log density on x as one on the z of a frame, see `Base`."""
+
+        def whitened(z: Array) -> Array:
+            x = self.unwhiten(z, component)
+            return log_density(x) - self.log_prob(x) + _standard_normal_log_prob(z)
+
+        return whitened

@@ -1,0 +1,246 @@
+"""Bases of several components: densities, frames, what is found, and weights through a map."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import consistent_samplers as cs
+from consistent_samplers import bases
+from consistent_samplers.algorithms import SamplerState
+
+KEY = jax.random.key(0)
+
+
+def two_gaussians():
+    """Of different shapes and shares, close enough that each sees the other."""
+    factors = np.array([[[1.0, 0.0], [0.8, 0.5]], [[0.4, 0.0], [0.0, 1.2]]])
+    return bases.mixture(np.log([0.3, 1.2]), np.array([[-1.0, 0.5], [1.5, -0.5]]), factors)
+
+
+def product():
+    log_weights = np.log([[0.2, 0.8], [0.5, 0.5]])
+    loc, scale = np.array([[-1.0, 2.0], [0.0, 3.0]]), np.array([[0.5, 1.0], [0.7, 0.3]])
+    return bases.ProductMixtureBase(*(jnp.asarray(a, float) for a in (log_weights, loc, scale)))
+
+
+BASES = {"mixture": two_gaussians, "product": product}
+
+
+def mass(log_density):
+    """∫ exp(log_density) over a square that holds all of it."""
+    grid = jnp.linspace(-9.0, 9.0, 400)
+    points = jnp.stack(jnp.meshgrid(grid, grid), -1).reshape(-1, 2)
+    values = np.exp(np.asarray(jax.vmap(log_density)(points), np.float64))
+    return values.sum() * (18.0 / 399) ** 2
+
+
+def test_log_prob_of_a_mixture_is_the_textbook_one():
+    base = two_gaussians()
+    x = base.sample(KEY, 50)
+    expected = 0.0
+    for share, loc, factor in zip((0.2, 0.8), base.loc, base.scale_tril, strict=True):
+        covariance = np.asarray(factor, np.float64) @ np.asarray(factor, np.float64).T
+        expected = expected + share * scipy.stats.multivariate_normal(loc, covariance).pdf(x)
+    np.testing.assert_allclose(base.log_prob(x), np.log(expected), atol=1e-4)
+    assert base.log_prob(x[0]).shape == ()
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_density_has_mass_one_and_draws_follow_it(name):
+    base = BASES[name]()
+    np.testing.assert_allclose(mass(base.log_prob), 1.0, atol=1e-3)
+    x = np.asarray(base.sample(KEY, 40_000), np.float64)
+    # Importance weights against a wide normal must agree with the draws' own moments.
+    wide = np.asarray(5.0 * jax.random.normal(jax.random.key(1), (200_000, 2)), np.float64)
+    weight = np.exp(np.asarray(base.log_prob(wide)) - scipy.stats.norm(0, 5).logpdf(wide).sum(1))
+    for function in (lambda x: x, lambda x: x**2):
+        expected = (weight[:, None] * function(wide)).mean(0)
+        error = np.std(weight[:, None] * function(wide), axis=0) / len(wide) ** 0.5
+        error = np.hypot(error, function(x).std(0) / len(x) ** 0.5)
+        np.testing.assert_array_less(np.abs(function(x).mean(0) - expected), 4 * error)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_frames_of_all_components_add_up_to_the_target(name):
+    base = BASES[name]()
+
+    def log_density(x):
+        return jax.scipy.stats.norm.logpdf(x, 0.5, 1.3).sum() + 0.7
+
+    shares = np.exp(np.asarray(base.log_weights, np.float64))
+    if name == "mixture":
+        components = [(share, jnp.asarray(k)) for k, share in enumerate(shares)]
+    else:
+        components = [
+            (shares[0, i] * shares[1, j], jnp.array([i, j]))
+            for i, j in itertools.product(range(2), range(2))
+        ]
+    total = sum(
+        share * mass(base.whitened_log_density(log_density, component))
+        for share, component in components
+    )
+    np.testing.assert_allclose(np.log(total), 0.7, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_whiten_undoes_unwhiten_and_components_are_drawn_given_a_point(name):
+    base = BASES[name]()
+    keys = jax.random.split(KEY, 30)
+    component = jax.vmap(base.draw_component)(keys)
+    z = jax.random.normal(KEY, (30, 2))
+    x = jax.vmap(base.unwhiten)(z, component)
+    np.testing.assert_allclose(jax.vmap(base.whiten)(x, component), z, atol=1e-5)
+    # Given points drawn from the base, components are distributed as the base's own.
+    points = base.sample(KEY, 20_000)
+    given = jax.vmap(base.component_at)(jax.random.split(jax.random.key(1), 20_000), points)
+    drawn = jax.vmap(base.draw_component)(jax.random.split(jax.random.key(2), 20_000))
+    difference = np.asarray(given, float).mean(0) - np.asarray(drawn, float).mean(0)
+    np.testing.assert_array_less(np.abs(difference), 4 * (2 * 0.25 / 20_000) ** 0.5)
+
+
+def test_mixture_says_what_is_wrong():
+    eye = np.eye(2)[None]
+    with pytest.raises(ValueError, match="num_components, dim"):
+        bases.mixture(np.zeros(2), np.zeros((1, 2)), eye)
+    with pytest.raises(ValueError, match="scale_tril must have shape"):
+        bases.mixture(np.zeros(1), np.zeros((1, 2)), np.eye(2))
+    with pytest.raises(ValueError, match="positive diagonal"):
+        bases.mixture(np.zeros(1), np.zeros((1, 2)), -eye)
+
+
+# ---- samplers on them
+
+
+def perturbed(algorithm, size):
+    """A state whose control is anything but zero."""
+    state = algorithm.init(KEY)
+    leaves, structure = jax.tree.flatten(state.ema_params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    noise = [
+        leaf + size * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return SamplerState(*state)._replace(ema_params=structure.unflatten(noise))
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "num_steps"),
+    [
+        ("mixture", "lower-if-injective", 1),
+        ("product", "lower-if-injective", 1),
+        pytest.param("mixture", "lower-if-injective", 2, marks=pytest.mark.slow),
+        ("mixture", "lower", 4),
+        pytest.param("product", "lower", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_mean_weight_is_z_for_any_parameters(name, bound, num_steps):
+    target = cs.targets.gaussian(np.array([0.3, -0.2]), np.array([1.5, 2.0]))
+    algorithm = cs.osds(target, base=BASES[name](), max_steps=4, hidden=(8,), guidance=None)
+    draws = algorithm.sample(KEY, perturbed(algorithm, 0.05), 20_000, num_steps, bound=bound)
+    if draws.flow is not None:
+        assert not draws.flow.folded.any()
+    weight = np.exp(np.asarray(draws.log_weight, np.float64) - target.log_z)
+    assert weight.std() > 0.05
+    assert abs(weight.mean() - 1.0) < 4 * weight.std() / len(weight) ** 0.5
+    at_draws = jax.vmap(target.log_density)(draws.position)
+    np.testing.assert_allclose(draws.log_density, at_draws, atol=1e-3)
+
+
+@pytest.mark.parametrize("bound", ["lower-if-injective", "lower"])
+def test_reverse_weights_of_exact_draws_have_the_mean_of_one_over_z(bound):
+    target = cs.targets.gaussian(np.array([0.3, -0.2]), np.array([0.8, 1.0]))
+    algorithm = cs.osds(target, base=two_gaussians(), max_steps=4, hidden=(8,), guidance=None)
+    state = perturbed(algorithm, 0.03)
+    exact = target.sample(jax.random.key(3), 5_000)
+    log_weight = algorithm.reverse_log_weight(KEY, state, exact, 1, bound=bound)
+    inverse = np.exp(target.log_z - np.asarray(log_weight, np.float64))
+    assert np.isfinite(inverse).all()
+    # E_target[1 / w] = 1 / Z, and E_target[log w] ≥ log Z.
+    assert abs(inverse.mean() - 1.0) < 4 * inverse.std() / len(inverse) ** 0.5
+    assert -np.log(inverse).mean() > 0.0
+
+
+@pytest.mark.parametrize(
+    "control_loss",
+    [
+        "reverse_kl",
+        pytest.param("log_variance", marks=pytest.mark.slow),
+        pytest.param("sub_trajectory_balance", marks=pytest.mark.slow),
+    ],
+)
+def test_training_improves_on_the_base(control_loss):
+    target = cs.targets.gaussian(np.array([0.3, -0.2]), np.array([0.8, 1.0]))
+    algorithm = cs.osds(
+        target,
+        base=two_gaussians(),
+        max_steps=4,
+        hidden=(16,),
+        guidance=None,
+        control_loss=control_loss,
+        anneal_iterations=0,
+    )
+    state = cs.fit(KEY, algorithm, 150, progress_bar=False).state
+    before, after = (
+        algorithm.sample(KEY, s, 2_000, 4, bound="lower").log_weight.mean() - target.log_z
+        for s in (algorithm.init(KEY), state)
+    )
+    assert before < after <= 0.05
+    assert after > 0.7 * before
+
+
+def test_teachers_of_several_components_are_refused():
+    target = cs.targets.gaussian(np.zeros(2), np.ones(2))
+    teacher = cs.dis(target, base=two_gaussians(), max_steps=4)
+    for distil in (cs.cdds, cs.progressive_distillation):
+        with pytest.raises(ValueError, match="several components"):
+            distil(target, teacher=teacher, teacher_state=teacher.init(KEY))
+    with pytest.raises(ValueError, match="replay_share"):
+        cs.dis(target, base=two_gaussians(), replay_share=0.5)
+
+
+# ---- what is found
+
+
+@pytest.fixture(scope="module")
+def found():
+    return bases.explore(KEY, cs.targets.gmm9(), num_starts=128, num_particles=500)
+
+
+def test_exploration_finds_nine_modes_and_their_weights(found):
+    assert len(found.modes.loc) == 9
+    np.testing.assert_allclose(found.modes.log_evidence, -np.log(9.0), atol=1e-2)
+    assert abs(found.log_z) < 0.5
+    label = cs.diagnostics.nearest_mode(jnp.asarray(found.particles), jnp.asarray(found.modes.loc))
+    assert len(np.unique(label)) == 9
+
+
+def test_fit_mixture_is_exact_on_a_mixture(found):
+    target = cs.targets.gmm9()
+    base = bases.fit_mixture(KEY, target, exploration=found, num_iterations=50)
+    assert base.num_components == 9
+    fit = bases.judge(KEY, target, base)
+    assert fit.ess > 0.99
+    assert abs(fit.elbo) < 0.01
+
+
+def test_fit_product_holds_modes_that_multiply():
+    target = cs.targets.double_wells(6, 6, 2.0)
+    found = bases.explore(KEY, target, num_starts=64, num_particles=1_000)
+    base = bases.fit_product(KEY, target, exploration=found)
+    assert base.loc.shape in ((6, 2), (6, 3))
+    fit = bases.judge(KEY, target, base)
+    assert target.log_z - 0.3 < fit.elbo <= target.log_z + 3 * fit.elbo_stderr
+    signs = np.asarray(base.sample(KEY, 4_000) > 0) @ 2 ** np.arange(6)
+    assert len(np.unique(signs)) == 64
+
+
+def test_one_mode_takes_the_simple_base():
+    target = cs.targets.gaussian(np.array([2.0, -1.0]), np.array([[2.0, 0.6], [0.6, 0.5]]))
+    fitted = bases.fit_base(KEY, target)
+    assert fitted.kind == "gaussian"
+    assert set(fitted.fits) == {"gaussian", "mixture", "product"}
+    assert abs(fitted.fits["gaussian"].elbo - target.log_z) < 0.01
+    assert abs(fitted.exploration.log_z - target.log_z) < 0.3
