@@ -241,6 +241,13 @@ def test_one_mode_takes_the_simple_base():
     target = cs.targets.gaussian(np.array([2.0, -1.0]), np.array([[2.0, 0.6], [0.6, 0.5]]))
     fitted = bases.fit_base(KEY, target)
     assert fitted.kind == "gaussian"
-    assert set(fitted.fits) == {"gaussian", "mixture", "product"}
+    assert set(fitted.fits) == {"gaussian"}
     assert abs(fitted.fits["gaussian"].elbo - target.log_z) < 0.01
     assert abs(fitted.exploration.log_z - target.log_z) < 0.3
+
+
+def test_several_modes_take_the_base_that_holds_them():
+    fitted = bases.fit_base(KEY, cs.targets.gmm9())
+    assert fitted.kind == "mixture"
+    assert fitted.fits["mixture"].elbo > fitted.fits["gaussian"].elbo + 1.0
+    assert set(fitted.fits) == {"gaussian", "mixture", "product"}

@@ -20,8 +20,10 @@ from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 _NUM_JUDGE_DRAWS = 4_096
 # Share of effective draws above which a start is not trained.
 _GOOD_ENOUGH = 0.98
-# Nats of ELBO that a more complicated base has to bring.
-_WORTH_A_COMPONENT = 0.02
+# An optimum with a smaller share of the largest one's evidence does not count as a mode.
+_MINOR = 0.01
+# Nats by which the particles' log Z must exceed the Gaussian's ELBO to look further.
+_UNSEEN_NATS = 2.0
 # Above it, full covariances of many components are too large, and marginals too many.
 _MAX_MIXTURE_DIM = 200
 # Components whose share is below this carry nothing that importance weights would miss.
@@ -48,7 +50,7 @@ class FittedBase(NamedTuple):
     Attributes:
       base: the base.
       kind: ``"gaussian"``, ``"mixture"`` or ``"product"``.
-      fits: how well each kind fits.
+      fits: how well each kind that was tried fits.
       exploration: what they were fitted to.
     """
 
@@ -61,8 +63,10 @@ class FittedBase(NamedTuple):
 def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None) -> FittedBase:
     """Explores a target and fits a Gaussian, a mixture and a product of mixtures to it.
 
-    The best ELBO wins; a simpler kind (in this order) that is worse by no more than noise is
-    preferred. An ELBO judges what was found: it does not know of a mode that no exploration met.
+    Where the optima share one mode's mass, and the particles see little more than the Gaussian
+    does, the Gaussian it is: one step of a flow shapes a single mode better than more components
+    do. Otherwise the best ELBO of all wins. An ELBO judges what was found: it does not know of a
+    mode that no exploration met.
 
     Args:
       rng_key: key.
@@ -77,14 +81,20 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
         "gaussian": fit_gaussian(key_gaussian, target, init_position=init_position)
     }
     found = explore(key_explore, target, init_position=init_position)
-    if target.dim <= _MAX_MIXTURE_DIM:
+    fits = {"gaussian": judge(key_judge, target, bases["gaussian"])}
+    log_evidence = found.modes.log_evidence
+    num_modes = int(np.sum(log_evidence > log_evidence.max(initial=-np.inf) + math.log(_MINOR)))
+    simple = num_modes <= 1 and not found.log_z > fits["gaussian"].elbo + _UNSEEN_NATS
+    if not simple and target.dim <= _MAX_MIXTURE_DIM:
         bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
         if np.isfinite(found.particles).all():
             bases["product"] = fit_product(key_product, target, exploration=found)
-    fits = {kind: judge(key_judge, target, base) for kind, base in bases.items()}
-    best = max(fit.elbo for fit in fits.values())
-    for kind, fit in fits.items():
-        if fit.elbo >= best - 2.0 * fit.elbo_stderr - _WORTH_A_COMPONENT:
+        for kind in bases.keys() - fits.keys():
+            fits[kind] = judge(key_judge, target, bases[kind])
+    best = max(fits.values(), key=lambda fit: fit.elbo)
+    for kind in bases:
+        # The simpler kind where they differ by noise only.
+        if fits[kind].elbo >= best.elbo - 2.0 * best.elbo_stderr:
             return FittedBase(bases[kind], kind, fits, found)
     return FittedBase(bases["gaussian"], "gaussian", fits, found)
 
