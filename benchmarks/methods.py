@@ -56,8 +56,12 @@ TARGET_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {}
 
 CALIBRATION: dict[str, Any] = {"batch_size": 128, "learning_rate": 2e-3}
 CALIBRATION_SHARE = 0.5
-"""Of the budget of osds-calibrated and recipe, for the calibration of the single step; what
-cdds-calibrated adds to the budgets of teacher and student."""
+"""Of the budget of osds-calibrated, for the calibration of the single step; what cdds-calibrated
+adds to the budgets of teacher and student."""
+RECIPE_CALIBRATION_SHARE = 5.0 / 6.0
+"""The same for the recipe, whose own defaults are 300 iterations and 1,500."""
+STUDENT_SHARE = 3.0
+"""Iterations of a CDDS student for each of its teacher's: they cost a tenth."""
 
 TEACHERS = {
     "cdds": "dis",
@@ -65,7 +69,7 @@ TEACHERS = {
     "progressive": "dis",
     "cdds.paper": "dis.paper",
 }
-"""Distillation trains this teacher first, with the same budget."""
+"""Distillation trains this teacher first, with the budget of the row."""
 
 # Iterations of the rows of the tables; see also the targets and methods in table.py. Curricula
 # that count iterations (osds' warm-up, scds' levels) end within these shares of the budget.
@@ -76,9 +80,10 @@ QUICK_ITERATIONS: dict[str, int] = {
     "pis": 800,
     "cdds": 1_200,
     "cdds-calibrated": 1_200,
-    "scds": 1_500,
+    "scds": 2_500,
     "osds": 1_000,
     "osds-calibrated": 2_000,
+    "recipe": 1_800,
 }
 FULL_ITERATIONS: dict[str, int] = {
     "dis": 5_000,
@@ -92,7 +97,7 @@ FULL_ITERATIONS: dict[str, int] = {
     "osds": 3_000,
     "osds.paper": 3_000,
     "osds-calibrated": 6_000,
-    "recipe": 3_000,
+    "recipe": 1_800,
     "progressive": 5_000,
 }
 WARMUP_SHARES = {
@@ -120,6 +125,7 @@ STEPS: dict[str, tuple[int, ...]] = {
 QUICK_STEPS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("dis", "dds", "pis"), (1, 128)),
     "cdds": (1, 2),
+    "recipe": (1,),
     "scds": (1, 32),
     **dict.fromkeys(("osds", "osds-calibrated"), (1, 16)),
 }
@@ -309,7 +315,7 @@ class Trainer:
         return _CONSTRUCTORS[method](self._target, **_scheduled(settings, budget), **extra)
 
     def _distil(self, key: Array) -> Sampler:
-        """Teacher first, then the student; both get the budget."""
+        """Teacher first, then the student, which takes more of the cheaper iterations."""
         key_teacher, key_student = jax.random.split(key)
         teacher_state, teacher_stage = self._fit(key_teacher, self._teacher, self._budget)
         given: dict[str, Any] = {"teacher": self._teacher, "teacher_state": teacher_state}
@@ -327,9 +333,10 @@ class Trainer:
                 **_scheduled(settings, self._budget),
             )
         else:
-            student = self._build(self._method, self._budget, **given)
+            student = self._build(self._method, self._budget.share(STUDENT_SHARE), **given)
         # Each seed has a student of its own: its teacher's parameters are part of it.
-        state, stage = train(key_student, student, self._budget)
+        share = 1.0 if self._method == "progressive" else STUDENT_SHARE
+        state, stage = train(key_student, student, self._budget.share(share))
         stages = {f"teacher ({TEACHERS[self._method]})": teacher_stage, self._method: stage}
         one_step = state
         if self._method == "cdds-calibrated":
@@ -343,15 +350,17 @@ class Trainer:
     def _recipe(self, key: Array) -> Sampler:
         total = self._budget.iterations
         assert total is not None
+        # It chooses its own base, as it does for a user.
+        calibration = round(RECIPE_CALIBRATION_SHARE * total)
         trained = cs.train_sampler(
             key,
             self._target,
-            base=self._base,
-            num_iterations=max(1, round((1.0 - CALIBRATION_SHARE) * total)),
-            num_calibration_iterations=max(1, round(CALIBRATION_SHARE * total)),
+            num_iterations=max(1, total - calibration),
+            num_calibration_iterations=max(1, calibration),
             progress_bar=False,
         )
         stage = {"iterations": total, "seconds": trained.training_seconds, "compiled": False}
+        stage["base"] = type(trained.base).__name__
         return _from_algorithm(
             trained.algorithm, trained.state, trained.one_step_state, {"recipe": stage}
         )
@@ -507,10 +516,14 @@ def settings_of(method: str, target: str) -> dict[str, Any]:
     settings = dict(SETTINGS.get(method, {})) | TARGET_SETTINGS.get((target, method), {})
     if method in WARMUP_SHARES:
         settings["shares of the iterations"] = WARMUP_SHARES[method]
-    if method in ("osds-calibrated", "cdds-calibrated", "recipe"):
+    if method == "recipe":
+        settings["calibration's share"] = RECIPE_CALIBRATION_SHARE
+    if method in ("osds-calibrated", "cdds-calibrated"):
         settings["calibration"] = CALIBRATION | {"share of the budget": CALIBRATION_SHARE}
     if method in TEACHERS:
         settings["teacher"] = {TEACHERS[method]: settings_of(TEACHERS[method], target)}
+        if method != "progressive":
+            settings["iterations relative to the teacher's"] = STUDENT_SHARE
     return {
         k: np.asarray(v).item() if isinstance(v, np.generic) else v for k, v in settings.items()
     }

@@ -74,6 +74,7 @@ def _scds(
     control_loss: ControlLoss = "log_variance",
     anneal_iterations: int = 700,
     consistency_weight: float = 1.0,
+    clip_aims: bool = True,
     num_consistency_samples: int = 256,
     ema_decay: float = 0.99,
     gradient_clip: float = 1.0,
@@ -101,6 +102,9 @@ def _scds(
       anneal_iterations: over which the training target passes from the base to ρ, so that modes
         are shared out before they part; 0 for none.
       consistency_weight: weight of self-consistency.
+      clip_aims: hold what two half steps aim at inside the box that the batch's stochastic paths
+        visit. Half steps of the network itself may leave it, and what leaves is the next big
+        step's aim: without a limit, such aims grew without end on the funnel.
       num_consistency_samples: paths of each batch on which self-consistency is taken.
       ema_decay: of the parameters that sample.
       gradient_clip: on the global norm, of each loss by itself: log-variance gradients are large
@@ -165,7 +169,9 @@ def _scds(
                 num = min(num_consistency_samples, batch_size)
                 points = draw_steps(key_pair, paths.position[:num], level)
                 component = jax.tree.map(lambda c: c[:num], paths.component)
-                gap, gap_grads = jax.value_and_grad(consistency)(params, component, *points)
+                visited = paths.position.reshape(-1, target.dim)
+                box = visited.min(0), visited.max(0)
+                gap, gap_grads = jax.value_and_grad(consistency)(params, box, component, *points)
             else:
                 level, gap = jnp.zeros((), jnp.int32), jnp.zeros(())
                 gap_grads = jax.tree.map(jnp.zeros_like, params)
@@ -178,11 +184,18 @@ def _scds(
             return loss, paths.log_weight.mean(), gap, max_step, norms[0] + norms[1], grads
 
         def consistency(
-            params: Params, component: Component, x: Array, t: Array, d: Array
+            params: Params,
+            box: tuple[Array, Array],
+            component: Component,
+            x: Array,
+            t: Array,
+            d: Array,
         ) -> Array:
             def one(component: Component, x: Array, t: Array, d: Array) -> Array:
                 u = control.at(component).bind(params)
                 pair = losses.step_pair(u, u, process, x, t, d, with_jacobians=False)
+                if clip_aims:
+                    pair = pair._replace(teacher=jnp.clip(pair.teacher, *box))
                 return losses.state_consistency(pair)
 
             return jax.vmap(one)(component, x, t, d).mean()
@@ -224,6 +237,7 @@ def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Alg
         "learning_rate": 5e-3,
         "control_loss": "log_variance",
         "anneal_iterations": 0,
+        "clip_aims": False,
         "guidance": "interpolated",
         "elementwise_gain": False,
         "schedule": schedules.linear(0.1, 10.0),
