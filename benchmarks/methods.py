@@ -359,7 +359,8 @@ class Trainer:
             num_calibration_iterations=max(1, calibration),
             progress_bar=False,
         )
-        stage = {"iterations": total, "seconds": trained.training_seconds, "compiled": False}
+        stage: dict[str, Any] = {"iterations": total, "seconds": trained.training_seconds}
+        stage["compiled"] = False
         stage["base"] = type(trained.base).__name__
         return _from_algorithm(
             trained.algorithm, trained.state, trained.one_step_state, {"recipe": stage}

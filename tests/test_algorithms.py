@@ -71,9 +71,7 @@ MORE_NAMES = [
 ]
 # Variants of another's code: for the long run.
 MORE = [
-    pytest.param(
-        name, marks=pytest.mark.slow if name in ("dis.learned", "cdds.paper", "progressive") else ()
-    )
+    pytest.param(name, marks=() if name in ("scds", "dis", "cdds") else pytest.mark.slow)
     for name in MORE_NAMES
 ]
 by_any_name = pytest.mark.parametrize("name", [*NAMES, *MORE])

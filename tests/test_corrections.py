@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from consistent_samplers.corrections import resample, weighted_moments
+from consistent_samplers.corrections import (
+    independence_metropolis,
+    move,
+    resample,
+    weighted_moments,
+)
 from consistent_samplers.types import Draws, FlowDiagnostics
 
 PROPOSAL_STD = 2.0
@@ -110,3 +115,87 @@ def test_draws_without_weights_are_refused(use):
 def test_num_samples_must_be_positive():
     with pytest.raises(ValueError, match="at least 1"):
         resample(jax.random.key(0), proposal_draws(0, 10), 0)
+
+
+# ---- Markov moves
+
+
+def exact_draws(seed: int, n: int, dim: int = 1) -> np.ndarray:
+    """Exact draws of the same target."""
+    return (0.3 + np.random.default_rng(seed).normal(size=(n, dim))).astype(np.float32)
+
+
+def check_follows_target(x: np.ndarray, error_scale: float = 1.0) -> None:
+    """Mean, spread and a Kolmogorov-Smirnov distance of ``x [n]``, at four standard errors."""
+    n = len(x)
+    assert abs(x.mean() - 0.3) < 4 * error_scale / n**0.5
+    assert abs(x.std() - 1.0) < 4 * error_scale / (2 * n) ** 0.5
+    x = np.sort(x)
+    cdf = np.array([0.5 * math.erfc((0.3 - value) / math.sqrt(2)) for value in x])
+    # The Kolmogorov-Smirnov distance exceeds 1.95 / √n once in a thousand times.
+    assert np.max(np.abs(cdf - (np.arange(n) + 0.5) / n)) < 1.95 * error_scale / n**0.5
+
+
+def weighted(x: np.ndarray) -> Draws:
+    """Points with their weights against N(0, 2^2)."""
+    log_density = np.sum(-0.5 * (x - 0.3) ** 2, axis=1)
+    log_proposal = np.sum(-0.5 * (x / PROPOSAL_STD) ** 2, axis=1)
+    arrays = map(jnp.asarray, (x, log_density - log_proposal, log_density))
+    return Draws(*arrays, bound="lower")
+
+
+def test_independence_metropolis_keeps_exact_draws_exact():
+    num_chains = 4_000
+    start = weighted(exact_draws(1, num_chains))
+    draws = proposal_draws(0, 5 * num_chains)
+    result = independence_metropolis(jax.random.key(1), draws, num_chains=num_chains, initial=start)
+    assert result.position.shape == (num_chains, 5, 1)
+    for step in range(5):
+        check_follows_target(np.asarray(result.position[:, step, 0]))
+    # Closed form of the mean acceptance is near 0.6 here: neither stuck nor always moving.
+    assert 0.4 < float(result.acceptance.mean()) < 0.8
+
+
+def test_independence_metropolis_reaches_the_target():
+    result = independence_metropolis(jax.random.key(2), proposal_draws(3, 80_000), num_chains=2_000)
+    check_follows_target(np.asarray(result.position[:, -1, 0]))
+    first = np.asarray(result.position[:, 0, 0])
+    assert first.std() > 1.7, "chains start from the proposal"
+
+
+def test_independence_metropolis_leaves_states_of_weight_zero():
+    draws = proposal_draws(4, 100)
+    start = weighted(exact_draws(5, 2)).replace(log_weight=jnp.array([-jnp.inf, 0.0]))
+    result = independence_metropolis(jax.random.key(3), draws, num_chains=2, initial=start)
+    assert result.position[0, 0, 0] == draws.position[0, 0]
+    assert np.isfinite(result.position).all()
+
+
+def test_independence_metropolis_refuses():
+    with pytest.raises(ValueError, match="at least two"):
+        independence_metropolis(jax.random.key(0), proposal_draws(0, 10), num_chains=6)
+    with pytest.raises(ValueError, match="one state a chain"):
+        initial = weighted(exact_draws(0, 3))
+        independence_metropolis(
+            jax.random.key(0), proposal_draws(0, 10), num_chains=2, initial=initial
+        )
+
+
+def test_moves_keep_exact_draws_exact_and_part_copies():
+    def log_density(x):
+        return -0.5 * jnp.sum((x - 0.3) ** 2)
+
+    x = exact_draws(6, 6_000, dim=2)
+    moved, rate = move(jax.random.key(4), jnp.asarray(x), log_density)
+    assert float(rate) > 0.8
+    assert np.abs(np.asarray(moved) - x).mean() > 0.5
+    for coordinate in range(2):
+        check_follows_target(np.asarray(moved[:, coordinate]))
+    copies = jnp.asarray(np.repeat(x[:1_000], 6, axis=0))
+    apart, _ = move(jax.random.key(5), copies, log_density)
+    assert len(np.unique(np.asarray(apart[:, 0]))) == 6_000
+
+
+def test_move_refuses_a_single_point():
+    with pytest.raises(ValueError, match="at least two"):
+        move(jax.random.key(0), jnp.zeros((1, 2)), lambda x: -jnp.sum(x**2))

@@ -276,6 +276,17 @@ def test_scds_learns_the_affine_flow_in_one_step(self_consistent):
     assert -0.5 < evidence.elbo - TARGET.log_z < 4 * evidence.elbo_stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_step_does_not_run_away_on_the_funnel(seed):
+    target = cs.targets.funnel()
+    base = cs.bases.fit_gaussian(KEY, target)
+    algorithm = cs.scds(target, base=base)
+    state = cs.fit(jax.random.key(seed), algorithm, 1_200, progress_bar=False).state
+    draws = algorithm.sample(KEY, state, 2_000)
+    assert np.abs(np.asarray(jax.vmap(base.whiten)(draws.position))).max() < 30.0
+
+
 # ---- reproducible, and refusing
 
 
