@@ -11,6 +11,7 @@ import optax
 from consistent_samplers.algorithms import Algorithm, SamplerState, calibration, osds
 from consistent_samplers.algorithms.base import check_base
 from consistent_samplers.bases import Base, fit_base, fit_gaussian
+from consistent_samplers.diagnostics import ExplorationCheck, exploration_check
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.training import FitResult, TrainingDivergedError, fit
@@ -32,6 +33,7 @@ class TrainedSampler:
         ``"distilled"`` and ``"calibrated"``, all at one step.
       histories: training history of ``"distilled"`` and ``"calibrated"``.
       training_seconds: wall time of `train_sampler`, compilation included.
+      exploration: what an independent look for modes found, or None without exploration.
     """
 
     algorithm: Algorithm
@@ -40,6 +42,7 @@ class TrainedSampler:
     stages: dict[str, Evidence]
     histories: dict[str, Any]
     training_seconds: float
+    exploration: ExplorationCheck | None = None
 
     @property
     def target(self) -> Target:
@@ -118,8 +121,9 @@ def train_sampler(
       num_iterations: iterations of OSDS.
       num_calibration_iterations: iterations of calibration.
       explore: look for modes by many optimiser starts and tempered SMC, and take the best of a
-        Gaussian, a mixture and a product of mixtures as base (`bases.fit_base`). False fits a
-        Gaussian at once: quicker, where the target is known to have one mode.
+        Gaussian, a mixture and a product of mixtures as base (`bases.fit_base`); afterwards look
+        again from fresh starts for modes that the draws do not show, and warn of them. False fits
+        a Gaussian at once: quicker, where the target is known to have one mode.
       progress_bar: show progress with the current ELBO.
 
     Returns:
@@ -134,8 +138,11 @@ def train_sampler(
     """
     start = time.perf_counter()
     key_base, key_fit, key_calibrate, key_check = jax.random.split(rng_key, 4)
+    key_explore = jax.random.fold_in(rng_key, 4)
+    fitted = None
     if base is None and explore:
-        base = fit_base(key_base, target, init_position=init_position).base
+        fitted = fit_base(key_base, target, init_position=init_position)
+        base = fitted.base
     elif base is None:
         base = fit_gaussian(key_base, target, init_position=init_position)
     else:
@@ -190,6 +197,18 @@ def train_sampler(
             "or another rng_key.",
             stacklevel=2,
         )
+    exploration = None
+    if fitted is not None:
+        draws = algorithm.sample(key_check, states[best], _NUM_CHECK_DRAWS, bound=None)
+        exploration = exploration_check(
+            key_explore,
+            target,
+            draws.position,
+            float(stages[best].log_z),
+            particle_log_z=fitted.exploration.log_z,
+        )
+        if not exploration.passed:
+            warnings.warn(str(exploration), stacklevel=2)
     return TrainedSampler(
         algorithm,
         distilled.state,
@@ -197,6 +216,7 @@ def train_sampler(
         stages,
         {"distilled": distilled.history, "calibrated": calibrated.history},
         time.perf_counter() - start,
+        exploration,
     )
 
 

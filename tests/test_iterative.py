@@ -544,6 +544,7 @@ def test_a_point_that_is_not_finite_waits():
 # ---- settings
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits():
     settings = {"max_steps": 2, "replay_share": 0.5, "replay_capacity": 128, "train_steps": (1, 2)}
 

@@ -130,10 +130,10 @@ def perturbed(algorithm, size):
     ("name", "bound", "num_steps"),
     [
         ("mixture", "lower-if-injective", 1),
-        ("product", "lower-if-injective", 1),
+        pytest.param("product", "lower-if-injective", 1, marks=pytest.mark.slow),
         pytest.param("mixture", "lower-if-injective", 2, marks=pytest.mark.slow),
         ("mixture", "lower", 4),
-        pytest.param("product", "lower", 4, marks=pytest.mark.slow),
+        ("product", "lower", 4),
     ],
 )
 def test_mean_weight_is_z_for_any_parameters(name, bound, num_steps):
@@ -228,7 +228,7 @@ def test_fit_mixture_is_exact_on_a_mixture(found):
 
 def test_fit_product_holds_modes_that_multiply():
     target = cs.targets.double_wells(6, 6, 2.0)
-    found = bases.explore(KEY, target, num_starts=64, num_particles=1_000)
+    found = bases.explore(KEY, target, num_starts=16, num_particles=1_000)
     base = bases.fit_product(KEY, target, exploration=found)
     assert base.loc.shape in ((6, 2), (6, 3))
     fit = bases.judge(KEY, target, base)
@@ -251,3 +251,34 @@ def test_several_modes_take_the_base_that_holds_them():
     assert fitted.kind == "mixture"
     assert fitted.fits["mixture"].elbo > fitted.fits["gaussian"].elbo + 1.0
     assert set(fitted.fits) == {"gaussian", "mixture", "product"}
+
+
+# ---- looked at from outside
+
+
+def test_missed_modes_are_seen_from_outside():
+    target = cs.targets.gmm9()
+    exact = np.asarray(target.sample(KEY, 4_000))
+    check = cs.diagnostics.exploration_check(jax.random.key(11), target, exact, 0.0)
+    assert (check.num_modes, check.num_missed) == (9, 0)
+    assert check.passed and "all of them sampled" in str(check)
+    # Two of nine modes never drawn: the sampler's own Z is that of the other seven.
+    seven = exact[(exact[:, 0] < 2.5) | (exact[:, 1] < -2.5)]
+    check = cs.diagnostics.exploration_check(
+        jax.random.key(11), target, seven, float(np.log(7 / 9)), particle_log_z=2.0
+    )
+    assert (check.num_modes, check.num_missed) == (9, 2)
+    np.testing.assert_allclose(check.missed_share, 2 / 7, rtol=0.02)
+    assert not check.passed
+    assert "2 of 9 modes" in str(check) and "2.3 nats higher" in str(check)
+
+
+def test_starts_where_the_density_is_not_a_number_are_left_out():
+    target = cs.Target(
+        lambda x: jnp.where(jnp.abs(x).max() > 5.0, jnp.nan, -0.5 * jnp.sum(x**2)), 2, name="near"
+    )
+    modes = bases.find_modes(KEY, target, num_starts=64)
+    assert len(modes.loc) == 1
+    np.testing.assert_allclose(modes.loc[0], 0.0, atol=1e-3)
+    with pytest.raises(ValueError, match="NaN"):
+        bases.find_modes(KEY, cs.Target(lambda x: jnp.nan * x.sum(), 2, name="never"))

@@ -8,6 +8,7 @@ from consistent_samplers.diagnostics.distances import (
     sinkhorn,
     wasserstein2,
 )
+from consistent_samplers.diagnostics.exploration import ExplorationCheck, exploration_check
 from consistent_samplers.diagnostics.modes import (
     MISSED_SHARE,
     ModeCoverage,
@@ -31,8 +32,10 @@ __all__ = [
     "MIN_EFFECTIVE",
     "MISSED_SHARE",
     "RELATIVE_REGULARISATION",
+    "ExplorationCheck",
     "ModeCoverage",
     "SinkhornResult",
+    "exploration_check",
     "mmd",
     "mode_coverage",
     "nearest_mode",
