@@ -82,6 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--num-samples", type=int, default=4_000)
     sub.add_argument("--seeds", type=int, default=1, help="number of seeds")
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    sub = commands.add_parser(
+        "evidence",
+        help="evidence at one step on every benchmark, with the defaults, against its goal",
+        description="Runs cs.train_sampler(rng_key, target) on every target with a goal and "
+        "prints the one-step ELBO, log Z and time beside it; saves evidence.json and .md.",
+    )
+    sub.add_argument("--targets", nargs="+")
+    sub.add_argument("--num-samples", type=int, default=10_000)
+    sub.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
     return parser
 
 
@@ -125,6 +135,10 @@ def _run(command: str, options: dict[str, Any]) -> None:
         from benchmarks import heuristic
 
         heuristic.run(**options)
+    elif command == "evidence":
+        from benchmarks import evidence
+
+        evidence.run(**options)
     elif command == "kernels":
         from benchmarks import kernels
 

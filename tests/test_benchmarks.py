@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import benchmarks.__main__ as command_line
-from benchmarks import heuristic, measure, methods, published, registry, rows, table
+from benchmarks import evidence, heuristic, measure, methods, published, registry, rows, table
 from benchmarks.methods import Budget, Trainer
 
 GRID = [(a, b) for a in (-5.0, 0.0, 5.0) for b in (-5.0, 0.0, 5.0)]
@@ -172,3 +172,32 @@ def test_row_and_table_end_to_end(tmp_path, capsys, monkeypatch):
     assert "| pis | 1 | lower-if-injective |" in text
     # Published figures that no row of ours matches are listed, not lost.
     assert "- dis @ 128 (scds)" in text
+
+
+def test_evidence_rows_show_their_goals_and_what_is_missed():
+    row = {
+        "target": "funnel",
+        "dim": 10,
+        "base": "GaussianBase",
+        "true_log_z": 0.0,
+        "base_elbo": -2.2,
+        "elbo": -0.2,
+        "elbo_stderr": 0.01,
+        "elbo_gap": 0.2,
+        "log_z": -0.01,
+        "log_z_stderr": 0.02,
+        "ess": 0.6,
+        "folded": 0.0,
+        "seconds": 50.0,
+        "valid": True,
+        "goal": evidence.GOALS["funnel"]._asdict(),
+        "reached": {"elbo_gap": False, "ess": True, "seconds": True},
+    }
+    text = evidence.markdown({"command": "python", "device": "cpu", "rows": [row]})
+    last = text.splitlines()[-1]
+    assert "0.2000 ± 0.01 [0.15] ✗" in last
+    assert "| 0.6 [0.5] |" in last and "| 50 [60] |" in last
+    assert last.endswith("| yes |")
+    assert set(evidence.GOALS) <= set(registry.TARGETS)
+    with pytest.raises(ValueError, match="target must be one of"):
+        evidence.run(["nothing"], 10, 1, None)

@@ -40,7 +40,6 @@ def test_seeds_evidence(seeds):
 
 @pytest.mark.slow
 def test_cancer_evidence():
-    pytest.importorskip("sklearn", reason="the breast cancer data come with scikit-learn")
     _check(_train(cs.targets.cancer()), elbo_gap=0.4, log_z_error=0.08)
 
 

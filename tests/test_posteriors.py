@@ -338,12 +338,6 @@ def test_breast_cancer_in_the_original_format(monkeypatch, tmp_path):
         datasets.breast_cancer()
 
 
-def test_missing_scikit_learn_names_the_remedy(no_folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'pip install "consistent_samplers\[bench\]"'):
-        targets.cancer()
-
-
 @needs_shared
 def test_ionosphere_in_the_original_format(shared_folder, own_folder, monkeypatch):
     # UCI's text has five decimals, and 0 or 1 in the first column.

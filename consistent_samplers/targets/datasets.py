@@ -96,20 +96,13 @@ def breast_cancer() -> tuple[np.ndarray, np.ndarray]:
       features ``[569, 30]`` float64, and labels ``[569]`` int64 (malignant 0, benign 1).
 
     Raises:
-      ImportError: scikit-learn is not installed and no folder is named.
       FileNotFoundError: the folder does not hold the file.
       ValueError: the file cannot be parsed, or is not the data set (shape or checksum).
     """
     path = sources.local_file("breast_cancer.data")
     if path is None:
-        try:
-            from sklearn.datasets import load_breast_cancer
-        except ImportError as error:
-            raise ImportError(
-                "The breast cancer data come with scikit-learn, which is not installed. Run: "
-                'pip install "consistent_samplers[bench]". Or set '
-                f"{sources.DATA_FOLDER_VARIABLE} to a folder that holds breast_cancer.data."
-            ) from error
+        from sklearn.datasets import load_breast_cancer
+
         features, labels = load_breast_cancer(return_X_y=True)
         features, labels = np.asarray(features, np.float64), np.asarray(labels, np.int64)
         source = "scikit-learn"

@@ -87,9 +87,6 @@ def cancer() -> Target:
     The field's code leaves the prior out; the classes are separable, so that posterior is
     improper (log Z = +inf), and it is not offered here. Data from Street, Wolberg & Mangasarian,
     Nuclear feature extraction for breast tumor diagnosis (1993).
-
-    Raises:
-      ImportError: scikit-learn, which carries the data, is not installed.
     """
     features, labels = datasets.breast_cancer()
     signs = np.where(labels == 1, -1.0, 1.0)
