@@ -180,7 +180,7 @@ def elbo(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def samples(target: str, rows: Sequence[dict[str, Any]]) -> Figure:
-    """Draws against the target in the plane: a panel a method at one step, and the best of DIS."""
+    """Draws against the target in the plane: a panel a method, at one step or at the most."""
     entry = registry.TARGETS[target]
     assert entry.plotted is not None
     panels: list[tuple[str, np.ndarray]] = []
@@ -193,13 +193,12 @@ def samples(target: str, rows: Sequence[dict[str, Any]]) -> Figure:
         mine = [shown for shown in found if shown["kind"] == kind]
         if not mine:
             continue
-        chosen = [mine[0], *([mine[-1]] if row["method"] == "dis" and len(mine) > 1 else [])]
-        for shown in chosen:
-            steps = shown["num_steps"]
-            words = (
-                "" if row["method"] in ("base", "nuts") else f", {steps} step" + "s" * (steps > 1)
-            )
-            panels.append((row["method"] + words, np.array(shown["position"], np.float64)))
+        # Iterative samplers are made for many steps, the others for one.
+        iterative = row["method"].split(".")[0] in ("dis", "dds", "pis")
+        shown = mine[-1] if iterative else mine[0]
+        steps = shown["num_steps"]
+        words = "" if row["method"] in ("base", "nuts") else f", {steps} step" + "s" * (steps > 1)
+        panels.append((row["method"] + words, np.array(shown["position"], np.float64)))
     columns = min(5, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(
