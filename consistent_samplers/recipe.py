@@ -19,6 +19,8 @@ from consistent_samplers.types import Array, Bound, Draws, PRNGKey
 
 # Draws on which the stages of the recipe are compared with each other.
 _NUM_CHECK_DRAWS = 4_000
+# Nats below which two stages are as good as each other: rounding, where the base is exact.
+_SAME_ELBO = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +189,7 @@ def train_sampler(
         ) from error
     best = max(stages, key=lambda name: float(stages[name].elbo))
     # On a target that the base already fits, the stages differ by noise only.
-    noise = 2.0 * float(stages["calibrated"].elbo_stderr)
+    noise = 2.0 * float(stages["calibrated"].elbo_stderr) + _SAME_ELBO
     if float(stages["calibrated"].elbo) >= float(stages[best].elbo) - noise:
         best = "calibrated"
     else:
