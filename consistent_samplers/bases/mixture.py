@@ -1,6 +1,7 @@
 """Bases of several modes: mixtures of Gaussians, and products of one-dimensional mixtures."""
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
@@ -19,8 +20,31 @@ def _standard_normal_log_prob(z: Array) -> Array:
     return -0.5 * (jnp.sum(z**2, axis=-1) + z.shape[-1] * _LOG_2PI)
 
 
+class _SeveralFrames:
+    """What bases of several components share: the extended target, see `Base`."""
+
+    # Callables of the class itself; no annotations, which would be fields of the dataclasses.
+    if TYPE_CHECKING:
+        unwhiten: Any
+        whiten: Any
+        log_prob: Any
+
+    def log_correction(self, x: Array, component: Array) -> Array:
+        """What a frame adds to a log density at ``x [dim]``: log N(z; 0, I) - log p0(x), ``[]``."""
+        return _standard_normal_log_prob(self.whiten(x, component)) - self.log_prob(x)
+
+    def whitened_log_density(self, log_density: LogDensityFn, component: Array) -> LogDensityFn:
+        """A log density on x as one on the z of a component, see `Base`."""
+
+        def whitened(z: Array) -> Array:
+            x = self.unwhiten(z, component)
+            return log_density(x) - self.log_prob(x) + _standard_normal_log_prob(z)
+
+        return whitened
+
+
 @flax.struct.dataclass
-class MixtureBase:
+class MixtureBase(_SeveralFrames):
     """Σ_k π_k N(m_k, L_k L_kᵀ) on R^dim. Build it with `mixture`, or fit it with `fit_mixture`.
 
     Attributes:
@@ -93,19 +117,6 @@ class MixtureBase:
         away = x - self.loc[component]
         return jnp.matmul(self.whitener[component], away, precision="highest")
 
-    def log_correction(self, x: Array, component: Array) -> Array:
-        """What a frame adds to a log density at ``x [dim]``: log N(z; 0, I) - log p0(x), ``[]``."""
-        return _standard_normal_log_prob(self.whiten(x, component)) - self.log_prob(x)
-
-    def whitened_log_density(self, log_density: LogDensityFn, component: Array) -> LogDensityFn:
-        """A log density on x as one on the z of a component, see `Base`."""
-
-        def whitened(z: Array) -> Array:
-            x = self.unwhiten(z, component)
-            return log_density(x) - self.log_prob(x) + _standard_normal_log_prob(z)
-
-        return whitened
-
 
 def mixture(log_weights: Array, loc: Array, scale_tril: Array) -> MixtureBase:
     """A mixture of Gaussians.
@@ -138,7 +149,7 @@ def mixture(log_weights: Array, loc: Array, scale_tril: Array) -> MixtureBase:
 
 
 @flax.struct.dataclass
-class ProductMixtureBase:
+class ProductMixtureBase(_SeveralFrames):
     """A product over the coordinates of one-dimensional Gaussian mixtures.
 
     It has num_components^dim modes at the cost of num_components · dim numbers.
@@ -197,16 +208,3 @@ class ProductMixtureBase:
     def whiten(self, x: Array, component: Array) -> Array:
         """The whitened point z = (x - m_k) / s_k by coordinate: ``[dim] -> [dim]``."""
         return (x - self._of(self.loc, component)) / self._of(self.scale, component)
-
-    def log_correction(self, x: Array, component: Array) -> Array:
-        """What a frame adds to a log density at ``x [dim]``: log N(z; 0, I) - log p0(x), ``[]``."""
-        return _standard_normal_log_prob(self.whiten(x, component)) - self.log_prob(x)
-
-    def whitened_log_density(self, log_density: LogDensityFn, component: Array) -> LogDensityFn:
-        """A log density on x as one on the z of a frame, see `Base`."""
-
-        def whitened(z: Array) -> Array:
-            x = self.unwhiten(z, component)
-            return log_density(x) - self.log_prob(x) + _standard_normal_log_prob(z)
-
-        return whitened
