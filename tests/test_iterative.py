@@ -241,7 +241,11 @@ def test_mean_weight_is_z_with_learned_kernels(learned_kernels):
 
 @pytest.mark.parametrize(
     ("bound", "learned_kernels"),
-    [("lower", None), ("lower", "both"), ("lower-if-injective", None)],
+    [
+        ("lower", None),
+        ("lower", "both"),
+        pytest.param("lower-if-injective", None, marks=pytest.mark.slow),
+    ],
 )
 def test_reverse_weights_of_exact_draws_bound_the_evidence_from_above(bound, learned_kernels):
     # A base narrower than the target, for reciprocal weights of finite variance.

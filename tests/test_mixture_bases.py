@@ -226,6 +226,7 @@ def test_fit_mixture_is_exact_on_a_mixture(found):
     assert abs(fit.elbo) < 0.01
 
 
+@pytest.mark.slow
 def test_fit_product_holds_modes_that_multiply():
     target = cs.targets.double_wells(6, 6, 2.0)
     found = bases.explore(KEY, target, num_starts=16, num_particles=1_000)
