@@ -125,7 +125,9 @@ def test_step_traces_once_and_is_deterministic(name):
     assert other.loss != info.loss
 
 
-@pytest.mark.parametrize("name", ["osds", pytest.param("osds.paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["osds", pytest.param("osds.paper", marks=pytest.mark.slow), "osds.calibration"]
+)
 def test_sample_takes_every_allowed_number_of_steps(name):
     algorithm = build(name)
     num_steps = 1
