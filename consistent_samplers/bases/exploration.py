@@ -16,6 +16,7 @@ import optax
 import scipy.linalg
 import scipy.optimize
 
+from consistent_samplers.bases.gaussian import OUTSIDE, host_objective
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.types import Array, PRNGKey
 
@@ -174,18 +175,10 @@ def _distinct(
     """Optima from points in order of their densities ``values``, polished, one of each."""
     # An end far below the best carries no mass, and every end costs a Hessian.
     points = points[values > values.max(initial=-np.inf) - _MAX_DROP]
-    value_and_grad = jax.jit(jax.value_and_grad(lambda x: -target.log_density(x)))
     hessian = jax.jit(jax.hessian(target.log_density))
     dim, dtype = target.dim, points.dtype
 
-    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, grad = value_and_grad(jnp.asarray(x, dtype))
-        value, grad = float(value), np.asarray(grad, np.float64)
-        # Outside the support the line search must turn back, not stop.
-        if not np.isfinite(value) or not np.isfinite(grad).all():
-            return 1e30, np.zeros_like(grad)
-        return value, grad
-
+    objective = host_objective(target, dtype)
     locs: list[np.ndarray] = []
     factors: list[np.ndarray] = []
     log_evidence: list[float] = []
@@ -201,7 +194,7 @@ def _distinct(
         )
         loc, left = found.x, left[1:]
         precision = -np.asarray(hessian(jnp.asarray(loc, dtype)), np.float64)
-        if not np.isfinite(precision).all() or not np.isfinite(found.fun) or found.fun >= 1e30:
+        if not np.isfinite(precision).all() or not np.isfinite(found.fun) or found.fun >= OUTSIDE:
             continue
         curvature, vectors = np.linalg.eigh(0.5 * (precision + precision.T))
         if curvature[-1] <= 0:

@@ -6,6 +6,7 @@ work there, so a good base leaves them little to do.
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -18,6 +19,9 @@ import scipy.optimize
 
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+
+OUTSIDE = 1e30
+"""What `host_objective` returns where the density is zero or not a number."""
 
 
 @flax.struct.dataclass
@@ -207,24 +211,38 @@ def _start_points(
     return points
 
 
-def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
-    """Laplace approximations along the L-BFGS path from each start.
+def host_objective(
+    target: Target, dtype: np.dtype
+) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """The negative log density and its gradient, in float64, for SciPy's optimisers.
 
-    Factorisations run on the host in float64: exact enough for any covariance that float32
-    can hold, and away from XLA's LAPACK calls.
+    Args:
+      target: the target.
+      dtype: in which the density is evaluated.
     """
     value_and_grad = jax.jit(jax.value_and_grad(lambda x: -target.log_density(x)))
-    hessian = jax.jit(lambda points: jax.lax.map(jax.hessian(target.log_density), points))
-    dtype = starts.dtype
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, grad = value_and_grad(jnp.asarray(x, dtype))
         value, grad = float(value), np.asarray(grad, np.float64)
         # Outside the support the line search must turn back, not stop.
         if not np.isfinite(value) or not np.all(np.isfinite(grad)):
-            return 1e30, np.zeros_like(grad)
+            return OUTSIDE, np.zeros_like(grad)
         return value, grad
 
+    return objective
+
+
+def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
+    """Laplace approximations along the L-BFGS path from each start.
+
+    Factorisations run on the host in float64: exact enough for any covariance that float32
+    can hold, and away from XLA's LAPACK calls.
+    """
+    hessian = jax.jit(lambda points: jax.lax.map(jax.hessian(target.log_density), points))
+    dtype = starts.dtype
+
+    objective = host_objective(target, dtype)
     # A few points a path: the end is the mode where there is one, the early ones are what is
     # left where there is none.
     points = []
