@@ -73,6 +73,42 @@ def _telling_pairs(draws: Sequence[np.ndarray], num: int = 3) -> list[tuple[int,
     return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, strength.shape), strict=True)]
 
 
+def goals_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Gap of each ELBO to the true log Z, target by target, with what is asked of one step.
+
+    Args:
+      rows: of the evidence benchmark; the first seed of each target is shown.
+    """
+    rows = [row for row in rows if row["seed"] == 0]
+    figure, axis = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.6), layout="constrained")
+    floor = 1e-4
+    styles = {
+        "base alone": ("o", "#999999"),
+        "AutoIAFNormal": ("s", NUTS),
+        "AutoBNAFNormal": ("D", "#edae49"),
+        "one step": ("o", ONE_STEP),
+    }
+    for label, (marker, color) in styles.items():
+        places, gaps = [], []
+        for place, row in enumerate(rows):
+            elbo = {"base alone": row["base_elbo"], "one step": row["elbo"]}.get(label)
+            if elbo is None:
+                elbo = (row["baselines"].get(label) or {}).get("elbo")
+            if elbo is not None and np.isfinite(float(elbo)):
+                places.append(place)
+                gaps.append(max(row["true_log_z"] - float(elbo), floor))
+        axis.plot(gaps, places, marker, color=color, label=label, markersize=7)
+    goals = [row["goal"]["elbo_gap"] for row in rows]
+    axis.plot(goals, range(len(rows)), "|", color=TRUTH, label="asked of one step", markersize=14)
+    axis.set_yticks(range(len(rows)), [f"{row['target']} ({row['dim']}-d)" for row in rows])
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel=f"true log Z - ELBO [nats]; {floor:g} stands for less")
+    axis.grid(axis="y", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=5)
+    return figure
+
+
 def _marginal(axis: Axes, ours: np.ndarray, theirs: np.ndarray, label: str) -> None:
     low, high = np.quantile(theirs, [0.002, 0.998])
     bins = np.linspace(low, high, 45).tolist()

@@ -17,7 +17,7 @@ from benchmarks.rows import cell, command, number, path_of, write_json
 
 _SAMPLERS = (
     *("base", "dis", "dds", "pis", "cdds", "scds", "osds"),
-    *("cdds-calibrated", "osds-calibrated", "recipe"),
+    *("osds-calibrated", "recipe"),
 )
 _QUICK = {
     "scds": {
@@ -101,6 +101,7 @@ def run(name: str, budget_set: str, jobs: int, keep: bool, output: Path) -> None
     results = {
         "command": f"python -m benchmarks table {name} --budget-set {budget_set} --jobs {jobs}",
         "wall_seconds": time.perf_counter() - start,
+        "row_seconds": sum(row["wall_seconds"] for row in rows),
         "version": cs.__version__,
         "failed": failures,
         "lines": [line for row in rows for line in lines(row)],

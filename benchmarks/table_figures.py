@@ -256,12 +256,13 @@ def heuristic(results: dict[str, Any]) -> Figure:
 
 
 def kernels(results: dict[str, Any]) -> Figure:
-    """Gap of the path ELBO to the true log Z against steps, fixed and learned kernels."""
+    """Gap of the path ELBO to the true log Z against steps for each kind of kernels."""
     targets = list(results["targets"])
     figure, axes = plt.subplots(
         1, len(targets), figsize=(4.8 * len(targets), 3.8), layout="constrained", squeeze=False
     )
     styles = {
+        "paper": ("#888888", "^:", "the paper's kernels"),
         "fixed": ("#30638e", "s--", "fixed kernels"),
         "learned": ("#d1495b", "o-", "learned kernels"),
     }

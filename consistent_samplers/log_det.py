@@ -7,8 +7,9 @@ one batched call; callers stack the matrices of all their steps so that there is
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -28,6 +29,50 @@ class LogDet(NamedTuple):
 
     sign: Array
     log_abs_det: Array
+
+
+@flax.struct.dataclass
+class LowRank:
+    """A matrix diag(diagonal) + left @ right that is never formed, with ``...`` batch dimensions.
+
+    The Jacobian of an elementwise map plus V φ(U x): all that is asked of it costs
+    O(dim · rank²), where the full matrix would cost O(dim³).
+
+    Attributes:
+      diagonal: ``[..., dim]``.
+      left: ``[..., dim, rank]``.
+      right: ``[..., rank, dim]``.
+    """
+
+    diagonal: Array
+    left: Array
+    right: Array
+
+    @property
+    def mT(self) -> "LowRank":  # noqa: N802 - the array API's name of the transpose
+        """The transposed matrix."""
+        return LowRank(self.diagonal, self.right.mT, self.left.mT)
+
+    def __matmul__(self, vector: Array) -> Array:
+        """Product with ``vector [dim]``; no batch dimensions."""
+        return self.diagonal * vector + self.left @ (self.right @ vector)
+
+    def small(self) -> Array:
+        """I + right diag(1 / diagonal) left, ``[..., rank, rank]``."""
+        scaled = self.right / self.diagonal[..., None, :]
+        product = scaled @ self.left
+        eye = jnp.eye(self.right.shape[-2], dtype=product.dtype)
+        return product + jnp.broadcast_to(eye, product.shape)
+
+    def dense(self) -> Array:
+        """The matrix itself, ``[..., dim, dim]``."""
+        product = self.left @ self.right
+        eye = jnp.eye(self.diagonal.shape[-1], dtype=product.dtype)
+        return product + self.diagonal[..., None] * jnp.broadcast_to(eye, product.shape)
+
+
+Jacobian: TypeAlias = Array | LowRank
+"""``[..., dim, dim]``, in full or by its parts."""
 
 
 @jax.custom_jvp
@@ -83,8 +128,11 @@ def _gauss_jordan_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
     )
 
 
-def slogdet(matrices: Array) -> LogDet:
+def slogdet(matrices: Jacobian) -> LogDet:
     """Determinants of a batch of square matrices, with gradients of any order.
+
+    Of a `LowRank` by Sylvester's identity, det(D + L R) = det D det(I + R D⁻¹ L) (as van den Berg
+    et al., 2018, eq. 6, for D = I).
 
     Args:
       matrices: ``[..., dim, dim]``.
@@ -92,6 +140,12 @@ def slogdet(matrices: Array) -> LogDet:
     Returns:
       Signs and log absolute values, each ``[...]``.
     """
+    if isinstance(matrices, LowRank):
+        rest = slogdet(matrices.small())
+        return LogDet(
+            rest.sign * jnp.sign(matrices.diagonal).prod(-1),
+            rest.log_abs_det + jnp.log(jnp.abs(matrices.diagonal)).sum(-1),
+        )
     dim = matrices.shape[-1]
     if dim <= MAX_ELIMINATION_DIM:
         flat = matrices.reshape((-1, dim, dim))
@@ -102,13 +156,18 @@ def slogdet(matrices: Array) -> LogDet:
     return LogDet(sign, log_abs)
 
 
-def solve(matrix: Array, rhs: Array) -> Array:
+def solve(matrix: Jacobian, rhs: Array) -> Array:
     """Solves one linear system with the factorisation that `slogdet` uses.
 
     Args:
       matrix: ``[dim, dim]``.
       rhs: ``[dim]``.
     """
+    if isinstance(matrix, LowRank):
+        # Woodbury's identity.
+        scaled = rhs / matrix.diagonal
+        correction = solve(matrix.small(), matrix.right @ scaled)
+        return scaled - (matrix.left @ correction) / matrix.diagonal
     if matrix.shape[-1] <= MAX_ELIMINATION_DIM:
         _, inverse = gauss_jordan(matrix)
         return inverse @ rhs
@@ -129,19 +188,23 @@ def value_and_jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, A
     return value, jax.vmap(jvp, out_axes=-1)(jnp.eye(x.shape[-1], dtype=x.dtype))
 
 
-def structured(u: Array, v: Array, slope: Array) -> LogDet:
-    """Determinant of I + V diag(slope) U by Sylvester's identity: det(I_h + diag(slope) U V).
+def symmetric_part(matrix: Jacobian) -> Jacobian:
+    """(J + Jᵀ) / 2 of one matrix ``[dim, dim]``; a `LowRank` of twice the rank stays one."""
+    if isinstance(matrix, LowRank):
+        return LowRank(
+            matrix.diagonal,
+            0.5 * jnp.concatenate([matrix.left, matrix.right.mT], axis=-1),
+            jnp.concatenate([matrix.right, matrix.left.mT], axis=-2),
+        )
+    return 0.5 * (matrix + matrix.T)
 
-    The Jacobian of x + V φ(U x + c) with slope = φ'(U x + c) (van den Berg et al., 2018,
-    eq. 6). Costs O(h³ + h² dim) where the full matrix would cost O(dim³).
 
-    Args:
-      u: ``[hidden, dim]``.
-      v: ``[dim, hidden]``.
-      slope: ``[hidden]``.
-    """
-    small = jnp.eye(u.shape[0], dtype=u.dtype) + slope[:, None] * (u @ v)
-    return slogdet(small)
+def distance_from_identity(matrix: Jacobian) -> Array:
+    """An upper bound on the spectral norm of J - I for one matrix ``[dim, dim]``: ``[]``."""
+    if isinstance(matrix, LowRank):
+        rest = jnp.linalg.norm(matrix.left) * jnp.linalg.norm(matrix.right)
+        return jnp.abs(matrix.diagonal - 1.0).max() + rest
+    return jnp.linalg.norm(matrix - jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
 
 
 def hutchinson_trace(fn: Callable[[Array], Array], x: Array, probe: Array) -> Array:

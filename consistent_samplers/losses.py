@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from consistent_samplers import log_det
 from consistent_samplers.processes import OrnsteinUhlenbeck
-from consistent_samplers.simulate import ControlFn, flow_step
+from consistent_samplers.simulate import ControlFn, flow_step, flow_step_and_jacobian
 from consistent_samplers.types import Array
 
 
@@ -42,6 +42,30 @@ def tame(log_weight: Array, limit: float = 10.0) -> Array:
     residual = (log_weight - centre) / limit
     size = jnp.maximum(jnp.abs(residual), 1.0)
     return centre + limit * jnp.clip(residual, -1.0, 1.0) * (1.0 + jnp.log(size))
+
+
+def pull_weight(log_weight: Array, alpha: float = 0.0) -> Array:
+    """How strongly the path gradient of an alpha-divergence pulls at each reparametrised sample.
+
+    For any f-divergence E_q[f(p/q)] the path gradient is that of the sample's place, pulled by
+    f''(w) w² (∇ log q - ∇ log p): the score terms are traded for derivatives by the same
+    reparametrisation (Tucker et al., 2019; Geffner & Domke, 2021). With f'' = w^(α - 2) the factor
+    is w^α: 1 for the reverse KL (α = 0), w for the forward KL (α = 1), which leaves no mode that
+    the samples reach, and the chi-square distance at α = 2.
+
+    Args:
+      log_weight: ``[num_samples]``.
+      alpha: which divergence.
+
+    Returns:
+      ``[num_samples]``: times `tame`'s own share for α = 0; normalised to mean one otherwise. No
+      gradient.
+    """
+    log_weight = jax.lax.stop_gradient(log_weight)
+    kept = jax.grad(lambda values: tame(values).sum())(log_weight)
+    if alpha == 0.0:
+        return kept
+    return log_weight.shape[0] * jax.nn.softmax(alpha * log_weight)
 
 
 def log_variance(log_weight: Array) -> Array:
@@ -96,13 +120,13 @@ class StepPair(NamedTuple):
     Attributes:
       student: ``[dim]``, where the big step lands.
       teacher: ``[dim]``, where the half steps land; no gradient.
-      jacobians: ``[3, dim, dim]`` of the two half steps (no gradient) and the big step, or
-        None.
+      jacobians: ``[3, dim, dim]`` of the two half steps (no gradient) and the big step, a
+        ``LowRank`` where the control has one, or None.
     """
 
     student: Array
     teacher: Array
-    jacobians: Array | None
+    jacobians: log_det.Jacobian | None
 
 
 def step_pair(
@@ -127,23 +151,18 @@ def step_pair(
       with_jacobians: also return the Jacobians, for `volume_consistency`.
     """
     half = 0.5 * d
-
-    def big(y: Array) -> Array:
-        return flow_step(student, process, y, t, d)
-
-    def first(y: Array) -> Array:
-        return flow_step(teacher, process, y, t, half)
-
-    def second(y: Array) -> Array:
-        return flow_step(teacher, process, y, t + half, half)
-
     stop = jax.lax.stop_gradient
     if not with_jacobians:
-        return StepPair(big(x), stop(second(first(x))), None)
-    landed, jac_big = log_det.value_and_jacobian(big, x)
-    middle, jac_first = log_det.value_and_jacobian(first, x)
-    end, jac_second = log_det.value_and_jacobian(second, middle)
-    return StepPair(landed, stop(end), jnp.stack([stop(jac_first), stop(jac_second), jac_big]))
+        middle = flow_step(teacher, process, x, t, half)
+        end = flow_step(teacher, process, middle, t + half, half)
+        return StepPair(flow_step(student, process, x, t, d), stop(end), None)
+    landed, jac_big = flow_step_and_jacobian(student, process, x, t, d)
+    middle, jac_first = flow_step_and_jacobian(teacher, process, x, t, half)
+    end, jac_second = flow_step_and_jacobian(teacher, process, middle, t + half, half)
+    stacked = jax.tree.map(
+        lambda *parts: jnp.stack(parts), stop(jac_first), stop(jac_second), jac_big
+    )
+    return StepPair(landed, stop(end), stacked)
 
 
 def state_consistency(pair: StepPair) -> Array:
@@ -167,7 +186,7 @@ def jacobian_penalty(control: ControlFn, x: Array, t: Array, d: Array, probe: Ar
 
 
 def monotonicity_shortfall(
-    jacobian: Array, probe: Array, margin: float, *, num_iterations: int = 30
+    jacobian: log_det.Jacobian, probe: Array, margin: float, *, num_iterations: int = 30
 ) -> Array:
     """Squared amount by which the smallest eigenvalue of (J + Jᵀ)/2 falls short of ``margin``.
 
@@ -184,16 +203,16 @@ def monotonicity_shortfall(
     Returns:
       ``[]``.
     """
-    symmetric = 0.5 * (jacobian + jacobian.T)
+    symmetric = log_det.symmetric_part(jacobian)
+    frozen = jax.lax.stop_gradient(symmetric)
     # Steps are near the identity: iterate on what is left, shifted to be positive.
-    frozen = jax.lax.stop_gradient(symmetric) - jnp.eye(probe.shape[-1], dtype=probe.dtype)
-    shift = jnp.linalg.norm(frozen)
+    shift = log_det.distance_from_identity(frozen)
     tiny = jnp.finfo(probe.dtype).tiny
 
     def multiply(_: int, v: Array) -> Array:
-        v = shift * v - frozen @ v
+        v = (1.0 + shift) * v - frozen @ v
         return v / (jnp.linalg.norm(v) + tiny)
 
     v = jax.lax.fori_loop(0, num_iterations, multiply, probe / jnp.linalg.norm(probe))
     v = jax.lax.stop_gradient(v)
-    return jnp.maximum(margin * jnp.sum(v**2) - v @ symmetric @ v, 0.0) ** 2
+    return jnp.maximum(margin * jnp.sum(v**2) - v @ (symmetric @ v), 0.0) ** 2

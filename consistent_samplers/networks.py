@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers.log_det import LowRank
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.types import Array, Params, PRNGKey
 
@@ -24,10 +25,13 @@ class Network(NamedTuple):
       init: ``(rng_key) -> params``.
       apply: ``(params, x [dim], t [], d []) -> control [dim]``; see
         ``OrnsteinUhlenbeck.score`` for what the control stands for.
+      jacobian: ``(params, x, t, d) -> ∂control/∂x`` by its parts, or None for a network without
+        structure.
     """
 
     init: Callable[[PRNGKey], Params]
     apply: Callable[[Params, Array, Array, Array], Array]
+    jacobian: Callable[[Params, Array, Array, Array], LowRank] | None = None
 
 
 class KernelNetwork(NamedTuple):
@@ -237,6 +241,78 @@ def step_conditioned_mlp(
         return cast(Array, control)
 
     return Network(init, apply)
+
+
+class _Structured(nn.Module):
+    """An elementwise map plus V φ(U x + c), and its Jacobian."""
+
+    dim: int
+    rank: int
+
+    @nn.compact
+    def __call__(
+        self, x: Array, t: Array, d: Array, features: Array | None
+    ) -> tuple[Array, LowRank]:
+        # At the first, biggest step all of these but the constant vanish: the one-step map has
+        # parameters of its own, as few as can be. In many dimensions each costs gradient noise.
+        step = jnp.log2(d) / 8.0
+        basis = jnp.stack([jnp.ones(()), t, step, t**2, t * step, step**2])
+
+        def by_time(name: str, first: Callable[..., Array], *shape: int) -> Array:
+            """A parameter that is a polynomial in t and log2 d."""
+            constant = self.param(name, first, shape)
+            others = self.param(f"{name}_time", nn.initializers.zeros, (5, *shape))
+            return constant + jnp.tensordot(basis[1:], others, 1)
+
+        zeros = nn.initializers.zeros
+        shift = by_time("shift", zeros, self.dim)
+        # Slopes at the outside and at the centre of a bend: both above -1, so that by itself the
+        # elementwise part never folds a step, and bounded, so that none runs off.
+        outside, inside = (
+            MAX_GAIN * jnp.tanh((nn.softplus(raw + math.log(math.e - 1.0)) - 1.0) / MAX_GAIN)
+            for raw in (by_time("outside", zeros, self.dim), by_time("inside", zeros, self.dim))
+        )
+        width = jnp.exp(by_time("width", zeros, self.dim))
+        centre = by_time("centre", nn.initializers.constant(0.3), self.dim)
+        bend = jnp.tanh(0.5 * x / width + centre)
+        elementwise = shift + outside * x + 2.0 * width * (inside - outside) * bend
+        slope = outside + (inside - outside) * (1.0 - bend**2)
+
+        # Scaled so that a unit's size, and what an optimiser's step does to it, do not grow with
+        # the dimension.
+        u = self.param("u", nn.initializers.normal(1.0), (self.rank, self.dim))
+        v = self.param("v", zeros, (self.dim, self.rank))
+        u, v = u / math.sqrt(self.dim), v / math.sqrt(self.dim)
+        inner = u @ x + by_time("offset", nn.initializers.normal(0.5), self.rank)
+        if features is not None:
+            inner += nn.Dense(self.rank, use_bias=False)(features)
+        strength = by_time("strength", nn.initializers.ones, self.rank)
+        out = elementwise + v @ (strength * jnp.tanh(inner))
+        rows = (strength * (1.0 - jnp.tanh(inner) ** 2))[:, None] * u
+        return out, LowRank(slope, v, rows)
+
+
+def structured(dim: int, *, rank: int = 64, features: Array | None = None) -> Network:
+    """A control for many dimensions: an elementwise map plus ``rank`` hidden units, V φ(U x + c).
+
+    The determinant of its step is one of rank × rank, whatever the dimension (van den Berg et al.,
+    2018, the elementwise map added). Zero while untrained.
+
+    Args:
+      dim: dimension of x.
+      rank: number of hidden units.
+      features: ``[num_features]``, further input: the component of the base, for one.
+    """
+    module = _Structured(dim, rank)
+
+    def init(rng_key: PRNGKey) -> Params:
+        return module.init(rng_key, jnp.zeros(dim), jnp.zeros(()), jnp.ones(()), features)
+
+    def both(params: Params, x: Array, t: Array, d: Array) -> tuple[Array, LowRank]:
+        out = module.apply(params, x, jnp.asarray(t), jnp.asarray(d), features)
+        return cast(tuple[Array, LowRank], out)
+
+    return Network(init, lambda *args: both(*args)[0], lambda *args: both(*args)[1])
 
 
 def ratio_guidance(

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers.log_det import LowRank
 from consistent_samplers.schedules import Schedule, linear
 from consistent_samplers.types import Array, PRNGKey
 
@@ -116,6 +117,17 @@ class OrnsteinUhlenbeck:
             return x + 0.5 * self.schedule.integral(t, t + d) * self.signal(t) * control
         beta = self.schedule.rate(t)
         return x + (0.5 * beta * x + 0.5 * beta * self.score(x, control, t)) * d
+
+    def flow_jacobian(self, control_jacobian: LowRank, t: Array, d: Array) -> LowRank:
+        """∂x_{t+d}/∂x_t of one step of the probability flow, given ∂u/∂x."""
+        # A step is linear in position and control.
+        zero, one = jnp.zeros(()), jnp.ones(())
+        of_position, of_control = self.flow_step(one, zero, t, d), self.flow_step(zero, one, t, d)
+        return LowRank(
+            of_position + of_control * control_jacobian.diagonal,
+            of_control * control_jacobian.left,
+            control_jacobian.right,
+        )
 
     def flow_divergence(self, control_divergence: Array, t: Array, d: Array) -> Array:
         """The trace d · tr ∂(drift)/∂x of the probability flow at time t, given tr ∂u/∂x.

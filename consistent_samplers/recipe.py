@@ -11,7 +11,7 @@ import optax
 from consistent_samplers.algorithms import Algorithm, SamplerState, calibration, osds
 from consistent_samplers.algorithms.base import check_base
 from consistent_samplers.bases import Base, fit_base, fit_gaussian
-from consistent_samplers.diagnostics import ExplorationCheck, exploration_check
+from consistent_samplers.diagnostics import ExplorationCheck, exploration_check, verdict
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.training import FitResult, TrainingDivergedError, fit
@@ -19,6 +19,8 @@ from consistent_samplers.types import Array, Bound, Draws, PRNGKey
 
 # Draws on which the stages of the recipe are compared with each other.
 _NUM_CHECK_DRAWS = 4_000
+# Above it, determinants of a general network's steps are too dear to train on.
+_MAX_GENERAL_DIM = 100
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
 _SAME_ELBO = 1e-3
 
@@ -96,6 +98,10 @@ class TrainedSampler:
         """
         return evidence(self.sample(rng_key, num_samples, num_steps, bound=bound))
 
+    def verdict(self, evidence: Evidence) -> str:
+        """What some evidence is worth, the look for modes included, and what to try."""
+        return verdict(evidence, self.exploration)
+
 
 def train_sampler(
     rng_key: PRNGKey,
@@ -158,13 +164,14 @@ def train_sampler(
         max_steps=max_steps,
         hidden=hidden,
         guidance=None,
+        network="general" if target.dim <= _MAX_GENERAL_DIM else "structured",
         learning_rate=_warmup_cosine(2e-3, num_iterations),
     )
     untrained = algorithm.init(key_fit)
     distilled = _fit_or_keep(key_fit, algorithm, num_iterations, untrained, progress_bar)
 
     calibrated_algorithm = calibration(
-        algorithm, learning_rate=_warmup_cosine(5e-3, num_calibration_iterations)
+        algorithm, learning_rate=_warmup_cosine(1e-2, num_calibration_iterations)
     )
     calibrated = _fit_or_keep(
         key_calibrate,

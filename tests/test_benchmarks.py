@@ -191,13 +191,26 @@ def test_evidence_rows_show_their_goals_and_what_is_missed():
         "seconds": 50.0,
         "valid": True,
         "goal": evidence.GOALS["funnel"]._asdict(),
+        "baselines": {"AutoIAFNormal": {"elbo": -0.5, "log_z": -0.25}, "AutoBNAFNormal": None},
+        "further": [
+            {
+                "what": "2 steps",
+                "elbo_gap": 0.125,
+                "log_z": 0.0,
+                "log_z_stderr": 0.1,
+                "ess": 0.75,
+                "seconds": 9.0,
+            }
+        ],
         "reached": {"elbo_gap": False, "ess": True, "seconds": True},
     }
     text = evidence.markdown({"command": "python", "device": "cpu", "rows": [row]})
-    last = text.splitlines()[-1]
+    (last,) = [line for line in text.splitlines() if line.startswith("| funnel | 10 |")]
+    assert "| funnel | 2.2 | 0.2 | 0.5 |  | -0.01 |  | -0.25 |  |" in text
+    assert "| funnel | 2 steps | 0.1250 | +0.0000 ± 0.1 | 0.75 | 9 |" in text
     assert "0.2000 ± 0.01 [0.15] ✗" in last
     assert "| 0.6 [0.5] |" in last and "| 50 [60] |" in last
     assert last.endswith("| yes |")
     assert set(evidence.GOALS) <= set(registry.TARGETS)
     with pytest.raises(ValueError, match="target must be one of"):
-        evidence.run(["nothing"], 10, 1, None)
+        evidence.run(["nothing"], 10, 1, ["recipe"], None)

@@ -5,7 +5,8 @@ the accumulated error leaves. Calibration minimises the reverse KL of the discre
 
     E_{x0 ~ p0} [ log p0(x0) - log |det ∂T/∂x0| - log ρ(T(x0)) ],
 
-with the determinant of the step actually taken. A penalty keeps the symmetric part of every
+with the determinant of the step actually taken, along its path gradient, whose noise vanishes as
+the map's density approaches the target. A penalty keeps the symmetric part of every
 step's Jacobian positive definite on a ball wider than the base: a map with that property is
 injective, which is what its change of variables needs to be a bound.
 """
@@ -33,7 +34,7 @@ class CalibrationInfo(NamedTuple):
     """What one calibration iteration reports, all ``[]``.
 
     Attributes:
-      loss: what was minimised.
+      loss: reverse KL of this batch, tamed, and the penalty (whatever ``alpha`` is).
       elbo: exact ELBO of this batch through the map.
       monotonicity_penalty: mean squared shortfall of the smallest eigenvalue.
       folded: share of the batch with a determinant that is not positive.
@@ -51,6 +52,7 @@ def calibration(
     algorithm: Algorithm,
     *,
     num_steps: int = 1,
+    alpha: float = 0.0,
     batch_size: int = 128,
     learning_rate: float | optax.Schedule = 3e-3,
     monotonicity_weight: float = 1_000.0,
@@ -67,6 +69,9 @@ def calibration(
     Args:
       algorithm: any algorithm with a deterministic map.
       num_steps: K, the number of steps of the map to calibrate.
+      alpha: divergence that is minimised: 0 the reverse KL, which ends in the tightest ELBO but may
+        leave modes; 1 the importance-weighted forward KL, which covers what the draws reach; values
+        between them in between (`losses.pull_weight`).
       batch_size: base draws of one iteration.
       learning_rate: Adam's.
       monotonicity_weight: weight of the injectivity penalty. Each fold adds up to log 2 nats to
@@ -78,49 +83,67 @@ def calibration(
       gradient_clip: on the global norm.
 
     Raises:
-      ValueError: ``num_steps`` is not one the algorithm was trained for.
+      ValueError: ``num_steps`` is not one the algorithm was trained for, or ``alpha`` is negative.
     """
     check_num_steps(num_steps, algorithm.control.max_flow_steps)
+    if alpha < 0.0:
+        raise ValueError(f"alpha must not be negative, got {alpha}.")
     control, dim = algorithm.control, algorithm.base.dim
     optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
 
     init, restart = init_and_restart(control.init, optimizer)
 
-    def evaluate(
-        params: Params, x0: Array, probe: Array, component: Component
+    def path_gradient(
+        params: Params, x0: Array, component: Component
     ) -> tuple[Array, Array, Array]:
-        """Log weight, shortfall and whether a step folds, of one base draw."""
+        """Log weight, where to pull T(x0), and whether a step folds, of one base draw."""
         here = control.at(component)
-        path = simulate.flow_path(here.bind(params), here.process, x0, num_steps)
-        shortfall = jax.vmap(
+        path, log_weight, gradient = simulate.flow_path_gradient(
+            here.bind(params), here.process, x0, here.log_density, num_steps
+        )
+        return log_weight, gradient, jnp.any(path.sign <= 0)
+
+    def landing(params: Params, x0: Array, component: Component) -> Array:
+        here = control.at(component)
+        return simulate.flow_map(here.bind(params), here.process, x0, num_steps)
+
+    def shortfall(params: Params, x0: Array, probe: Array, component: Component) -> Array:
+        here = control.at(component)
+        _, jacobians = simulate.flow_jacobians(here.bind(params), here.process, x0, num_steps)
+        return jax.vmap(
             lambda jacobian: losses.monotonicity_shortfall(jacobian, probe, monotonicity_margin)
-        )(path.jacobian)
-        log_weight = simulate.flow_log_weight(path, here.log_density)
-        return log_weight, shortfall.sum(), jnp.any(path.sign <= 0)
+        )(jacobians).sum()
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, CalibrationInfo]:
         key_base, key_probe = jax.random.split(rng_key)
-        x0 = jax.random.normal(key_base, (batch_size, dim))
-        probe = jax.random.normal(key_probe, (batch_size, dim))
+        half = jax.random.normal(key_base, ((batch_size + 1) // 2, dim))
+        x0 = jnp.concatenate([half, -half])[:batch_size]
         component = control.draw_components(jax.random.fold_in(key_base, 1), batch_size)
-        wide = wide_scale * x0[: batch_size // 4]
-
-        def with_wide(values: Array) -> Array:
-            return jnp.concatenate([values, values[: len(wide)]])
-
-        def objective(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
-            # One call for both sets of points, and so one batched factorisation.
-            log_weight, shortfall, folded = jax.vmap(lambda *args: evaluate(params, *args))(
-                jnp.concatenate([x0, wide]), with_wide(probe), jax.tree.map(with_wide, component)
-            )
-            elbo = log_weight[:batch_size].mean()
-            penalty = shortfall.mean()
-            loss = losses.reverse_kl(losses.tame(log_weight[:batch_size])).mean()
-            return loss + monotonicity_weight * penalty, (elbo, penalty, folded[:batch_size])
-
-        (loss, (elbo, penalty, folded)), grads = jax.value_and_grad(objective, has_aux=True)(
-            state.params
+        log_weight, gradient, folded = jax.vmap(path_gradient, (None, 0, 0))(
+            state.params, x0, component
         )
+        pull = losses.pull_weight(log_weight, alpha)[:, None] * gradient
+        # None where the density is zero.
+        pull = jnp.where(jnp.isfinite(pull), pull, 0.0)
+
+        num_held = -(-batch_size // 4)
+        held = jnp.concatenate([x0[:num_held], wide_scale * x0[:num_held]])
+        probe = jax.random.normal(key_probe, held.shape)
+        held_component = jax.tree.map(
+            lambda c: jnp.concatenate([c[:num_held], c[:num_held]]), component
+        )
+
+        def objective(params: Params) -> tuple[Array, Array]:
+            landed = jax.vmap(landing, (None, 0, 0))(params, x0, component)
+            penalty = jax.vmap(shortfall, (None, 0, 0, 0))(
+                params, held, probe, held_component
+            ).mean()
+            pulled = jnp.sum(pull * landed, axis=-1).mean()
+            return pulled + monotonicity_weight * penalty, penalty
+
+        grads, penalty = jax.grad(objective, has_aux=True)(state.params)
+        elbo = log_weight.mean()
+        loss = losses.reverse_kl(losses.tame(log_weight)).mean() + monotonicity_weight * penalty
         info = CalibrationInfo(loss, elbo, penalty, folded.mean(), optax.tree.norm(grads))
         return apply_gradients(optimizer, state, grads, ema_decay), info
 

@@ -300,7 +300,9 @@ def _build_sample(base: Base, control: Control, max_steps: int) -> tuple[SampleF
         z1 = _denoise(control, params, end, jnp.asarray(1.0 - 1.0 / num_steps))
         return jnp.sqrt(jnp.mean((undo_last(params, z1, num_steps) - end) ** 2))
 
-    return batched(base.dim, max_steps, _BOUNDS, 1, one_draw, one_reverse, one_round_trip)
+    return batched(
+        base.dim, base.dim**2, max_steps, _BOUNDS, 1, one_draw, one_reverse, one_round_trip
+    )
 
 
 def _paper(

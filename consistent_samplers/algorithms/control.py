@@ -16,6 +16,7 @@ from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, LogDensityFn, Params, PRNGKey
 
 Guidance: TypeAlias = Literal["ratio", "interpolated"] | None
+NetworkKind: TypeAlias = Literal["general", "structured"]
 LearnedKernels: TypeAlias = Literal["backward", "both"] | None
 
 
@@ -84,7 +85,11 @@ class Control:
 
     def _bind(self, network: Network, params: Params) -> simulate.ControlFn:
         if self.shown_step is None:
-            return functools.partial(network.apply, params["control"])
+            value = functools.partial(network.apply, params["control"])
+            if network.jacobian is None:
+                return value
+            jacobian = functools.partial(network.jacobian, params["control"])
+            return simulate.StructuredControl(value, jacobian)
         shown = jnp.asarray(self.shown_step)
         return lambda x, t, d: network.apply(params["control"], x, t, shown)
 
@@ -120,6 +125,7 @@ def build_control(
     elementwise_gain: bool,
     learned_kernels: LearnedKernels = None,
     step_conditioned: bool = True,
+    network: NetworkKind = "general",
 ) -> Control:
     """A control with the default networks.
 
@@ -136,10 +142,17 @@ def build_control(
         the scale of the generative ones as well.
       step_conditioned: show the network the size d of the step; otherwise it takes every step as
         the finest.
+      network: ``"general"`` a perceptron, or ``"structured"`` for many dimensions
+        (`networks.structured`, as many units as the widest hidden layer).
 
     Raises:
-      ValueError: an option has no such choice.
+      ValueError: an option has no such choice, or a structured network is asked to hold the
+        target's gradient, which has no such structure.
     """
+    if network not in ("general", "structured"):
+        raise ValueError(f"network must be 'general' or 'structured', got {network!r}.")
+    if network == "structured" and guidance is not None:
+        raise ValueError("network='structured' goes with guidance=None only.")
     if learned_kernels not in (None, "backward", "both"):
         raise ValueError(
             f"learned_kernels must be None, 'backward' or 'both', got {learned_kernels!r}."
@@ -157,7 +170,9 @@ def build_control(
         elif guidance == "interpolated":
             guidance_fn = networks.interpolated_guidance(log_density, process)
 
-        def network(freeze: bool) -> Network:
+        def build_network(freeze: bool) -> Network:
+            if network == "structured":
+                return networks.structured(dim, rank=max(hidden), features=features)
             if guidance_fn is None or not freeze:
                 guide = guidance_fn
             else:
@@ -177,8 +192,8 @@ def build_control(
 
         learn = functools.partial(networks.kernel_correction, dim, hidden=hidden, features=features)
         return Control(
-            network(False),
-            network(True),
+            build_network(False),
+            build_network(True),
             process,
             log_density,
             max_steps,

@@ -33,6 +33,7 @@ from consistent_samplers.algorithms.control import (
     Control,
     Guidance,
     LearnedKernels,
+    NetworkKind,
     build_control,
 )
 from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch
@@ -86,6 +87,7 @@ def _osds(
     hidden: tuple[int, ...] = (64, 64),
     guidance: Guidance = "ratio",
     elementwise_gain: bool = True,
+    network: NetworkKind = "general",
     schedule: schedules.Schedule | None = None,
     integrator: Integrator = "exponential",
     learned_kernels: LearnedKernels = None,
@@ -119,6 +121,8 @@ def _osds(
       guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
         the paper's, or None.
       elementwise_gain: let the network also scale each coordinate of x.
+      network: ``"general"``, or ``"structured"`` for many dimensions, with determinants of the
+        size of its widest hidden layer (see `control.build_control`).
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.
       learned_kernels: corrections to the kernels of the stochastic paths, see
@@ -147,6 +151,7 @@ def _osds(
         guidance=guidance,
         elementwise_gain=elementwise_gain,
         learned_kernels=learned_kernels,
+        network=network,
     )
     control_objective = objectives.build_objective(
         control, target.dim, loss=control_loss, batch_size=batch_size, hidden=hidden
@@ -183,7 +188,7 @@ def _osds(
             log_volumes = log_det.slogdet(pairs.jacobians).log_abs_det
             shortfall = jax.vmap(
                 lambda j, v: losses.monotonicity_shortfall(j, v, monotonicity_margin)
-            )(pairs.jacobians[:, -1], probe)
+            )(jax.tree.map(lambda parts: parts[:, -1], pairs.jacobians), probe)
             penalty += monotonicity_weight * shortfall.mean()
         else:
             log_volumes = jax.vmap(

@@ -100,13 +100,31 @@ def build_sample(
         back = simulate.invert_flow(u, process, z1, num_steps)
         return jnp.sqrt(jnp.mean((back - z0) ** 2))
 
+    jacobian_floats = base.dim**2
+    by_parts = control.network.jacobian
+    if by_parts is not None:
+        shapes = jax.eval_shape(
+            lambda key, x, t: by_parts(control.network.init(key), x, t, t),
+            jax.random.key(0),
+            jnp.zeros(base.dim),
+            jnp.ones(()),
+        )
+        jacobian_floats = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     return batched(
-        base.dim, max_steps, bounds, default_steps, one_draw, one_reverse, one_round_trip
+        base.dim,
+        jacobian_floats,
+        max_steps,
+        bounds,
+        default_steps,
+        one_draw,
+        one_reverse,
+        one_round_trip,
     )
 
 
 def batched(
     dim: int,
+    jacobian_floats: int,
     max_steps: int,
     bounds: tuple[Bound, ...],
     default_steps: int,
@@ -118,6 +136,7 @@ def batched(
 
     Args:
       dim: dimension of the target.
+      jacobian_floats: numbers that the Jacobian of one step takes.
       max_steps: most steps.
       bounds: kinds of weight there are, the default first.
       default_steps: number of steps unless told.
@@ -130,7 +149,7 @@ def batched(
     def chunk_size(num_steps: int, bound: Bound | None) -> int:
         if bound != "lower-if-injective":
             return _MAX_CHUNK
-        return min(_MAX_CHUNK, max(1, _MAX_JACOBIAN_FLOATS // (num_steps * dim**2)))
+        return min(_MAX_CHUNK, max(1, _MAX_JACOBIAN_FLOATS // (num_steps * jacobian_floats)))
 
     @functools.partial(jax.jit, static_argnames=("num_samples", "num_steps", "bound"))
     def draw(
@@ -149,7 +168,7 @@ def batched(
         return jax.lax.map(
             lambda key: one_round_trip(params, key, num_steps),
             keys,
-            batch_size=max(1, _MAX_JACOBIAN_FLOATS // dim**2),
+            batch_size=max(1, _MAX_JACOBIAN_FLOATS // jacobian_floats),
         )
 
     @functools.partial(jax.jit, static_argnames=("num_steps", "bound"))

@@ -16,7 +16,7 @@ import optax
 import scipy.linalg
 import scipy.optimize
 
-from consistent_samplers.bases.gaussian import OUTSIDE, host_objective
+from consistent_samplers.bases.gaussian import MAX_DENSE_DIM, OUTSIDE, host_objective
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.types import Array, PRNGKey
 
@@ -29,7 +29,6 @@ _MAX_MODES = 128
 _MAX_DROP = 200.0
 # Ends in a row that are no new mode, after which the rest is left.
 _MAX_IN_VAIN = 16
-_MANY_DIMENSIONS = 200
 
 
 class Modes(NamedTuple):
@@ -51,8 +50,9 @@ class Exploration(NamedTuple):
 
     Attributes:
       modes: optima; there may be none.
-      particles: ``[num_particles, dim]``, of a tempered SMC that ended at the target.
-      log_z: its estimate of log Z.
+      particles: ``[num_particles, dim]``, of a tempered SMC that ended at the target; none above
+        200 dimensions, where too few could be afforded to tell anything.
+      log_z: its estimate of log Z, or NaN without particles.
     """
 
     modes: Modes
@@ -74,7 +74,7 @@ def explore(
       rng_key: key.
       target: the target.
       init_position: ``[dim]`` or ``[n, dim]`` points known to have mass.
-      num_starts: optimiser starts; fewer above 200 dimensions.
+      num_starts: optimiser starts; at most 16 above 200 dimensions.
       num_particles: particles of the SMC.
 
     Raises:
@@ -82,10 +82,12 @@ def explore(
     """
     key_modes, key_particles, key_choose, key_wide = jax.random.split(rng_key, 4)
     modes = find_modes(key_modes, target, init_position=init_position, num_starts=num_starts)
+    if target.dim > MAX_DENSE_DIM:
+        return Exploration(modes, np.zeros((0, target.dim)), math.nan)
     particles, log_z = tempered_particles(key_particles, target, modes, num_particles=num_particles)
     # Again from where the particles are, and around what was found at its own scale.
     loc, scale = _wide_start(modes, target.dim)
-    num = min(num_starts // 2, 8 if target.dim > _MANY_DIMENSIONS else num_starts)
+    num = num_starts // 2
     chosen = jax.random.choice(key_choose, jnp.asarray(particles), (num,))
     wide = loc + scale * jax.random.normal(key_wide, (num, target.dim))
     points = jnp.concatenate([chosen, wide, jnp.asarray(modes.loc, wide.dtype)])
@@ -120,7 +122,7 @@ def find_modes(
       ValueError: the density is NaN, +inf, or zero at every start.
     """
     dim = target.dim
-    if dim > _MANY_DIMENSIONS:
+    if dim > MAX_DENSE_DIM:
         num_starts = min(num_starts, 16)
     scale = jnp.geomspace(0.1, 100.0, num_starts)
     starts = scale[:, None] * jax.random.normal(rng_key, (num_starts, dim))

@@ -12,7 +12,7 @@ import scipy.linalg
 
 from consistent_samplers.bases.base import Base
 from consistent_samplers.bases.exploration import Exploration, explore
-from consistent_samplers.bases.gaussian import fit_gaussian
+from consistent_samplers.bases.gaussian import MAX_DENSE_DIM, fit_gaussian
 from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
@@ -24,8 +24,6 @@ _GOOD_ENOUGH = 0.98
 _MINOR = 0.01
 # Nats by which the particles' log Z must exceed the Gaussian's ELBO to look further.
 _UNSEEN_NATS = 2.0
-# Above it, full covariances of many components are too large, and marginals too many.
-_MAX_MIXTURE_DIM = 200
 # Components whose share is below this carry nothing that importance weights would miss.
 _MIN_SHARE = 1e-4
 
@@ -85,7 +83,7 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     log_evidence = found.modes.log_evidence
     num_modes = int(np.sum(log_evidence > log_evidence.max(initial=-np.inf) + math.log(_MINOR)))
     simple = num_modes <= 1 and not found.log_z > fits["gaussian"].elbo + _UNSEEN_NATS
-    if not simple and target.dim <= _MAX_MIXTURE_DIM:
+    if not simple and target.dim <= MAX_DENSE_DIM:
         bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
         if np.isfinite(found.particles).all():
             bases["product"] = fit_product(key_product, target, exploration=found)
@@ -139,7 +137,7 @@ def fit_mixture(
         starts.append(
             (key_optima, (modes.log_evidence[kept], modes.loc[kept], modes.scale_tril[kept]))
         )
-    if np.isfinite(exploration.particles).all():
+    if len(exploration.particles) and np.isfinite(exploration.particles).all():
         starts.append((key_particles, _by_em(exploration.particles, max_components)))
     bases = [mixture(*start) for _, start in starts]
     # The better start is trained; both are judged on the same draws, and the result as well.

@@ -20,6 +20,9 @@ import scipy.optimize
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
+MAX_DENSE_DIM = 200
+"""Dimension above which what costs O(dim²) parameters or many Hessians is done another way."""
+
 OUTSIDE = 1e30
 """What `host_objective` returns where the density is zero or not a number."""
 
@@ -135,7 +138,9 @@ def fit_gaussian(
     (a funnel, a hierarchical model) nor a bad starting point spoils it. Adam then maximises the
     ELBO in the coordinates of that start, with the path gradient of Roeder et al. (2017), whose
     noise vanishes where the fit is exact. The better of start and result, judged on the same
-    fresh draws, is returned.
+    fresh draws, is returned. Above `MAX_DENSE_DIM` dimensions, where the gradients of so many
+    parameters are mostly noise, natural-gradient steps on averaged Hessians take Adam's place
+    (Opper & Archambeau, 2009; Khan & Rue, 2023).
 
     Args:
       rng_key: key.
@@ -154,7 +159,8 @@ def fit_gaussian(
     dim = target.dim
     key_start, key_choose, key_adam, key_judge = jax.random.split(rng_key, 4)
     starts = _start_points(key_start, target, init_position, num_starts)
-    candidates = _laplace_candidates(target, starts)
+    large = dim > MAX_DENSE_DIM
+    candidates = _laplace_candidates(target, starts, ends_only=large)
 
     @jax.jit
     def elbos(key: PRNGKey, loc: Array, scale_tril: Array) -> Array:
@@ -175,9 +181,12 @@ def fit_gaussian(
             jnp.asarray(candidates.scale_tril[best]),
         )
 
-    fitted = _maximise_elbo(
-        key_adam, target, loc, scale_tril, num_iterations, batch_size, learning_rate
-    )
+    if large:
+        fitted = _natural_ascent(key_adam, target, loc, scale_tril)
+    else:
+        fitted = _maximise_elbo(
+            key_adam, target, loc, scale_tril, num_iterations, batch_size, learning_rate
+        )
     start_elbo, fitted_elbo = np.asarray(
         elbos(
             key_judge,
@@ -233,8 +242,8 @@ def host_objective(
     return objective
 
 
-def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
-    """Laplace approximations along the L-BFGS path from each start.
+def _laplace_candidates(target: Target, starts: Array, *, ends_only: bool = False) -> _Candidates:
+    """Laplace approximations along the L-BFGS path from each start, or at the best end only.
 
     Factorisations run on the host in float64: exact enough for any covariance that float32
     can hold, and away from XLA's LAPACK calls.
@@ -245,7 +254,7 @@ def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
     objective = host_objective(target, dtype)
     # A few points a path: the end is the mode where there is one, the early ones are what is
     # left where there is none.
-    points = []
+    points: list[np.ndarray] = []
     for start in np.asarray(starts, np.float64):
         path = [start]
         scipy.optimize.minimize(
@@ -257,7 +266,9 @@ def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
             options={"maxiter": 200, "maxcor": 20},
         )
         keep = np.unique(np.geomspace(1, len(path), num=5).astype(int)) - 1
-        points += [path[i] for i in keep]
+        points += [path[-1]] if ends_only else [path[i] for i in keep]
+    if ends_only:
+        points = [min(points, key=lambda x: objective(x)[0])]
     locs = np.stack(points)
     precisions = -np.asarray(hessian(jnp.asarray(locs, dtype)), np.float64)
 
@@ -277,6 +288,66 @@ def _laplace_candidates(target: Target, starts: Array) -> _Candidates:
     if not loc_list:
         loc_list, tril_list = [locs[0]], [np.eye(target.dim)]
     return _Candidates(np.stack(loc_list).astype(dtype), np.stack(tril_list).astype(dtype))
+
+
+def _natural_ascent(
+    rng_key: PRNGKey,
+    target: Target,
+    loc: Array,
+    scale_tril: Array,
+    *,
+    num_rounds: int = 16,
+    num_draws: int = 8,
+) -> GaussianBase:
+    """Steps towards the optimum's own equations: Σ⁻¹ = -E ∇² log ρ and E ∇ log ρ = 0.
+
+    Expectations are under the current Gaussian, over antithetic draws; averaging over the rounds
+    takes their noise away. Factorisations on the host in float64.
+    """
+    dim, dtype = target.dim, scale_tril.dtype
+
+    @jax.jit
+    def expectations(key: PRNGKey, loc: Array, scale_tril: Array) -> tuple[Array, Array]:
+        half = jax.random.normal(key, (num_draws // 2, dim))
+        points = loc + jnp.concatenate([half, -half]) @ scale_tril.T
+        gradient = jax.vmap(jax.grad(target.log_density))(points).mean(0)
+        hessian = jax.hessian(target.log_density)
+        total, _ = jax.lax.scan(
+            lambda total, x: (total + hessian(x), None), jnp.zeros((dim, dim)), points
+        )
+        return gradient, total / num_draws
+
+    mean = np.asarray(loc, np.float64)
+    factor = np.asarray(scale_tril, np.float64)
+    inverse = scipy.linalg.solve_triangular(factor, np.eye(dim), lower=True)
+    precision = inverse.T @ inverse
+    for i in range(num_rounds):
+        gradient, hessian = (
+            np.asarray(a, np.float64)
+            for a in expectations(
+                jax.random.fold_in(rng_key, i), jnp.asarray(mean, dtype), jnp.asarray(factor, dtype)
+            )
+        )
+        if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
+            break
+        share = 2.0 / (2.0 + i)
+        proposed = (1.0 - share) * precision - 0.5 * share * (hessian + hessian.T)
+        covariance = _positive_inverse(proposed)
+        if covariance is None:
+            # A draw where the density is not log-concave weighed too much: others will come.
+            continue
+        precision, factor = proposed, scipy.linalg.cholesky(covariance, lower=True)
+        mean = mean + share * covariance @ gradient
+    return GaussianBase(jnp.asarray(mean, dtype), jnp.asarray(factor, dtype))
+
+
+def _positive_inverse(matrix: np.ndarray) -> np.ndarray | None:
+    """The inverse of a positive definite matrix; None of any other."""
+    try:
+        root = scipy.linalg.cholesky(matrix, lower=True)
+    except scipy.linalg.LinAlgError:
+        return None
+    return scipy.linalg.cho_solve((root, True), np.eye(len(matrix)))
 
 
 def _elbo(target: Target, eps: Array, loc: Array, scale_tril: Array) -> Array:

@@ -73,6 +73,7 @@ def exploration_check(
     log_z: float,
     *,
     particle_log_z: float = math.nan,
+    modes: Modes | None = None,
     num_starts: int = 512,
 ) -> ExplorationCheck:
     """Compares draws with modes that fresh optimiser starts find.
@@ -83,12 +84,15 @@ def exploration_check(
       position: ``[n, dim]``, draws that follow the sampler (corrected or not).
       log_z: the sampler's estimate of log Z.
       particle_log_z: log Z of a tempered SMC, e.g. `bases.Exploration.log_z`, if at hand.
-      num_starts: number of starts.
+      modes: what an independent look has already found (`bases.exploration.find_modes`); a look
+        from fresh starts if None.
+      num_starts: number of starts of that look.
 
     Raises:
       ValueError: the density is NaN, +inf, or zero at every start.
     """
-    modes = find_modes(rng_key, target, num_starts=num_starts)
+    if modes is None:
+        modes = find_modes(rng_key, target, num_starts=num_starts)
     heavy = modes.log_evidence > log_z + math.log(_MIN_SHARE)
     modes = Modes(*(part[heavy] for part in modes))
     share = np.exp(modes.log_evidence - log_z)

@@ -2,6 +2,7 @@
 
 import math
 
+from consistent_samplers.diagnostics.exploration import ExplorationCheck
 from consistent_samplers.estimate import Evidence
 
 MIN_EFFECTIVE = 100
@@ -33,15 +34,46 @@ def weights_are_reliable(evidence: Evidence) -> bool:
     return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= EVEN_ESS
 
 
-def verdict(evidence: Evidence) -> str:
-    """What the numbers are worth and what to try, in two plain sentences.
+def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = None) -> bool:
+    """Whether every diagnostic passes: then log Z and its standard error can be taken as they are.
+
+    The weights are no heuristic and reliable (`weights_are_reliable`), at least `MIN_EFFECTIVE`
+    samples are effective, the map does not fold and is inverted within `MAX_ROUND_TRIP_ERROR`, and
+    a look for modes from outside, if one was taken, found nothing missing.
 
     Args:
       evidence: concrete (not traced) evidence.
+      exploration: what `exploration_check` found, or None.
+    """
+    folded = 0.0 if evidence.folded is None else float(evidence.folded)
+    error = 0.0 if evidence.round_trip_error is None else float(evidence.round_trip_error)
+    return (
+        evidence.bound != "heuristic"
+        and weights_are_reliable(evidence)
+        and float(evidence.ess) * evidence.num_samples >= MIN_EFFECTIVE
+        and folded == 0.0
+        and not error > MAX_ROUND_TRIP_ERROR
+        and (exploration is None or exploration.passed)
+    )
+
+
+def verdict(evidence: Evidence, exploration: ExplorationCheck | None = None) -> str:
+    """What the numbers are worth and what to try, in a few plain sentences.
+
+    Args:
+      evidence: concrete (not traced) evidence.
+      exploration: what `exploration_check` found, or None where nobody looked.
 
     Returns:
       One paragraph: the findings, then the remedies.
     """
+    said = _verdict_on_weights(evidence, looked=exploration is not None)
+    if exploration is None:
+        return said
+    return f"{exploration} {said}" if not exploration.passed else f"{said} {exploration}"
+
+
+def _verdict_on_weights(evidence: Evidence, looked: bool) -> str:
     n = evidence.num_samples
     k, ess = float(evidence.pareto_k), float(evidence.ess)
     k_threshold = pareto_k_threshold(n)
@@ -85,11 +117,15 @@ def verdict(evidence: Evidence) -> str:
             remedies.append("draw more samples or train longer")
 
     if not findings:
-        return (
+        good = (
             f"The weights are well behaved ({100 * ess:.0f} % of {n} samples effective): log Z and "
-            "its standard error can be trusted for the region the sampler visits. Weights "
-            "cannot reveal modes that no sample reaches, so compare with fresh optimiser starts or "
-            "an independent sampler."
+            "its standard error can be trusted for the region the sampler visits."
+        )
+        if looked:
+            return good
+        return (
+            f"{good} Weights cannot reveal modes that no sample reaches, so compare with fresh "
+            "optimiser starts or an independent sampler."
         )
     first, second = "; ".join(findings), "; ".join(dict.fromkeys(remedies))
     return f"{first[0].upper()}{first[1:]}. To improve: {second}."

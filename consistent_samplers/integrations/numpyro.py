@@ -211,7 +211,7 @@ class OneStepSampler:
                 warnings.warn(
                     "These draws are not corrected by their importance weights, which are too "
                     f"uneven for it: they follow the trained sampler, not exactly the posterior. "
-                    f"{diagnostics.verdict(run.evidence)} (get_samples(resampled=False) says that "
+                    f"{self.trained.verdict(run.evidence)} (get_samples(resampled=False) says that "
                     "this is wanted.)",
                     stacklevel=2,
                 )
@@ -286,7 +286,7 @@ class OneStepSampler:
             if run.reweighted
             else "not reweighted: the weights are too uneven, so they follow the sampler itself"
         )
-        print(f"draws     {how}\n\n{diagnostics.verdict(run.evidence)}")
+        print(f"draws     {how}\n\n{self.trained.verdict(run.evidence)}")
 
     def diagnostics(self) -> dict[str, Any]:
         """What the last run's draws are worth, as plain numbers.
@@ -310,7 +310,7 @@ class OneStepSampler:
             ),
             "bound": worth.bound,
             "reweighted": run.reweighted,
-            "verdict": diagnostics.verdict(worth),
+            "verdict": trained.verdict(worth),
             "training_seconds": trained.training_seconds,
             "stage_elbos": {name: float(stage.elbo) for name, stage in trained.stages.items()},
         }

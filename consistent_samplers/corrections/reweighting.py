@@ -40,7 +40,7 @@ def resample(rng_key: PRNGKey, draws: Draws, num_samples: int | None = None) -> 
         num_samples = log_weight.shape[0]
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    index = _systematic(rng_key, pareto_smooth(log_weight)[0], num_samples)
+    index = systematic_indices(rng_key, pareto_smooth(log_weight)[0], num_samples)
     log_density = None if draws.log_density is None else draws.log_density[index]
     return Draws(position=draws.position[index], log_density=log_density)
 
@@ -199,7 +199,7 @@ def weighted_moments(draws: Draws) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _systematic(rng_key: PRNGKey, log_weight: Array, num_samples: int) -> Array:
+def systematic_indices(rng_key: PRNGKey, log_weight: Array, num_samples: int) -> Array:
     """Indices ``[num_samples]`` of a systematic resample by ``log_weight [n]``, shuffled."""
     weight = jnp.exp(log_weight - jnp.max(log_weight))
     offset_key, order_key = jax.random.split(rng_key)

@@ -1,0 +1,23 @@
+"""Corrections of a sampler's draws towards the target: each exact in its limit."""
+
+from consistent_samplers.corrections.annealing import AnnealedDraws, annealed, resampled_paths
+from consistent_samplers.corrections.reweighting import (
+    MetropolisResult,
+    independence_metropolis,
+    move,
+    resample,
+    systematic_indices,
+    weighted_moments,
+)
+
+__all__ = [
+    "AnnealedDraws",
+    "MetropolisResult",
+    "annealed",
+    "independence_metropolis",
+    "move",
+    "resample",
+    "resampled_paths",
+    "systematic_indices",
+    "weighted_moments",
+]

@@ -1,0 +1,229 @@
+"""Corrections that spend more than one step: annealed weights, and resampling between steps.
+
+Both keep E[w] = Z whatever the sampler, and need its control rather than its draws alone.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from consistent_samplers import simulate
+from consistent_samplers.algorithms import Algorithm, SamplerState
+from consistent_samplers.bases import Component
+from consistent_samplers.corrections.reweighting import systematic_indices
+from consistent_samplers.estimate import effective_sample_size
+from consistent_samplers.schedules import check_num_steps, time_grid
+from consistent_samplers.types import Array, Draws, FlowDiagnostics, PRNGKey
+
+_BATCH = 256
+
+
+class AnnealedDraws(NamedTuple):
+    """Draws that came by a detour, and how it went.
+
+    Attributes:
+      draws: weighted draws with E[w] = Z.
+      log_z: ``[]``, log of the mean weight.
+      acceptance: ``[num_temperatures]`` mean acceptance rate of the moves at each temperature, or
+        ``[num_steps]`` share of effective draws before each resampling.
+    """
+
+    draws: Draws
+    log_z: Array
+    acceptance: Array
+
+
+def annealed(
+    rng_key: PRNGKey,
+    algorithm: Algorithm,
+    state: SamplerState,
+    num_samples: int,
+    num_steps: int = 1,
+    *,
+    num_temperatures: int = 8,
+    num_moves: int = 1,
+    step_size: float = 0.7,
+    num_integration_steps: int = 3,
+) -> AnnealedDraws:
+    """Annealed importance sampling from a sampler to its target (Neal, 2001), in its latent space.
+
+    Seen from the base, the sampler's map T turns the target into p0(z) w(z) with the exact
+    importance weight w, which is flat where the sampler is good. Draws pass through
+    p0 w^β, β from 0 to 1, by Hamiltonian Monte Carlo. E[w] = Z holds for any number of
+    temperatures and any moves; more of them make the weights even, and E[log w] a tighter
+    bound of the same kind as the sampler's own.
+
+    Args:
+      rng_key: PRNG key.
+      algorithm: a trained sampler with a deterministic map.
+      state: its state.
+      num_samples: number of draws.
+      num_steps: steps of the map.
+      num_temperatures: values of β above zero, evenly spaced.
+      num_moves: transitions at each of them.
+      step_size: leapfrog step in the latent space, times dim^(-1/4).
+      num_integration_steps: leapfrog steps of a transition, each a gradient of w.
+
+    Returns:
+      Draws of ``bound="lower-if-injective"`` with the share that folds at their last place, and the
+      acceptance rates.
+
+    Raises:
+      ValueError: a number below one, or ``num_steps`` is not one the sampler was trained for.
+    """
+    check_num_steps(num_steps, algorithm.control.max_flow_steps)
+    for name, value in (("num_samples", num_samples), ("num_temperatures", num_temperatures)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    import blackjax
+
+    control, base = algorithm.control, algorithm.base
+    kernel = blackjax.hmc.build_kernel()
+    size = step_size * base.dim**-0.25
+    beta = jnp.linspace(0.0, 1.0, num_temperatures + 1)
+
+    def one(key: PRNGKey) -> tuple[Draws, Array]:
+        key_base, key_moves = jax.random.split(key)
+        component = base.draw_component(jax.random.fold_in(key_base, 1))
+        here = control.at(component)
+        u = here.bind(state.ema_params)
+
+        def log_weight(z: Array) -> Array:
+            path = simulate.flow_path(u, here.process, z, num_steps)
+            value = simulate.flow_log_weight(path, here.log_density)
+            return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+        def temperature(
+            carry: tuple[Array, Array], inputs: tuple[Array, Array, PRNGKey]
+        ) -> tuple[tuple[Array, Array], Array]:
+            z, total = carry
+            before, now, key = inputs
+
+            def tempered(z: Array) -> Array:
+                return simulate.standard_normal_log_prob(z) + now * log_weight(z)
+
+            def transition(moved: Any, key: PRNGKey) -> tuple[Any, Array]:
+                moved, info = kernel(
+                    key, moved, tempered, size, jnp.ones(base.dim), num_integration_steps
+                )
+                return moved, info.acceptance_rate
+
+            total = total + (now - before) * log_weight(z)
+            moved, rate = jax.lax.scan(
+                transition, blackjax.hmc.init(z, tempered), jax.random.split(key, num_moves)
+            )
+            return (moved.position, total), rate.mean()
+
+        start = jax.random.normal(key_base, (base.dim,)), jnp.zeros(())
+        keys = jax.random.split(key_moves, num_temperatures)
+        (z, total), rates = jax.lax.scan(temperature, start, (beta[:-1], beta[1:], keys))
+        path = simulate.flow_path(u, here.process, z, num_steps)
+        x = base.unwhiten(path.position[-1], component)
+        log_rho = here.log_density(path.position[-1]) - base.log_correction(x, component)
+        flow = FlowDiagnostics(jnp.any(path.sign <= 0), jnp.full((), jnp.nan))
+        total = jnp.where(jnp.isnan(total), -jnp.inf, total)
+        return Draws(x, total, log_rho, flow, "lower-if-injective"), rates
+
+    keys = jax.random.split(rng_key, num_samples)
+    draws, rates = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=_BATCH))(keys)
+    log_z = logsumexp(draws.log_weight) - jnp.log(num_samples)
+    return AnnealedDraws(draws, log_z, rates.mean(0))
+
+
+def resampled_paths(
+    rng_key: PRNGKey,
+    algorithm: Algorithm,
+    state: SamplerState,
+    num_samples: int,
+    num_steps: int,
+    *,
+    resample_below: float = 0.5,
+) -> AnnealedDraws:
+    """Stochastic paths that are resampled between steps: sequential Monte Carlo (Del Moral, 2006).
+
+    After k of K steps a path is worth its weight against p0^{1-λ} ρ^λ in place of ρ, with
+    λ = a(t)², the share of the target's variance that the noising has left there. Those that
+    are worth little by then are dropped for copies of others. Whatever the steps in between,
+    E[mean w] = Z.
+
+    Args:
+      rng_key: PRNG key.
+      algorithm: a trained sampler.
+      state: its state.
+      num_samples: number of paths.
+      num_steps: K.
+      resample_below: share of effective paths below which they are resampled; 0 for never, which
+        leaves the paths' own importance weights.
+
+    Returns:
+      Draws of ``bound="lower"``: the log of their mean weight is a lower bound of log Z in
+      expectation, and no longer each log weight by itself. Copies make them dependent, so that
+      a standard error made from them is too small. And the share of effective paths before each
+      step's resampling.
+
+    Raises:
+      ValueError: a sampler without stochastic paths, or ``num_steps`` that it does not take.
+    """
+    check_num_steps(num_steps, algorithm.max_steps)
+    if "lower" not in algorithm.bounds:
+        raise ValueError(
+            f"{algorithm.name!r} has no stochastic paths to resample: its weights are "
+            f"{algorithm.bounds}. Take an iterative sampler, cs.osds or cs.scds."
+        )
+    control, base, params = algorithm.control, algorithm.base, state.ema_params
+    d = jnp.asarray(1.0 / num_steps)
+
+    def log_value(z: Array, component: Component, t: Array) -> Array:
+        """Log of the intermediate density that a path at time t is weighed against."""
+        share = control.process.signal(t) ** 2
+        # At the start exactly the base, whatever the noising has left of the target there.
+        share = jnp.where(t > 0.0, share, 0.0)
+        log_base = simulate.standard_normal_log_prob(z)
+        return log_base + share * (control.at(component).log_density(z) - log_base)
+
+    def advance(key: PRNGKey, z: Array, component: Component, t: Array) -> tuple[Array, Array]:
+        kernels = control.at(component).kernels(params)
+        forward = kernels.forward(z, t, d)
+        after = forward.sample(key)
+        increment = kernels.backward(after, t, d).log_prob(z) - forward.log_prob(after)
+        increment += log_value(after, component, t + d) - log_value(z, component, t)
+        return after, jnp.where(jnp.isnan(increment), -jnp.inf, increment)
+
+    def step(carry: Any, inputs: tuple[Array, PRNGKey]) -> tuple[Any, Array]:
+        z, component, log_weight = carry
+        t, key = inputs
+        key_move, key_choose = jax.random.split(key)
+        keys = jax.random.split(key_move, num_samples)
+        z, increment = jax.vmap(advance, (0, 0, 0, None))(keys, z, component, t)
+        log_weight = log_weight + increment
+        effective = effective_sample_size(log_weight)
+        # The last step's weights are the result.
+        due = (effective < resample_below) & (t + d < 1.0 - 0.5 * d)
+        index = jnp.where(
+            due,
+            systematic_indices(key_choose, log_weight, num_samples),
+            jnp.arange(num_samples),
+        )
+        even = jnp.full(num_samples, logsumexp(log_weight) - jnp.log(num_samples))
+        carry = (z[index], jax.tree.map(lambda c: c[index], component))
+        return (*carry, jnp.where(due, even, log_weight)), effective
+
+    @jax.jit
+    def run(key: PRNGKey) -> tuple[Draws, Array]:
+        key_base, key_component, key_steps = jax.random.split(key, 3)
+        z = jax.random.normal(key_base, (num_samples, base.dim))
+        component = control.draw_components(key_component, num_samples)
+        keys = jax.random.split(key_steps, num_steps)
+        start = (z, component, jnp.zeros(num_samples))
+        (z, component, log_weight), effective = jax.lax.scan(
+            step, start, (time_grid(num_steps), keys)
+        )
+        x = jax.vmap(base.unwhiten)(z, component)
+        log_rho = jax.vmap(lambda z, c: control.at(c).log_density(z))(z, component)
+        log_rho -= jax.vmap(base.log_correction)(x, component)
+        return Draws(x, log_weight, log_rho, bound="lower"), effective
+
+    draws, effective = run(rng_key)
+    return AnnealedDraws(draws, logsumexp(draws.log_weight) - jnp.log(num_samples), effective)
