@@ -19,7 +19,8 @@ from consistent_samplers.types import Array, Bound, Draws, PRNGKey
 
 # Draws on which the stages of the recipe are compared with each other.
 _NUM_CHECK_DRAWS = 4_000
-# Above it, determinants of a general network's steps are too dear to train on.
+# Above it, determinants of a general network's steps are too dear to train on, and an iteration
+# of any network takes longer.
 _MAX_GENERAL_DIM = 100
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
 _SAME_ELBO = 1e-3
@@ -111,8 +112,8 @@ def train_sampler(
     init_position: Array | None = None,
     max_steps: int = 16,
     hidden: tuple[int, ...] = (64, 64),
-    num_iterations: int = 300,
-    num_calibration_iterations: int = 1_500,
+    num_iterations: int | None = None,
+    num_calibration_iterations: int | None = None,
     explore: bool = True,
     progress_bar: bool = True,
 ) -> TrainedSampler:
@@ -126,8 +127,9 @@ def train_sampler(
         for fitting the base.
       max_steps: number N of finest steps of the distilled sampler.
       hidden: widths of the network's hidden layers.
-      num_iterations: iterations of OSDS.
-      num_calibration_iterations: iterations of calibration.
+      num_iterations: iterations of OSDS; 300 if None, 100 above 100 dimensions.
+      num_calibration_iterations: iterations of calibration; 1,500 if None, 500 above 100
+        dimensions.
       explore: look for modes by many optimiser starts and tempered SMC, and take the best of a
         Gaussian, a mixture and a product of mixtures as base (`bases.fit_base`); afterwards look
         again from fresh starts for modes that the draws do not show, and warn of them. False fits
@@ -147,6 +149,11 @@ def train_sampler(
     start = time.perf_counter()
     key_base, key_fit, key_calibrate, key_check = jax.random.split(rng_key, 4)
     key_explore = jax.random.fold_in(rng_key, 4)
+    large = target.dim > _MAX_GENERAL_DIM
+    if num_iterations is None:
+        num_iterations = 100 if large else 300
+    if num_calibration_iterations is None:
+        num_calibration_iterations = 500 if large else 1_500
     fitted = None
     if base is None and explore:
         fitted = fit_base(key_base, target, init_position=init_position)
@@ -164,7 +171,7 @@ def train_sampler(
         max_steps=max_steps,
         hidden=hidden,
         guidance=None,
-        network="general" if target.dim <= _MAX_GENERAL_DIM else "structured",
+        network="structured" if large else "general",
         learning_rate=_warmup_cosine(2e-3, num_iterations),
     )
     untrained = algorithm.init(key_fit)

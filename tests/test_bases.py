@@ -8,6 +8,7 @@ import scipy.stats
 
 from consistent_samplers import bases, targets
 from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases.gaussian import _positive_inverse
 from consistent_samplers.targets import Target
 
 KEY = jax.random.key(0)
@@ -201,3 +202,22 @@ def test_fit_gaussian_is_deterministic():
     first, second = (bases.fit_gaussian(KEY, targets.funnel(2), **settings) for _ in range(2))
     np.testing.assert_array_equal(first.loc, second.loc)
     np.testing.assert_array_equal(first.scale_tril, second.scale_tril)
+
+
+def test_gaussian_in_many_dimensions_solves_the_optimum_s_own_equations():
+    # Independent Poisson counts with N(0, 1) log rates: precision 1 + λ and y - λ - m = 0 with
+    # λ = E exp(x) under the Gaussian itself.
+    dim, counts = 210, jnp.array([0.0, 1.0, 5.0])
+    y = jnp.tile(counts, dim // 3)
+    target = Target(lambda x: jnp.sum(y * x - jnp.exp(x) - 0.5 * x**2), dim, "counts")
+    base = bases.fit_gaussian(jax.random.key(0), target)
+    variance = np.asarray(jnp.sum(base.scale_tril**2, axis=1)).reshape(-1, 3).mean(0)
+    mean = np.asarray(base.loc).reshape(-1, 3).mean(0)
+    rate = np.exp(mean + 0.5 * variance)
+    np.testing.assert_allclose(1.0 / variance, 1.0 + rate, rtol=0.03)
+    np.testing.assert_allclose(np.asarray(counts) - rate - mean, 0.0, atol=0.05)
+
+
+def test_no_positive_inverse_of_an_indefinite_matrix():
+    assert _positive_inverse(np.diag([1.0, -1.0])) is None
+    np.testing.assert_allclose(_positive_inverse(np.diag([2.0, 4.0])), np.diag([0.5, 0.25]))

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 import benchmarks.__main__ as command_line
-from benchmarks import evidence, heuristic, measure, methods, published, registry, rows, table
+from benchmarks import (
+    evidence,
+    heuristic,
+    honesty,
+    measure,
+    methods,
+    published,
+    registry,
+    rows,
+    table,
+)
 from benchmarks.methods import Budget, Trainer
 
 GRID = [(a, b) for a in (-5.0, 0.0, 5.0) for b in (-5.0, 0.0, 5.0)]
@@ -191,6 +201,7 @@ def test_evidence_rows_show_their_goals_and_what_is_missed():
         "seconds": 50.0,
         "valid": True,
         "goal": evidence.GOALS["funnel"]._asdict(),
+        "stochastic": {"elbo_gap": 0.3},
         "baselines": {"AutoIAFNormal": {"elbo": -0.5, "log_z": -0.25}, "AutoBNAFNormal": None},
         "further": [
             {
@@ -206,7 +217,7 @@ def test_evidence_rows_show_their_goals_and_what_is_missed():
     }
     text = evidence.markdown({"command": "python", "device": "cpu", "rows": [row]})
     (last,) = [line for line in text.splitlines() if line.startswith("| funnel | 10 |")]
-    assert "| funnel | 2.2 | 0.2 | 0.5 |  | -0.01 |  | -0.25 |  |" in text
+    assert "| funnel | 2.2 | 0.2 | 0.3 | 0.5 |  | -0.01 |  | -0.25 |  |" in text
     assert "| funnel | 2 steps | 0.1250 | +0.0000 ± 0.1 | 0.75 | 9 |" in text
     assert "0.2000 ± 0.01 [0.15] ✗" in last
     assert "| 0.6 [0.5] |" in last and "| 50 [60] |" in last
@@ -214,3 +225,47 @@ def test_evidence_rows_show_their_goals_and_what_is_missed():
     assert set(evidence.GOALS) <= set(registry.TARGETS)
     with pytest.raises(ValueError, match="target must be one of"):
         evidence.run(["nothing"], 10, 1, ["recipe"], None)
+
+
+def test_honesty_counts_what_passes_and_what_is_wrong():
+    def run(fails: str, error: float, passed: bool, covered: bool) -> dict:
+        return {
+            "target": "funnel",
+            "dim": 5,
+            "fails": fails,
+            "seed": 0,
+            "error": error,
+            "log_z_stderr": 0.01,
+            "covered": covered,
+            "passed": passed,
+            "weights_passed": True,
+            "ess": 0.5,
+        }
+
+    rows = [
+        run("", 0.01, True, True),
+        run("", 0.02, True, False),
+        run("a missed mode", -0.7, False, False),
+        run("a missed mode", -0.7, True, False),
+    ]
+    text = honesty.markdown({"command": "python", "device": "cpu", "rows": rows})
+    assert "4 runs, 2 of them meant to fail" in text
+    assert "3 runs pass; the 95 % interval of log Z covers the truth in 1 of them (33.3 %" in text
+    assert (
+        "off by more than 0.5: **1**. Without the look for modes from outside it would be 2" in text
+    )
+    assert "Of 2 runs that are off by more than 0.5, 1 are flagged." in text
+    assert "| funnel | 5 | a missed mode | 2 | 1 | 0 | 2 | 1 | -0.7 | 0.5 |" in text
+
+
+def test_honest_cases_are_what_they_say():
+    found = honesty.cases()
+    assert len(found) * 10 >= 200 and {case.fails for case in found} >= {
+        "",
+        "a missed mode",
+        "heavy tails",
+        "a cut budget",
+        "a folded map",
+    }
+    for case in found:
+        assert 2 <= case.target.dim <= 20 and case.target.log_z is not None
