@@ -128,7 +128,7 @@ def train_sampler(
       max_steps: number N of finest steps of the distilled sampler.
       hidden: widths of the network's hidden layers.
       num_iterations: iterations of OSDS; 300 if None, 100 above 100 dimensions.
-      num_calibration_iterations: iterations of calibration; 1,500 if None, 500 above 100
+      num_calibration_iterations: iterations of calibration; 1,500 if None, 300 above 100
         dimensions.
       explore: look for modes by many optimiser starts and tempered SMC, and take the best of a
         Gaussian, a mixture and a product of mixtures as base (`bases.fit_base`); afterwards look
@@ -153,7 +153,7 @@ def train_sampler(
     if num_iterations is None:
         num_iterations = 100 if large else 300
     if num_calibration_iterations is None:
-        num_calibration_iterations = 500 if large else 1_500
+        num_calibration_iterations = 300 if large else 1_500
     fitted = None
     if base is None and explore:
         fitted = fit_base(key_base, target, init_position=init_position)

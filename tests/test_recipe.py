@@ -158,6 +158,8 @@ def test_draws_that_cannot_be_weighed_do_not_lose_the_training(monkeypatch):
             jax.random.key(0),
             banana(),
             base=cs.bases.standard_normal(2),
+            max_steps=2,
+            hidden=(8,),
             num_iterations=2,
             num_calibration_iterations=3,
             progress_bar=False,
