@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from consistent_samplers.diagnostics import mmd, verdict
+from consistent_samplers.diagnostics import ExplorationCheck, is_trustworthy, mmd, verdict
 from consistent_samplers.estimate import Evidence
 
 
@@ -108,6 +108,8 @@ def test_verdict(changes, parts):
     text = verdict(make_evidence(**changes))
     for part in parts:
         assert part in text
+    # What the words complain of is what fails the run, and nothing else is.
+    assert is_trustworthy(make_evidence(**changes)) == ("can be trusted" in text)
     assert not text[0].islower() and text.endswith(".") and "  " not in text
 
 
@@ -116,3 +118,14 @@ def test_verdict_joins_findings_without_repeating():
     assert text.count("may exceed log Z") == 1
     assert "Pareto k 1.20" in text and "only about 2 of 2000" in text
     assert text.count("To improve:") == 1
+
+
+def test_verdict_says_what_was_seen_from_outside():
+    missed = ExplorationCheck(num_modes=2, num_missed=1, missed_share=1.0, log_z_excess=math.nan)
+    seen = missed._replace(num_missed=0, missed_share=0.0)
+    evidence = make_evidence()
+    assert is_trustworthy(evidence, seen) and not is_trustworthy(evidence, missed)
+    assert verdict(evidence, missed).startswith("1 of 2 modes found by fresh optimiser starts")
+    text = verdict(evidence, seen)
+    assert text.endswith("found 2 mode(s), all of them sampled.")
+    assert "no sample reaches" not in text

@@ -283,3 +283,47 @@ def test_starts_where_the_density_is_not_a_number_are_left_out():
     np.testing.assert_allclose(modes.loc[0], 0.0, atol=1e-3)
     with pytest.raises(ValueError, match="NaN"):
         bases.find_modes(KEY, cs.Target(lambda x: jnp.nan * x.sum(), 2, name="never"))
+
+
+def test_heavy_tailed_components_are_normalised_and_inverted():
+    base = bases.mixture(
+        jnp.log(jnp.array([0.3, 0.7])),
+        jnp.array([[-2.0], [1.0]]),
+        jnp.array([[[0.5]], [[2.0]]]),
+        jnp.array([0.5, 0.05]),
+    )
+    # A logarithmic grid far out, where the first component falls like x^-3.
+    far = np.geomspace(30.0, 1e6, 20_000)
+    x = np.concatenate([-far[::-1], np.linspace(-30.0, 30.0, 40_001)[1:-1], far])
+    density = np.exp(np.asarray(base.log_prob(jnp.asarray(x[:, None], jnp.float32)), np.float64))
+    assert np.trapezoid(density, x) == pytest.approx(1.0, abs=1e-3)
+    draws = np.asarray(base.sample(jax.random.key(0), 40_000))[:, 0]
+    for quantile in (0.02, 0.3, 0.6, 0.98):
+        share = np.trapezoid(np.where(x < np.quantile(draws, quantile), density, 0.0), x)
+        assert share == pytest.approx(quantile, abs=0.01)
+    z = jnp.linspace(-4.0, 4.0, 81)[:, None]
+    for k in (0, 1):
+        back = jax.vmap(lambda z, k=k: base.whiten(base.unwhiten(z, k), k))(z)
+        np.testing.assert_allclose(back, z, rtol=2e-4, atol=1e-5)
+    slope = jax.vmap(jax.grad(lambda w: base.whiten(w, 0)[0]))(jnp.array([[3.0], [40.0]]))
+    step = jax.vmap(jax.jacfwd(lambda z: base.unwhiten(z, 0)))(
+        jax.vmap(lambda w: base.whiten(w, 0))(jnp.array([[3.0], [40.0]]))
+    )
+    np.testing.assert_allclose(slope[:, 0] * step[:, 0, 0], 1.0, rtol=1e-3)
+
+
+def test_a_mixture_takes_the_tails_of_its_target():
+    def log_density(x):
+        return jax.scipy.stats.t.logpdf(x, 2.0).sum()
+
+    target = cs.Target(log_density, 5, "t2")
+    fitted = bases.fit_mixture(jax.random.key(0), target)
+    assert fitted.tail is not None and 0.2 < float(fitted.tail.mean()) < 0.7
+    fit = bases.fitting.judge(jax.random.key(1), target, fitted)
+    # The Gaussian's ELBO is about -0.2 a coordinate.
+    assert fit.elbo > -0.15 and fit.ess > 0.8
+
+
+def test_wrong_tails_are_refused():
+    with pytest.raises(ValueError, match="tail must be"):
+        bases.mixture(jnp.zeros(1), jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.array([-0.1]))

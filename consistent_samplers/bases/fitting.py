@@ -13,7 +13,12 @@ import scipy.linalg
 from consistent_samplers.bases.base import Base
 from consistent_samplers.bases.exploration import Exploration, explore
 from consistent_samplers.bases.gaussian import MAX_DENSE_DIM, fit_gaussian
-from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture
+from consistent_samplers.bases.mixture import (
+    MixtureBase,
+    ProductMixtureBase,
+    mixture,
+    stretch,
+)
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
@@ -24,6 +29,8 @@ _GOOD_ENOUGH = 0.98
 _MINOR = 0.01
 # Nats by which the particles' log Z must exceed the Gaussian's ELBO to look further.
 _UNSEEN_NATS = 2.0
+# Tails that a mixture is tried with before it is trained: about 10, 4 and 2 degrees of freedom.
+_TAILS = (0.1, 0.25, 0.5)
 # Components whose share is below this carry nothing that importance weights would miss.
 _MIN_SHARE = 1e-4
 
@@ -148,11 +155,22 @@ def fit_mixture(
             f"No part of target {target.name!r} was found. Give init_position to cs.bases.explore: "
             "points where the density is positive."
         )
-    start = bases[best]
-    if fits[best].ess > _GOOD_ENOUGH:
+    start, fit = bases[best], fits[best]
+    if fit.ess > _GOOD_ENOUGH:
         return start
+    for tail in _TAILS:
+        # With the curvature at its centre that the Gaussian component has.
+        heavier = mixture(
+            start.log_weights,
+            start.loc,
+            bases[best].scale_tril * math.sqrt(1.0 + 3.0 * tail),
+            jnp.full(start.num_components, tail),
+        )
+        heavier_fit = judge(key_judge, target, heavier)
+        if heavier_fit.elbo > fit.elbo:
+            start, fit = heavier, heavier_fit
     trained = _train(starts[best][0], target, start, num_iterations, batch_size, learning_rate)
-    return trained if judge(key_judge, target, trained).elbo > fits[best].elbo else start
+    return trained if judge(key_judge, target, trained).elbo > fit.elbo else start
 
 
 def fit_product(
@@ -257,14 +275,17 @@ def _train(
     batch_size: int,
     learning_rate: float,
 ) -> MixtureBase:
-    """Adam on the ELBO over x = m_k + L_k (μ_k + T_k ε), starting at μ = 0, T = I."""
+    """Adam on the ELBO over x = m_k + L_k (μ_k + T_k w(ε)), starting at μ = 0, T = I.
+
+    Tails are trained where they are heavier than a Gaussian's.
+    """
     num, dim = start.num_components, start.dim
     per_component = max(2, batch_size // num)
     below = jnp.tril(jnp.ones((dim, dim)), -1)
     eye = jnp.broadcast_to(jnp.eye(dim), (num, dim, dim))
 
-    def moved(params: tuple[Array, Array, Array]) -> MixtureBase:
-        logits, shift, raw = params
+    def moved(params: tuple[Array, ...]) -> MixtureBase:
+        logits, shift, raw, log_tail = params
         factor = below * raw + jnp.exp(jnp.diagonal(raw, axis1=1, axis2=2))[..., None] * eye[0]
         inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
         return MixtureBase(
@@ -272,13 +293,16 @@ def _train(
             start.loc + jnp.einsum("kij,kj->ki", start.scale_tril, shift),
             jnp.einsum("kij,kjl->kil", start.scale_tril, factor),
             jnp.einsum("kij,kjl->kil", inverse, start.whitener),
+            # Heavier than a Cauchy no mean of log weights need exist.
+            None if start.tail is None else jnp.minimum(start.tail * jnp.exp(log_tail), 1.0),
         )
 
-    def negative_elbo(params: tuple[Array, Array, Array], eps: Array) -> Array:
+    def negative_elbo(params: tuple[Array, ...], eps: Array) -> Array:
         base = moved(params)
         # Path gradient: the density is scored with its parameters frozen.
         frozen = moved(jax.lax.stop_gradient(params))
-        x = base.loc[:, None] + jnp.einsum("kij,knj->kni", base.scale_tril, eps)
+        stretched = eps if base.tail is None else stretch(eps, base.tail[:, None, None])
+        x = base.loc[:, None] + jnp.einsum("kij,knj->kni", base.scale_tril, stretched)
         log_ratio = jax.vmap(jax.vmap(target.log_density))(x) - frozen.log_prob(x)
         return -jnp.sum(jnp.exp(base.log_weights) * log_ratio.mean(1))
 
@@ -298,8 +322,13 @@ def _train(
         return (optax.apply_updates(params, updates), opt_state), None
 
     @jax.jit
-    def run(key: PRNGKey) -> tuple[Array, Array, Array]:
-        params = (start.log_weights, jnp.zeros((num, dim)), jnp.zeros((num, dim, dim)))
+    def run(key: PRNGKey) -> tuple[Array, ...]:
+        params = (
+            start.log_weights,
+            jnp.zeros((num, dim)),
+            jnp.zeros((num, dim, dim)),
+            jnp.zeros(num),
+        )
         carry = (params, optimizer.init(params))
         (params, _), _ = jax.lax.scan(step, carry, jax.random.split(key, num_iterations))
         return params
@@ -308,4 +337,4 @@ def _train(
     if not all(bool(jnp.isfinite(p).all()) for p in params):
         return start
     trained = moved(params)
-    return mixture(trained.log_weights, trained.loc, trained.scale_tril)
+    return mixture(trained.log_weights, trained.loc, trained.scale_tril, trained.tail)

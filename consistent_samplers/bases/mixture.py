@@ -20,6 +20,34 @@ def _standard_normal_log_prob(z: Array) -> Array:
     return -0.5 * (jnp.sum(z**2, axis=-1) + z.shape[-1] * _LOG_2PI)
 
 
+@jax.custom_jvp
+def _lambert_w(y: Array) -> Array:
+    """The solution W >= 0 of W e^W = y for y >= 0 (principal branch of Lambert's function)."""
+    log1p = jnp.log1p(y)
+    w = log1p * (1.0 - jnp.log1p(log1p) / (2.0 + log1p))
+    for _ in range(3):
+        # Newton on w = y e^(-w): no cancellation, and exact at zero.
+        found = y * jnp.exp(-w)
+        w = w - (w - found) / (1.0 + found)
+    return w
+
+
+@_lambert_w.defjvp
+def _lambert_w_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    w = _lambert_w(*primals)
+    return w, tangents[0] * jnp.exp(-w) / (1.0 + w)
+
+
+def stretch(z: Array, tail: Array) -> Array:
+    """Tukey's h: z exp(h z² / 2), whose tails fall like a power, |x|^(-1/h)."""
+    return z * jnp.exp(0.5 * tail * z**2)
+
+
+def _unstretch(w: Array, tail: Array) -> Array:
+    """Its inverse."""
+    return w * jnp.exp(-0.5 * _lambert_w(tail * w**2))
+
+
 class _SeveralFrames:
     """What bases of several components share: the extended target, see `Base`."""
 
@@ -47,17 +75,23 @@ class _SeveralFrames:
 class MixtureBase(_SeveralFrames):
     """Σ_k π_k N(m_k, L_k L_kᵀ) on R^dim. Build it with `mixture`, or fit it with `fit_mixture`.
 
+    With tails h_k > 0 a component is the law of m_k + L_k w, where w = z exp(h_k z² / 2) by
+    coordinate (Tukey's h distribution, Goerg, 2015), which falls like |w|^(-1/h_k): close to
+    Student's t with 1 / h_k degrees of freedom.
+
     Attributes:
       log_weights: ``[num_components]``, log π.
       loc: ``[num_components, dim]``, the means m_k.
       scale_tril: ``[num_components, dim, dim]``, lower triangular L_k with positive diagonals.
       whitener: ``[num_components, dim, dim]``, their inverses.
+      tail: ``[num_components]``, h_k, or None for Gaussian components.
     """
 
     log_weights: Array
     loc: Array
     scale_tril: Array
     whitener: Array
+    tail: Array | None = None
 
     @property
     def dim(self) -> int:
@@ -86,9 +120,15 @@ class MixtureBase(_SeveralFrames):
     def _joint(self, x: Array) -> Array:
         """Log π_k + log N(x; m_k, L_k L_kᵀ): ``[..., dim] -> [..., num_components]``."""
         away = x[..., None, :] - self.loc
-        z = jnp.einsum("kij,...kj->...ki", self.whitener, away, precision="highest")
+        w = jnp.einsum("kij,...kj->...ki", self.whitener, away, precision="highest")
         log_abs_det = jnp.log(jnp.diagonal(self.whitener, axis1=-2, axis2=-1)).sum(-1)
-        return self.log_weights + log_abs_det + _standard_normal_log_prob(z)
+        if self.tail is None:
+            return self.log_weights + log_abs_det + _standard_normal_log_prob(w)
+        tail = self.tail[:, None]
+        z = _unstretch(w, tail)
+        log_slope = 0.5 * tail * z**2 + jnp.log1p(tail * z**2)
+        log_normal = _standard_normal_log_prob(z) - log_slope.sum(-1)
+        return self.log_weights + log_abs_det + log_normal
 
     def draw_component(self, rng_key: PRNGKey) -> Array:
         """Draws k ~ π: ``[]``."""
@@ -108,26 +148,33 @@ class MixtureBase(_SeveralFrames):
         return jnp.concatenate([place, jax.nn.one_hot(component, self.num_components)])
 
     def unwhiten(self, z: Array, component: Array) -> Array:
-        """The point x = m_k + L_k z: ``[dim] -> [dim]``."""
-        scaled = jnp.matmul(self.scale_tril[component], z, precision="highest")
-        return self.loc[component] + scaled
+        """The point x = m_k + L_k w(z): ``[dim] -> [dim]``."""
+        stretched = z if self.tail is None else stretch(z, self.tail[component])
+        return self.loc[component] + jnp.matmul(
+            self.scale_tril[component], stretched, precision="highest"
+        )
 
     def whiten(self, x: Array, component: Array) -> Array:
-        """The whitened point z = L_k⁻¹ (x - m_k): ``[dim] -> [dim]``."""
+        """The point z with w(z) = L_k⁻¹ (x - m_k): ``[dim] -> [dim]``."""
         away = x - self.loc[component]
-        return jnp.matmul(self.whitener[component], away, precision="highest")
+        w = jnp.matmul(self.whitener[component], away, precision="highest")
+        return w if self.tail is None else _unstretch(w, self.tail[component])
 
 
-def mixture(log_weights: Array, loc: Array, scale_tril: Array) -> MixtureBase:
-    """A mixture of Gaussians.
+def mixture(
+    log_weights: Array, loc: Array, scale_tril: Array, tail: Array | None = None
+) -> MixtureBase:
+    """A mixture of Gaussians, or of components with heavier tails.
 
     Args:
       log_weights: ``[num_components]``, need not be normalised.
       loc: ``[num_components, dim]``, means.
       scale_tril: ``[num_components, dim, dim]``, lower Cholesky factors of the covariances.
+      tail: ``[num_components]``, how heavy the tails are, see `MixtureBase`; Gaussian if None.
 
     Raises:
-      ValueError: shapes that do not go together, or factors without a positive diagonal.
+      ValueError: shapes that do not go together, factors without a positive diagonal, or negative
+        tails.
     """
     logits, means = np.asarray(log_weights, np.float64), np.asarray(loc, np.float64)
     factors = np.asarray(scale_tril, np.float64)
@@ -145,7 +192,12 @@ def mixture(log_weights: Array, loc: Array, scale_tril: Array) -> MixtureBase:
     # On the host in float64: exact, and away from XLA's LAPACK calls.
     inverses = np.stack([scipy.linalg.solve_triangular(f, eye, lower=True) for f in factors])
     logits -= scipy.special.logsumexp(logits)
-    return MixtureBase(*(jnp.asarray(a, float) for a in (logits, means, factors, inverses)))
+    parts = [logits, means, factors, inverses]
+    if tail is not None:
+        parts.append(np.asarray(tail, np.float64))
+        if parts[-1].shape != (num,) or not (parts[-1] >= 0.0).all():
+            raise ValueError(f"tail must be [{num}] numbers that are not negative, got {tail}.")
+    return MixtureBase(*(jnp.asarray(part, float) for part in parts))
 
 
 @flax.struct.dataclass
