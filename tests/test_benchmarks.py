@@ -176,7 +176,12 @@ def test_row_and_table_end_to_end(tmp_path, capsys, monkeypatch):
 
     joined = table.lines(row)
     assert joined[0]["sinkhorn"] == row["summary"]["distances"][0]["sinkhorn"]
-    results = {"command": "python -m benchmarks table scds", "failed": {}, "lines": joined}
+    results = {
+        "command": "python -m benchmarks table scds",
+        "failed": {},
+        "lines": joined,
+        "row_seconds": 90.0,
+    }
     text = table.markdown("scds", [row], results)
     assert f"`{line}`" in text
     assert "| pis | 1 | lower-if-injective |" in text
