@@ -8,7 +8,7 @@ import scipy.stats
 
 from consistent_samplers import bases, targets
 from consistent_samplers.bases import GaussianBase
-from consistent_samplers.bases.gaussian import _positive_inverse
+from consistent_samplers.bases.gaussian_fit import _positive_inverse
 from consistent_samplers.targets import Target
 
 KEY = jax.random.key(0)

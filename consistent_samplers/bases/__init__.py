@@ -10,7 +10,8 @@ from consistent_samplers.bases.fitting import (
     fit_product,
     judge,
 )
-from consistent_samplers.bases.gaussian import GaussianBase, fit_gaussian, standard_normal
+from consistent_samplers.bases.gaussian import GaussianBase, standard_normal
+from consistent_samplers.bases.gaussian_fit import fit_gaussian
 from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture
 
 __all__ = [

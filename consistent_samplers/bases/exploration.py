@@ -16,7 +16,7 @@ import optax
 import scipy.linalg
 import scipy.optimize
 
-from consistent_samplers.bases.gaussian import MAX_DENSE_DIM, OUTSIDE, host_objective
+from consistent_samplers.bases.gaussian_fit import MAX_DENSE_DIM, OUTSIDE, host_objective
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.types import Array, PRNGKey
 

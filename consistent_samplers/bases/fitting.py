@@ -12,7 +12,7 @@ import scipy.linalg
 
 from consistent_samplers.bases.base import Base
 from consistent_samplers.bases.exploration import Exploration, explore
-from consistent_samplers.bases.gaussian import MAX_DENSE_DIM, fit_gaussian
+from consistent_samplers.bases.gaussian_fit import MAX_DENSE_DIM, fit_gaussian
 from consistent_samplers.bases.mixture import (
     MixtureBase,
     ProductMixtureBase,
