@@ -13,6 +13,9 @@ from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.simulate import ControlFn, flow_step, flow_step_and_jacobian
 from consistent_samplers.types import Array
 
+TAME_LIMIT = 10.0
+"""Nats from the median beyond which a log weight counts as its logarithm in training."""
+
 
 def reverse_kl(log_weight: Array) -> Array:
     """KL(sampler ‖ target) up to log Z: -log w of each reparametrised sample.
@@ -25,7 +28,7 @@ def reverse_kl(log_weight: Array) -> Array:
     return -log_weight
 
 
-def tame(log_weight: Array, limit: float = 10.0) -> Array:
+def tame(log_weight: Array, limit: float = TAME_LIMIT) -> Array:
     """Log weights with residuals about their median that grow as a logarithm beyond a limit.
 
     For training only. A sample whose weight is off by thousands of nats, as some are early on,

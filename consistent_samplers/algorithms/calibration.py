@@ -5,10 +5,11 @@ the accumulated error leaves. Calibration minimises the reverse KL of the discre
 
     E_{x0 ~ p0} [ log p0(x0) - log |det ∂T/∂x0| - log ρ(T(x0)) ],
 
-with the determinant of the step actually taken, along its path gradient, whose noise vanishes as
-the map's density approaches the target. A penalty keeps the symmetric part of every
-step's Jacobian positive definite on a ball wider than the base: a map with that property is
-injective, which is what its change of variables needs to be a bound.
+with the determinant of the step actually taken. Its gradient is the path gradient, whose noise
+vanishes as the map's density approaches the target; where a batch folds or weighs too unevenly for
+that, the gradient in full. A penalty keeps the symmetric part of every step's Jacobian positive
+definite on a ball wider than the base: a map with that property is injective, which is what its
+change of variables needs to be a bound.
 """
 
 import dataclasses
@@ -103,6 +104,11 @@ def calibration(
         )
         return log_weight, gradient, jnp.any(path.sign <= 0)
 
+    def exact_log_weight(params: Params, x0: Array, component: Component) -> Array:
+        here = control.at(component)
+        path = simulate.flow_path(here.bind(params), here.process, x0, num_steps)
+        return simulate.flow_log_weight(path, here.log_density)
+
     def landing(params: Params, x0: Array, component: Component) -> Array:
         here = control.at(component)
         return simulate.flow_map(here.bind(params), here.process, x0, num_steps)
@@ -133,15 +139,31 @@ def calibration(
             lambda c: jnp.concatenate([c[:num_held], c[:num_held]]), component
         )
 
-        def objective(params: Params) -> tuple[Array, Array]:
+        def penalty_of(params: Params) -> Array:
+            return jax.vmap(shortfall, (None, 0, 0, 0))(params, held, probe, held_component).mean()
+
+        def along_path(params: Params) -> tuple[Array, Array]:
+            penalty = penalty_of(params)
             landed = jax.vmap(landing, (None, 0, 0))(params, x0, component)
-            penalty = jax.vmap(shortfall, (None, 0, 0, 0))(
-                params, held, probe, held_component
-            ).mean()
             pulled = jnp.sum(pull * landed, axis=-1).mean()
             return pulled + monotonicity_weight * penalty, penalty
 
-        grads, penalty = jax.grad(objective, has_aux=True)(state.params)
+        def in_full(params: Params) -> tuple[Array, Array]:
+            penalty = penalty_of(params)
+            log_weight = jax.vmap(exact_log_weight, (None, 0, 0))(params, x0, component)
+            loss = losses.reverse_kl(losses.tame(log_weight)).mean()
+            return loss + monotonicity_weight * penalty, penalty
+
+        # What the path gradient leaves out has mean zero for injective maps only: where a map
+        # folds, the determinant's own gradient is what holds it back. And far from the target its
+        # pull is the noisier one.
+        far = jnp.abs(log_weight - jnp.median(log_weight)).max() > losses.TAME_LIMIT
+        grads, penalty = jax.lax.cond(
+            folded.any() | far,
+            jax.grad(in_full, has_aux=True),
+            jax.grad(along_path, has_aux=True),
+            state.params,
+        )
         elbo = log_weight.mean()
         loss = losses.reverse_kl(losses.tame(log_weight)).mean() + monotonicity_weight * penalty
         info = CalibrationInfo(loss, elbo, penalty, folded.mean(), optax.tree.norm(grads))

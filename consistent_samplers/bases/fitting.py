@@ -29,6 +29,8 @@ _GOOD_ENOUGH = 0.98
 _MINOR = 0.01
 # Nats by which the particles' log Z must exceed the Gaussian's ELBO to look further.
 _UNSEEN_NATS = 2.0
+# Nats by which components of one mode must beat a Gaussian before calibration.
+_FLOW_NATS = 1.0
 # Tails that a mixture is tried with before it is trained: about 10, 4 and 2 degrees of freedom.
 _TAILS = (0.1, 0.25, 0.5)
 # Components whose share is below this carry nothing that importance weights would miss.
@@ -97,9 +99,11 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
         for kind in bases.keys() - fits.keys():
             fits[kind] = judge(key_judge, target, bases[kind])
     best = max(fits.values(), key=lambda fit: fit.elbo)
+    # The simpler kind where they differ by noise only, or by what a flow makes up for more easily
+    # than on several components; not where several modes were seen, of which it may lack one.
+    margin = 2.0 * best.elbo_stderr + (_FLOW_NATS if num_modes <= 1 else 0.0)
     for kind in bases:
-        # The simpler kind where they differ by noise only.
-        if fits[kind].elbo >= best.elbo - 2.0 * best.elbo_stderr:
+        if fits[kind].elbo >= best.elbo - margin:
             return FittedBase(bases[kind], kind, fits, found)
     return FittedBase(bases["gaussian"], "gaussian", fits, found)
 
