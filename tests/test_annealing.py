@@ -60,11 +60,10 @@ def test_annealing_works_in_the_frames_of_a_mixture():
     assert abs(float(e.log_z)) < 4.0 * float(e.log_z_stderr) < 0.6
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
-def test_resampled_paths_estimate_z_without_bias(threshold):
+def test_resampled_paths_estimate_z_without_bias():
     algorithm, state = untrained(cs.dis, max_steps=8)
     log_z = jax.vmap(
-        lambda key: resampled_paths(key, algorithm, state, 256, 8, resample_below=threshold).log_z
+        lambda key: resampled_paths(key, algorithm, state, 256, 8, resample_below=0.8).log_z
     )
     estimates = log_z(jax.random.split(jax.random.key(0), 64))
     z = np.exp(np.asarray(estimates) - LOG_Z)
