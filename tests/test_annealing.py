@@ -49,6 +49,7 @@ def test_annealing_leaves_exact_draws_and_their_weights():
     )
 
 
+@pytest.mark.slow
 def test_annealing_works_in_the_frames_of_a_mixture():
     target = cs.targets.gmm9()
     base = cs.bases.mixture(

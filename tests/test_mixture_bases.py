@@ -312,6 +312,7 @@ def test_heavy_tailed_components_are_normalised_and_inverted():
     np.testing.assert_allclose(slope[:, 0] * step[:, 0, 0], 1.0, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_mixture_takes_the_tails_of_its_target():
     def log_density(x):
         return jax.scipy.stats.t.logpdf(x, 2.0).sum()

@@ -37,6 +37,7 @@ def trained():
     )
 
 
+@pytest.mark.slow
 def test_gaussian_target():
     rng = np.random.default_rng(0)
     factor = rng.normal(size=(5, 5))
