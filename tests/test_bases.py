@@ -103,7 +103,8 @@ def test_standard_normal_wants_a_scale(scale):
 
 # Fewer starts than by default where L-BFGS is slow: many are for other targets than these.
 @pytest.mark.parametrize(
-    ("dim", "num_starts"), [(2, 8), (10, 4), pytest.param(50, 1, marks=pytest.mark.slow)]
+    ("dim", "num_starts"),
+    [(2, 8), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((10, 4), (50, 1)))],
 )
 def test_fit_gaussian_is_exact_on_gaussians(dim, num_starts):
     mean = np.random.default_rng(dim).normal(size=dim)

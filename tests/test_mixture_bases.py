@@ -166,7 +166,7 @@ def test_reverse_weights_of_exact_draws_have_the_mean_of_one_over_z(bound):
 @pytest.mark.parametrize(
     "control_loss",
     [
-        "reverse_kl",
+        pytest.param("reverse_kl", marks=pytest.mark.slow),
         pytest.param("log_variance", marks=pytest.mark.slow),
         pytest.param("sub_trajectory_balance", marks=pytest.mark.slow),
     ],
