@@ -10,7 +10,7 @@ import jax
 import consistent_samplers as cs
 from benchmarks import registry, table_figures
 from benchmarks.measure import summarise
-from benchmarks.methods import SETTINGS, TARGET_SETTINGS, Budget, Trainer
+from benchmarks.methods import SETTINGS, Budget, Trainer
 from benchmarks.rows import cell, number, versions_and_device, write_json
 
 _TRAIN_STEPS = (2, 4, 8, 128)
@@ -55,7 +55,7 @@ def run(
             raise ValueError(f"The true log Z of {name} is not known: take another target.")
         base, words = registry.build_base(registry.TARGETS[name], built)
         budget = Budget(iterations=num_iterations)
-        alone = Trainer(name, "base", built, base, budget, (1,)).train(0)
+        alone = Trainer("base", built, base, budget, (1,)).train(0)
         e = cs.evidence(alone.draw(jax.random.key(0), num_samples, 1, "lower"))
         results["targets"][name] = {
             "true_log_z": built.log_z,
@@ -64,9 +64,9 @@ def run(
             "base_elbo_stderr": float(e.elbo_stderr),
         }
         for kind, method in _KINDS.items():
-            settings = SETTINGS[method] | TARGET_SETTINGS.get((name, method), {})
+            settings = SETTINGS[method]
             overrides = {} if kind == "paper" else {"train_steps": _TRAIN_STEPS}
-            trainer = Trainer(name, method, built, base, budget, _STEPS, overrides=overrides)
+            trainer = Trainer(method, built, base, budget, _STEPS, overrides=overrides)
             for seed in range(seeds):
                 sampler = trainer.train(seed)
                 key = jax.random.fold_in(jax.random.key(seed), 2**20)

@@ -51,8 +51,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "osds.paper": {"batch_size": 128, "learning_rate": 5e-4},
     "cdds.paper": {"batch_size": 256, "learning_rate": 1e-3},
 }
-TARGET_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {}
-"""What differs on a target: ``(target, method) -> settings``, on top of `SETTINGS`."""
+MANY_DIMENSIONS = 100
+"""Above it our own methods take the network whose determinants come by parts."""
+MANY_DIMENSIONS_SETTINGS: dict[str, Any] = {"network": "structured", "guidance": None}
+_MAX_FACTORISED_DIM = 500
+"""Above it a general network's map is drawn but not weighed: each draw takes the determinant of a
+full matrix, and each inversion a score of them."""
 
 CALIBRATION: dict[str, Any] = {"batch_size": 128, "learning_rate": 2e-3}
 CALIBRATION_SHARE = 0.5
@@ -133,6 +137,9 @@ QUICK_STEPS: dict[str, tuple[int, ...]] = {
 
 METHODS = tuple(STEPS)
 
+# Students take their network from their teacher.
+_BUILT_ON_A_BASE = frozenset(SETTINGS) - frozenset(TEACHERS)
+
 # --- Samplers -----------------------------------------------------------------------------------
 
 _CONSTRUCTORS: dict[str, Callable[..., Algorithm]] = {
@@ -208,6 +215,7 @@ class Sampler:
       draw: ``(rng_key, num_samples, num_steps, bound) -> Draws``.
       reverse: ``(rng_key, position, num_steps, bound) -> log_weight`` of given points.
       training: what training took, for the row: stages with iterations, seconds and so on.
+      left_out: which kind of weight is left out and why, or None.
     """
 
     bounds: tuple[Bound, ...]
@@ -216,6 +224,7 @@ class Sampler:
     draw: Callable[[Array, int, int, Bound | None], Draws]
     reverse: Callable[[Array, Array, int, Bound], Array]
     training: dict[str, Any]
+    left_out: str | None = None
 
 
 class Trainer:
@@ -224,7 +233,6 @@ class Trainer:
     What does not depend on the seed is compiled once.
 
     Args:
-      target_name: name in the registry.
       method: name of the method.
       target: the target.
       base: where it starts.
@@ -238,7 +246,6 @@ class Trainer:
 
     def __init__(
         self,
-        target_name: str,
         method: str,
         target: Target,
         base: GaussianBase,
@@ -253,7 +260,7 @@ class Trainer:
                 f"{method} plans its rounds in iterations. Give a budget such as 2000it, not "
                 f"{budget}."
             )
-        self._target_name, self._method = target_name, method
+        self._method = method
         self._target, self._base = target, base
         self._budget, self._steps = budget, tuple(steps)
         self._overrides = overrides or {}
@@ -300,7 +307,7 @@ class Trainer:
 
     def _build(self, method: str, budget: Budget, **extra: Any) -> Algorithm:
         """A method with its settings on this target."""
-        settings = SETTINGS[method] | TARGET_SETTINGS.get((self._target_name, method), {})
+        settings = _settings(method, self._target.dim)
         if budget.iterations is not None:
             shares = WARMUP_SHARES.get(method, {})
             warmup = {name: round(part * budget.iterations) for name, part in shares.items()}
@@ -322,9 +329,7 @@ class Trainer:
         if self._method == "progressive":
             assert self._budget.iterations is not None
             num_rounds = self._teacher.max_steps.bit_length() - 1
-            settings = SETTINGS["progressive"] | TARGET_SETTINGS.get(
-                (self._target_name, "progressive"), {}
-            )
+            settings = _settings("progressive", self._target.dim)
             per_round = max(1, self._budget.iterations // num_rounds)
             student = cs.progressive_distillation(
                 self._target,
@@ -475,8 +480,15 @@ def _from_algorithm(
             key, state_for(num_steps, bound), position, num_steps, bound=bound
         )
 
+    bounds, left_out = algorithm.bounds, None
+    if algorithm.base.dim > _MAX_FACTORISED_DIM and algorithm.control.network.jacobian is None:
+        bounds = tuple(bound for bound in bounds if bound != "lower-if-injective")
+        left_out = (
+            f"exact weights of the map: a general network in {algorithm.base.dim} dimensions takes "
+            "the determinant of a full matrix for each draw"
+        )
     guided = algorithm.control.guided
-    return Sampler(algorithm.bounds, algorithm.max_steps, guided, draw, reverse, training)
+    return Sampler(bounds, algorithm.max_steps, guided, draw, reverse, training, left_out)
 
 
 def _base_sampler(target: Target, base: GaussianBase) -> Sampler:
@@ -512,9 +524,17 @@ def _nuts_sampler(target: Target, base: GaussianBase) -> Sampler:
     return Sampler((), 1, True, draw, reverse, {})
 
 
-def settings_of(method: str, target: str) -> dict[str, Any]:
+def _settings(method: str, dim: int) -> dict[str, Any]:
+    """Of a method on a target of so many dimensions."""
+    settings = SETTINGS.get(method, {})
+    if dim > MANY_DIMENSIONS and method in _BUILT_ON_A_BASE and not method.endswith(".paper"):
+        settings = MANY_DIMENSIONS_SETTINGS | settings
+    return settings
+
+
+def settings_of(method: str, dim: int) -> dict[str, Any]:
     """The settings of a row, for its JSON."""
-    settings = dict(SETTINGS.get(method, {})) | TARGET_SETTINGS.get((target, method), {})
+    settings = dict(_settings(method, dim))
     if method in WARMUP_SHARES:
         settings["shares of the iterations"] = WARMUP_SHARES[method]
     if method == "recipe":
@@ -522,7 +542,7 @@ def settings_of(method: str, target: str) -> dict[str, Any]:
     if method in ("osds-calibrated", "cdds-calibrated"):
         settings["calibration"] = CALIBRATION | {"share of the budget": CALIBRATION_SHARE}
     if method in TEACHERS:
-        settings["teacher"] = {TEACHERS[method]: settings_of(TEACHERS[method], target)}
+        settings["teacher"] = {TEACHERS[method]: settings_of(TEACHERS[method], dim)}
         if method != "progressive":
             settings["iterations relative to the teacher's"] = STUDENT_SHARE
     return {

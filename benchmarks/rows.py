@@ -80,7 +80,7 @@ def run(
     base, base_words = registry.build_base(entry, built)
     base_seconds = time.perf_counter() - start
     reference = registry.reference_draws(target, entry, built, base, NUM_DISTANCE_POINTS)
-    trainer = Trainer(target, method, built, base, parsed, steps)
+    trainer = Trainer(method, built, base, parsed, steps)
     row: dict[str, Any] = {
         "command": command(target, method, steps, parsed, seeds, seed, num_samples),
         "target": target,
@@ -95,7 +95,7 @@ def run(
             "steps": steps,
             "seeds": list(range(seed, seed + seeds)),
             "num_samples": num_samples,
-            "method": methods.settings_of(method, target),
+            "method": methods.settings_of(method, built.dim),
         },
         **versions_and_device(),
         "training": [],
@@ -107,6 +107,8 @@ def run(
     for current in range(seed, seed + seeds):
         sampler = trainer.train(current)
         row["training"].append({"seed": current, "stages": sampler.training})
+        if sampler.left_out is not None:
+            row["left_out"] = sampler.left_out
         _measure(row, sampler, current, num_samples, entry, built, reference, steps)
     row["summary"] = {
         "evidence": measure.summarise(
@@ -218,6 +220,8 @@ def _print(row: dict[str, Any]) -> None:
         "folded",
         "sampling_seconds",
     )
+    if "left_out" in row:
+        print(f"  left out: {row['left_out']}")
     if row["summary"]["evidence"]:
         print(f"{'steps':>6} {'bound':<20}" + "".join(f"{h:>10}" for h in header))
     for line in row["summary"]["evidence"]:

@@ -1,10 +1,17 @@
 """Settings that hold for every test."""
 
+import os
 from collections.abc import Iterator
 
 import jax
 import pytest
 from hypothesis import settings
+
+# Most of the suite's time goes into compilation, a quarter of all into optimising code that runs
+# once. The benchmarks run what users run. Read by XLA with the first array, not on import.
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+if "xla_backend_optimization_level" not in _FLAGS:
+    os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_backend_optimization_level=0".strip()
 
 # Derandomised: a failure of today is a failure of tomorrow. No deadline: the first example pays
 # for a compilation. Few examples: two cores.

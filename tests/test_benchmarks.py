@@ -131,7 +131,7 @@ def test_base_weights_are_importance_weights():
     target = entry.build()
     base, words = registry.build_base(entry, target)
     assert "1.5²" in words
-    sampler = Trainer("rosenbrock", "base", target, base, Budget(1), (1,)).train(0)
+    sampler = Trainer("base", target, base, Budget(1), (1,)).train(0)
     row, draws = measure.evidence_row(jax.random.key(0), sampler, target, 4_000, 1, "lower")
     expected = target.log_density(draws.position[0]) - jnp.sum(
         jax.scipy.stats.norm.logpdf(draws.position[0], scale=1.5)
@@ -146,9 +146,9 @@ def test_methods_refuse_what_cannot_be():
     target = registry.TARGETS["gmm9"].build()
     base, _ = registry.build_base(registry.TARGETS["gmm9"], target)
     with pytest.raises(ValueError, match="method must be one of"):
-        Trainer("gmm9", "diss", target, base, Budget(1), (1,))
+        Trainer("diss", target, base, Budget(1), (1,))
     with pytest.raises(ValueError, match="in iterations"):
-        Trainer("gmm9", "recipe", target, base, Budget(seconds=1.0), (1,))
+        Trainer("recipe", target, base, Budget(seconds=1.0), (1,))
 
 
 def test_heuristic_excess_needs_two_standard_errors():

@@ -16,7 +16,10 @@ ZERO, ONE = jnp.zeros(()), jnp.ones(())
 
 def shaken(network: networks.Network, scale: float = 0.1):
     """Parameters of a network that is no longer at its start, where it is zero."""
-    params = network.init(jax.random.key(0))
+    return shaken_params(network.init(jax.random.key(0)), scale)
+
+
+def shaken_params(params, scale: float = 0.1):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [
@@ -24,6 +27,11 @@ def shaken(network: networks.Network, scale: float = 0.1):
         for leaf, key in zip(leaves, keys, strict=True)
     ]
     return jax.tree.unflatten(tree, moved)
+
+
+def shaken_state(algorithm):
+    params = shaken_params(algorithm.init(jax.random.key(0)).params)
+    return algorithm.init(jax.random.key(0))._replace(params=params, ema_params=params)
 
 
 def bound(kind: str) -> simulate.ControlFn:
@@ -179,3 +187,34 @@ def test_structured_osds_is_calibrated_and_weighed():
     before, e = (cs.evidence(algorithm.sample(jax.random.key(3), s, 4_000)) for s in (start, state))
     assert float(before.elbo) + 0.2 < float(e.elbo) <= 4.0 * float(e.elbo_stderr)
     assert float(e.folded) == 0.0 and float(e.round_trip_error) < 1e-2
+
+
+def test_a_structured_teacher_and_its_student_weigh_their_maps_exactly():
+    """With the full Jacobian of the whole map, whichever step size the network is shown."""
+    target = cs.targets.funnel(dim=DIM)
+    base = cs.bases.standard_normal(DIM, 1.5)
+    settings = {"network": "structured", "hidden": (6,), "max_steps": 2}
+    teacher = cs.dis(target, base=base, **settings)
+    taught = teacher.restart(shaken_state(teacher))
+    student = cs.cdds(target, teacher=teacher, teacher_state=taught, num_points=2, max_steps=1)
+    scds = cs.scds(target, base=base, **settings)
+    for algorithm, num_steps, at in ((teacher, 2, 0.5), (scds, 2, None), (student, 1, 0.5)):
+        state = algorithm.restart(shaken_state(algorithm))
+        draws = algorithm.sample(jax.random.key(4), state, 8, num_steps, bound="lower-if-injective")
+        control = algorithm.control
+        assert control.network.jacobian is not None and control.shown_step == at
+        u = control.bind(state.params)
+
+        def by_brute_force(z1, control=control, u=u, num_steps=num_steps):
+            def whole(z):
+                return simulate.flow_map(u, control.process, z, num_steps)
+
+            z0 = simulate.invert_flow(u, control.process, z1, num_steps)
+            log_abs_det = jnp.linalg.slogdet(jax.jacfwd(whole)(z0))[1]
+            log_p0 = simulate.standard_normal_log_prob(z0)
+            return control.log_density(whole(z0)) - log_p0 + log_abs_det
+
+        z1 = jax.vmap(lambda x: base.whiten(x, ()))(draws.position)
+        np.testing.assert_allclose(
+            draws.log_weight, jax.jit(jax.vmap(by_brute_force))(z1), atol=2e-3
+        )

@@ -255,8 +255,8 @@ def _build_sample(base: Base, control: Control, max_steps: int) -> tuple[SampleF
     def weigh(params: Params, path: Array, num_steps: int) -> tuple[Array, Array, Array]:
         """End point, log weight and sign of the last map's determinant, of a chain."""
         last = jnp.asarray(1.0 - 1.0 / num_steps)
-        z1, jacobian = log_det.value_and_jacobian(
-            lambda x: _denoise(control, params, x, last), path[-1]
+        z1, jacobian = simulate.flow_step_and_jacobian(
+            control.bind(params), process, path[-1], last, 1.0 - last
         )
         det = log_det.slogdet(jacobian)
         log_ratio = simulate.path_log_ratio(path, _kernels(control, params), num_steps)
@@ -300,9 +300,7 @@ def _build_sample(base: Base, control: Control, max_steps: int) -> tuple[SampleF
         z1 = _denoise(control, params, end, jnp.asarray(1.0 - 1.0 / num_steps))
         return jnp.sqrt(jnp.mean((undo_last(params, z1, num_steps) - end) ** 2))
 
-    return batched(
-        base.dim, base.dim**2, max_steps, _BOUNDS, 1, one_draw, one_reverse, one_round_trip
-    )
+    return batched(control, base.dim, max_steps, _BOUNDS, 1, one_draw, one_reverse, one_round_trip)
 
 
 def _paper(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -84,14 +84,16 @@ class Control:
         return self._bind(self.frozen_network, params)
 
     def _bind(self, network: Network, params: Params) -> simulate.ControlFn:
-        if self.shown_step is None:
-            value = functools.partial(network.apply, params["control"])
-            if network.jacobian is None:
-                return value
-            jacobian = functools.partial(network.jacobian, params["control"])
-            return simulate.StructuredControl(value, jacobian)
-        shown = jnp.asarray(self.shown_step)
-        return lambda x, t, d: network.apply(params["control"], x, t, shown)
+        def bound(function: Callable[..., Any]) -> Callable[..., Any]:
+            if self.shown_step is None:
+                return functools.partial(function, params["control"])
+            shown = jnp.asarray(self.shown_step)
+            return lambda x, t, d: function(params["control"], x, t, shown)
+
+        value = bound(network.apply)
+        if network.jacobian is None:
+            return value
+        return simulate.StructuredControl(value, bound(network.jacobian))
 
     def kernels(self, params: Params) -> simulate.PathKernels:
         """The transitions of the stochastic sampler, corrected where they are learned."""

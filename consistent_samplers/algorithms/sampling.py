@@ -100,19 +100,9 @@ def build_sample(
         back = simulate.invert_flow(u, process, z1, num_steps)
         return jnp.sqrt(jnp.mean((back - z0) ** 2))
 
-    jacobian_floats = base.dim**2
-    by_parts = control.network.jacobian
-    if by_parts is not None:
-        shapes = jax.eval_shape(
-            lambda key, x, t: by_parts(control.network.init(key), x, t, t),
-            jax.random.key(0),
-            jnp.zeros(base.dim),
-            jnp.ones(()),
-        )
-        jacobian_floats = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     return batched(
+        control,
         base.dim,
-        jacobian_floats,
         max_steps,
         bounds,
         default_steps,
@@ -123,8 +113,8 @@ def build_sample(
 
 
 def batched(
+    control: Control,
     dim: int,
-    jacobian_floats: int,
     max_steps: int,
     bounds: tuple[Bound, ...],
     default_steps: int,
@@ -135,8 +125,8 @@ def batched(
     """Functions over many points, checked and in chunks, from functions of one.
 
     Args:
+      control: the control.
       dim: dimension of the target.
-      jacobian_floats: numbers that the Jacobian of one step takes.
       max_steps: most steps.
       bounds: kinds of weight there are, the default first.
       default_steps: number of steps unless told.
@@ -145,6 +135,7 @@ def batched(
       one_round_trip: ``(params, rng_key, num_steps)``, distance from the base draw of that key to
         what the inverse map makes of its image, in base standard deviations.
     """
+    jacobian_floats = _jacobian_floats(control, dim)
 
     def chunk_size(num_steps: int, bound: Bound | None) -> int:
         if bound != "lower-if-injective":
@@ -218,6 +209,20 @@ def batched(
         return reverse(rng_key, state.ema_params, position, num_steps, bound)
 
     return sample, reverse_log_weight
+
+
+def _jacobian_floats(control: Control, dim: int) -> int:
+    """Numbers that the Jacobian of one step takes."""
+    by_parts = control.network.jacobian
+    if by_parts is None:
+        return dim**2
+    shapes = jax.eval_shape(
+        lambda key, x, t: by_parts(control.network.init(key), x, t, t),
+        jax.random.key(0),
+        jnp.zeros(dim),
+        jnp.ones(()),
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def _check_bound(bound: Bound | None, bounds: tuple[Bound | None, ...]) -> None:

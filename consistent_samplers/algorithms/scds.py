@@ -30,7 +30,12 @@ from consistent_samplers.algorithms.base import (
     init_and_restart,
 )
 from consistent_samplers.algorithms.consistency import draw_steps
-from consistent_samplers.algorithms.control import Guidance, LearnedKernels, build_control
+from consistent_samplers.algorithms.control import (
+    Guidance,
+    LearnedKernels,
+    NetworkKind,
+    build_control,
+)
 from consistent_samplers.algorithms.objectives import ControlLoss
 from consistent_samplers.algorithms.sampling import build_sample
 from consistent_samplers.bases import Base, Component, standard_normal
@@ -81,6 +86,7 @@ def _scds(
     hidden: tuple[int, ...] = (64, 64),
     guidance: Guidance = None,
     elementwise_gain: bool = True,
+    network: NetworkKind = "general",
     schedule: schedules.Schedule | None = None,
     integrator: Integrator = "exponential",
     learned_kernels: LearnedKernels = None,
@@ -113,6 +119,8 @@ def _scds(
       guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
         the paper's, or None.
       elementwise_gain: let the network also scale each coordinate of x.
+      network: ``"general"``, or ``"structured"`` for many dimensions, with determinants of the
+        map by parts (`networks.structured`).
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.
       learned_kernels: corrections to the kernels of the stochastic paths, see
@@ -139,6 +147,7 @@ def _scds(
         guidance=guidance,
         elementwise_gain=elementwise_gain,
         learned_kernels=learned_kernels,
+        network=network,
     )
     objective = objectives.build_objective(
         control, target.dim, loss=control_loss, batch_size=batch_size, hidden=hidden

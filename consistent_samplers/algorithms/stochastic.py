@@ -20,7 +20,12 @@ from consistent_samplers.algorithms.base import (
     check_base,
     init_and_restart,
 )
-from consistent_samplers.algorithms.control import Guidance, LearnedKernels, build_control
+from consistent_samplers.algorithms.control import (
+    Guidance,
+    LearnedKernels,
+    NetworkKind,
+    build_control,
+)
 from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss
 from consistent_samplers.algorithms.sampling import build_sample
 from consistent_samplers.bases import Base, GaussianBase, standard_normal
@@ -70,6 +75,8 @@ class StochasticSettings(TypedDict, total=False):
       guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
         lerp(∇ log p0, ∇ log ρ, t), or None.
       elementwise_gain: let the network also scale each coordinate of x.
+      network: ``"general"``, or ``"structured"`` for many dimensions: no guidance, and exact
+        determinants of the deterministic map by parts (`networks.structured`).
       learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, bounded;
         ``"both"`` the scale of the generative ones as well; None keeps the process's own. Train
         such kernels at the numbers of steps that will be sampled (``train_steps``).
@@ -88,6 +95,7 @@ class StochasticSettings(TypedDict, total=False):
     hidden: tuple[int, ...]
     guidance: Guidance
     elementwise_gain: bool
+    network: NetworkKind
     learned_kernels: LearnedKernels
 
 
@@ -110,6 +118,7 @@ def stochastic_sampler(
     hidden: tuple[int, ...] = (64, 64),
     guidance: Guidance = None,
     elementwise_gain: bool = True,
+    network: NetworkKind = "general",
     learned_kernels: LearnedKernels = None,
     bounds: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic"),
 ) -> Algorithm:
@@ -133,6 +142,7 @@ def stochastic_sampler(
       hidden: see there.
       guidance: see there.
       elementwise_gain: see there.
+      network: see there.
       learned_kernels: see there.
       bounds: kinds of weight it can give.
 
@@ -176,6 +186,7 @@ def stochastic_sampler(
         guidance=guidance,
         elementwise_gain=elementwise_gain,
         learned_kernels=learned_kernels,
+        network=network,
         # The control of the continuous process has no step size, and a network that is shown one
         # may go anywhere at a size it was not trained at. Learned kernels depend on the size.
         step_conditioned=learned_kernels is not None,
