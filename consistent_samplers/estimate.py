@@ -32,7 +32,8 @@ class Evidence:
     Attributes:
       log_z: ``[]``, importance-sampling estimate, log of the mean weight.
       log_z_stderr: ``[]``, its standard error by the delta method,
-        ``sqrt(var(w) / n) / mean(w)``; too small where ``pareto_k`` exceeds 0.7.
+        ``sqrt(var(w) / n) / mean(w)``; too small where ``pareto_k`` exceeds 0.5 (the weights then
+        have no variance), and meaningless above 0.7.
       elbo: ``[]``, mean log weight; -inf if any weight is zero.
       elbo_stderr: ``[]``, its standard error; +inf where the ELBO is -inf.
       ess: ``[]``, share of effective samples, in (0, 1].

@@ -11,6 +11,9 @@ MIN_EFFECTIVE = 100
 MAX_ROUND_TRIP_ERROR = 0.1
 """Round-trip error, in base standard deviations, above which a map is called not invertible."""
 
+FINITE_VARIANCE_K = 0.5
+"""Pareto k above which the weights have no variance, and a standard error is an underestimate."""
+
 EVEN_ESS = 0.99
 """Share of effective samples from which on the weights are even: their tail is close to rounding,
 and its Pareto k means nothing."""
@@ -121,6 +124,13 @@ def _verdict_on_weights(evidence: Evidence, looked: bool) -> str:
             f"The weights are well behaved ({100 * ess:.0f} % of {n} samples effective): log Z and "
             "its standard error can be trusted for the region the sampler visits."
         )
+        if k > FINITE_VARIANCE_K and ess < EVEN_ESS:
+            good = (
+                f"The weights can be used ({100 * ess:.0f} % of {n} samples effective), but their "
+                f"tail is heavy (Pareto k {k:.2f}, above {FINITE_VARIANCE_K}): log Z is rather too "
+                "low than too high, by up to several of its standard errors, in the region the "
+                "sampler visits."
+            )
         if looked:
             return good
         return (
