@@ -18,9 +18,9 @@ from numpyro.infer.reparam import CircularReparam, LocScaleReparam
 
 import consistent_samplers as cs
 from consistent_samplers.integrations import numpyro as hook
-from consistent_samplers.integrations import numpyro_model
 from consistent_samplers.integrations.numpyro import OneStepSampler
-from consistent_samplers.integrations.numpyro_model import flatten_model, identify
+from consistent_samplers.integrations.numpyro import model as numpyro_model
+from consistent_samplers.integrations.numpyro.model import flatten_model, identify
 
 # Tiny budgets and exact Gaussian bases leave calibration nothing to improve.
 pytestmark = pytest.mark.filterwarnings("ignore:Calibration did not improve:UserWarning")

@@ -12,6 +12,7 @@ from jax.scipy.special import logsumexp
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Component
+from consistent_samplers.corrections.latent import weigh_latent
 from consistent_samplers.corrections.reweighting import systematic_indices
 from consistent_samplers.estimate import effective_sample_size
 from consistent_samplers.schedules import check_num_steps, time_grid
@@ -79,7 +80,7 @@ def annealed(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     import blackjax
 
-    control, base = algorithm.control, algorithm.base
+    base, weigh = algorithm.base, weigh_latent(algorithm, state, num_steps)
     kernel = blackjax.hmc.build_kernel()
     size = step_size * base.dim**-0.25
     beta = jnp.linspace(0.0, 1.0, num_temperatures + 1)
@@ -87,13 +88,9 @@ def annealed(
     def one(key: PRNGKey) -> tuple[Draws, Array]:
         key_base, key_moves = jax.random.split(key)
         component = base.draw_component(jax.random.fold_in(key_base, 1))
-        here = control.at(component)
-        u = here.bind(state.ema_params)
 
         def log_weight(z: Array) -> Array:
-            path = simulate.flow_path(u, here.process, z, num_steps)
-            value = simulate.flow_log_weight(path, here.log_density)
-            return jnp.where(jnp.isnan(value), -jnp.inf, value)
+            return weigh(z, component).log_weight
 
         def temperature(
             carry: tuple[Array, Array], inputs: tuple[Array, Array, PRNGKey]
@@ -119,12 +116,11 @@ def annealed(
         start = jax.random.normal(key_base, (base.dim,)), jnp.zeros(())
         keys = jax.random.split(key_moves, num_temperatures)
         (z, total), rates = jax.lax.scan(temperature, start, (beta[:-1], beta[1:], keys))
-        path = simulate.flow_path(u, here.process, z, num_steps)
-        x = base.unwhiten(path.position[-1], component)
-        log_rho = here.log_density(path.position[-1]) - base.log_correction(x, component)
-        flow = FlowDiagnostics(jnp.any(path.sign <= 0), jnp.full((), jnp.nan))
+        end = weigh(z, component)
+        flow = FlowDiagnostics(end.folded, jnp.full((), jnp.nan))
         total = jnp.where(jnp.isnan(total), -jnp.inf, total)
-        return Draws(x, total, log_rho, flow, "lower-if-injective"), rates
+        draws = Draws(end.position, total, end.log_density, flow, "lower-if-injective")
+        return draws, rates
 
     keys = jax.random.split(rng_key, num_samples)
     draws, rates = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=_BATCH))(keys)

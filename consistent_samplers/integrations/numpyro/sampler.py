@@ -25,7 +25,7 @@ from numpyro.util import is_prng_key
 
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.estimate import Evidence, checked_log_weight, evidence
-from consistent_samplers.integrations.numpyro_model import (
+from consistent_samplers.integrations.numpyro.model import (
     FlatModel,
     Samples,
     flatten_model,
@@ -162,19 +162,27 @@ class OneStepSampler:
             delta latent site, a subsampled plate, no latent site, or a density that is NaN, +inf
             or zero everywhere.
         """
-        _check_key(rng_key)
+        self.ensure_trained(rng_key, *model_args, **model_kwargs)
+        key = jax.random.fold_in(rng_key, 1)
+        draws = self._sample(jax.random.fold_in(key, 0), self.num_samples)
+        worth = evidence(draws)
+        self._run = _Run(key, draws, worth, _weights_allow_resampling(worth))
+
+    def ensure_trained(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
+        """Trains on these arguments unless that has been done, without drawing.
+
+        Raises:
+          TypeError: ``rng_key`` is not a single key.
+          ValueError: as `run`.
+        """
         if self._training is None:
-            self._training = self._train(rng_key, model_args, model_kwargs)
+            self.train(rng_key, *model_args, **model_kwargs)
         elif identify((model_args, model_kwargs)) != self._training.arguments:
             raise ValueError(
                 f"This sampler was trained on other arguments of model {name_of(self.model)!r}, "
                 "and its weights belong to those. Call .train(rng_key, ...) with the new ones "
                 "first, or make a new OneStepSampler."
             )
-        key = jax.random.fold_in(rng_key, 1)
-        draws = self._sample(jax.random.fold_in(key, 0), self.num_samples)
-        worth = evidence(draws)
-        self._run = _Run(key, draws, worth, _weights_allow_resampling(worth))
 
     def train(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
         """Trains anew on these arguments, whatever was trained before; drops earlier draws.
@@ -333,6 +341,16 @@ class OneStepSampler:
     def trained(self) -> TrainedSampler:
         """The trained sampler on the flattened space (RuntimeError before training)."""
         return self._trained_or_raise("trained").trained
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is a trained sampler."""
+        return self._training is not None
+
+    @property
+    def flat_model(self) -> FlatModel:
+        """The model as a density on the flattened space (RuntimeError before training)."""
+        return self._trained_or_raise("flat_model").model
 
     def _train(
         self, rng_key: PRNGKey, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]

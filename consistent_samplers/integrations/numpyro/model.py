@@ -39,11 +39,15 @@ class FlatModel:
       target: log density over the flattened unconstrained latent sites.
       constrain: positions ``[n, dim]`` to sites and deterministics; compiled, in chunks.
       latent: names of the latent sites.
+      unravel: one position ``[dim]`` to unconstrained sites.
+      constrain_sites: unconstrained sites of one draw to sites and deterministics.
     """
 
     target: Target
     constrain: Callable[[Array], Samples]
     latent: tuple[str, ...]
+    unravel: Callable[[Array], Samples]
+    constrain_sites: Callable[[Samples], Samples]
 
 
 def flatten_model(
@@ -80,17 +84,20 @@ def flatten_model(
     def log_density(x: Array) -> Array:
         return -potential_energy(seeded_model, model_args, model_kwargs, unravel(x))
 
-    def constrain_one(x: Array) -> Samples:
+    def constrain_sites(sites: Samples) -> Samples:
         return constrain_fn(
-            seeded_model, model_args, model_kwargs, unravel(x), return_deterministic=True
+            seeded_model, model_args, model_kwargs, sites, return_deterministic=True
         )
+
+    def constrain_one(x: Array) -> Samples:
+        return constrain_sites(unravel(x))
 
     target = Target(log_density, dim=flat.shape[0], name=name)
     outputs = jax.tree.leaves(jax.eval_shape(constrain_one, flat))
     num_floats = sum(math.prod(output.shape) for output in outputs)
     chunk = max(1, min(_MAX_CHUNK, _MAX_CHUNK_FLOATS // max(1, num_floats)))
     constrain = jax.jit(lambda x: jax.lax.map(constrain_one, x, batch_size=chunk))
-    return FlatModel(target, constrain, tuple(prototype))
+    return FlatModel(target, constrain, tuple(prototype), unravel, constrain_sites)
 
 
 def _check_trace(name: str, trace: dict[str, Any]) -> None:
