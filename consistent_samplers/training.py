@@ -1,5 +1,8 @@
-"""The training loop: chunks of compiled iterations, with a progress bar and a NaN stop."""
+"""The training loop: chunks of compiled iterations that can be watched, stopped and resumed."""
 
+import dataclasses
+import os
+import time
 import warnings
 from typing import Any, NamedTuple
 
@@ -8,11 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
+from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.base import Algorithm, SamplerState
 from consistent_samplers.types import PRNGKey
 
 MAX_SKIPPED_SHARE = 0.1
-"""Share of a chunk's iterations that may meet NaN or inf, and be skipped, before it stops."""
+"""Share of a chunk's iterations that may meet NaN or inf, and be skipped, before it counts as
+diverged."""
+LOWERED_STEP = 0.1
+"""Size of the updates, relative to those before, after training has diverged once."""
+
+_KIND = "training"
 
 
 class FitResult(NamedTuple):
@@ -21,14 +30,19 @@ class FitResult(NamedTuple):
     Attributes:
       state: the final state.
       history: the algorithm's info NamedTuple with NumPy arrays ``[num_iterations]``.
+      num_skipped: iterations whose loss or gradient was NaN or inf; they left the parameters as
+        they were.
+      interrupted: whether Ctrl-C ended training early.
     """
 
     state: SamplerState
     history: Any
+    num_skipped: int = 0
+    interrupted: bool = False
 
 
 class TrainingDivergedError(RuntimeError):
-    """Training met NaN or inf. The last good state is kept.
+    """Training met NaN or inf again and again. The last good state is kept.
 
     Attributes:
       result: `FitResult` up to the last chunk whose losses and parameters were all finite.
@@ -39,6 +53,22 @@ class TrainingDivergedError(RuntimeError):
         self.result = result
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """How far training has come, replaced as a whole: Ctrl-C finds no half of it."""
+
+    state: SamplerState
+    infos: tuple[Any, ...] = ()
+    done: int = 0
+    num_skipped: int = 0
+    lowered: bool = False
+
+    def result(self, like: Any, interrupted: bool = False) -> FitResult:
+        """``like``: a function that gives the shape of one info, for a history of none."""
+        history = _join(self.infos) if self.infos else _history_like(like(), 0)
+        return FitResult(self.state, history, self.num_skipped, interrupted)
+
+
 def fit(
     rng_key: PRNGKey,
     algorithm: Algorithm,
@@ -47,11 +77,17 @@ def fit(
     state: SamplerState | None = None,
     progress_bar: bool = True,
     chunk_size: int = 100,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 10.0,
 ) -> FitResult:
     """Trains an algorithm.
 
     Iteration i uses the key ``fold_in(rng_key, i)``, so that the result does not depend on how
-    the run is cut into chunks or continued from a state.
+    the run is cut into chunks, continued from a state, or killed and resumed.
+
+    Ctrl-C ends it with the state that was reached, and a warning. Iterations that meet NaN or inf
+    change nothing; where they are many, training goes on from the last good chunk with updates of a
+    tenth, once.
 
     Args:
       rng_key: key.
@@ -59,13 +95,18 @@ def fit(
       num_iterations: training iterations to run.
       state: a state to go on from; ``algorithm.init`` if None.
       progress_bar: show a bar with the current ELBO.
-      chunk_size: iterations compiled into one call. NaN is noticed, and the bar moves, at the
-        end of a chunk.
+      chunk_size: iterations compiled into one call. NaN is noticed, the bar moves, and checkpoints
+        are written, at the end of a chunk.
+      checkpoint_dir: folder to keep the run in. The same call with the same folder goes on from
+        where it was, to bitwise the same parameters as without a break.
+      checkpoint_seconds: least time between two checkpoints.
 
     Raises:
       ValueError: ``num_iterations`` or ``chunk_size`` is not a positive integer.
+      CheckpointError: ``checkpoint_dir`` cannot be written to, is damaged, or holds another run.
       TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
-        chunk's losses did; carries the last good state. Fewer are skipped, with a warning.
+        chunk's losses or gradients did, a second time; carries the last good state. Fewer are
+        skipped, with a warning.
     """
     for name, value in (("num_iterations", num_iterations), ("chunk_size", chunk_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -86,45 +127,161 @@ def fit(
 
         return jax.lax.scan(iterate, state, jnp.arange(chunk_size))
 
-    infos: list[Any] = []
-    bar = tqdm(total=num_iterations, disable=not progress_bar, desc=algorithm.name, unit="it")
+    def info_like() -> Any:
+        return jax.eval_shape(algorithm.step, key_steps, state)[1]
+
+    run, identity = _Run(state), {}
+    if checkpoint_dir is not None:
+        identity = _identity(rng_key, algorithm, state)
+        if checkpoint.exists(checkpoint_dir):
+            run = _read(checkpoint_dir, identity, run, info_like, num_iterations)
+        _write(checkpoint_dir, identity, run)
+    written, interrupted = time.monotonic(), False
+    bar = tqdm(
+        total=num_iterations,
+        initial=run.done,
+        disable=not progress_bar,
+        desc=algorithm.name,
+        unit="it",
+    )
     with bar:
-        done = num_skipped = 0
-        while done < num_iterations:
-            num_run = min(chunk_size, num_iterations - done)
-            new_state, info = run_chunk(state, jnp.asarray(num_run))
-            info = jax.tree.map(lambda x, n=num_run: np.asarray(x)[:n], info)
-            bad = ~np.isfinite(info.loss)
-            num_skipped += int(bad.sum())
-            if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(new_state.params):
-                where = done + (int(np.argmax(bad)) if bad.any() else num_run - 1)
-                raise TrainingDivergedError(
-                    f"Training of {algorithm.name!r} on target {algorithm.target.name!r} met NaN "
-                    f"or inf at iteration {where}. Likely causes: too large a learning rate, a "
-                    "base far from the target (fit one: cs.bases.fit_gaussian), or a density "
-                    "that overflows. The last good state is in this error's .result.state.",
-                    FitResult(state, _join(infos, info)),
+        try:
+            while run.done < num_iterations:
+                num_run = min(chunk_size, num_iterations - run.done)
+                new_state, info = run_chunk(run.state, jnp.asarray(num_run))
+                info = jax.tree.map(lambda x, n=num_run: np.asarray(x)[:n], info)
+                bad = _is_bad(info)
+                if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(new_state.params):
+                    run = _lower_or_stop(run, algorithm, bad, info_like)
+                    continue
+                run = dataclasses.replace(
+                    run,
+                    state=new_state,
+                    infos=(*run.infos, info),
+                    done=run.done + num_run,
+                    num_skipped=run.num_skipped + int(bad.sum()),
                 )
-            state, done = new_state, done + num_run
-            infos.append(info)
-            bar.update(num_run)
-            bar.set_postfix_str(f"ELBO {np.mean(info.elbo[~bad]):.3f}")
-    if num_skipped:
+                bar.update(num_run)
+                bar.set_postfix_str(f"ELBO {np.mean(info.elbo[~bad]):.3f}")
+                due = time.monotonic() - written >= checkpoint_seconds
+                if checkpoint_dir is not None and due:
+                    _write_or_warn(checkpoint_dir, identity, run)
+                    written = time.monotonic()
+        except KeyboardInterrupt:
+            interrupted = True
+            warnings.warn(
+                f"Training of {algorithm.name!r} was interrupted after {run.done} of "
+                f"{num_iterations} iterations; the state reached by then is returned.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    if checkpoint_dir is not None:
+        _write_or_warn(checkpoint_dir, identity, run)
+    if run.num_skipped:
         warnings.warn(
-            f"{num_skipped} of {num_iterations} iterations of {algorithm.name!r} met NaN or inf "
+            f"{run.num_skipped} of {run.done} iterations of {algorithm.name!r} met NaN or inf "
             "and were skipped. If there are many, lower the learning rate or fit a better base.",
             RuntimeWarning,
             stacklevel=2,
         )
-    return FitResult(state, _join(infos, infos[0]))
+    return run.result(info_like, interrupted)
+
+
+def _is_bad(info: Any) -> np.ndarray:
+    """Which iterations' losses or gradients were not finite: ``[num_iterations]``."""
+    finite = np.isfinite(info.loss)
+    if hasattr(info, "gradient_norm"):
+        finite &= np.isfinite(info.gradient_norm)
+    return ~finite
+
+
+def _lower_or_stop(run: _Run, algorithm: Algorithm, bad: np.ndarray, info_like: Any) -> _Run:
+    """The last good state with smaller updates, if that was not tried before."""
+    where = run.done + (int(np.argmax(bad)) if bad.any() else len(bad) - 1)
+    met = f"Training of {algorithm.name!r} on target {algorithm.target.name!r} met NaN or inf"
+    if run.lowered:
+        raise TrainingDivergedError(
+            f"{met} at iteration {where}, after its updates had been lowered once. Likely causes: "
+            "too large a learning rate, a base far from the target (fit one: "
+            "cs.bases.fit_gaussian), or a density that overflows. The last good state is in this "
+            "error's .result.state.",
+            run.result(info_like),
+        )
+    warnings.warn(
+        f"{met} at iteration {where}. It goes on from iteration {run.done} with updates of "
+        f"{LOWERED_STEP} times the size.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    scale = jnp.asarray(run.state.step_scale) * LOWERED_STEP
+    return dataclasses.replace(run, state=run.state._replace(step_scale=scale), lowered=True)
+
+
+def _identity(rng_key: PRNGKey, algorithm: Algorithm, state: SamplerState) -> dict[str, Any]:
+    """What tells one run from another, as JSON."""
+    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
+        rng_key = jax.random.key_data(rng_key)
+    return {
+        "algorithm": algorithm.name,
+        "target": algorithm.target.name,
+        "dim": algorithm.target.dim,
+        "rng_key": np.asarray(rng_key).tolist(),
+        "start": checkpoint.digest((state.params, state.iteration)),
+    }
+
+
+def _write(folder: str | os.PathLike[str], identity: dict[str, Any], run: _Run) -> None:
+    header = {**identity, "done": run.done, "skipped": run.num_skipped, "lowered": run.lowered}
+    history = checkpoint.to_arrays(_join(run.infos)) if run.infos else {}
+    arrays = {"state": checkpoint.to_arrays(run.state), "history": history}
+    checkpoint.write(folder, _KIND, header, arrays)
+
+
+def _write_or_warn(folder: str | os.PathLike[str], identity: dict[str, Any], run: _Run) -> None:
+    """A full disk ends no training."""
+    try:
+        _write(folder, identity, run)
+    except checkpoint.CheckpointError as error:
+        warnings.warn(f"{error} Training goes on.", RuntimeWarning, stacklevel=3)
+
+
+def _read(
+    folder: str | os.PathLike[str],
+    identity: dict[str, Any],
+    start: _Run,
+    info_like: Any,
+    num_iterations: int,
+) -> _Run:
+    header, arrays = checkpoint.read(folder, _KIND)
+    other = [name for name, value in identity.items() if header.get(name) != value]
+    if other:
+        raise checkpoint.CheckpointError(
+            f"{folder} holds a training run of another {' and '.join(other)}. Take another folder, "
+            "or delete that one."
+        )
+    if header["done"] > num_iterations:
+        raise checkpoint.CheckpointError(
+            f"{folder} holds a run of {header['done']} iterations, more than the {num_iterations} "
+            "asked for. Take another folder, or delete that one."
+        )
+    infos: tuple[Any, ...] = ()
+    if header["done"]:
+        like = _history_like(info_like(), header["done"])
+        infos = (
+            jax.tree.map(np.asarray, checkpoint.from_arrays(like, arrays["history"], "history")),
+        )
+    state = checkpoint.from_arrays(start.state, arrays["state"], "state")
+    return _Run(state, infos, header["done"], header["skipped"], header["lowered"])
 
 
 def _all_finite(tree: Any) -> bool:
     return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
 
 
-def _join(infos: list[Any], like: Any) -> Any:
-    """Concatenates the infos of all chunks; empty arrays of the right kind if there are none."""
-    if not infos:
-        return jax.tree.map(lambda x: x[:0], like)
+def _history_like(info: Any, length: int) -> Any:
+    return jax.tree.map(lambda x: np.zeros(length, x.dtype), info)
+
+
+def _join(infos: tuple[Any, ...]) -> Any:
+    """The infos of all chunks as one."""
     return jax.tree.map(lambda *xs: np.concatenate(xs), *infos)

@@ -21,6 +21,7 @@ ORDER = [
     "simulate",
     "losses",
     "algorithms",
+    "checkpoint",
     "training",
     "estimate",
     "corrections",

@@ -1,17 +1,26 @@
 """The training loop: chunks do not matter, NaN stops it, arguments are checked."""
 
 import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import consistent_samplers as cs
+from consistent_samplers import checkpoint, training
+from consistent_samplers.algorithms.base import apply_gradients
+from consistent_samplers.checkpoint import CheckpointError
 
 KEY = jax.random.key(0)
+PARAMS = jnp.array([1.0, -2.0, 0.5])
 TARGET = cs.targets.gaussian(np.array([1.0, -0.5]), np.eye(2))
 OSDS = cs.osds(TARGET, max_steps=1, batch_size=8, hidden=(8,), guidance=None)
 
@@ -102,7 +111,10 @@ def breaking(at: int, where: str):
 
 @pytest.mark.parametrize("where", ["loss", "params"])
 def test_nan_stops_training_and_keeps_the_last_good_state(whole, where):
-    with pytest.raises(cs.TrainingDivergedError, match="last good state") as caught:
+    with (
+        pytest.warns(RuntimeWarning, match=r"goes on from iteration 20 with updates of 0\.1 times"),
+        pytest.raises(cs.TrainingDivergedError, match="last good state") as caught,
+    ):
         fit(60, breaking(25, where), chunk_size=10)
     result = caught.value.result
     chex.assert_tree_all_finite(result.state)
@@ -116,7 +128,10 @@ def test_nan_stops_training_and_keeps_the_last_good_state(whole, where):
 
 
 def test_nan_in_the_first_chunk():
-    with pytest.raises(cs.TrainingDivergedError, match="at iteration 3") as caught:
+    with (
+        pytest.warns(RuntimeWarning, match="goes on from iteration 0"),
+        pytest.raises(cs.TrainingDivergedError, match="at iteration 3") as caught,
+    ):
         fit(10, breaking(3, "loss"))
     result = caught.value.result
     assert result.state.iteration == 0
@@ -154,3 +169,167 @@ def test_a_stray_nan_is_skipped_with_a_warning():
     with pytest.warns(RuntimeWarning, match="1 of 20 iterations"):
         result = fit(20, dataclasses.replace(TOY, step=step), chunk_size=20)
     assert result.state.iteration == 20
+
+
+def test_smaller_updates_may_save_a_run():
+    """The step is not finite at full size: training goes on at a tenth, and says so once."""
+
+    def step(key, state):
+        bad = (state.iteration >= 25) & (state.step_scale > 0.5)
+        new_state, info = TOY.step(key, state)
+        new_state = new_state._replace(step_scale=state.step_scale)
+        return new_state, info._replace(loss=jnp.where(bad, jnp.nan, info.loss))
+
+    fragile = dataclasses.replace(
+        TOY, step=step, init=lambda key: toy_init(key)._replace(step_scale=jnp.ones(()))
+    )
+    with pytest.warns(RuntimeWarning, match="goes on from iteration 20"):
+        result = fit(60, fragile, chunk_size=10)
+    assert result.state.iteration == 60
+    assert float(result.state.step_scale) == pytest.approx(0.1)
+    assert result.history.loss.shape == (60,) and np.isfinite(result.history.loss).all()
+
+
+def test_the_step_scale_scales_the_updates():
+    optimizer = optax.adam(1e-2)
+    start = cs.SamplerState(PARAMS, PARAMS, optimizer.init(PARAMS), jnp.zeros((), int))
+    full = apply_gradients(optimizer, start, 3.0 * PARAMS, 0.9)
+    less = apply_gradients(optimizer, start._replace(step_scale=0.1), 3.0 * PARAMS, 0.9)
+    assert float(jnp.abs(full.params - PARAMS).min()) > 5e-3
+    np.testing.assert_allclose(less.params - PARAMS, 0.1 * (full.params - PARAMS), rtol=1e-3)
+    # And no update at all where the gradient is not finite.
+    same = apply_gradients(optimizer, start, PARAMS.at[0].set(jnp.inf), 0.9)
+    np.testing.assert_array_equal(same.params, PARAMS)
+    assert int(same.iteration) == 1
+
+
+def test_ctrl_c_returns_the_state_reached(whole, monkeypatch):
+    class Interrupting(training.tqdm):
+        seen = 0
+
+        def update(self, n=1):
+            self.seen += n
+            if self.seen >= 30:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "tqdm", Interrupting)
+    with pytest.warns(RuntimeWarning, match="interrupted after 30 of 40 iterations"):
+        result = fit(40, chunk_size=10)
+    assert result.interrupted and result.state.iteration == 30
+    assert result.history.loss.shape == (30,)
+    np.testing.assert_allclose(result.history.loss, whole.history.loss[:30], rtol=1e-4)
+
+
+# --- Checkpoints --------------------------------------------------------------------------------
+
+
+def kept(folder, num_iterations, **kwargs):
+    return fit(
+        num_iterations, chunk_size=5, checkpoint_dir=folder, checkpoint_seconds=0.0, **kwargs
+    )
+
+
+def test_a_finished_run_is_read_back_and_a_longer_one_goes_on(tmp_path):
+    straight = fit(40, chunk_size=5)
+    first = kept(tmp_path / "run", 20)
+    chex.assert_trees_all_equal(kept(tmp_path / "run", 20), first)
+    longer = kept(tmp_path / "run", 40)
+    chex.assert_trees_all_equal(longer, straight)
+    assert isinstance(longer.history, ToyInfo)
+    with pytest.raises(CheckpointError, match="40 iterations, more than the 20"):
+        kept(tmp_path / "run", 20)
+
+
+def test_runs_are_not_mixed_up(tmp_path):
+    kept(tmp_path, 10)
+    with pytest.raises(CheckpointError, match="another rng_key and start"):
+        cs.fit(jax.random.key(5), TOY, 10, checkpoint_dir=tmp_path, progress_bar=False)
+    with pytest.raises(CheckpointError, match="another algorithm"):
+        fit(10, dataclasses.replace(TOY, name="other"), checkpoint_dir=tmp_path)
+    larger = dataclasses.replace(
+        TOY, init=lambda key: toy_init(key)._replace(opt_state=jnp.zeros(2))
+    )
+    with pytest.raises(CheckpointError, match="other settings"):
+        fit(10, larger, checkpoint_dir=tmp_path)
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"Cannot write to .* nothing in memory is lost"):
+        fit(10, checkpoint_dir=tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("header.json", lambda b: b[: len(b) // 2], "damaged"),
+        ("header.json", lambda b: b"[1, 2]", "damaged"),
+        ("header.json", lambda b: b'{"hello": 1}', "damaged or no header"),
+        ("header.json", lambda b: b"\xff\xfe", "no checkpoint"),
+        ("header.json", lambda b: b.replace(b'"version": 1', b'"version": 99'), "reads up to 1"),
+        ("header.json", lambda b: b.replace(b'"training"', b'"sampler"'), "not a 'training'"),
+        ("header.json", lambda b: b.replace(b"consistent_samplers", b"other", 1), "of 'other'"),
+        ("arrays", lambda b: b[:-3], "damaged or cut short"),
+        ("arrays", lambda b: b[:40] + b"\x00" + b[41:], "damaged or cut short"),
+        ("arrays", None, "arrays of .* are missing"),
+    ],
+)
+def test_damaged_checkpoints_say_so(tmp_path, name, change, message):
+    kept(tmp_path, 5)
+    (path,) = tmp_path.glob(f"{name}*")
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=message):
+        kept(tmp_path, 10)
+
+
+def test_a_disk_that_fills_up_ends_no_training(tmp_path, monkeypatch):
+    written = []
+
+    def full(*args):
+        written.append(args)
+        if len(written) > 2:
+            raise CheckpointError("Cannot write: no space left on device.")
+        return write(*args)
+
+    write = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", full)
+    with pytest.warns(RuntimeWarning, match="Training goes on"):
+        result = kept(tmp_path, 20)
+    assert result.state.iteration == 20 and len(written) > 3
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training import kept
+print("ready", flush=True)
+kept({folder!r}, 4_000)
+print("done", flush=True)
+"""
+
+
+def killed_again_and_again(folder, num_kills, seed):
+    """Runs training in a child process, kills it at random moments, and lets it finish."""
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    delays = np.random.default_rng(seed).uniform(0.0, 3.0, num_kills)
+    num_killed = 0
+    for delay in [*delays, None]:
+        child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert child.stdout.readline() == "ready\n"
+        if delay is not None:
+            time.sleep(delay)
+            num_killed += child.poll() is None
+            child.kill()
+        child.communicate(timeout=120)
+    assert child.returncode == 0
+    return num_killed
+
+
+@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_runs_end_in_the_same_bits(tmp_path, num_kills):
+    num_killed = killed_again_and_again(tmp_path / "run", num_kills, seed=num_kills)
+    assert num_killed >= num_kills // 2
+    chex.assert_trees_all_equal(kept(tmp_path / "run", 4_000), fit(4_000, chunk_size=5))

@@ -27,6 +27,8 @@ class SamplerState(NamedTuple):
       iteration: ``[]`` int, training iterations done.
       memory: what else an algorithm carries from one iteration to the next (a replay buffer, the
         teacher of a round), or an empty tuple.
+      step_scale: ``[]``, what updates are multiplied by: below one where training that met NaN
+        goes on with more care.
     """
 
     params: Params
@@ -34,6 +36,7 @@ class SamplerState(NamedTuple):
     opt_state: ArrayTree
     iteration: Array
     memory: ArrayTree = ()
+    step_scale: Array | float = 1.0
 
 
 class SampleFn(Protocol):
@@ -168,8 +171,9 @@ def init_and_restart(
     """`Algorithm.init` and `Algorithm.restart` of parameters and their optimiser."""
 
     def from_params(params: Params) -> SamplerState:
-        iteration = jnp.zeros((), jnp.int32)
-        return SamplerState(params, params, optimizer.init(params), iteration, init_memory(params))
+        iteration, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+        memory = init_memory(params)
+        return SamplerState(params, params, opt_state, iteration, memory, jnp.ones(()))
 
     return (lambda key: from_params(init_params(key))), (lambda s: from_params(s.ema_params))
 
@@ -186,6 +190,7 @@ def apply_gradients(
     """
     finite = jnp.isfinite(optax.tree.norm(grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: state.step_scale * update, updates)
     params = optax.apply_updates(state.params, updates)
     # A young average follows closely, so that it is never stuck at its starting point.
     decay = jnp.minimum(ema_decay, (1.0 + state.iteration) / (10.0 + state.iteration))
