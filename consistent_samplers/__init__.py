@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from consistent_samplers.algorithms.pis import pis
     from consistent_samplers.algorithms.progressive import progressive_distillation
     from consistent_samplers.algorithms.scds import scds
+    from consistent_samplers.checkpoint import CheckpointError
     from consistent_samplers.estimate import Evidence, evidence
-    from consistent_samplers.recipe import TrainedSampler, train_sampler
+    from consistent_samplers.recipe import TrainedSampler, load, train_sampler
     from consistent_samplers.targets import Target
     from consistent_samplers.training import FitResult, TrainingDivergedError, fit
     from consistent_samplers.types import Draws
@@ -55,6 +56,8 @@ _HOME = {
     "fit": "training",
     "TrainedSampler": "recipe",
     "train_sampler": "recipe",
+    "load": "recipe",
+    "CheckpointError": "checkpoint",
     "Target": "targets",
     "Draws": "types",
 }
@@ -73,6 +76,7 @@ _MODULES = (
 
 __all__ = [
     "Algorithm",
+    "CheckpointError",
     "Draws",
     "Evidence",
     "FitResult",
@@ -89,6 +93,7 @@ __all__ = [
     "dis",
     "evidence",
     "fit",
+    "load",
     "log_det",
     "losses",
     "networks",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.serialization import msgpack_restore, msgpack_serialize
 
@@ -45,13 +46,13 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
     name = f"arrays-{digest[:16]}.msgpack"
     text = json.dumps(
         {
+            **header,
             "format": FORMAT,
             "version": VERSION,
             "kind": kind,
             "package": metadata.version("consistent_samplers"),
             "arrays": name,
             "sha256": digest,
-            **header,
         },
         indent=1,
     )
@@ -141,13 +142,9 @@ def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> An
             f"the {len(leaves)} of this one: it was made with other settings (network, base, "
             "optimiser)."
         )
-    return jax.tree.unflatten(
-        structure,
-        [
-            jax.numpy.asarray(a, jax.numpy.result_type(b))
-            for a, b in zip(found, leaves, strict=True)
-        ],
-    )
+    dtypes = [getattr(leaf, "dtype", None) for leaf in leaves]
+    restored = [jnp.asarray(a, dtype) for a, dtype in zip(found, dtypes, strict=True)]
+    return jax.tree.unflatten(structure, restored)
 
 
 def digest(tree: ArrayTree) -> str:

@@ -17,9 +17,9 @@ from numpyro.infer import initialize_model
 from numpyro.infer.reparam import CircularReparam, LocScaleReparam
 
 import consistent_samplers as cs
-from consistent_samplers.integrations import numpyro as hook
 from consistent_samplers.integrations.numpyro import OneStepSampler
 from consistent_samplers.integrations.numpyro import model as numpyro_model
+from consistent_samplers.integrations.numpyro import sampler as hook
 from consistent_samplers.integrations.numpyro.model import flatten_model, identify
 
 # Tiny budgets and exact Gaussian bases leave calibration nothing to improve.

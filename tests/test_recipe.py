@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import consistent_samplers as cs
-from consistent_samplers import recipe
+from consistent_samplers.recipe import training as recipe
 
 KEY = jax.random.key(0)
 # As many as the recipe compiles its sampler for.
@@ -126,7 +126,7 @@ def test_wrong_number_of_steps(trained):
 def test_divergence_keeps_the_last_good_state(monkeypatch):
     # A learning rate without bounds: the first update throws the parameters away.
     monkeypatch.setattr(recipe, "_warmup_cosine", lambda peak, num_iterations: 1e30)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(Warning) as caught:
         trained = cs.train_sampler(
             KEY,
             banana(),

@@ -13,6 +13,7 @@ marginal likelihood. Draws go back through the model, which also gives determini
 import dataclasses
 import inspect
 import itertools
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, overload
@@ -33,7 +34,7 @@ from consistent_samplers.integrations.numpyro.model import (
     name_of,
     starting_points,
 )
-from consistent_samplers.recipe import TrainedSampler, train_sampler
+from consistent_samplers.recipe import TrainedSampler, load, train_sampler
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, Draws, PRNGKey
 
@@ -193,6 +194,34 @@ class OneStepSampler:
         """
         _check_key(rng_key)
         self._training = self._train(rng_key, model_args, model_kwargs)
+        self._run = None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Keeps the trained sampler in a folder (see `TrainedSampler.save`).
+
+        Raises:
+          RuntimeError: nothing was trained yet.
+          CheckpointError: the folder cannot be written to.
+        """
+        self._trained_or_raise("save").trained.save(path)
+
+    def load(self, path: str | os.PathLike[str], *model_args: Any, **model_kwargs: Any) -> None:
+        """Takes a trained sampler from a folder instead of training; drops earlier draws.
+
+        Args:
+          path: the folder that `save` was given.
+          *model_args: arguments of the model. With others than it was trained on, the draws are
+            weighted for these, and a warning says so.
+          **model_kwargs: keyword arguments of the model.
+
+        Raises:
+          CheckpointError: see `consistent_samplers.load`.
+          ValueError: the model, as for `run`.
+        """
+        model = flatten_model(self.model, model_args, model_kwargs)
+        trained = load(path, model.target)
+        check_num_steps(self.num_steps, trained.algorithm.max_steps)
+        self._training = _Training(model, identify((model_args, model_kwargs)), trained)
         self._run = None
 
     def get_samples(self, *, resampled: bool | None = None) -> Samples:

@@ -1,21 +1,22 @@
 """The whole recipe with good defaults: fit a base, distil a sampler, calibrate, check."""
 
-import dataclasses
+import os
 import time
 import warnings
-from typing import Any
+from pathlib import Path
 
 import jax
 import optax
 
-from consistent_samplers.algorithms import Algorithm, SamplerState, calibration, osds
+from consistent_samplers.algorithms import Algorithm, SamplerState, calibration
 from consistent_samplers.algorithms.base import check_base
 from consistent_samplers.bases import Base, fit_base, fit_gaussian
-from consistent_samplers.diagnostics import ExplorationCheck, exploration_check, verdict
+from consistent_samplers.diagnostics import exploration_check
 from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.recipe.trained import Settings, TrainedSampler
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.training import FitResult, TrainingDivergedError, fit
-from consistent_samplers.types import Array, Bound, Draws, PRNGKey
+from consistent_samplers.types import Array, PRNGKey
 
 # Draws on which the stages of the recipe are compared with each other.
 _NUM_CHECK_DRAWS = 4_000
@@ -24,84 +25,6 @@ _NUM_CHECK_DRAWS = 4_000
 _MAX_GENERAL_DIM = 100
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
 _SAME_ELBO = 1e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedSampler:
-    """A trained sampler of one target.
-
-    Attributes:
-      algorithm: what was trained (holds the target and the base).
-      state: the distilled sampler, for any number of steps.
-      one_step_state: the same network calibrated for one step.
-      stages: evidence after each stage, on the same number of draws: ``"base"``,
-        ``"distilled"`` and ``"calibrated"``, all at one step.
-      histories: training history of ``"distilled"`` and ``"calibrated"``.
-      training_seconds: wall time of `train_sampler`, compilation included.
-      exploration: what an independent look for modes found, or None without exploration.
-    """
-
-    algorithm: Algorithm
-    state: SamplerState
-    one_step_state: SamplerState
-    stages: dict[str, Evidence]
-    histories: dict[str, Any]
-    training_seconds: float
-    exploration: ExplorationCheck | None = None
-
-    @property
-    def target(self) -> Target:
-        """The target."""
-        return self.algorithm.target
-
-    @property
-    def base(self) -> Base:
-        """The base that was fitted to the target."""
-        return self.algorithm.base
-
-    def sample(
-        self,
-        rng_key: PRNGKey,
-        num_samples: int,
-        num_steps: int = 1,
-        *,
-        bound: Bound | None = "lower-if-injective",
-    ) -> Draws:
-        """Draws ``num_samples`` points in ``num_steps`` network evaluations each.
-
-        Args:
-          rng_key: key.
-          num_samples: number of draws.
-          num_steps: sampler steps, a power of two up to ``algorithm.max_steps``. One step is
-            calibrated on its exact likelihood, and usually the best.
-          bound: kind of weights (see `Algorithm.sample`); None for draws without weights,
-            which costs one network evaluation a step and nothing else.
-
-        Raises:
-          ValueError: ``num_steps`` is not one the sampler was trained for, or ``bound`` is not
-            a kind of evidence.
-        """
-        state = self.one_step_state if num_steps == 1 and bound != "lower" else self.state
-        return self.algorithm.sample(rng_key, state, num_samples, num_steps, bound=bound)
-
-    def evidence(
-        self,
-        rng_key: PRNGKey,
-        num_samples: int = 10_000,
-        num_steps: int = 1,
-        *,
-        bound: Bound = "lower-if-injective",
-    ) -> Evidence:
-        """ELBO and log Z with their standard errors from fresh draws.
-
-        ``bound="lower"`` uses the distilled sampler's stochastic path: usually looser, but a
-        bound by construction.
-        """
-        return evidence(self.sample(rng_key, num_samples, num_steps, bound=bound))
-
-    def verdict(self, evidence: Evidence) -> str:
-        """What some evidence is worth, the look for modes included, and what to try."""
-        return verdict(evidence, self.exploration)
 
 
 def train_sampler(
@@ -116,6 +39,7 @@ def train_sampler(
     num_calibration_iterations: int | None = None,
     explore: bool = True,
     progress_bar: bool = True,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> TrainedSampler:
     """Trains a one-step sampler: fits a base, runs OSDS on it, calibrates the single step.
 
@@ -135,9 +59,12 @@ def train_sampler(
         again from fresh starts for modes that the draws do not show, and warn of them. False fits
         a Gaussian at once: quicker, where the target is known to have one mode.
       progress_bar: show progress with the current ELBO.
+      checkpoint_dir: folder to keep the training in: a call that was killed and is made again
+        goes on from there (the base is fitted anew, with the same result).
 
     Returns:
-      A `TrainedSampler`. A stage whose training diverges keeps its last good state, with a
+      A `TrainedSampler`; after Ctrl-C during the training of the network, with what it had reached
+      and a warning. A stage whose training diverges keeps its last good state, with a
       warning, and the calibrated step is kept only if its ELBO is no worse.
 
     Raises:
@@ -163,30 +90,27 @@ def train_sampler(
     else:
         check_base(target, base)
         check_density(target, base.sample(key_base, 64))
-    # The gradient of the target is left out of the control: on a fitted base it costs more (a
-    # Hessian in every Jacobian) than it brings, and one step stays one network evaluation.
-    algorithm = osds(
-        target,
-        base=base,
-        max_steps=max_steps,
-        hidden=hidden,
-        guidance=None,
-        network="structured" if large else "general",
-        learning_rate=_warmup_cosine(2e-3, num_iterations),
-    )
+    settings = Settings(max_steps, tuple(hidden), "structured" if large else "general")
+    algorithm = settings.build(target, base, _warmup_cosine(2e-3, num_iterations))
     untrained = algorithm.init(key_fit)
-    distilled = _fit_or_keep(key_fit, algorithm, num_iterations, untrained, progress_bar)
-
-    calibrated_algorithm = calibration(
-        algorithm, learning_rate=_warmup_cosine(1e-2, num_calibration_iterations)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    distilled = _fit_or_keep(
+        key_fit, algorithm, num_iterations, untrained, progress_bar, folder and folder / "distilled"
     )
-    calibrated = _fit_or_keep(
-        key_calibrate,
-        calibrated_algorithm,
-        num_calibration_iterations,
-        calibrated_algorithm.restart(distilled.state),
-        progress_bar,
-    )
+    calibrated, histories = distilled, {"distilled": distilled.history}
+    if not distilled.interrupted:
+        calibrated_algorithm = calibration(
+            algorithm, learning_rate=_warmup_cosine(1e-2, num_calibration_iterations)
+        )
+        calibrated = _fit_or_keep(
+            key_calibrate,
+            calibrated_algorithm,
+            num_calibration_iterations,
+            calibrated_algorithm.restart(distilled.state),
+            progress_bar,
+            folder and folder / "calibrated",
+        )
+        histories["calibrated"] = calibrated.history
 
     def check(state: SamplerState) -> Evidence:
         return evidence(algorithm.sample(key_check, state, _NUM_CHECK_DRAWS))
@@ -214,7 +138,7 @@ def train_sampler(
             stacklevel=2,
         )
     exploration = None
-    if fitted is not None:
+    if fitted is not None and not calibrated.interrupted:
         draws = algorithm.sample(key_check, states[best], _NUM_CHECK_DRAWS, bound=None)
         exploration = exploration_check(
             key_explore,
@@ -230,9 +154,10 @@ def train_sampler(
         distilled.state,
         states[best],
         stages,
-        {"distilled": distilled.history, "calibrated": calibrated.history},
+        histories,
         time.perf_counter() - start,
         exploration,
+        settings,
     )
 
 
@@ -248,10 +173,18 @@ def _fit_or_keep(
     num_iterations: int,
     state: SamplerState,
     progress_bar: bool,
+    checkpoint_dir: Path | None,
 ) -> FitResult:
     """`fit`, going on with the last good state if training diverges."""
     try:
-        return fit(rng_key, algorithm, num_iterations, state=state, progress_bar=progress_bar)
+        return fit(
+            rng_key,
+            algorithm,
+            num_iterations,
+            state=state,
+            progress_bar=progress_bar,
+            checkpoint_dir=checkpoint_dir,
+        )
     except TrainingDivergedError as error:
         warnings.warn(f"{error} The recipe goes on from that state.", stacklevel=3)
         return error.result

@@ -1,0 +1,287 @@
+"""A trained sampler of one target: what it gives, and how it is kept on disk."""
+
+import dataclasses
+import os
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from consistent_samplers import checkpoint
+from consistent_samplers.algorithms import Algorithm, SamplerState, osds
+from consistent_samplers.algorithms.calibration import CalibrationInfo
+from consistent_samplers.algorithms.control import NetworkKind
+from consistent_samplers.algorithms.osds import OSDSInfo
+from consistent_samplers.bases import Base, GaussianBase, MixtureBase, ProductMixtureBase
+from consistent_samplers.diagnostics import ExplorationCheck, verdict
+from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Bound, Draws, PRNGKey
+
+_KIND = "trained sampler"
+_BASES = {base.__name__: base for base in (GaussianBase, MixtureBase, ProductMixtureBase)}
+_INFOS = {info.__name__: info for info in (OSDSInfo, CalibrationInfo)}
+# Points at which a target is compared with the one that a sampler was trained on.
+_NUM_COMPARED = 8
+_COMPARED_TOLERANCE = 1e-3
+
+
+class Settings(NamedTuple):
+    """What a sampler's network and steps are made of.
+
+    Attributes:
+      max_steps: number N of finest steps.
+      hidden: widths of the network's hidden layers.
+      network: its kind.
+    """
+
+    max_steps: int
+    hidden: tuple[int, ...]
+    network: NetworkKind
+
+    def build(
+        self, target: Target, base: Base, learning_rate: float | optax.Schedule = 2e-3
+    ) -> Algorithm:
+        """The recipe's OSDS.
+
+        The gradient of the target is left out of the control: on a fitted base it costs more (a
+        Hessian in every Jacobian) than it brings, and one step stays one network evaluation.
+        """
+        return osds(
+            target,
+            base=base,
+            max_steps=self.max_steps,
+            hidden=self.hidden,
+            guidance=None,
+            network=self.network,
+            learning_rate=learning_rate,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedSampler:
+    """A trained sampler of one target.
+
+    Attributes:
+      algorithm: what was trained (holds the target and the base).
+      state: the distilled sampler, for any number of steps.
+      one_step_state: the same network calibrated for one step.
+      stages: evidence after each stage, on the same number of draws: ``"base"``,
+        ``"distilled"`` and ``"calibrated"``, all at one step.
+      histories: training history of ``"distilled"`` and ``"calibrated"``, as far as they went.
+      training_seconds: wall time of `train_sampler`, compilation included.
+      exploration: what an independent look for modes found, or None without exploration.
+      settings: what the algorithm was made of; None for one that was made by hand, which cannot be
+        saved.
+    """
+
+    algorithm: Algorithm
+    state: SamplerState
+    one_step_state: SamplerState
+    stages: dict[str, Evidence]
+    histories: dict[str, Any]
+    training_seconds: float
+    exploration: ExplorationCheck | None = None
+    settings: Settings | None = None
+
+    @property
+    def target(self) -> Target:
+        """The target."""
+        return self.algorithm.target
+
+    @property
+    def base(self) -> Base:
+        """The base that was fitted to the target."""
+        return self.algorithm.base
+
+    def sample(
+        self,
+        rng_key: PRNGKey,
+        num_samples: int,
+        num_steps: int = 1,
+        *,
+        bound: Bound | None = "lower-if-injective",
+    ) -> Draws:
+        """Draws ``num_samples`` points in ``num_steps`` network evaluations each.
+
+        Args:
+          rng_key: key.
+          num_samples: number of draws.
+          num_steps: sampler steps, a power of two up to ``algorithm.max_steps``. One step is
+            calibrated on its exact likelihood, and usually the best.
+          bound: kind of weights (see `Algorithm.sample`); None for draws without weights,
+            which costs one network evaluation a step and nothing else.
+
+        Raises:
+          ValueError: ``num_steps`` is not one the sampler was trained for, or ``bound`` is not
+            a kind of evidence.
+        """
+        state = self.one_step_state if num_steps == 1 and bound != "lower" else self.state
+        return self.algorithm.sample(rng_key, state, num_samples, num_steps, bound=bound)
+
+    def evidence(
+        self,
+        rng_key: PRNGKey,
+        num_samples: int = 10_000,
+        num_steps: int = 1,
+        *,
+        bound: Bound = "lower-if-injective",
+    ) -> Evidence:
+        """ELBO and log Z with their standard errors from fresh draws.
+
+        ``bound="lower"`` uses the distilled sampler's stochastic path: usually looser, but a
+        bound by construction.
+        """
+        return evidence(self.sample(rng_key, num_samples, num_steps, bound=bound))
+
+    def verdict(self, evidence: Evidence) -> str:
+        """What some evidence is worth, the look for modes included, and what to try."""
+        return verdict(evidence, self.exploration)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Keeps the sampler in a folder, in place of one that was kept there before.
+
+        Everything but the target, which is code, and the optimiser's state: see `load`. JSON and
+        msgpack, no pickle.
+
+        Args:
+          path: the folder; made if it does not exist.
+
+        Raises:
+          CheckpointError: the folder cannot be written to.
+          ValueError: the sampler was made by hand.
+        """
+        if self.settings is None:
+            raise ValueError(
+                "Only what cs.train_sampler made can be saved, and built again. Keep the state of "
+                "an algorithm of your own with checkpoint_dir of cs.fit."
+            )
+        compared = self.base.sample(jax.random.key(0), _NUM_COMPARED)
+        fields = {f.name: getattr(self.base, f.name) for f in dataclasses.fields(self.base)}  # type: ignore[arg-type]
+        arrays = {
+            "base": {k: np.asarray(v) for k, v in fields.items() if v is not None},
+            "state": _kept_of(self.state),
+            "one_step_state": _kept_of(self.one_step_state),
+            "stages": {name: _numbers_of(stage) for name, stage in self.stages.items()},
+            "histories": {
+                name: {k: np.asarray(v) for k, v in info._asdict().items()}
+                for name, info in self.histories.items()
+            },
+            "compared": {
+                "position": np.asarray(compared),
+                "log_density": np.asarray(jax.lax.map(self.target.log_density, compared)),
+            },
+        }
+        if self.exploration is not None:
+            found = self.exploration._asdict()
+            arrays["exploration"] = {k: np.asarray(v) for k, v in found.items()}
+        header = {
+            "target": self.target.name,
+            "dim": self.target.dim,
+            "settings": self.settings._asdict(),
+            "base": type(self.base).__name__,
+            "stages": {
+                name: {"bound": e.bound, "num_samples": e.num_samples}
+                for name, e in self.stages.items()
+            },
+            "histories": {name: type(info).__name__ for name, info in self.histories.items()},
+            "training_seconds": self.training_seconds,
+        }
+        checkpoint.write(path, _KIND, header, arrays)
+
+
+def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
+    """Reads what `TrainedSampler.save` kept, onto the devices of this process.
+
+    Args:
+      path: the folder.
+      target: what the sampler was trained on. Another density of the same dimension is taken too,
+        with a warning: weights are always those of the target given here.
+
+    Raises:
+      CheckpointError: the folder holds no trained sampler, a damaged one, one of a newer version of
+        this package, or one of another dimension.
+    """
+    header, arrays = checkpoint.read(path, _KIND)
+    try:
+        if header["dim"] != target.dim:
+            raise checkpoint.CheckpointError(
+                f"The sampler in {path} has {header['dim']} dimensions (target "
+                f"{header['target']!r}), but the target {target.name!r} has {target.dim}."
+            )
+        base = _BASES[header["base"]](**{k: jnp.asarray(v) for k, v in arrays["base"].items()})
+        settings = Settings(
+            **(header["settings"] | {"hidden": tuple(header["settings"]["hidden"])})
+        )
+        algorithm = settings.build(target, base)
+        state, one_step_state = (
+            _state_of(algorithm, arrays[name]) for name in ("state", "one_step_state")
+        )
+        stages = {
+            name: _evidence_of(arrays["stages"][name], static)
+            for name, static in header["stages"].items()
+        }
+        histories = {
+            name: _INFOS[kind](**arrays["histories"][name])
+            for name, kind in header["histories"].items()
+        }
+        exploration = None
+        if "exploration" in arrays:
+            exploration = ExplorationCheck(
+                **{k: v.item() for k, v in arrays["exploration"].items()}
+            )
+        compared, seconds = arrays["compared"], header["training_seconds"]
+        was = np.asarray(compared["log_density"], np.float64)
+        position = jnp.asarray(compared["position"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise checkpoint.CheckpointError(
+            f"The sampler in {path} is incomplete ({error!r}): it was not written by this package, "
+            "or damaged on the way."
+        ) from error
+    now = np.asarray(jax.lax.map(target.log_density, position), np.float64)
+    with np.errstate(invalid="ignore"):  # two that are -inf agree
+        difference = np.where(now == was, 0.0, np.abs(now - was))
+    if not np.all(difference <= _COMPARED_TOLERANCE * (1.0 + np.abs(was))):
+        warnings.warn(
+            f"The density of target {target.name!r} is not the one that the sampler in {path} was "
+            f"trained on: they differ by up to {np.nanmax(difference):.3g} nats at "
+            f"{_NUM_COMPARED} points. Its draws are weighted for the new one; train again where "
+            "the weights turn out uneven.",
+            stacklevel=2,
+        )
+    return TrainedSampler(
+        algorithm, state, one_step_state, stages, histories, seconds, exploration, settings
+    )
+
+
+def _kept_of(state: SamplerState) -> dict[str, Any]:
+    """What of a state is worth keeping without its optimiser."""
+    return {
+        "params": checkpoint.to_arrays(state.params),
+        "ema_params": checkpoint.to_arrays(state.ema_params),
+        "iteration": np.asarray(state.iteration),
+    }
+
+
+def _state_of(algorithm: Algorithm, kept: dict[str, Any]) -> SamplerState:
+    """A state with a fresh optimiser on kept parameters."""
+    like = jax.eval_shape(algorithm.init, jax.random.key(0))
+    ema_params = checkpoint.from_arrays(like.ema_params, kept["ema_params"], "parameters")
+    params = checkpoint.from_arrays(like.params, kept["params"], "parameters")
+    averaged = like._replace(params=ema_params, ema_params=ema_params)
+    iteration = jnp.asarray(kept["iteration"])
+    return algorithm.restart(averaged)._replace(params=params, iteration=iteration)
+
+
+def _numbers_of(e: Evidence) -> dict[str, np.ndarray]:
+    static = ("bound", "num_samples")
+    fields = {f.name: getattr(e, f.name) for f in dataclasses.fields(e) if f.name not in static}
+    return {name: np.asarray(value) for name, value in fields.items() if value is not None}
+
+
+def _evidence_of(numbers: dict[str, np.ndarray], static: dict[str, Any]) -> Evidence:
+    fields: dict[str, Any] = {name: jnp.asarray(value) for name, value in numbers.items()}
+    return Evidence(**fields, **static)
