@@ -105,6 +105,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, default=10, help="runs of each case")
     sub.add_argument("--num-samples", type=int, default=4_000)
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    sub = commands.add_parser(
+        "posteriordb",
+        help="posteriors of posteriordb as NumPyro models: one step, chains of it, and NUTS",
+        description="Runs OneStepSampler, OneStepMH and NUTS on posteriors with reference draws; "
+        "saves posteriordb.json and .md.",
+    )
+    sub.add_argument("--posteriors", nargs="+", help="names of models")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--folder", type=Path, help="folder of the reference files")
+    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
     return parser
 
 
@@ -156,6 +166,10 @@ def _run(command: str, options: dict[str, Any]) -> None:
         from benchmarks import honesty
 
         honesty.run(**options)
+    elif command == "posteriordb":
+        from benchmarks import posteriordb
+
+        posteriordb.run(**options)
     elif command == "kernels":
         from benchmarks import kernels
 

@@ -274,3 +274,30 @@ def test_honest_cases_are_what_they_say():
     }
     for case in found:
         assert 2 <= case.target.dim <= 20 and case.target.log_z is not None
+
+
+def test_posteriordb_errors_are_in_units_of_the_reference():
+    pytest.importorskip("numpyro")
+    from benchmarks import posteriordb
+
+    reference = {
+        "reference_mean": {"beta[1]": 1.0, "beta[2]": 0.0, "sigma": 2.0},
+        "reference_std": {"beta[1]": 2.0, "beta[2]": 1.0, "sigma": 0.5},
+    }
+    z = np.array([-1.0, 1.0, 0.0])
+    samples = {
+        "beta": np.stack([1.0 + 2.0 * z, 0.3 + z], axis=1),  # second mean off by 0.3 deviations
+        "sigma": 2.0 + 0.4 * z,  # deviation too small by 20 %
+    }
+    columns = posteriordb._columns(samples, reference)
+    assert list(columns) == ["beta[1]", "beta[2]", "sigma"]
+    found = posteriordb._moment_errors(columns, np.array([0.5, 0.5, 0.0]), reference)
+    assert found["mean_error"] == pytest.approx(0.3)
+    assert found["std_error"] == pytest.approx(0.2)
+
+
+def test_posteriordb_needs_its_folder(tmp_path):
+    from benchmarks import posteriordb
+
+    with pytest.raises(ValueError, match=r"No reference or model .* by --folder"):
+        posteriordb.run(None, 0, tmp_path, tmp_path)
