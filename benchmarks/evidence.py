@@ -10,7 +10,7 @@ import optax
 
 import consistent_samplers as cs
 from benchmarks import baselines, figures, registry
-from benchmarks.rows import cell, versions_and_device, write_json
+from benchmarks.rows import cell, number, versions_and_device, write_json
 from consistent_samplers.corrections import annealed
 from consistent_samplers.types import Draws, PRNGKey
 
@@ -321,5 +321,5 @@ def _held(row: dict[str, Any], value: str, name: str) -> str:
     return value + asked + ("" if row["reached"][name] else " ✗")
 
 
-def _less(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _less(a: Any, b: Any) -> float:
+    return number(a) - number(b)
