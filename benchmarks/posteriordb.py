@@ -185,7 +185,8 @@ def _row(name: str, reference: dict[str, Any], seed: int) -> dict[str, Any]:
     sampler.run(jax.random.key(seed), data)
     train_seconds = time.perf_counter() - start
     samples, log_weight = sampler.get_weighted_samples()
-    weight = np.exp(np.asarray(pareto_smooth(log_weight)[0], np.float64))
+    smoothed = np.asarray(pareto_smooth(log_weight)[0], np.float64)
+    weight = np.exp(smoothed - smoothed.max())
     one_step = _moment_errors(_columns(samples, reference), weight / weight.sum(), reference)
     sampler.draw(jax.random.key(seed), _NUM_DRAWS)
     start = time.perf_counter()
@@ -230,14 +231,15 @@ def _moment_errors(
     columns: dict[str, np.ndarray], weight: np.ndarray, reference: dict[str, Any]
 ) -> dict[str, float]:
     """Largest error of a mean, in reference deviations, and of a standard deviation, relative."""
-    mean_error, std_error = 0.0, 0.0
+    mean_errors, std_errors = [], []
     for name, value in columns.items():
         mean = float(weight @ value)
         std = math.sqrt(float(weight @ (value - mean) ** 2))
         expected = reference["reference_std"][name]
-        mean_error = max(mean_error, abs(mean - reference["reference_mean"][name]) / expected)
-        std_error = max(std_error, abs(std / expected - 1.0))
-    return {"mean_error": mean_error, "std_error": std_error}
+        mean_errors.append(abs(mean - reference["reference_mean"][name]) / expected)
+        std_errors.append(abs(std / expected - 1.0))
+    # Unlike max(), which may pass over a NaN.
+    return {"mean_error": float(np.max(mean_errors)), "std_error": float(np.max(std_errors))}
 
 
 def _chains(
@@ -274,9 +276,9 @@ def _chains(
     weight = np.full(10_000, 1e-4)
     return {
         "seconds": seconds,
-        "largest_error_in_stderr": max(errors),
-        "r_hat": max(r_hats),
-        "num_effective": min(sizes),
+        "largest_error_in_stderr": float(np.max(errors)),
+        "r_hat": float(np.max(r_hats)),
+        "num_effective": float(np.min(sizes)),
         fields[0]: float(np.mean(mcmc.get_extra_fields()[fields[0]])),
         **_moment_errors(flat, weight, reference),
     }

@@ -25,7 +25,13 @@ from numpyro.diagnostics import hpdi
 from numpyro.util import is_prng_key
 
 from consistent_samplers import corrections, diagnostics
-from consistent_samplers.estimate import Evidence, checked_log_weight, evidence
+from consistent_samplers.estimate import (
+    Evidence,
+    checked_log_weight,
+    evidence,
+    pareto_smooth,
+)
+from consistent_samplers.integrations.numpyro.inference_data import to_inference_data
 from consistent_samplers.integrations.numpyro.model import (
     FlatModel,
     Samples,
@@ -58,9 +64,11 @@ _TRAIN_SETTINGS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """What was trained, and on which arguments."""
+    """What was trained, and on which arguments: themselves, and as they are told apart."""
 
     model: FlatModel
+    model_args: tuple[Any, ...]
+    model_kwargs: dict[str, Any]
     arguments: Any
     trained: TrainedSampler
 
@@ -74,14 +82,15 @@ class _Run:
       draws: weighted one-step draws.
       evidence: made from their weights.
       reweighted: whether the weights allow resampling.
-      samples: constrained samples, by whether they are resampled.
+      samples: constrained samples and the log weights of the draws that they came from, by
+        whether they are resampled.
     """
 
     rng_key: PRNGKey
     draws: Draws
     evidence: Evidence
     reweighted: bool
-    samples: dict[bool, Samples] = dataclasses.field(default_factory=dict)
+    samples: dict[bool, tuple[Samples, Array]] = dataclasses.field(default_factory=dict)
 
 
 class OneStepSampler:
@@ -221,7 +230,7 @@ class OneStepSampler:
         model = flatten_model(self.model, model_args, model_kwargs)
         trained = load(path, model.target)
         check_num_steps(self.num_steps, trained.algorithm.max_steps)
-        self._training = _Training(model, identify((model_args, model_kwargs)), trained)
+        self._training = _training(model, model_args, model_kwargs, trained)
         self._run = None
 
     def get_samples(self, *, resampled: bool | None = None) -> Samples:
@@ -252,7 +261,7 @@ class OneStepSampler:
                     "this is wanted.)",
                     stacklevel=2,
                 )
-        return dict(self._samples_of(run, resampled))
+        return dict(self._samples_of(run, resampled)[0])
 
     def get_weighted_samples(self) -> tuple[Samples, Array]:
         """The last run's one-step draws as they are, with their log weights ``[num_samples]``.
@@ -260,9 +269,49 @@ class OneStepSampler:
         Raises:
           RuntimeError: before `run`.
         """
-        run = self._last_run("get_weighted_samples")
-        assert run.draws.log_weight is not None
-        return dict(self._samples_of(run, False)), run.draws.log_weight
+        samples, log_weight = self._samples_of(self._last_run("get_weighted_samples"), False)
+        return dict(samples), log_weight
+
+    def to_arviz(
+        self,
+        *,
+        resampled: bool | None = None,
+        log_likelihood: bool = True,
+        rng_key: PRNGKey | None = None,
+    ) -> Any:
+        """The last run's draws as ArviZ takes them, in one chain.
+
+        Groups: the posterior as from `get_samples`; sample statistics, ``log_weight``: the log
+        importance weight of the one-step draw that each came from; the log likelihood of each
+        observation; posterior predictive draws; the observed data. Models whose likelihood is a
+        ``numpyro.factor`` have the first two only.
+
+        Args:
+          resampled: as in `get_samples`.
+          log_likelihood: whether to compute it.
+          rng_key: key of the posterior predictive draws; the run's own if None.
+
+        Returns:
+          ``arviz.InferenceData``, or ``xarray.DataTree`` with ArviZ 1.
+
+        Raises:
+          ImportError: ArviZ is not installed.
+          RuntimeError: before `run`.
+        """
+        run = self._last_run("to_arviz")
+        posterior = self.get_samples(resampled=resampled)
+        chosen = run.reweighted if resampled is None else resampled
+        training = self._trained_or_raise("to_arviz")
+        key = jax.random.fold_in(run.rng_key, MAX_OVERSAMPLING + 1) if rng_key is None else rng_key
+        return to_inference_data(
+            self.model,
+            training.model_args,
+            training.model_kwargs,
+            posterior,
+            {"log_weight": self._samples_of(run, chosen)[1]},
+            predictive_key=key,
+            with_log_likelihood=log_likelihood,
+        )
 
     @overload
     def draw(
@@ -313,7 +362,7 @@ class OneStepSampler:
         latent = self._trained_or_raise("print_summary").model.latent
         samples = {
             name: np.asarray(value)
-            for name, value in self._samples_of(run, run.reweighted).items()
+            for name, value in self._samples_of(run, run.reweighted)[0].items()
             if name in latent or not exclude_deterministic
         }
         print(_table(samples, prob, self._num_effective(run)))
@@ -393,31 +442,33 @@ class OneStepSampler:
             progress_bar=self.progress_bar,
             **self._train_settings,
         )
-        return _Training(model, identify((model_args, model_kwargs)), trained)
+        return _training(model, model_args, model_kwargs, trained)
 
     def _sample(self, rng_key: PRNGKey, num_samples: int, *, weights: bool = True) -> Draws:
         bound: Literal["lower-if-injective"] | None = "lower-if-injective" if weights else None
         return self.trained.sample(rng_key, num_samples, self.num_steps, bound=bound)
 
-    def _samples_of(self, run: _Run, resampled: bool) -> Samples:
+    def _samples_of(self, run: _Run, resampled: bool) -> tuple[Samples, Array]:
         if resampled not in run.samples:
             constrain = self._trained_or_raise("get_samples").model.constrain
-            draws = self._resample(run) if resampled else run.draws
-            run.samples[resampled] = constrain(draws.position)
+            position, log_weight = run.draws.position, checked_log_weight(run.draws)
+            if resampled:
+                position, log_weight = self._resample(run)
+            run.samples[resampled] = constrain(position), log_weight
         return run.samples[resampled]
 
-    def _resample(self, run: _Run) -> Draws:
-        """Unweighted draws from the run's own and more candidates, in blocks compiled once."""
+    def _resample(self, run: _Run) -> tuple[Array, Array]:
+        """Resampled positions from the run's own and more candidates, and their log weights."""
         blocks = [run.draws] + [
             self._sample(jax.random.fold_in(run.rng_key, i), self.num_samples)
             for i in range(1, self._num_blocks(run))
         ]
-        candidates = Draws(
-            jnp.concatenate([block.position for block in blocks]),
-            jnp.concatenate([checked_log_weight(block) for block in blocks]),
-        )
+        position = jnp.concatenate([block.position for block in blocks])
+        log_weight = jnp.concatenate([checked_log_weight(block) for block in blocks])
         key = jax.random.fold_in(run.rng_key, MAX_OVERSAMPLING)
-        return corrections.resample(key, candidates, self.num_samples)
+        smoothed, _ = pareto_smooth(log_weight)
+        index = corrections.systematic_indices(key, smoothed, self.num_samples)
+        return position[index], log_weight[index]
 
     def _num_blocks(self, run: _Run) -> int:
         """Blocks of ``num_samples`` candidates: twice as many effective ones as are asked for."""
@@ -438,6 +489,16 @@ class OneStepSampler:
         if self._training is None:
             raise RuntimeError(f"Nothing is trained yet: call run(rng_key, ...) before {what}.")
         return self._training
+
+
+def _training(
+    model: FlatModel,
+    model_args: tuple[Any, ...],
+    model_kwargs: dict[str, Any],
+    trained: TrainedSampler,
+) -> _Training:
+    arguments = identify((model_args, model_kwargs))
+    return _Training(model, model_args, model_kwargs, arguments, trained)
 
 
 def _weights_allow_resampling(worth: Evidence) -> bool:
