@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "pass; saves honesty.json and .md.",
     )
     sub.add_argument("--seeds", type=int, default=10, help="runs of each case")
+    sub.add_argument("--seed", type=int, default=1)
     sub.add_argument("--num-samples", type=int, default=4_000)
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
     sub = commands.add_parser(

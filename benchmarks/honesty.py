@@ -132,7 +132,7 @@ def cases() -> list[Case]:
     ]
 
 
-def run(seeds: int, num_samples: int, output: Path) -> dict[str, Any]:
+def run(seeds: int, seed: int, num_samples: int, output: Path) -> dict[str, Any]:
     """Trains every case for a number of seeds and compares its verdict with the truth.
 
     A run is a base, a calibrated step and its evidence. Fitted Gaussians are fitted anew for each
@@ -141,6 +141,7 @@ def run(seeds: int, num_samples: int, output: Path) -> dict[str, Any]:
 
     Args:
       seeds: runs of each case.
+      seed: of all of them.
       num_samples: weighted draws of each run.
       output: folder for honesty.json and honesty.md.
 
@@ -155,7 +156,7 @@ def run(seeds: int, num_samples: int, output: Path) -> dict[str, Any]:
         name = f"{target.name}, {target.dim}-d"
         if name not in looks:
             looks[name] = find_modes(jax.random.key(2**20), target)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), seeds)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), seeds)
         rows += _rows(case, keys, num_samples, looks[name])
         passed = sum(row["passed"] for row in rows[-seeds:])
         large = sum(abs(row["error"]) > LARGE_ERROR for row in rows[-seeds:])
@@ -165,7 +166,8 @@ def run(seeds: int, num_samples: int, output: Path) -> dict[str, Any]:
             flush=True,
         )
     results = {
-        "command": f"python -m benchmarks honesty --seeds {seeds} --num-samples {num_samples}",
+        "command": f"python -m benchmarks honesty --seeds {seeds} --seed {seed} "
+        f"--num-samples {num_samples}",
         **versions_and_device(),
         "rows": rows,
         "wall_seconds": time.perf_counter() - start,

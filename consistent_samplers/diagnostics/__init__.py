@@ -18,19 +18,24 @@ from consistent_samplers.diagnostics.modes import (
 )
 from consistent_samplers.diagnostics.verdicts import (
     EVEN_ESS,
+    FINITE_VARIANCE_K,
     MAX_ROUND_TRIP_ERROR,
     MIN_EFFECTIVE,
+    NEARLY_EXACT_ESS,
     is_trustworthy,
     pareto_k_threshold,
+    standard_error_is_reliable,
     verdict,
     weights_are_reliable,
 )
 
 __all__ = [
     "EVEN_ESS",
+    "FINITE_VARIANCE_K",
     "MAX_MEDIAN_POINTS",
     "MAX_ROUND_TRIP_ERROR",
     "MIN_EFFECTIVE",
+    "NEARLY_EXACT_ESS",
     "MISSED_SHARE",
     "RELATIVE_REGULARISATION",
     "ExplorationCheck",
@@ -44,6 +49,7 @@ __all__ = [
     "pareto_k_threshold",
     "sign_modes",
     "sinkhorn",
+    "standard_error_is_reliable",
     "verdict",
     "wasserstein2",
     "weights_are_reliable",

@@ -15,8 +15,11 @@ FINITE_VARIANCE_K = 0.5
 """Pareto k above which the weights have no variance, and a standard error is an underestimate."""
 
 EVEN_ESS = 0.99
-"""Share of effective samples from which on the weights are even: their tail is close to rounding,
-and its Pareto k means nothing."""
+"""Share of effective samples from which on the weights are so even that a correction by them hardly
+changes anything, whatever their Pareto k."""
+
+NEARLY_EXACT_ESS = 0.999
+"""The same for the standard error of log Z: their tail is close to rounding."""
 
 
 def pareto_k_threshold(num_samples: int) -> float:
@@ -37,12 +40,27 @@ def weights_are_reliable(evidence: Evidence) -> bool:
     return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= EVEN_ESS
 
 
+def standard_error_is_reliable(evidence: Evidence) -> bool:
+    """Whether log Z can be taken with its standard error.
+
+    It can if Pareto k is at most `FINITE_VARIANCE_K` (and `pareto_k_threshold`), or at least
+    `NEARLY_EXACT_ESS` of the samples are effective. Above that k the mean of the weights still
+    converges, but slowly and from below, and their variance is infinite.
+
+    Args:
+      evidence: concrete (not traced) evidence.
+    """
+    threshold = min(FINITE_VARIANCE_K, pareto_k_threshold(evidence.num_samples))
+    return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= NEARLY_EXACT_ESS
+
+
 def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = None) -> bool:
     """Whether every diagnostic passes: then log Z and its standard error can be taken as they are.
 
-    The weights are no heuristic and reliable (`weights_are_reliable`), at least `MIN_EFFECTIVE`
-    samples are effective, the map does not fold and is inverted within `MAX_ROUND_TRIP_ERROR`, and
-    a look for modes from outside, if one was taken, found nothing missing.
+    The weights are no heuristic and have a variance (`standard_error_is_reliable`), at least
+    `MIN_EFFECTIVE` samples are effective, the map does not fold and is inverted within
+    `MAX_ROUND_TRIP_ERROR`, and a look for modes from outside, if one was taken, found nothing
+    missing.
 
     Args:
       evidence: concrete (not traced) evidence.
@@ -52,7 +70,7 @@ def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = No
     error = 0.0 if evidence.round_trip_error is None else float(evidence.round_trip_error)
     return (
         evidence.bound != "heuristic"
-        and weights_are_reliable(evidence)
+        and standard_error_is_reliable(evidence)
         and float(evidence.ess) * evidence.num_samples >= MIN_EFFECTIVE
         and folded == 0.0
         and not error > MAX_ROUND_TRIP_ERROR
@@ -124,11 +142,11 @@ def _verdict_on_weights(evidence: Evidence, looked: bool) -> str:
             f"The weights are well behaved ({100 * ess:.0f} % of {n} samples effective): log Z and "
             "its standard error can be trusted for the region the sampler visits."
         )
-        if k > FINITE_VARIANCE_K and ess < EVEN_ESS:
+        if not standard_error_is_reliable(evidence):
             good = (
                 f"The weights can be used ({100 * ess:.0f} % of {n} samples effective), but their "
                 f"tail is heavy (Pareto k {k:.2f}, above {FINITE_VARIANCE_K}): log Z is rather too "
-                "low than too high, by up to several of its standard errors, in the region the "
+                "low than too high, perhaps by many of its standard errors, in the region the "
                 "sampler visits."
             )
         if looked:
