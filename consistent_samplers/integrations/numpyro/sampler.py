@@ -12,7 +12,6 @@ marginal likelihood. Draws go back through the model, which also gives determini
 
 import dataclasses
 import inspect
-import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.diagnostics import hpdi
 from numpyro.util import is_prng_key
 
 from consistent_samplers import corrections, diagnostics
@@ -40,6 +38,7 @@ from consistent_samplers.integrations.numpyro.model import (
     name_of,
     starting_points,
 )
+from consistent_samplers.integrations.numpyro.summary import summary_table
 from consistent_samplers.recipe import TrainedSampler, load, train_sampler
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, Draws, PRNGKey
@@ -365,7 +364,7 @@ class OneStepSampler:
             for name, value in self._samples_of(run, run.reweighted)[0].items()
             if name in latent or not exclude_deterministic
         }
-        print(_table(samples, prob, self._num_effective(run)))
+        print(summary_table(samples, prob, self._num_effective(run)))
         print(run.evidence)
         how = (
             f"reweighted: resampled from {self._num_blocks(run) * self.num_samples} weighted draws"
@@ -512,21 +511,3 @@ def _check_key(rng_key: Any) -> None:
         shape = getattr(rng_key, "shape", None)
         got = type(rng_key).__name__ + ("" if shape is None else f" of shape {shape}")
         raise TypeError(f"rng_key must be one key, such as jax.random.key(0), got {got}.")
-
-
-def _table(samples: dict[str, np.ndarray], prob: float, num_effective: float) -> str:
-    """The table of ``numpyro.diagnostics.print_summary``, without chain diagnostics."""
-    columns = ["mean", "std", "median", f"{50 * (1 - prob):.1f}%", f"{50 * (1 + prob):.1f}%"]
-    rows: list[tuple[str, list[float]]] = []
-    for name, value in samples.items():
-        interval = hpdi(value, prob, axis=0)
-        parts = [value.mean(0), value.std(0, ddof=1), np.median(value, 0), *interval]
-        for index in itertools.product(*map(range, value.shape[1:])):
-            label = f"{name}[{','.join(map(str, index))}]" if index else name
-            rows.append((label, [float(part[index]) for part in parts]))
-    width = max([10, *(len(label) for label, _ in rows)])
-    lines = ["", f"{'':>{width}}" + "".join(f" {column:>9}" for column in [*columns, "n_eff"])]
-    for label, numbers in rows:
-        cells = "".join(f" {number:>9.2f}" for number in [*numbers, num_effective])
-        lines.append(f"{label:>{width}}{cells}")
-    return "\n".join([*lines, ""])
