@@ -29,16 +29,12 @@ class FitResult(NamedTuple):
 
     Attributes:
       state: the final state.
-      history: the algorithm's info NamedTuple with NumPy arrays ``[num_iterations]``.
-      num_skipped: iterations whose loss or gradient was NaN or inf; they left the parameters as
-        they were.
-      interrupted: whether Ctrl-C ended training early.
+      history: the algorithm's info NamedTuple with NumPy arrays ``[num_iterations]``; shorter where
+        Ctrl-C ended training early. Iterations whose loss or gradient is NaN or inf were skipped.
     """
 
     state: SamplerState
     history: Any
-    num_skipped: int = 0
-    interrupted: bool = False
 
 
 class TrainingDivergedError(RuntimeError):
@@ -63,10 +59,10 @@ class _Run:
     num_skipped: int = 0
     lowered: bool = False
 
-    def result(self, like: Any, interrupted: bool = False) -> FitResult:
+    def result(self, like: Any) -> FitResult:
         """``like``: a function that gives the shape of one info, for a history of none."""
         history = _join(self.infos) if self.infos else _history_like(like(), 0)
-        return FitResult(self.state, history, self.num_skipped, interrupted)
+        return FitResult(self.state, history)
 
 
 def fit(
@@ -136,7 +132,7 @@ def fit(
         if checkpoint.exists(checkpoint_dir):
             run = _read(checkpoint_dir, identity, run, info_like, num_iterations)
         _write(checkpoint_dir, identity, run)
-    written, interrupted = time.monotonic(), False
+    written = time.monotonic()
     bar = tqdm(
         total=num_iterations,
         initial=run.done,
@@ -168,7 +164,6 @@ def fit(
                     _write_or_warn(checkpoint_dir, identity, run)
                     written = time.monotonic()
         except KeyboardInterrupt:
-            interrupted = True
             warnings.warn(
                 f"Training of {algorithm.name!r} was interrupted after {run.done} of "
                 f"{num_iterations} iterations; the state reached by then is returned.",
@@ -184,7 +179,7 @@ def fit(
             RuntimeWarning,
             stacklevel=2,
         )
-    return run.result(info_like, interrupted)
+    return run.result(info_like)
 
 
 def _is_bad(info: Any) -> np.ndarray:

@@ -59,7 +59,9 @@ def sampler():
     return trained
 
 
-@pytest.mark.parametrize("chain_method", ["sequential", "vectorized"])
+@pytest.mark.parametrize(
+    "chain_method", [pytest.param("sequential", marks=pytest.mark.slow), "vectorized"]
+)
 def test_chains_follow_the_posterior_without_a_warm_up(sampler, chain_method):
     mcmc = MCMC(
         OneStepMH(sampler),
@@ -104,6 +106,7 @@ def test_an_inner_kernel_explores_what_no_proposal_reaches(inner):
     assert float(extra["accept_prob"].mean()) < 0.3 < float(extra["inner.accept_prob"].mean())
 
 
+@pytest.mark.slow
 def test_exact_draws_are_all_accepted():
     """On a Gaussian the fitted base is the posterior: every weight is the same."""
 

@@ -175,6 +175,7 @@ def test_structured_network_and_guidance_do_not_go_together():
         cs.osds(cs.targets.gmm9(), network="deep")
 
 
+@pytest.mark.slow
 def test_structured_osds_is_calibrated_and_weighed():
     target = cs.targets.funnel(dim=4)
     base = cs.bases.GaussianBase(jnp.zeros(4), jnp.diag(jnp.array([2.0, 1.5, 1.5, 1.5])))

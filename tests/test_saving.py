@@ -82,7 +82,7 @@ def test_training_goes_on_from_a_loaded_state(folder):
     "base",
     [
         pytest.param("mixture", marks=pytest.mark.slow),
-        "heavy-tailed mixture",
+        pytest.param("heavy-tailed mixture", marks=pytest.mark.slow),
         pytest.param("product", marks=pytest.mark.slow),
     ],
 )
@@ -149,9 +149,10 @@ def test_ctrl_c_during_the_recipe_gives_what_was_reached(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "tqdm", Interrupting)
-    with pytest.warns(RuntimeWarning, match=r"'osds' was interrupted after 10 of 10"):
-        stopped = cs.train_sampler(KEY, bent(), explore=False, **TINY)
-    assert stopped.state.iteration == 10 and list(stopped.histories) == ["distilled"]
+    with pytest.warns(RuntimeWarning, match=r"'osds' was interrupted after 100 of 150"):
+        settings = TINY | {"num_iterations": 150}
+        stopped = cs.train_sampler(KEY, bent(), explore=False, **settings)
+    assert stopped.state.iteration == 100 and list(stopped.histories) == ["distilled"]
     assert np.isfinite(float(stopped.evidence(KEY, 4_000).elbo))
 
 
@@ -180,6 +181,7 @@ def means(y):
     numpyro.sample("y", dist.Normal(mu, 1.0).expand([len(y)]), obs=y)
 
 
+@pytest.mark.slow
 def test_a_numpyro_sampler_is_kept_with_its_model(tmp_path):
     y = np.array([1.0, 2.0, 0.5], np.float32)
     sampler = OneStepSampler(means, num_samples=200, explore=False, **TINY)

@@ -94,15 +94,15 @@ def train_sampler(
     algorithm = settings.build(target, base, _warmup_cosine(2e-3, num_iterations))
     untrained = algorithm.init(key_fit)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    distilled = _fit_or_keep(
+    distilled, interrupted = _fit_or_keep(
         key_fit, algorithm, num_iterations, untrained, progress_bar, folder and folder / "distilled"
     )
     calibrated, histories = distilled, {"distilled": distilled.history}
-    if not distilled.interrupted:
+    if not interrupted:
         calibrated_algorithm = calibration(
             algorithm, learning_rate=_warmup_cosine(1e-2, num_calibration_iterations)
         )
-        calibrated = _fit_or_keep(
+        calibrated, interrupted = _fit_or_keep(
             key_calibrate,
             calibrated_algorithm,
             num_calibration_iterations,
@@ -138,7 +138,7 @@ def train_sampler(
             stacklevel=2,
         )
     exploration = None
-    if fitted is not None and not calibrated.interrupted:
+    if fitted is not None and not interrupted:
         draws = algorithm.sample(key_check, states[best], _NUM_CHECK_DRAWS, bound=None)
         exploration = exploration_check(
             key_explore,
@@ -174,10 +174,10 @@ def _fit_or_keep(
     state: SamplerState,
     progress_bar: bool,
     checkpoint_dir: Path | None,
-) -> FitResult:
-    """`fit`, going on with the last good state if training diverges."""
+) -> tuple[FitResult, bool]:
+    """`fit`, going on with the last good state if it diverges; and whether Ctrl-C cut it short."""
     try:
-        return fit(
+        result = fit(
             rng_key,
             algorithm,
             num_iterations,
@@ -187,4 +187,5 @@ def _fit_or_keep(
         )
     except TrainingDivergedError as error:
         warnings.warn(f"{error} The recipe goes on from that state.", stacklevel=3)
-        return error.result
+        return error.result, False
+    return result, len(result.history.loss) < num_iterations
