@@ -146,6 +146,11 @@ def test_an_inner_kernel_is_made_here(sampler):
         OneStepMH(sampler, NUTS(counts))
 
 
+def test_a_wrong_key_is_refused_by_a_trained_sampler_too(sampler):
+    with pytest.raises(TypeError, match="rng_key must be one key"):
+        sampler.run(0, EVENTS)
+
+
 def test_other_data_and_starting_points_are_refused(sampler):
     mcmc = MCMC(OneStepMH(sampler), num_warmup=0, num_samples=5, progress_bar=False)
     with pytest.raises(ValueError, match="trained on other arguments"):

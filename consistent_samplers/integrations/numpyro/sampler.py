@@ -184,6 +184,7 @@ class OneStepSampler:
           TypeError: ``rng_key`` is not a single key.
           ValueError: as `run`.
         """
+        _check_key(rng_key)
         if self._training is None:
             self.train(rng_key, *model_args, **model_kwargs)
         elif identify((model_args, model_kwargs)) != self._training.arguments:
