@@ -11,6 +11,7 @@ import pytest
 from numpyro.diagnostics import effective_sample_size, gelman_rubin
 from numpyro.infer import HMC, MCMC, NUTS
 
+from consistent_samplers.bases import GaussianBase
 from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
 
 KEY = jax.random.key(0)
@@ -54,9 +55,12 @@ def check_rate(samples):
 
 @pytest.fixture(scope="module")
 def sampler():
-    trained = OneStepSampler(counts, **TINY)
-    trained.ensure_trained(KEY, EVENTS)
-    return trained
+    """Off in place and scale, and hardly trained: what is accepted decides what chains follow."""
+    base = GaussianBase(jnp.array([0.6, 0.2, 0.0]), jnp.diag(jnp.array([0.5, 1.3, 1.3])))
+    settings = {k: v for k, v in TINY.items() if k != "explore"}
+    poor = OneStepSampler(counts, base=base, **(settings | {"num_calibration_iterations": 1}))
+    poor.ensure_trained(KEY, EVENTS)
+    return poor
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_chains_follow_the_posterior_without_a_warm_up(sampler, chain_method):
     # A rejected proposal leaves the chain where it is; an accepted one never does.
     rate = np.asarray(mcmc.get_samples(group_by_chain=True)["rate"])
     moved = (np.diff(rate, axis=1) != 0).mean()
-    assert abs(moved - float(accept_prob.mean())) < 0.03 and moved < 1.0
+    assert abs(moved - float(accept_prob.mean())) < 0.03 and 0.3 < moved < 0.9
 
 
 @pytest.mark.parametrize(
@@ -87,8 +91,6 @@ def test_chains_follow_the_posterior_without_a_warm_up(sampler, chain_method):
 )
 def test_an_inner_kernel_explores_what_no_proposal_reaches(inner):
     """Proposals from a base that is far off are hardly ever accepted: the inner kernel works."""
-    from consistent_samplers.bases import GaussianBase
-
     base = GaussianBase(jnp.array([2.5, 3.0, 0.0]), 0.3 * jnp.eye(3))
     settings = {k: v for k, v in TINY.items() if k not in ("explore", "num_calibration_iterations")}
     poor = OneStepSampler(counts, base=base, num_calibration_iterations=1, **settings)
