@@ -60,7 +60,7 @@ def _nearest(centres: Callable[[], np.ndarray]) -> Callable[[Array], Array]:
 
 
 def _gmm40_centres(dim: int) -> np.ndarray:
-    return np.float32(40) * _field_uniform((40, dim), 1.0)
+    return _field_uniform((40, dim), 40.0)
 
 
 TARGETS: dict[str, Entry] = {
