@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.base import Algorithm, SamplerState
+from consistent_samplers.compilation import jit_with
 from consistent_samplers.types import PRNGKey
 
 MAX_SKIPPED_SHARE = 0.1
@@ -110,18 +112,7 @@ def fit(
     key_init, key_steps = jax.random.split(rng_key)
     if state is None:
         state = algorithm.init(key_init)
-    chunk_size = min(chunk_size, num_iterations)
-
-    # Always chunk_size iterations, of which the last chunk may skip some: one compilation.
-    @jax.jit
-    def run_chunk(state: SamplerState, num_run: jax.Array) -> tuple[SamplerState, Any]:
-        def iterate(state: SamplerState, i: jax.Array) -> tuple[SamplerState, Any]:
-            key = jax.random.fold_in(key_steps, state.iteration)
-            new_state, info = algorithm.step(key, state)
-            keep = i < num_run
-            return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new_state, state), info
-
-        return jax.lax.scan(iterate, state, jnp.arange(chunk_size))
+    run_chunk = jit_with(_run_chunk, algorithm.step, static_argnames="chunk_size")
 
     def info_like() -> Any:
         return jax.eval_shape(algorithm.step, key_steps, state)[1]
@@ -144,7 +135,9 @@ def fit(
         try:
             while run.done < num_iterations:
                 num_run = min(chunk_size, num_iterations - run.done)
-                new_state, info = run_chunk(run.state, jnp.asarray(num_run))
+                new_state, info = run_chunk(
+                    key_steps, run.state, jnp.asarray(num_run), chunk_size=chunk_size
+                )
                 info = jax.tree.map(lambda x, n=num_run: np.asarray(x)[:n], info)
                 bad = _is_bad(info)
                 if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(new_state.params):
@@ -180,6 +173,29 @@ def fit(
             stacklevel=2,
         )
     return run.result(info_like)
+
+
+def _run_chunk(
+    step: Callable[[PRNGKey, SamplerState], tuple[SamplerState, Any]],
+    rng_key: PRNGKey,
+    state: SamplerState,
+    num_run: jax.Array,
+    chunk_size: int,
+) -> tuple[SamplerState, Any]:
+    """The first ``num_run`` iterations of a chunk, and room for the infos of all of them.
+
+    How many is not part of what is compiled: one compilation serves the last chunk as well.
+    """
+    step = jax.jit(step)  # traced once for what follows
+    info = jax.eval_shape(step, rng_key, state)[1]
+    infos = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), info)
+
+    def iterate(i: jax.Array, carry: tuple[SamplerState, Any]) -> tuple[SamplerState, Any]:
+        state, infos = carry
+        state, info = step(jax.random.fold_in(rng_key, state.iteration), state)
+        return state, jax.tree.map(lambda all_of, one: all_of.at[i].set(one), infos, info)
+
+    return jax.lax.fori_loop(0, num_run, iterate, (state, infos))
 
 
 def _is_bad(info: Any) -> np.ndarray:

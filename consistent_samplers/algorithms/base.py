@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, ParamSpec, Protocol
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,31 @@ class ReverseFn(Protocol):
         ...
 
 
+DrawFn: TypeAlias = Callable[[Params, PRNGKey, int, Bound | None], Draws]
+"""``(params, rng_key, num_steps, bound)``: one draw."""
+
+ReverseOneFn: TypeAlias = Callable[[Params, PRNGKey, Array, int, Bound], Array]
+"""``(params, rng_key, position, num_steps, bound)``: one point's log weight."""
+
+RoundTripFn: TypeAlias = Callable[[Params, PRNGKey, int], Array]
+"""``(params, rng_key, num_steps)``: distance from the base draw of that key to what the inverse
+map makes of its image, in base standard deviations."""
+
+
+class PerDraw(NamedTuple):
+    """What an algorithm does for one draw: pure, to be mapped, sharded or compiled as one likes.
+
+    Attributes:
+      draw: one draw.
+      reverse: the log weight of one point.
+      round_trip: what the deterministic map's numerical inverse misses.
+    """
+
+    draw: DrawFn
+    reverse: ReverseOneFn
+    round_trip: RoundTripFn
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
     """A trainable sampler, as pure functions.
@@ -96,6 +121,7 @@ class Algorithm:
         base made up by the backward kernels, or by inverting the map (NaN where that fails).
         The mean over exact draws of the target is an evidence upper bound.
       bounds: kinds of weight that it can give, its default first.
+      per_draw: what `sample` and `reverse_log_weight` do for one point.
     """
 
     name: str
@@ -109,6 +135,7 @@ class Algorithm:
     sample: SampleFn
     reverse_log_weight: ReverseFn
     bounds: tuple[Bound, ...]
+    per_draw: PerDraw
 
 
 class WithPaperPreset(Generic[_P]):

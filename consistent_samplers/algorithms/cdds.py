@@ -24,6 +24,7 @@ import optax
 from consistent_samplers import log_det, schedules, simulate
 from consistent_samplers.algorithms.base import (
     Algorithm,
+    PerDraw,
     ReverseFn,
     SampleFn,
     SamplerState,
@@ -206,9 +207,20 @@ def _cdds(
         info = CDDSInfo(loss, elbo, t, optax.tree.norm(grads))
         return apply_gradients(optimizer, state, grads, ema_decay), info
 
-    sample, reverse = _build_sample(base, control, max_steps)
+    sample, reverse, per_draw = _build_sample(base, control, max_steps)
     return Algorithm(
-        "cdds", target, base, max_steps, control, init, restart, step, sample, reverse, _BOUNDS
+        "cdds",
+        target,
+        base,
+        max_steps,
+        control,
+        init,
+        restart,
+        step,
+        sample,
+        reverse,
+        _BOUNDS,
+        per_draw,
     )
 
 
@@ -229,7 +241,9 @@ def _kernels(control: Control, params: Params) -> simulate.PathKernels:
     return simulate.PathKernels(forward, control.process.backward_kernel)
 
 
-def _build_sample(base: Base, control: Control, max_steps: int) -> tuple[SampleFn, ReverseFn]:
+def _build_sample(
+    base: Base, control: Control, max_steps: int
+) -> tuple[SampleFn, ReverseFn, PerDraw]:
     """Sampling by all but the last step of denoising and renoising, and a last denoising.
 
     The weight has the kernels of the chain against their noising, and the determinant of the
@@ -300,7 +314,8 @@ def _build_sample(base: Base, control: Control, max_steps: int) -> tuple[SampleF
         z1 = _denoise(control, params, end, jnp.asarray(1.0 - 1.0 / num_steps))
         return jnp.sqrt(jnp.mean((undo_last(params, z1, num_steps) - end) ** 2))
 
-    return batched(control, base.dim, max_steps, _BOUNDS, 1, one_draw, one_reverse, one_round_trip)
+    per_draw = PerDraw(one_draw, one_reverse, one_round_trip)
+    return *batched(control, base.dim, max_steps, _BOUNDS, 1, per_draw), per_draw
 
 
 def _paper(

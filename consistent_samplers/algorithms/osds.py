@@ -223,9 +223,20 @@ def _osds(
         info = OSDSInfo(loss, elbo, state_gap, volume_gap, weight, optax.tree.norm(grads))
         return apply_gradients(optimizer, state, grads, ema_decay), info
 
-    sample, reverse = build_sample(base, control, max_steps, _BOUNDS, 1)
+    sample, reverse, per_draw = build_sample(base, control, max_steps, _BOUNDS, 1)
     return Algorithm(
-        "osds", target, base, max_steps, control, init, restart, step, sample, reverse, _BOUNDS
+        "osds",
+        target,
+        base,
+        max_steps,
+        control,
+        init,
+        restart,
+        step,
+        sample,
+        reverse,
+        _BOUNDS,
+        per_draw,
     )
 
 

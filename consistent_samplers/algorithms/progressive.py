@@ -136,7 +136,7 @@ def progressive_distillation(
         new_state = apply_gradients(optimizer, state, grads, ema_decay)
         return new_state._replace(memory=teacher_params), info
 
-    sample, reverse = build_sample(teacher.base, control, max_steps, _BOUNDS, 1)
+    sample, reverse, per_draw = build_sample(teacher.base, control, max_steps, _BOUNDS, 1)
     return dataclasses.replace(
         teacher,
         name="progressive",
@@ -149,4 +149,5 @@ def progressive_distillation(
         sample=sample,
         reverse_log_weight=reverse,
         bounds=_BOUNDS,
+        per_draw=per_draw,
     )

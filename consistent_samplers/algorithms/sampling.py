@@ -3,16 +3,22 @@
 Chunked, so that memory does not grow with the number of draws.
 """
 
-import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from consistent_samplers import simulate
-from consistent_samplers.algorithms.base import ReverseFn, SampleFn, SamplerState
+from consistent_samplers.algorithms.base import (
+    DrawFn,
+    PerDraw,
+    ReverseFn,
+    ReverseOneFn,
+    RoundTripFn,
+    SampleFn,
+    SamplerState,
+)
 from consistent_samplers.algorithms.control import Control
 from consistent_samplers.bases import Base, Component
+from consistent_samplers.compilation import jit_with
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
 
@@ -30,8 +36,8 @@ def build_sample(
     max_steps: int,
     bounds: tuple[Bound, ...],
     default_steps: int,
-) -> tuple[SampleFn, ReverseFn]:
-    """The `Algorithm.sample` and `Algorithm.reverse_log_weight` of a control.
+) -> tuple[SampleFn, ReverseFn, PerDraw]:
+    """The ways of an `Algorithm` to sample with a control.
 
     Args:
       base: where samples start.
@@ -100,16 +106,8 @@ def build_sample(
         back = simulate.invert_flow(u, process, z1, num_steps)
         return jnp.sqrt(jnp.mean((back - z0) ** 2))
 
-    return batched(
-        control,
-        base.dim,
-        max_steps,
-        bounds,
-        default_steps,
-        one_draw,
-        one_reverse,
-        one_round_trip,
-    )
+    per_draw = PerDraw(one_draw, one_reverse, one_round_trip)
+    return *batched(control, base.dim, max_steps, bounds, default_steps, per_draw), per_draw
 
 
 def batched(
@@ -118,9 +116,7 @@ def batched(
     max_steps: int,
     bounds: tuple[Bound, ...],
     default_steps: int,
-    one_draw: Callable[[Params, PRNGKey, int, Bound | None], Draws],
-    one_reverse: Callable[[Params, PRNGKey, Array, int, Bound], Array],
-    one_round_trip: Callable[[Params, PRNGKey, int], Array],
+    per_draw: PerDraw,
 ) -> tuple[SampleFn, ReverseFn]:
     """Functions over many points, checked and in chunks, from functions of one.
 
@@ -130,10 +126,7 @@ def batched(
       max_steps: most steps.
       bounds: kinds of weight there are, the default first.
       default_steps: number of steps unless told.
-      one_draw: ``(params, rng_key, num_steps, bound)``, one draw.
-      one_reverse: ``(params, rng_key, position, num_steps, bound)``, one point's log weight.
-      one_round_trip: ``(params, rng_key, num_steps)``, distance from the base draw of that key to
-        what the inverse map makes of its image, in base standard deviations.
+      per_draw: the functions of one point.
     """
     jacobian_floats = _jacobian_floats(control, dim)
 
@@ -142,36 +135,18 @@ def batched(
             return _MAX_CHUNK
         return min(_MAX_CHUNK, max(1, _MAX_JACOBIAN_FLOATS // (num_steps * jacobian_floats)))
 
-    @functools.partial(jax.jit, static_argnames=("num_samples", "num_steps", "bound"))
-    def draw(
-        rng_key: PRNGKey, params: Params, num_samples: int, num_steps: int, bound: Bound | None
-    ) -> Draws:
-        keys = jax.random.split(rng_key, num_samples)
-        return jax.lax.map(
-            lambda key: one_draw(params, key, num_steps, bound),
-            keys,
-            batch_size=chunk_size(num_steps, bound),
-        )
-
+    draw = jit_with(
+        _draw,
+        per_draw.draw,
+        static_argnames=("num_samples", "num_steps", "bound", "batch_size"),
+    )
     # Compiled apart from the draws: one compilation serves every number of samples.
-    @functools.partial(jax.jit, static_argnames="num_steps")
-    def round_trip_errors(params: Params, keys: Array, num_steps: int) -> Array:
-        return jax.lax.map(
-            lambda key: one_round_trip(params, key, num_steps),
-            keys,
-            batch_size=max(1, _MAX_JACOBIAN_FLOATS // jacobian_floats),
-        )
-
-    @functools.partial(jax.jit, static_argnames=("num_steps", "bound"))
-    def reverse(
-        rng_key: PRNGKey, params: Params, position: Array, num_steps: int, bound: Bound
-    ) -> Array:
-        keys = jax.random.split(rng_key, position.shape[0])
-        return jax.lax.map(
-            lambda args: one_reverse(params, args[0], args[1], num_steps, bound),
-            (keys, position),
-            batch_size=chunk_size(num_steps, bound),
-        )
+    round_trip_errors = jit_with(
+        _round_trip_errors, per_draw.round_trip, static_argnames=("num_steps", "batch_size")
+    )
+    reverse = jit_with(
+        _reverse, per_draw.reverse, static_argnames=("num_steps", "bound", "batch_size")
+    )
 
     def sample(
         rng_key: PRNGKey,
@@ -185,12 +160,24 @@ def batched(
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
         _check_bound(bound, (None, *bounds))
-        draws = draw(rng_key, state.ema_params, num_samples, num_steps, bound)
+        draws = draw(
+            rng_key,
+            state.ema_params,
+            num_samples=num_samples,
+            num_steps=num_steps,
+            bound=bound,
+            batch_size=chunk_size(num_steps, bound),
+        )
         if draws.flow is None:
             return draws
         num = min(num_samples, _NUM_ROUND_TRIPS)
         keys = jax.random.split(rng_key, num_samples)[:num]
-        errors = round_trip_errors(state.ema_params, keys, num_steps)
+        errors = round_trip_errors(
+            state.ema_params,
+            keys,
+            num_steps=num_steps,
+            batch_size=max(1, _MAX_JACOBIAN_FLOATS // jacobian_floats),
+        )
         measured = draws.flow.round_trip_error.at[:num].set(errors)
         return draws.replace(flow=draws.flow._replace(round_trip_error=measured))
 
@@ -206,9 +193,56 @@ def batched(
         _check_bound(bound, tuple(b for b in bounds if b != "heuristic"))
         if position.ndim != 2 or position.shape[1] != dim:
             raise ValueError(f"position must have shape [n, {dim}], got {position.shape}.")
-        return reverse(rng_key, state.ema_params, position, num_steps, bound)
+        return reverse(
+            rng_key,
+            state.ema_params,
+            position,
+            num_steps=num_steps,
+            bound=bound,
+            batch_size=chunk_size(num_steps, bound),
+        )
 
     return sample, reverse_log_weight
+
+
+def _draw(
+    one_draw: DrawFn,
+    rng_key: PRNGKey,
+    params: Params,
+    num_samples: int,
+    num_steps: int,
+    bound: Bound | None,
+    batch_size: int,
+) -> Draws:
+    return jax.lax.map(
+        lambda key: one_draw(params, key, num_steps, bound),
+        jax.random.split(rng_key, num_samples),
+        batch_size=batch_size,
+    )
+
+
+def _round_trip_errors(
+    one_round_trip: RoundTripFn, params: Params, keys: Array, num_steps: int, batch_size: int
+) -> Array:
+    return jax.lax.map(
+        lambda key: one_round_trip(params, key, num_steps), keys, batch_size=batch_size
+    )
+
+
+def _reverse(
+    one_reverse: ReverseOneFn,
+    rng_key: PRNGKey,
+    params: Params,
+    position: Array,
+    num_steps: int,
+    bound: Bound,
+    batch_size: int,
+) -> Array:
+    return jax.lax.map(
+        lambda args: one_reverse(params, args[0], args[1], num_steps, bound),
+        (jax.random.split(rng_key, position.shape[0]), position),
+        batch_size=batch_size,
+    )
 
 
 def _jacobian_floats(control: Control, dim: int) -> int:

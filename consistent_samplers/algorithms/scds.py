@@ -216,9 +216,20 @@ def _scds(
         info = SCDSInfo(loss + consistency_weight * gap, elbo, gap, num_steps, max_step, norm)
         return apply_gradients(optimizer, state, grads, ema_decay), info
 
-    sample, reverse = build_sample(base, control, max_steps, _BOUNDS, 1)
+    sample, reverse, per_draw = build_sample(base, control, max_steps, _BOUNDS, 1)
     return Algorithm(
-        "scds", target, base, max_steps, control, init, restart, step, sample, reverse, _BOUNDS
+        "scds",
+        target,
+        base,
+        max_steps,
+        control,
+        init,
+        restart,
+        step,
+        sample,
+        reverse,
+        _BOUNDS,
+        per_draw,
     )
 
 

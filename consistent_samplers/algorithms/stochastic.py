@@ -236,7 +236,18 @@ def stochastic_sampler(
             new_state = new_state._replace(memory=replay.add(state.memory, position, log_weight))
         return new_state, info
 
-    sample, reverse = build_sample(base, control, max_steps, bounds, max_steps)
+    sample, reverse, per_draw = build_sample(base, control, max_steps, bounds, max_steps)
     return Algorithm(
-        name, target, base, max_steps, control, init, restart, step, sample, reverse, bounds
+        name,
+        target,
+        base,
+        max_steps,
+        control,
+        init,
+        restart,
+        step,
+        sample,
+        reverse,
+        bounds,
+        per_draw,
     )

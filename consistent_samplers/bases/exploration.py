@@ -16,9 +16,15 @@ import optax
 import scipy.linalg
 import scipy.optimize
 
-from consistent_samplers.bases.gaussian_fit import MAX_DENSE_DIM, OUTSIDE, host_objective
-from consistent_samplers.targets.base import Target, check_density
-from consistent_samplers.types import Array, PRNGKey
+from consistent_samplers.bases.gaussian_fit import (
+    MAX_DENSE_DIM,
+    OUTSIDE,
+    hessian_of,
+    host_objective,
+)
+from consistent_samplers.compilation import jit_with
+from consistent_samplers.targets.base import Target, check_density, log_densities
+from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 # Two optima are one if they lie within this many standard deviations a dimension.
 _SAME_MODE = 0.5
@@ -133,10 +139,13 @@ def find_modes(
         starts = jnp.concatenate([given, starts])
         scale = jnp.concatenate([jnp.ones(len(given)), scale])
     # Far out a density may overflow; it has to be usable somewhere.
-    usable = jnp.isfinite(jax.vmap(target.log_density)(starts))
+    usable = jnp.isfinite(log_densities(target, starts))
     if not usable.any():
         check_density(target, starts)
-    starts, scale = starts[usable], scale[usable]
+    # As many as before, for what is compiled: the first usable one stands in for the others.
+    first = jnp.argmax(usable)
+    starts = jnp.where(usable[:, None], starts, starts[first])
+    scale = jnp.where(usable, scale, scale[first])
     return _distinct(target, *_climb(target, starts, scale, num_iterations), max_modes)
 
 
@@ -148,27 +157,30 @@ def _climb(
     From far away to the nearest mode takes about the start's ``scale [n]``; the decay of the step
     to zero settles.
     """
-    optimizer = optax.adam(optax.cosine_decay_schedule(1.0, num_iterations))
-    value_and_grad = jax.vmap(jax.value_and_grad(lambda x: -target.log_density(x)))
-    step_size = (jnp.maximum(scale, 0.5) / 40.0)[:, None]
-
-    @jax.jit
-    def climb(x: Array) -> tuple[Array, Array]:
-        def body(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], None]:
-            x, state = carry
-            gradient = value_and_grad(x)[1]
-            gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-            updates, state = optimizer.update(gradient, state)
-            return (x + updates * step_size, state), None
-
-        (x, _), _ = jax.lax.scan(body, (x, optimizer.init(x)), None, length=num_iterations)
-        return x, -value_and_grad(x)[0]
-
-    ends, values = (np.asarray(a) for a in climb(starts))
+    climb = jit_with(_climb_all, target.log_density, static_argnames="num_iterations")
+    ends, values = (np.asarray(a) for a in climb(starts, scale, num_iterations=num_iterations))
     good = np.isfinite(values) & np.isfinite(ends).all(axis=1)
     ends, values = ends[good], values[good]
     order = np.argsort(-values)
     return ends[order], values[order]
+
+
+def _climb_all(
+    log_density: LogDensityFn, starts: Array, scale: Array, num_iterations: int
+) -> tuple[Array, Array]:
+    optimizer = optax.adam(optax.cosine_decay_schedule(1.0, num_iterations))
+    value_and_grad = jax.vmap(jax.value_and_grad(lambda x: -log_density(x)))
+    step_size = (jnp.maximum(scale, 0.5) / 40.0)[:, None]
+
+    def body(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], None]:
+        x, state = carry
+        gradient = value_and_grad(x)[1]
+        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+        updates, state = optimizer.update(gradient, state)
+        return (x + updates * step_size, state), None
+
+    (x, _), _ = jax.lax.scan(body, (starts, optimizer.init(starts)), None, length=num_iterations)
+    return x, -value_and_grad(x)[0]
 
 
 def _distinct(
@@ -177,7 +189,7 @@ def _distinct(
     """Optima from points in order of their densities ``values``, polished, one of each."""
     # An end far below the best carries no mass, and every end costs a Hessian.
     points = points[values > values.max(initial=-np.inf) - _MAX_DROP]
-    hessian = jax.jit(jax.hessian(target.log_density))
+    hessian = jit_with(hessian_of, target.log_density)
     dim, dtype = target.dim, points.dtype
 
     objective = host_objective(target, dtype)
@@ -251,43 +263,20 @@ def tempered_particles(
 
     loc, scale = _wide_start(modes, target.dim)
 
-    def log_start(x: Array) -> Array:
-        return jax.scipy.stats.norm.logpdf(x, loc, scale).sum()
-
-    def log_likelihood(x: Array) -> Array:
-        value = target.log_density(x) - log_start(x)
-        return jnp.where(jnp.isnan(value), -jnp.inf, value)
-
-    def smc(parameters: dict[str, Array]) -> blackjax.SamplingAlgorithm:
-        return blackjax.adaptive_tempered_smc(
-            log_start,
-            log_likelihood,
-            blackjax.hmc.build_kernel(),
-            blackjax.hmc.init,
-            parameters,
-            blackjax.smc.resampling.systematic,
-            target_ess=0.7,
-            num_mcmc_steps=num_moves,
-        )
-
-    @jax.jit
-    def advance(key: PRNGKey, state: Any, step_size: Array) -> tuple[Any, Array, Array]:
-        parameters = {
-            "step_size": step_size[None],
-            "inverse_mass_matrix": jnp.maximum(state.particles.var(0), 1e-12)[None],
-            "num_integration_steps": jnp.full((1,), num_leapfrog),
-        }
-        state, info = smc(parameters).step(key, state)
-        accepted = jnp.mean(info.update_info.acceptance_rate)
-        return state, info.log_likelihood_increment, accepted
-
+    advance = jit_with(_advance, target.log_density, static_argnames=("num_moves", "num_leapfrog"))
     key_start, key_run = jax.random.split(rng_key)
     start = loc + scale * jax.random.normal(key_start, (num_particles, target.dim))
     state = blackjax.smc.tempered.init(start)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0
     for i in range(_MAX_ROUNDS):
         state, increment, accepted = advance(
-            jax.random.fold_in(key_run, i), state, jnp.asarray(step_size)
+            jax.random.fold_in(key_run, i),
+            state,
+            jnp.asarray(step_size),
+            jnp.asarray(loc, start.dtype),
+            jnp.asarray(scale, start.dtype),
+            num_moves=num_moves,
+            num_leapfrog=num_leapfrog,
         )
         log_z += float(increment)
         # Towards two thirds of the moves accepted.
@@ -295,6 +284,45 @@ def tempered_particles(
         if float(state.tempering_param) >= 1.0 or not np.isfinite(log_z):
             break
     return np.asarray(state.particles), log_z
+
+
+def _advance(
+    log_density: LogDensityFn,
+    rng_key: PRNGKey,
+    state: Any,
+    step_size: Array,
+    loc: Array,
+    scale: Array,
+    num_moves: int,
+    num_leapfrog: int,
+) -> tuple[Any, Array, Array]:
+    """One temperature further: state, increment of log Z, share of the moves accepted."""
+    import blackjax
+
+    def log_start(x: Array) -> Array:
+        return jax.scipy.stats.norm.logpdf(x, loc, scale).sum()
+
+    def log_likelihood(x: Array) -> Array:
+        value = log_density(x) - log_start(x)
+        return jnp.where(jnp.isnan(value), -jnp.inf, value)
+
+    smc = blackjax.adaptive_tempered_smc(
+        log_start,
+        log_likelihood,
+        blackjax.hmc.build_kernel(),
+        blackjax.hmc.init,
+        {
+            "step_size": step_size[None],
+            "inverse_mass_matrix": jnp.maximum(state.particles.var(0), 1e-12)[None],
+            "num_integration_steps": jnp.full((1,), num_leapfrog),
+        },
+        blackjax.smc.resampling.systematic,
+        target_ess=0.7,
+        num_mcmc_steps=num_moves,
+    )
+    state, info = smc.step(rng_key, state)
+    accepted = jnp.mean(info.update_info.acceptance_rate)
+    return state, info.log_likelihood_increment, accepted
 
 
 def _wide_start(modes: Modes, dim: int) -> tuple[np.ndarray, np.ndarray]:

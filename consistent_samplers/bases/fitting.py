@@ -1,6 +1,5 @@
 """Bases fitted to what an exploration found, and the choice among them."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import scipy.linalg
 
 from consistent_samplers.bases.base import Base
 from consistent_samplers.bases.exploration import Exploration, explore
+from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.bases.gaussian_fit import MAX_DENSE_DIM, fit_gaussian
 from consistent_samplers.bases.mixture import (
     MixtureBase,
@@ -19,7 +19,8 @@ from consistent_samplers.bases.mixture import (
     mixture,
     stretch,
 )
-from consistent_samplers.targets.base import Target
+from consistent_samplers.compilation import as_partial, jit_with
+from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 _NUM_JUDGE_DRAWS = 4_096
@@ -35,6 +36,11 @@ _FLOW_NATS = 1.0
 _TAILS = (0.1, 0.25, 0.5)
 # Components whose share is below this carry nothing that importance weights would miss.
 _MIN_SHARE = 1e-4
+
+
+_NUM_ITERATIONS = 400
+_BATCH_SIZE = 256
+_LEARNING_RATE = 0.02
 
 
 class Fit(NamedTuple):
@@ -114,9 +120,9 @@ def fit_mixture(
     *,
     exploration: Exploration | None = None,
     max_components: int = 64,
-    num_iterations: int = 400,
-    batch_size: int = 256,
-    learning_rate: float = 0.02,
+    num_iterations: int = _NUM_ITERATIONS,
+    batch_size: int = _BATCH_SIZE,
+    learning_rate: float = _LEARNING_RATE,
 ) -> MixtureBase:
     """A mixture of Gaussians for a target of several modes; their number is found.
 
@@ -173,8 +179,36 @@ def fit_mixture(
         heavier_fit = judge(key_judge, target, heavier)
         if heavier_fit.elbo > fit.elbo:
             start, fit = heavier, heavier_fit
-    trained = _train(starts[best][0], target, start, num_iterations, batch_size, learning_rate)
+    trained = _trained(starts[best][0], target, start, num_iterations, batch_size, learning_rate)
     return trained if judge(key_judge, target, trained).elbo > fit.elbo else start
+
+
+def refit_base(rng_key: PRNGKey, target: Target, base: Base) -> Base:
+    """A base of the same kind for a target much like the one that a base was fitted to.
+
+    A Gaussian and a mixture move from where they are, without a new exploration: a mode that
+    appeared elsewhere is not seen. A product of mixtures is fitted anew, and a base of another
+    class stays as it is.
+
+    Args:
+      rng_key: key.
+      target: the target.
+      base: what to start from.
+
+    Raises:
+      ValueError: the density is NaN, +inf, or zero everywhere it was tried.
+    """
+    if isinstance(base, GaussianBase):
+        return fit_gaussian(rng_key, target, init_position=base.loc)
+    if isinstance(base, MixtureBase):
+        key_train, key_judge = jax.random.split(rng_key)
+        check_density(target, base.loc)
+        trained = _trained(key_train, target, base)
+        better = judge(key_judge, target, trained).elbo > judge(key_judge, target, base).elbo
+        return trained if better else base
+    if isinstance(base, ProductMixtureBase):
+        return fit_product(rng_key, target, max_components=base.loc.shape[1])
+    return base
 
 
 def fit_product(
@@ -247,9 +281,8 @@ def _by_em(particles: np.ndarray, max_components: int) -> tuple[np.ndarray, np.n
     )
 
 
-@functools.partial(jax.jit, static_argnames="log_density")
-def _weigh(rng_key: PRNGKey, base: Base, log_density: LogDensityFn) -> Array:
-    """Log importance weights of a base: compiled once for all bases of the same shapes."""
+def _weigh(log_density: LogDensityFn, rng_key: PRNGKey, base: Base) -> Array:
+    """Log importance weights of a base."""
 
     def log_weight(x: Array) -> Array:
         return log_density(x) - base.log_prob(x)
@@ -259,7 +292,9 @@ def _weigh(rng_key: PRNGKey, base: Base, log_density: LogDensityFn) -> Array:
 
 def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
     """How well a base fits, on draws of its own; an ELBO of -inf where it cannot be told."""
-    log_weight = np.asarray(_weigh(rng_key, base, target.log_density), np.float64)
+    # Kept for the target's other bases, whatever its density is.
+    weigh = jit_with(_weigh, as_partial(target.log_density))
+    log_weight = np.asarray(weigh(rng_key, base), np.float64)
     if not np.isfinite(log_weight).all():
         # Mass outside the support: no finite ELBO.
         return Fit(-math.inf, math.inf, 0.0)
@@ -271,43 +306,58 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
     )
 
 
-def _train(
+def _trained(
     rng_key: PRNGKey,
     target: Target,
+    start: MixtureBase,
+    num_iterations: int = _NUM_ITERATIONS,
+    batch_size: int = _BATCH_SIZE,
+    learning_rate: float = _LEARNING_RATE,
+) -> MixtureBase:
+    """A mixture trained from a start; the start itself where that meets NaN or inf."""
+    train = jit_with(
+        _train,
+        target.log_density,
+        static_argnames=("num_iterations", "batch_size", "learning_rate"),
+    )
+    params = train(
+        rng_key,
+        start,
+        num_iterations=num_iterations,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
+    if not all(bool(jnp.isfinite(p).all()) for p in params):
+        return start
+    moved = _moved(start, params)
+    return mixture(moved.log_weights, moved.loc, moved.scale_tril, moved.tail)
+
+
+def _train(
+    log_density: LogDensityFn,
+    rng_key: PRNGKey,
     start: MixtureBase,
     num_iterations: int,
     batch_size: int,
     learning_rate: float,
-) -> MixtureBase:
+) -> tuple[Array, ...]:
     """Adam on the ELBO over x = m_k + L_k (μ_k + T_k w(ε)), starting at μ = 0, T = I.
 
     Tails are trained where they are heavier than a Gaussian's.
+
+    Returns:
+      What `_moved` takes.
     """
     num, dim = start.num_components, start.dim
     per_component = max(2, batch_size // num)
-    below = jnp.tril(jnp.ones((dim, dim)), -1)
-    eye = jnp.broadcast_to(jnp.eye(dim), (num, dim, dim))
-
-    def moved(params: tuple[Array, ...]) -> MixtureBase:
-        logits, shift, raw, log_tail = params
-        factor = below * raw + jnp.exp(jnp.diagonal(raw, axis1=1, axis2=2))[..., None] * eye[0]
-        inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
-        return MixtureBase(
-            jax.nn.log_softmax(logits),
-            start.loc + jnp.einsum("kij,kj->ki", start.scale_tril, shift),
-            jnp.einsum("kij,kjl->kil", start.scale_tril, factor),
-            jnp.einsum("kij,kjl->kil", inverse, start.whitener),
-            # Heavier than a Cauchy no mean of log weights need exist.
-            None if start.tail is None else jnp.minimum(start.tail * jnp.exp(log_tail), 1.0),
-        )
 
     def negative_elbo(params: tuple[Array, ...], eps: Array) -> Array:
-        base = moved(params)
+        base = _moved(start, params)
         # Path gradient: the density is scored with its parameters frozen.
-        frozen = moved(jax.lax.stop_gradient(params))
+        frozen = _moved(start, jax.lax.stop_gradient(params))
         stretched = eps if base.tail is None else stretch(eps, base.tail[:, None, None])
         x = base.loc[:, None] + jnp.einsum("kij,knj->kni", base.scale_tril, stretched)
-        log_ratio = jax.vmap(jax.vmap(target.log_density))(x) - frozen.log_prob(x)
+        log_ratio = jax.vmap(jax.vmap(log_density))(x) - frozen.log_prob(x)
         return -jnp.sum(jnp.exp(base.log_weights) * log_ratio.mean(1))
 
     optimizer = optax.chain(
@@ -325,20 +375,31 @@ def _train(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    @jax.jit
-    def run(key: PRNGKey) -> tuple[Array, ...]:
-        params = (
-            start.log_weights,
-            jnp.zeros((num, dim)),
-            jnp.zeros((num, dim, dim)),
-            jnp.zeros(num),
-        )
-        carry = (params, optimizer.init(params))
-        (params, _), _ = jax.lax.scan(step, carry, jax.random.split(key, num_iterations))
-        return params
+    params = (
+        start.log_weights,
+        jnp.zeros((num, dim)),
+        jnp.zeros((num, dim, dim)),
+        jnp.zeros(num),
+    )
+    carry = (params, optimizer.init(params))
+    (params, _), _ = jax.lax.scan(step, carry, jax.random.split(rng_key, num_iterations))
+    return params
 
-    params = run(rng_key)
-    if not all(bool(jnp.isfinite(p).all()) for p in params):
-        return start
-    trained = moved(params)
-    return mixture(trained.log_weights, trained.loc, trained.scale_tril, trained.tail)
+
+def _moved(start: MixtureBase, params: tuple[Array, ...]) -> MixtureBase:
+    """A mixture moved in the coordinates of its own components."""
+    logits, shift, raw, log_tail = params
+    dim = start.dim
+    below, eye = jnp.tril(jnp.ones((dim, dim)), -1), jnp.eye(dim)
+    factor = below * raw + jnp.exp(jnp.diagonal(raw, axis1=1, axis2=2))[..., None] * eye
+    inverse = jax.scipy.linalg.solve_triangular(
+        factor, jnp.broadcast_to(eye, factor.shape), lower=True
+    )
+    return MixtureBase(
+        jax.nn.log_softmax(logits),
+        start.loc + jnp.einsum("kij,kj->ki", start.scale_tril, shift),
+        jnp.einsum("kij,kjl->kil", start.scale_tril, factor),
+        jnp.einsum("kij,kjl->kil", inverse, start.whitener),
+        # Heavier than a Cauchy no mean of log weights need exist.
+        None if start.tail is None else jnp.minimum(start.tail * jnp.exp(log_tail), 1.0),
+    )

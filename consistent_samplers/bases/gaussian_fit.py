@@ -16,12 +16,14 @@ import scipy.linalg
 import scipy.optimize
 
 from consistent_samplers.bases.gaussian import GaussianBase
-from consistent_samplers.targets.base import Target, check_density
-from consistent_samplers.types import Array, PRNGKey
+from consistent_samplers.compilation import jit_with
+from consistent_samplers.targets.base import Target, check_density, log_densities
+from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 MAX_DENSE_DIM = 200
 """Dimension above which what costs O(dim²) parameters or many Hessians is done another way."""
 
+_NUM_JUDGE_DRAWS = 128
 OUTSIDE = 1e30
 """What `host_objective` returns where the density is zero or not a number."""
 
@@ -74,17 +76,13 @@ def fit_gaussian(
     large = dim > MAX_DENSE_DIM
     candidates = _laplace_candidates(target, starts, ends_only=large)
 
-    @jax.jit
-    def elbos(key: PRNGKey, loc: Array, scale_tril: Array) -> Array:
-        """ELBO of each candidate ``[n]`` on the same draws."""
-        eps = jax.random.normal(key, (128, dim))
-        return jax.lax.map(lambda c: _elbo(target, eps, *c), (loc, scale_tril))
-
-    score = np.asarray(elbos(key_choose, *candidates))
+    elbo = jit_with(_elbo, target.log_density)
+    # One by one: how many there are is not known beforehand, and would compile anew each time.
+    score = np.asarray([elbo(key_choose, *c) for c in zip(*candidates, strict=True)])
     best = int(np.argmax(np.where(np.isfinite(score), score, -np.inf)))
     if not np.isfinite(score[best]):
         # No candidate lies where the density is positive: shrink around the best start.
-        values = np.asarray(jax.vmap(target.log_density)(starts))
+        values = np.asarray(log_densities(target, starts))
         best_start = np.asarray(starts)[np.argmax(np.where(np.isnan(values), -np.inf, values))]
         loc, scale_tril = jnp.asarray(best_start), 0.01 * jnp.eye(dim)
     else:
@@ -96,16 +94,21 @@ def fit_gaussian(
     if large:
         fitted = _natural_ascent(key_adam, target, loc, scale_tril)
     else:
-        fitted = _maximise_elbo(
-            key_adam, target, loc, scale_tril, num_iterations, batch_size, learning_rate
+        maximise_elbo = jit_with(
+            _maximise_elbo,
+            target.log_density,
+            static_argnames=("num_iterations", "batch_size", "learning_rate"),
         )
-    start_elbo, fitted_elbo = np.asarray(
-        elbos(
-            key_judge,
-            jnp.stack([loc, fitted.loc]),
-            jnp.stack([scale_tril, fitted.scale_tril]),
+        fitted = maximise_elbo(
+            key_adam,
+            loc,
+            scale_tril,
+            num_iterations=num_iterations,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
         )
-    )
+    start_elbo = float(elbo(key_judge, loc, scale_tril))
+    fitted_elbo = float(elbo(key_judge, fitted.loc, fitted.scale_tril))
     better = fitted_elbo >= start_elbo or not np.isfinite(start_elbo)
     return fitted if better and np.isfinite(fitted_elbo) else GaussianBase(loc, scale_tril)
 
@@ -141,11 +144,11 @@ def host_objective(
       target: the target.
       dtype: in which the density is evaluated.
     """
-    value_and_grad = jax.jit(jax.value_and_grad(lambda x: -target.log_density(x)))
+    value_and_grad = jit_with(_value_and_grad, target.log_density)
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, grad = value_and_grad(jnp.asarray(x, dtype))
-        value, grad = float(value), np.asarray(grad, np.float64)
+        value, grad = -float(value), -np.asarray(grad, np.float64)
         # Outside the support the line search must turn back, not stop.
         if not np.isfinite(value) or not np.all(np.isfinite(grad)):
             return OUTSIDE, np.zeros_like(grad)
@@ -154,13 +157,22 @@ def host_objective(
     return objective
 
 
+def _value_and_grad(log_density: LogDensityFn, x: Array) -> tuple[Array, Array]:
+    return jax.value_and_grad(log_density)(x)
+
+
+def hessian_of(log_density: LogDensityFn, x: Array) -> Array:
+    """The Hessian of a log density at one point, to be compiled with it: ``[dim, dim]``."""
+    return jax.hessian(log_density)(x)
+
+
 def _laplace_candidates(target: Target, starts: Array, *, ends_only: bool = False) -> _Candidates:
     """Laplace approximations along the L-BFGS path from each start, or at the best end only.
 
     Factorisations run on the host in float64: exact enough for any covariance that float32
     can hold, and away from XLA's LAPACK calls.
     """
-    hessian = jax.jit(lambda points: jax.lax.map(jax.hessian(target.log_density), points))
+    hessian = jit_with(hessian_of, target.log_density)
     dtype = starts.dtype
 
     objective = host_objective(target, dtype)
@@ -182,7 +194,7 @@ def _laplace_candidates(target: Target, starts: Array, *, ends_only: bool = Fals
     if ends_only:
         points = [min(points, key=lambda x: objective(x)[0])]
     locs = np.stack(points)
-    precisions = -np.asarray(hessian(jnp.asarray(locs, dtype)), np.float64)
+    precisions = [-np.asarray(hessian(jnp.asarray(x, dtype)), np.float64) for x in locs]
 
     loc_list, tril_list = [], []
     for loc, precision in zip(locs, precisions, strict=True):
@@ -217,18 +229,7 @@ def _natural_ascent(
     takes their noise away. Factorisations on the host in float64.
     """
     dim, dtype = target.dim, scale_tril.dtype
-
-    @jax.jit
-    def expectations(key: PRNGKey, loc: Array, scale_tril: Array) -> tuple[Array, Array]:
-        half = jax.random.normal(key, (num_draws // 2, dim))
-        points = loc + jnp.concatenate([half, -half]) @ scale_tril.T
-        gradient = jax.vmap(jax.grad(target.log_density))(points).mean(0)
-        hessian = jax.hessian(target.log_density)
-        total, _ = jax.lax.scan(
-            lambda total, x: (total + hessian(x), None), jnp.zeros((dim, dim)), points
-        )
-        return gradient, total / num_draws
-
+    expectations = jit_with(_expectations, target.log_density, static_argnames="num_draws")
     mean = np.asarray(loc, np.float64)
     factor = np.asarray(scale_tril, np.float64)
     inverse = scipy.linalg.solve_triangular(factor, np.eye(dim), lower=True)
@@ -237,7 +238,10 @@ def _natural_ascent(
         gradient, hessian = (
             np.asarray(a, np.float64)
             for a in expectations(
-                jax.random.fold_in(rng_key, i), jnp.asarray(mean, dtype), jnp.asarray(factor, dtype)
+                jax.random.fold_in(rng_key, i),
+                jnp.asarray(mean, dtype),
+                jnp.asarray(factor, dtype),
+                num_draws=num_draws,
             )
         )
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
@@ -253,6 +257,21 @@ def _natural_ascent(
     return GaussianBase(jnp.asarray(mean, dtype), jnp.asarray(factor, dtype))
 
 
+def _expectations(
+    log_density: LogDensityFn, rng_key: PRNGKey, loc: Array, scale_tril: Array, num_draws: int
+) -> tuple[Array, Array]:
+    """Means of the gradient ``[dim]`` and the Hessian ``[dim, dim]`` over antithetic draws."""
+    dim = loc.shape[0]
+    half = jax.random.normal(rng_key, (num_draws // 2, dim))
+    points = loc + jnp.concatenate([half, -half]) @ scale_tril.T
+    gradient = jax.vmap(jax.grad(log_density))(points).mean(0)
+    hessian = jax.hessian(log_density)
+    total, _ = jax.lax.scan(
+        lambda total, x: (total + hessian(x), None), jnp.zeros((dim, dim)), points
+    )
+    return gradient, total / num_draws
+
+
 def _positive_inverse(matrix: np.ndarray) -> np.ndarray | None:
     """The inverse of a positive definite matrix; None of any other."""
     try:
@@ -262,18 +281,19 @@ def _positive_inverse(matrix: np.ndarray) -> np.ndarray | None:
     return scipy.linalg.cho_solve((root, True), np.eye(len(matrix)))
 
 
-def _elbo(target: Target, eps: Array, loc: Array, scale_tril: Array) -> Array:
-    """ELBO of N(loc, L Lᵀ) with the entropy in closed form, on the draws ``eps [n, dim]``."""
+def _elbo(log_density: LogDensityFn, rng_key: PRNGKey, loc: Array, scale_tril: Array) -> Array:
+    """ELBO of N(loc, L Lᵀ), its entropy in closed form: ``[]``."""
     dim = loc.shape[-1]
+    eps = jax.random.normal(rng_key, (_NUM_JUDGE_DRAWS, dim))
     entropy = 0.5 * dim * (1.0 + math.log(2.0 * math.pi)) + jnp.sum(
         jnp.log(jnp.abs(jnp.diagonal(scale_tril)))
     )
-    return jnp.mean(jax.vmap(target.log_density)(loc + eps @ scale_tril.T)) + entropy
+    return jnp.mean(jax.vmap(log_density)(loc + eps @ scale_tril.T)) + entropy
 
 
 def _maximise_elbo(
+    log_density: LogDensityFn,
     rng_key: PRNGKey,
-    target: Target,
     loc: Array,
     scale_tril: Array,
     num_iterations: int,
@@ -281,7 +301,7 @@ def _maximise_elbo(
     learning_rate: float,
 ) -> GaussianBase:
     """Adam on the ELBO over x = loc + L (μ + T ε), starting at μ = 0, T = I."""
-    dim = target.dim
+    dim = loc.shape[0]
     below = jnp.tril(jnp.ones((dim, dim)), -1)
 
     def triangle(raw: Array) -> Array:
@@ -299,7 +319,7 @@ def _maximise_elbo(
             ).T
         )
         log_q = -0.5 * jnp.sum(white**2, axis=-1) - jnp.sum(jnp.diagonal(frozen_raw))
-        log_p = jax.vmap(target.log_density)(loc + z @ scale_tril.T)
+        log_p = jax.vmap(log_density)(loc + z @ scale_tril.T)
         return jnp.mean(log_q - log_p)
 
     optimizer = optax.chain(
@@ -317,12 +337,7 @@ def _maximise_elbo(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    @jax.jit
-    def run(key: PRNGKey) -> tuple[Array, Array]:
-        params = (jnp.zeros(dim), jnp.zeros((dim, dim)))
-        carry = (params, optimizer.init(params))
-        (params, _), _ = jax.lax.scan(step, carry, jax.random.split(key, num_iterations))
-        return params
-
-    shift, raw = run(rng_key)
+    params = (jnp.zeros(dim), jnp.zeros((dim, dim)))
+    carry = (params, optimizer.init(params))
+    ((shift, raw), _), _ = jax.lax.scan(step, carry, jax.random.split(rng_key, num_iterations))
     return GaussianBase(loc + scale_tril @ shift, scale_tril @ triangle(raw))

@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
+from consistent_samplers.compilation import jit_with
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 
@@ -15,7 +18,9 @@ class Target:
 
     Attributes:
       log_density: pure, differentiable function ``[dim] -> []``; batches go through
-        ``jax.vmap``. May be -inf outside the support.
+        ``jax.vmap``. May be -inf outside the support. Given as ``jax.tree_util.Partial(function,
+        data)`` it brings its arrays along, and what is compiled for it serves other data of the
+        same shapes as well.
       dim: dimension of the space.
       name: a label for tables and messages.
       log_z: the true log Z where it is known, else None.
@@ -45,7 +50,7 @@ class Target:
             raise TypeError("sample must be a function (rng_key, num_samples) -> [n, dim] or None.")
         point = jax.ShapeDtypeStruct((self.dim,), jnp.zeros(0).dtype)
         try:
-            out = jax.eval_shape(self.log_density, point)
+            out = jax.eval_shape(*_called(self.log_density), point)
         except Exception as error:
             raise TypeError(
                 f"log_density of target {self.name!r} could not be traced on one point of shape "
@@ -70,6 +75,27 @@ class Target:
             )
 
 
+def log_densities(target: Target, points: Array) -> Array:
+    """Log densities at points: ``[num_points, dim] -> [num_points]``, compiled."""
+    return jit_with(_log_densities, target.log_density)(points)
+
+
+def _log_densities(log_density: LogDensityFn, points: Array) -> Array:
+    return jax.vmap(log_density)(points)
+
+
+def _called(log_density: LogDensityFn) -> tuple[Any, ...]:
+    """The function and first arguments by which JAX knows the density again.
+
+    A Partial is a new object each time, but traced only once as the argument of a function.
+    """
+    return (_call, log_density) if isinstance(log_density, Partial) else (log_density,)
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
 def check_density(target: Target, points: Array) -> None:
     """Raises if the log density cannot be sampled from, judged at some points.
 
@@ -82,7 +108,7 @@ def check_density(target: Target, points: Array) -> None:
     Raises:
       ValueError: NaN or +inf anywhere, or -inf everywhere.
     """
-    values = jax.jit(jax.vmap(target.log_density))(points)
+    values = log_densities(target, points)
     num_nan = int(jnp.isnan(values).sum())
     if num_nan:
         raise ValueError(

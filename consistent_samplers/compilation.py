@@ -1,0 +1,40 @@
+"""What is compiled once and for whom."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.tree_util import Partial
+
+
+def jit_with(
+    function: Callable[..., Any], first: Callable[..., Any], **jit_options: Any
+) -> Callable[..., Any]:
+    """Compiles ``function`` with its first argument, itself a function, filled in.
+
+    A first argument that is a ``jax.tree_util.Partial`` brings its arrays along as inputs, and what
+    is compiled serves every other with an equal function and arrays of the same shapes: the
+    density of other data, say. Any other one is a constant, and what was compiled for it goes
+    when it goes.
+
+    Args:
+      function: of the first argument and others; defined once, at the top of a module.
+      first: its first argument.
+      **jit_options: hashable options of ``jax.jit``.
+    """
+    if isinstance(first, Partial):
+        return functools.partial(_shared(function, tuple(jit_options.items())), first)
+    return jax.jit(functools.partial(function, first), **jit_options)
+
+
+def as_partial(function: Callable[..., Any]) -> Partial:
+    """A function as a ``jax.tree_util.Partial``: an argument of compiled functions."""
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+@functools.cache
+def _shared(
+    function: Callable[..., Any], options: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
+    return jax.jit(function, **dict(options))
