@@ -9,6 +9,7 @@ from consistent_samplers.bases.fitting import (
     fit_mixture,
     fit_product,
     judge,
+    refit_base,
 )
 from consistent_samplers.bases.gaussian import GaussianBase, standard_normal
 from consistent_samplers.bases.gaussian_fit import fit_gaussian
@@ -32,5 +33,6 @@ __all__ = [
     "fit_product",
     "judge",
     "mixture",
+    "refit_base",
     "standard_normal",
 ]

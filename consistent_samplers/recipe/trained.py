@@ -3,21 +3,21 @@
 import dataclasses
 import os
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from consistent_samplers import checkpoint
-from consistent_samplers.algorithms import Algorithm, SamplerState, osds
+from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.algorithms.calibration import CalibrationInfo
-from consistent_samplers.algorithms.control import NetworkKind
 from consistent_samplers.algorithms.osds import OSDSInfo
 from consistent_samplers.bases import Base, GaussianBase, MixtureBase, ProductMixtureBase
 from consistent_samplers.diagnostics import ExplorationCheck, verdict
 from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.recipe.settings import Settings
+from consistent_samplers.recipe.shared import share_sampling
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Bound, Draws, PRNGKey
 
@@ -27,38 +27,6 @@ _INFOS = {info.__name__: info for info in (OSDSInfo, CalibrationInfo)}
 # Points at which a target is compared with the one that a sampler was trained on.
 _NUM_COMPARED = 8
 _COMPARED_TOLERANCE = 1e-3
-
-
-class Settings(NamedTuple):
-    """What a sampler's network and steps are made of.
-
-    Attributes:
-      max_steps: number N of finest steps.
-      hidden: widths of the network's hidden layers.
-      network: its kind.
-    """
-
-    max_steps: int
-    hidden: tuple[int, ...]
-    network: NetworkKind
-
-    def build(
-        self, target: Target, base: Base, learning_rate: float | optax.Schedule = 2e-3
-    ) -> Algorithm:
-        """The recipe's OSDS.
-
-        The gradient of the target is left out of the control: on a fitted base it costs more (a
-        Hessian in every Jacobian) than it brings, and one step stays one network evaluation.
-        """
-        return osds(
-            target,
-            base=base,
-            max_steps=self.max_steps,
-            hidden=self.hidden,
-            guidance=None,
-            network=self.network,
-            learning_rate=learning_rate,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +44,7 @@ class TrainedSampler:
       exploration: what an independent look for modes found, or None without exploration.
       settings: what the algorithm was made of; None for one that was made by hand, which cannot be
         saved.
+      warm_started: whether training went on from a sampler of another target.
     """
 
     algorithm: Algorithm
@@ -86,6 +55,7 @@ class TrainedSampler:
     training_seconds: float
     exploration: ExplorationCheck | None = None
     settings: Settings | None = None
+    warm_started: bool = False
 
     @property
     def target(self) -> Target:
@@ -189,6 +159,7 @@ class TrainedSampler:
             },
             "histories": {name: type(info).__name__ for name, info in self.histories.items()},
             "training_seconds": self.training_seconds,
+            "warm_started": self.warm_started,
         }
         checkpoint.write(path, _KIND, header, arrays)
 
@@ -216,7 +187,7 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
         settings = Settings(
             **(header["settings"] | {"hidden": tuple(header["settings"]["hidden"])})
         )
-        algorithm = settings.build(target, base)
+        algorithm = share_sampling(settings.build(target, base), settings)
         state, one_step_state = (
             _state_of(algorithm, arrays[name]) for name in ("state", "one_step_state")
         )
@@ -234,6 +205,7 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
                 **{k: v.item() for k, v in arrays["exploration"].items()}
             )
         compared, seconds = arrays["compared"], header["training_seconds"]
+        warm_started = header.get("warm_started", False)
         was = np.asarray(compared["log_density"], np.float64)
         position = jnp.asarray(compared["position"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -253,7 +225,15 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
             stacklevel=2,
         )
     return TrainedSampler(
-        algorithm, state, one_step_state, stages, histories, seconds, exploration, settings
+        algorithm,
+        state,
+        one_step_state,
+        stages,
+        histories,
+        seconds,
+        exploration,
+        settings,
+        warm_started,
     )
 
 

@@ -1,19 +1,25 @@
 """The whole recipe with good defaults: fit a base, distil a sampler, calibrate, check."""
 
+import functools
+import math
 import os
 import time
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from consistent_samplers.algorithms import Algorithm, SamplerState, calibration
+from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.algorithms.base import check_base
-from consistent_samplers.bases import Base, fit_base, fit_gaussian
+from consistent_samplers.bases import Base, fit_base, fit_gaussian, refit_base
 from consistent_samplers.diagnostics import exploration_check
 from consistent_samplers.estimate import Evidence, evidence
-from consistent_samplers.recipe.trained import Settings, TrainedSampler
+from consistent_samplers.recipe.settings import Settings
+from consistent_samplers.recipe.shared import Stage
+from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.training import FitResult, TrainingDivergedError, fit
 from consistent_samplers.types import Array, PRNGKey
@@ -23,8 +29,29 @@ _NUM_CHECK_DRAWS = 4_000
 # Above it, determinants of a general network's steps are too dear to train on, and an iteration
 # of any network takes longer.
 _MAX_GENERAL_DIM = 100
+# Share of the iterations, the last ones of their schedule, that a warm start runs; and the share of
+# its effective draws below which it is given up.
+_WARM_SHARE = 1 / 3
+_WARM_ENOUGH = 0.5
+_CHUNK_SIZE = 100
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
 _SAME_ELBO = 1e-3
+
+
+class _Start(NamedTuple):
+    """What training sets out from.
+
+    Attributes:
+      base: the base.
+      particle_log_z: of the exploration, or NaN.
+      explored: whether to look for modes again afterwards.
+      trained: the sampler that it goes on from, or None.
+    """
+
+    base: Base
+    particle_log_z: float
+    explored: bool
+    trained: TrainedSampler | None
 
 
 def train_sampler(
@@ -38,6 +65,7 @@ def train_sampler(
     num_iterations: int | None = None,
     num_calibration_iterations: int | None = None,
     explore: bool = True,
+    start: TrainedSampler | None = None,
     progress_bar: bool = True,
     checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> TrainedSampler:
@@ -58,6 +86,10 @@ def train_sampler(
         Gaussian, a mixture and a product of mixtures as base (`bases.fit_base`); afterwards look
         again from fresh starts for modes that the draws do not show, and warn of them. False fits
         a Gaussian at once: quicker, where the target is known to have one mode.
+      start: a sampler of a similar target, such as the posterior of other data, to go on from: its
+        base is moved and its network trained for a third of the iterations, without a new
+        exploration; ``max_steps`` and ``hidden`` are its own. Where that ends with less than half
+        its share of effective draws, or misses modes, a warning says so and training begins anew.
       progress_bar: show progress with the current ELBO.
       checkpoint_dir: folder to keep the training in: a call that was killed and is made again
         goes on from there (the base is fitted anew, with the same result).
@@ -68,48 +100,80 @@ def train_sampler(
       warning, and the calibrated step is kept only if its ELBO is no worse.
 
     Raises:
-      ValueError: the density is NaN, +inf, or zero everywhere it was tried, or base and target
-        differ in dimension.
+      ValueError: the density is NaN, +inf, or zero everywhere it was tried, or base or start
+        differ from the target in dimension.
       TrainingDivergedError: the draws of the trained sampler have no usable weights (the density
         is NaN or +inf where it was not before); carries the trained state.
     """
-    start = time.perf_counter()
-    key_base, key_fit, key_calibrate, key_check = jax.random.split(rng_key, 4)
-    key_explore = jax.random.fold_in(rng_key, 4)
+    begin = time.perf_counter()
     large = target.dim > _MAX_GENERAL_DIM
     if num_iterations is None:
         num_iterations = 100 if large else 300
     if num_calibration_iterations is None:
         num_calibration_iterations = 300 if large else 1_500
-    fitted = None
+    key_base = jax.random.split(rng_key, 4)[0]
+    budget = (num_iterations, num_calibration_iterations)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    if start is not None:
+        settings = _settings_of(start, target)
+        moved = refit_base(key_base, target, start.base) if base is None else base
+        check_base(target, moved)
+        warm = _Start(moved, math.nan, explore and base is None, start)
+        warm_folder = folder and folder / "warm"
+        trained = _train(rng_key, target, warm, settings, budget, progress_bar, warm_folder, begin)
+        short = _where_it_falls_short(trained, start)
+        if short is None:
+            return trained
+        warnings.warn(
+            f"The warm start on target {target.name!r} {short}: training begins anew.",
+            stacklevel=2,
+        )
+        max_steps, hidden = settings.max_steps, settings.hidden
+    particle_log_z = math.nan
+    explored = base is None and explore
     if base is None and explore:
         fitted = fit_base(key_base, target, init_position=init_position)
-        base = fitted.base
+        base, particle_log_z = fitted.base, fitted.exploration.log_z
     elif base is None:
         base = fit_gaussian(key_base, target, init_position=init_position)
     else:
         check_base(target, base)
         check_density(target, base.sample(key_base, 64))
     settings = Settings(max_steps, tuple(hidden), "structured" if large else "general")
-    algorithm = settings.build(target, base, _warmup_cosine(2e-3, num_iterations))
+    cold = _Start(base, particle_log_z, explored, None)
+    return _train(rng_key, target, cold, settings, budget, progress_bar, folder, begin)
+
+
+def _train(
+    rng_key: PRNGKey,
+    target: Target,
+    start: _Start,
+    settings: Settings,
+    budget: tuple[int, int],
+    progress_bar: bool,
+    folder: Path | None,
+    begin: float,
+) -> TrainedSampler:
+    """Both stages on a base, and what they are worth."""
+    _, key_fit, key_calibrate, key_check = jax.random.split(rng_key, 4)
+    key_explore = jax.random.fold_in(rng_key, 4)
+    warm = start.trained
+    distillation = Stage(settings, "distilled", budget[0])
+    algorithm = distillation.algorithm(target, start.base)
     untrained = algorithm.init(key_fit)
-    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    distilled, interrupted = _fit_or_keep(
-        key_fit, algorithm, num_iterations, untrained, progress_bar, folder and folder / "distilled"
-    )
+    state = untrained if warm is None else _going_on(algorithm, warm.state, budget[0])
+    run = functools.partial(_fit_or_keep, warm=warm is not None, progress_bar=progress_bar)
+    distilled, interrupted = run(key_fit, algorithm, distillation, state, folder)
     calibrated, histories = distilled, {"distilled": distilled.history}
     if not interrupted:
-        calibrated_algorithm = calibration(
-            algorithm, learning_rate=_warmup_cosine(1e-2, num_calibration_iterations)
+        stage = Stage(settings, "calibrated", budget[1])
+        calibration = stage.algorithm(target, start.base)
+        state = (
+            calibration.restart(distilled.state)
+            if warm is None
+            else _going_on(calibration, warm.one_step_state, budget[1])
         )
-        calibrated, interrupted = _fit_or_keep(
-            key_calibrate,
-            calibrated_algorithm,
-            num_calibration_iterations,
-            calibrated_algorithm.restart(distilled.state),
-            progress_bar,
-            folder and folder / "calibrated",
-        )
+        calibrated, interrupted = run(key_calibrate, calibration, stage, state, folder)
         histories["calibrated"] = calibrated.history
 
     def check(state: SamplerState) -> Evidence:
@@ -135,47 +199,101 @@ def train_sampler(
             f"Calibration did not improve the one-step ELBO ({stages['calibrated'].elbo:.3f}); "
             f"the {best} sampler ({stages[best].elbo:.3f}) is used instead. Try more iterations "
             "or another rng_key.",
-            stacklevel=2,
+            stacklevel=3,
         )
     exploration = None
-    if fitted is not None and not interrupted:
+    if start.explored and not interrupted:
         draws = algorithm.sample(key_check, states[best], _NUM_CHECK_DRAWS, bound=None)
         exploration = exploration_check(
             key_explore,
             target,
             draws.position,
             float(stages[best].log_z),
-            particle_log_z=fitted.exploration.log_z,
+            particle_log_z=start.particle_log_z,
         )
-        if not exploration.passed:
-            warnings.warn(str(exploration), stacklevel=2)
+        # A warm start that misses modes is given up with a warning of its own.
+        if not exploration.passed and warm is None:
+            warnings.warn(str(exploration), stacklevel=3)
     return TrainedSampler(
         algorithm,
         distilled.state,
         states[best],
         stages,
         histories,
-        time.perf_counter() - start,
+        time.perf_counter() - begin,
         exploration,
         settings,
+        warm is not None,
     )
 
 
-def _warmup_cosine(peak: float, num_iterations: int) -> optax.Schedule:
-    """A tenth of the run to warm up (at most 100 iterations), then a cosine to zero."""
-    warmup = max(1, min(100, num_iterations // 10))
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(num_iterations, warmup + 1))
+def _settings_of(start: TrainedSampler, target: Target) -> Settings:
+    if start.settings is None:
+        raise ValueError(
+            "start must come from cs.train_sampler or cs.load; an algorithm of your own goes on "
+            "with cs.fit(..., state=...)."
+        )
+    if start.target.dim != target.dim:
+        raise ValueError(
+            f"start has {start.target.dim} dimensions, but target {target.name!r} has "
+            f"{target.dim}: train without it."
+        )
+    return start.settings
+
+
+def _going_on(algorithm: Algorithm, state: SamplerState, num_iterations: int) -> SamplerState:
+    """A trained state with a fresh optimiser, its learning rate late in the schedule.
+
+    What has been done counts: nothing is annealed or warmed up again.
+    """
+    begun = num_iterations - _num_warm(num_iterations)
+
+    def late(part: Any) -> Any:
+        if isinstance(part, optax.ScaleByScheduleState):
+            return part._replace(count=jnp.full_like(part.count, begun))
+        return part
+
+    restarted = algorithm.restart(state)
+    opt_state = jax.tree.map(
+        late, restarted.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
+    )
+    return restarted._replace(opt_state=opt_state, iteration=state.iteration)
+
+
+def _num_warm(num_iterations: int) -> int:
+    return max(1, round(_WARM_SHARE * num_iterations))
+
+
+def _where_it_falls_short(trained: TrainedSampler, start: TrainedSampler) -> str | None:
+    """What speaks against a warm start, in words; None where it is as good as could be hoped."""
+    if trained.exploration is not None and not trained.exploration.passed:
+        return f"is not enough ({trained.exploration})"
+    reached, before = _one_step_ess(trained), _one_step_ess(start)
+    if not reached >= _WARM_ENOUGH * before:
+        return (
+            f"ended with {100 * reached:.3g} % of its draws effective, where the sampler that it "
+            f"went on from had {100 * before:.3g} %"
+        )
+    return None
+
+
+def _one_step_ess(trained: TrainedSampler) -> float:
+    """Share of effective draws of the best stage."""
+    return float(max(trained.stages.values(), key=lambda stage: float(stage.elbo)).ess)
 
 
 def _fit_or_keep(
     rng_key: PRNGKey,
     algorithm: Algorithm,
-    num_iterations: int,
+    stage: Stage,
     state: SamplerState,
+    folder: Path | None,
+    *,
+    warm: bool,
     progress_bar: bool,
-    checkpoint_dir: Path | None,
 ) -> tuple[FitResult, bool]:
     """`fit`, going on with the last good state if it diverges; and whether Ctrl-C cut it short."""
+    num_iterations = _num_warm(stage.num_iterations) if warm else stage.num_iterations
     try:
         result = fit(
             rng_key,
@@ -183,9 +301,11 @@ def _fit_or_keep(
             num_iterations,
             state=state,
             progress_bar=progress_bar,
-            checkpoint_dir=checkpoint_dir,
+            # The same for every budget of a stage, as what is compiled depends on it.
+            chunk_size=min(_CHUNK_SIZE, stage.num_iterations),
+            checkpoint_dir=None if folder is None else folder / stage.name,
         )
     except TrainingDivergedError as error:
-        warnings.warn(f"{error} The recipe goes on from that state.", stacklevel=3)
+        warnings.warn(f"{error} The recipe goes on from that state.", stacklevel=4)
         return error.result, False
     return result, len(result.history.loss) < num_iterations

@@ -113,7 +113,7 @@ class OneStepMH(MCMCKernel):
         """State of one chain, or of several where ``rng_key`` holds several keys.
 
         Raises:
-          ValueError: ``init_params`` is given, or the sampler was trained on other arguments.
+          ValueError: ``init_params`` is given; or as `OneStepSampler.run`.
           RuntimeError: nothing is trained, and training is impossible inside ``jax.pmap``.
         """
         if init_params is not None:

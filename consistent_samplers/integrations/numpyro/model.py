@@ -1,6 +1,7 @@
 """NumPyro models as densities on R^dim: flattening, checks, starting points, fingerprints."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -10,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import constrain_fn, helpful_support_errors, potential_energy
 
-from consistent_samplers.targets.base import Target, check_density
-from consistent_samplers.types import Array, PRNGKey
+from consistent_samplers.targets.base import Target, check_density, log_densities
+from consistent_samplers.types import Array, ArrayTree, PRNGKey
 
 Samples: TypeAlias = dict[str, Array]
 """Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
@@ -37,17 +38,112 @@ class FlatModel:
 
     Attributes:
       target: log density over the flattened unconstrained latent sites.
-      constrain: positions ``[n, dim]`` to sites and deterministics; compiled, in chunks.
-      latent: names of the latent sites.
-      unravel: one position ``[dim]`` to unconstrained sites.
-      constrain_sites: unconstrained sites of one draw to sites and deterministics.
+      functions: what the model's functions are made of, apart from data.
+      data: arrays that they depend on: those of the model's arguments and its fixed parameters.
     """
 
     target: Target
-    constrain: Callable[[Array], Samples]
-    latent: tuple[str, ...]
-    unravel: Callable[[Array], Samples]
-    constrain_sites: Callable[[Samples], Samples]
+    functions: "_Functions"
+    data: ArrayTree
+
+    @property
+    def latent(self) -> tuple[str, ...]:
+        """Names of the latent sites."""
+        return tuple(name for name, _ in self.functions.sites)
+
+    def unravel(self, position: Array) -> Samples:
+        """One position ``[dim]`` to unconstrained sites."""
+        return self.functions.unravel(position)
+
+    def constrain_sites(self, sites: Samples) -> Samples:
+        """Unconstrained sites of one draw to sites and deterministics."""
+        return self.functions.constrain_sites(self.data, sites)
+
+    def constrain(self, position: Array) -> Samples:
+        """Positions ``[n, dim]`` to sites and deterministics; compiled, in chunks."""
+        return _constrain(self.functions, self.data, position)
+
+    def with_arguments(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+    ) -> "FlatModel | None":
+        """The same model of other data, without tracing it again.
+
+        None where that cannot be told: arguments of other shapes, or that are no arrays.
+        """
+        arguments, arrays = _split((model_args, model_kwargs))
+        fixed = self.data[1]
+        if self.functions.arguments != arguments or not _alike(arrays, self.data[0]):
+            return None
+        return _flat_model(self.functions, (arrays, fixed), self.target.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arguments:
+    """A model's arguments without their arrays.
+
+    Attributes:
+      structure: of the arguments as a tree.
+      rest: leaves that are no arrays, by their place and type (1 and True are equal).
+    """
+
+    structure: Any
+    rest: tuple[tuple[int, type, Any], ...]
+
+    def join(self, arrays: list[Array]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The model's arguments, ``(args, kwargs)``."""
+        leaves: list[Any] = list(arrays)
+        for place, _, leaf in self.rest:
+            leaves.insert(place, leaf)
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Functions:
+    """A model's functions of data and position, comparable: equal ones are compiled once.
+
+    Attributes:
+      model: the model.
+      arguments: its arguments without their arrays.
+      sites: names and unconstrained shapes of the latent sites.
+    """
+
+    model: Callable[..., Any]
+    arguments: _Arguments
+    sites: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained coordinates."""
+        return sum(math.prod(shape) for _, shape in self.sites)
+
+    def __call__(self, data: ArrayTree, x: Array) -> Array:
+        """Log density."""
+        model, args, kwargs = self._of(data)
+        return -potential_energy(model, args, kwargs, self.unravel(x))
+
+    def constrain_sites(self, data: ArrayTree, sites: Samples) -> Samples:
+        """Sites and deterministics of one draw."""
+        model, args, kwargs = self._of(data)
+        return constrain_fn(model, args, kwargs, sites, return_deterministic=True)
+
+    def unravel(self, x: Array) -> Samples:
+        """One position to unconstrained sites; their order is that of their names."""
+        sites, begin = {}, 0
+        for name, shape in sorted(self.sites):
+            end = begin + math.prod(shape)
+            sites[name] = x[begin:end].reshape(shape)
+            begin = end
+        return sites
+
+    def _of(self, data: ArrayTree) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        arrays, fixed = data
+        args, kwargs = self.arguments.join(arrays)
+
+        def seeded_model(*args: Any, **kwargs: Any) -> Any:
+            # A fresh handler each time: it stores keys, which must not leak out of a JAX trace.
+            return handlers.seed(handlers.substitute(self.model, data=fixed), 0)(*args, **kwargs)
+
+        return seeded_model, args, kwargs
 
 
 def flatten_model(
@@ -66,38 +162,84 @@ def flatten_model(
     trace = handlers.trace(initialised).get_trace(*model_args, **model_kwargs)
     _check_trace(name, trace)
 
-    prototype = {}
+    sites = []
     for site_name, site in trace.items():
         if site["type"] == "sample" and not site["is_observed"]:
             with helpful_support_errors(site, raise_warnings=True):
                 transform = dist.biject_to(site["fn"].support)
-            # One dtype for all sites, that of the sampler.
-            prototype[site_name] = jnp.zeros(transform.inverse_shape(site["fn"].shape()))
-    flat, unravel = ravel_pytree(prototype)
+            sites.append((site_name, tuple(transform.inverse_shape(site["fn"].shape()))))
     # Parameters (of neural networks, say) keep their initial values, as under MCMC.
     fixed = {k: s["value"] for k, s in trace.items() if s["type"] in ("param", "mutable")}
 
-    def seeded_model(*args: Any, **kwargs: Any) -> Any:
-        # A fresh handler each time: it stores keys, which must not leak out of a JAX trace.
-        return handlers.seed(handlers.substitute(model, data=fixed), 0)(*args, **kwargs)
+    arguments, arrays = _split((model_args, model_kwargs))
+    functions = _Functions(model, arguments, tuple(sites))
+    if _takes_data_as_inputs(functions, (arrays, fixed)):
+        return _flat_model(functions, (arrays, fixed), name)
+    # The model looks at its data, to count groups or to choose a branch: they are constants to it.
+    structure = jax.tree.structure((model_args, model_kwargs))
+    leaves = jax.tree.leaves((model_args, model_kwargs))
+    constants = _Arguments(
+        structure, _Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
+    )
+    return _flat_model(_Functions(model, constants, tuple(sites)), ([], fixed), name)
 
-    def log_density(x: Array) -> Array:
-        return -potential_energy(seeded_model, model_args, model_kwargs, unravel(x))
 
-    def constrain_sites(sites: Samples) -> Samples:
-        return constrain_fn(
-            seeded_model, model_args, model_kwargs, sites, return_deterministic=True
-        )
+class _Opaque(tuple):
+    """Leaves that are equal to themselves only: arrays and objects compare in ways of their own."""
 
-    def constrain_one(x: Array) -> Samples:
-        return constrain_sites(unravel(x))
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
-    target = Target(log_density, dim=flat.shape[0], name=name)
-    outputs = jax.tree.leaves(jax.eval_shape(constrain_one, flat))
+    __hash__ = object.__hash__
+
+
+def _flat_model(functions: _Functions, data: ArrayTree, name: str) -> FlatModel:
+    return FlatModel(Target(Partial(functions, data), functions.dim, name), functions, data)
+
+
+def _split(arguments: Any) -> tuple[_Arguments, list[Array]]:
+    """Arguments apart from their arrays, and these."""
+    leaves, structure = jax.tree.flatten(arguments)
+    rest = tuple((i, type(leaf), leaf) for i, leaf in enumerate(leaves) if not _is_array(leaf))
+    arrays = [jnp.asarray(leaf) for leaf in leaves if _is_array(leaf)]
+    return _Arguments(structure, rest), arrays
+
+
+def _is_array(leaf: Any) -> bool:
+    if isinstance(leaf, jax.Array):
+        return True
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
+
+
+def _alike(arrays: list[Array], others: list[Array]) -> bool:
+    return [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in others]
+
+
+def _takes_data_as_inputs(functions: _Functions, data: ArrayTree) -> bool:
+    """Whether the model can be traced without looking at what its arrays hold."""
+    position = jnp.zeros(functions.dim)
+
+    def everything(data: ArrayTree, x: Array) -> tuple[Array, Samples]:
+        return functions(data, x), functions.constrain_sites(data, functions.unravel(x))
+
+    try:
+        hash(functions)
+        jax.eval_shape(everything, data, position)
+    except Exception:
+        # Whatever it was: a fault of the model itself is met again, and told, without tracing.
+        return False
+    return True
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _constrain(functions: _Functions, data: ArrayTree, position: Array) -> Samples:
+    def one(x: Array) -> Samples:
+        return functions.constrain_sites(data, functions.unravel(x))
+
+    outputs = jax.tree.leaves(jax.eval_shape(one, position[0]))
     num_floats = sum(math.prod(output.shape) for output in outputs)
     chunk = max(1, min(_MAX_CHUNK, _MAX_CHUNK_FLOATS // max(1, num_floats)))
-    constrain = jax.jit(lambda x: jax.lax.map(constrain_one, x, batch_size=chunk))
-    return FlatModel(target, constrain, tuple(prototype), unravel, constrain_sites)
+    return jax.lax.map(one, position, batch_size=chunk)
 
 
 def _check_trace(name: str, trace: dict[str, Any]) -> None:
@@ -142,7 +284,7 @@ def starting_points(rng_key: PRNGKey, target: Target) -> Array:
     points = jax.random.uniform(
         rng_key, (_NUM_INIT_TRIED, target.dim), minval=-_INIT_RADIUS, maxval=_INIT_RADIUS
     )
-    values = jax.jit(lambda x: jax.lax.map(target.log_density, x))(points)
+    values = log_densities(target, points)
     finite = jnp.isfinite(values)
     if not finite.any():
         check_density(target, points[:_NUM_INIT_KEPT])

@@ -57,7 +57,7 @@ _TRAIN_PARAMETERS = inspect.signature(train_sampler).parameters
 _TRAIN_SETTINGS = tuple(
     name
     for name in _TRAIN_PARAMETERS
-    if name not in ("rng_key", "target", "init_position", "progress_bar")
+    if name not in ("rng_key", "target", "init_position", "start", "progress_bar")
 )
 
 
@@ -96,10 +96,10 @@ class OneStepSampler:
     """Posterior draws of a NumPyro model in one network evaluation each.
 
     Works with every model whose latent sites are continuous, those under
-    ``numpyro.handlers.reparam`` included. Training belongs to one set of model arguments (data):
-    the first `run` trains, later runs with the same arguments only draw, and a run with others
-    raises. Data that the model reads from elsewhere, such as a global variable, cannot be told
-    apart.
+    ``numpyro.handlers.reparam`` included. The first `run` trains, and later runs with the same
+    arguments (data) only draw. On other data training goes on from the sampler that there is, which
+    a warning says; with arrays of the same shapes nothing is compiled again. Data that the model
+    reads from elsewhere, such as a global variable, cannot be told apart.
 
     Example:
       >>> sampler = OneStepSampler(model, num_samples=10_000)
@@ -156,7 +156,7 @@ class OneStepSampler:
         self._run: _Run | None = None
 
     def run(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
-        """Draws ``num_samples`` weighted samples, after training if there was none yet.
+        """Draws ``num_samples`` weighted samples, after training where these arguments need it.
 
         The same key gives the same training and the same draws.
 
@@ -167,9 +167,9 @@ class OneStepSampler:
 
         Raises:
           TypeError: ``rng_key`` is not a single key.
-          ValueError: the sampler was trained on other arguments; or the model has a discrete or
-            delta latent site, a subsampled plate, no latent site, or a density that is NaN, +inf
-            or zero everywhere.
+          ValueError: the model has a discrete or delta latent site, a subsampled plate, no latent
+            site, or a density that is NaN, +inf or zero everywhere; or other latent sites than
+            the arguments that it was trained on gave it.
         """
         self.ensure_trained(rng_key, *model_args, **model_kwargs)
         key = jax.random.fold_in(rng_key, 1)
@@ -178,7 +178,7 @@ class OneStepSampler:
         self._run = _Run(key, draws, worth, _weights_allow_resampling(worth))
 
     def ensure_trained(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
-        """Trains on these arguments unless that has been done, without drawing.
+        """Trains on these arguments unless that has been done, as `run` does, without drawing.
 
         Raises:
           TypeError: ``rng_key`` is not a single key.
@@ -188,11 +188,8 @@ class OneStepSampler:
         if self._training is None:
             self.train(rng_key, *model_args, **model_kwargs)
         elif identify((model_args, model_kwargs)) != self._training.arguments:
-            raise ValueError(
-                f"This sampler was trained on other arguments of model {name_of(self.model)!r}, "
-                "and its weights belong to those. Call .train(rng_key, ...) with the new ones "
-                "first, or make a new OneStepSampler."
-            )
+            self._training = self._go_on(self._training, rng_key, model_args, model_kwargs)
+            self._run = None
 
     def train(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
         """Trains anew on these arguments, whatever was trained before; drops earlier draws.
@@ -372,15 +369,19 @@ class OneStepSampler:
             if run.reweighted
             else "not reweighted: the weights are too uneven, so they follow the sampler itself"
         )
-        print(f"draws     {how}\n\n{self.trained.verdict(run.evidence)}")
+        print(f"draws     {how}")
+        if self.trained.warm_started:
+            print("training  went on from a sampler of other data")
+        print(f"\n{self.trained.verdict(run.evidence)}")
 
     def diagnostics(self) -> dict[str, Any]:
         """What the last run's draws are worth, as plain numbers.
 
         Returns:
           ``ess`` (share), ``pareto_k``, ``folded`` (share), ``round_trip_error`` (None where not
-          measured), ``bound``, ``reweighted``, ``verdict``, ``training_seconds``, and
-          ``stage_elbos``: the one-step ELBO after each stage of training.
+          measured), ``bound``, ``reweighted``, ``verdict``, ``training_seconds``,
+          ``stage_elbos``: the one-step ELBO after each stage of training; ``warm_started``:
+          whether training went on from a sampler of other data.
 
         Raises:
           RuntimeError: before `run`.
@@ -399,6 +400,7 @@ class OneStepSampler:
             "verdict": trained.verdict(worth),
             "training_seconds": trained.training_seconds,
             "stage_elbos": {name: float(stage.elbo) for name, stage in trained.stages.items()},
+            "warm_started": trained.warm_started,
         }
 
     @property
@@ -433,16 +435,48 @@ class OneStepSampler:
     def _train(
         self, rng_key: PRNGKey, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> _Training:
-        key_init, key_train = jax.random.split(jax.random.fold_in(rng_key, 0))
         model = flatten_model(self.model, model_args, model_kwargs)
-        trained = train_sampler(
+        trained = self._train_on(model, rng_key, None)
+        return _training(model, model_args, model_kwargs, trained)
+
+    def _go_on(
+        self,
+        known: _Training,
+        rng_key: PRNGKey,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+    ) -> _Training:
+        """Training on other data, from what is known."""
+        model = known.model.with_arguments(model_args, model_kwargs)
+        if model is None:
+            model = flatten_model(self.model, model_args, model_kwargs)
+        was, now = (dict(m.functions.sites) for m in (known.model, model))
+        if was != now:
+            raise ValueError(
+                f"With these arguments model {name_of(self.model)!r} has the latent sites {now} "
+                f"(unconstrained shapes), and this sampler was trained on {was}. Call "
+                ".train(rng_key, ...) to train anew, or make a new OneStepSampler."
+            )
+        warnings.warn(
+            f"Other arguments of model {name_of(self.model)!r}: training goes on from the sampler "
+            "that was trained before. Call .train(rng_key, ...) to train anew.",
+            stacklevel=4,
+        )
+        trained = self._train_on(model, rng_key, known.trained)
+        return _training(model, model_args, model_kwargs, trained)
+
+    def _train_on(
+        self, model: FlatModel, rng_key: PRNGKey, start: TrainedSampler | None
+    ) -> TrainedSampler:
+        key_init, key_train = jax.random.split(jax.random.fold_in(rng_key, 0))
+        return train_sampler(
             key_train,
             model.target,
             init_position=starting_points(key_init, model.target),
+            start=start,
             progress_bar=self.progress_bar,
             **self._train_settings,
         )
-        return _training(model, model_args, model_kwargs, trained)
 
     def _sample(self, rng_key: PRNGKey, num_samples: int, *, weights: bool = True) -> Draws:
         bound: Literal["lower-if-injective"] | None = "lower-if-injective" if weights else None
