@@ -180,7 +180,8 @@ def _set_scale(ax: "Axes", quantity: str, levels: np.ndarray, log_z: float | Non
         low, high = min(low, log_z), max(high, log_z)
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
     never_negative = quantity not in ("elbo", "loss") and low >= 0.0
-    ax.set_ylim(0.0 if never_negative else low - margin, high + margin)
+    # A line along zero is to be seen as well.
+    ax.set_ylim(-0.3 * margin if never_negative else low - margin, high + margin)
 
 
 def _running(values: np.ndarray, window: int, median: bool) -> np.ndarray:

@@ -100,9 +100,9 @@ def figure_legend(ax: "Axes") -> None:
     )
 
 
-def legend_above(ax: "Axes") -> None:
+def legend_above(ax: "Axes", columns: int = 3) -> None:
     """A legend over the axes, where data may be anywhere in them."""
-    legend(ax, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2)
+    legend(ax, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2)
 
 
 def legend(ax: "Axes", **options: Any) -> None:

@@ -59,7 +59,7 @@ def plot_weights(
     Example:
       >>> import numpy as np
       >>> from consistent_samplers import plotting
-      >>> log_weight = 0.5 * np.random.default_rng(0).normal(size=1_000)
+      >>> log_weight = 0.5 * np.random.default_rng(0).normal(size=400)
       >>> histogram, tail = plotting.plot_weights(log_weight)
       >>> tail.get_xlabel()
       'weight / mean weight'
@@ -236,7 +236,7 @@ def plot_evidence(
     ax.grid(axis="y", alpha=0.25)
     ax.margins(y=0.08)
     style.tidy(ax)
-    style.legend(ax)
+    style.legend_above(ax, columns=2)
     return ax
 
 
