@@ -1,0 +1,222 @@
+"""How particles travel from the base to the target."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from consistent_samplers import simulate
+from consistent_samplers.algorithms import Algorithm, SamplerState
+from consistent_samplers.plotting import style
+from consistent_samplers.recipe import TrainedSampler
+from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Array, Params, PRNGKey
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_GRID = 150
+_MASSES = (0.99, 0.9, 0.5)
+
+
+def trajectories(
+    rng_key: PRNGKey,
+    sampler: TrainedSampler | Algorithm,
+    num_particles: int,
+    num_steps: int,
+    *,
+    state: SamplerState | None = None,
+    stochastic: bool | None = None,
+) -> Array:
+    """Paths of particles from the base to the target, in the target's own coordinates.
+
+    They are those of the sampler's draws: with the same key, ``sampler.sample(..., bound=None)``
+    returns their end points.
+
+    Args:
+      rng_key: key.
+      sampler: a trained sampler; or an algorithm, and its ``state``.
+      num_particles: number of paths.
+      num_steps: sampler steps, a power of two that the sampler was trained for.
+      state: trained state of an algorithm; of a `TrainedSampler`, in place of its own.
+      stochastic: simulate the SDE instead of the deterministic map. None for what the sampler
+        itself draws by: the map, or of an iterative algorithm the SDE.
+
+    Returns:
+      ``[num_particles, num_steps + 1, dim]``, the base's draw first.
+
+    Raises:
+      ValueError: an algorithm without a state, or a kind of path or a number of steps that the
+        sampler does not have.
+    """
+    algorithm = sampler.algorithm if isinstance(sampler, TrainedSampler) else sampler
+    if stochastic is None:
+        stochastic = algorithm.bounds[0] == "lower"
+    style.check_positive(num_particles=num_particles)
+    kind = "lower" if stochastic else "lower-if-injective"
+    if kind not in algorithm.bounds:
+        raise ValueError(
+            f"{algorithm.name!r} has no {'stochastic' if stochastic else 'deterministic'} paths; "
+            f"take stochastic={not stochastic}."
+        )
+    most = algorithm.max_steps if stochastic else algorithm.control.max_flow_steps
+    check_num_steps(num_steps, most)
+    if state is None and isinstance(sampler, TrainedSampler):
+        one_step = num_steps == 1 and not stochastic
+        state = sampler.one_step_state if one_step else sampler.state
+    if state is None:
+        raise ValueError(
+            f"The algorithm {algorithm.name!r} needs the state of its training: "
+            "state=cs.fit(...).state."
+        )
+    base, control = algorithm.base, algorithm.control
+
+    def one(params: Params, key: PRNGKey) -> Array:
+        # Keys as where draws are made, so that the paths are the draws'.
+        key_base, key_path = jax.random.split(key)
+        component = base.draw_component(jax.random.fold_in(key_base, 1))
+        z0 = jax.random.normal(key_base, (base.dim,))
+        here = control.at(component)
+        if stochastic:
+            kernels = here.kernels(params)
+            z = simulate.stochastic_path(
+                key_path, z0, kernels, here.log_density, num_steps
+            ).position
+        else:
+            z = _flow_points(here.bind(params), here.process, z0, num_steps)
+        return jax.vmap(lambda point: base.unwhiten(point, component))(z)
+
+    keys = jax.random.split(rng_key, num_particles)
+    return jax.jit(jax.vmap(one, (None, 0)))(state.ema_params, keys)
+
+
+def _flow_points(control: simulate.ControlFn, process: Any, z0: Array, num_steps: int) -> Array:
+    """Points of the deterministic map, without the Jacobians of `simulate.flow_path`."""
+    d = jnp.asarray(1.0 / num_steps)
+
+    def step(z: Array, t: Array) -> tuple[Array, Array]:
+        z_next = simulate.flow_step(control, process, z, t, d)
+        return z_next, z_next
+
+    _, points = jax.lax.scan(step, z0, simulate.time_grid(num_steps))
+    return jnp.concatenate([z0[None], points])
+
+
+def plot_trajectories(
+    paths: Array | np.ndarray,
+    *,
+    dims: Sequence[int] | None = None,
+    target: Target | None = None,
+    max_paths: int = 200,
+    names: Sequence[str] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Paths of particles from the base to the target: in a plane, or one coordinate against time.
+
+    Args:
+      paths: ``[num_particles, num_steps + 1, dim]``, as of `trajectories`.
+      dims: two coordinates for a plane, or one against time t in [0, 1], which is 0 at the base
+        and 1 at the target. The first two if None.
+      target: a target in two dimensions, whose density is drawn below as contours that hold 50,
+        90 and 99 % of its mass in view.
+      max_paths: most paths; the first are drawn.
+      names: a label for each of the ``dim`` coordinates.
+      ax: where to draw; a new figure if None.
+
+    Returns:
+      The Axes.
+
+    Raises:
+      ValueError: paths of another rank or that are not finite, coordinates that are not there, or
+        a target that is not of two dimensions in a plane.
+      ImportError: matplotlib is not installed.
+
+    Example:
+      >>> import numpy as np
+      >>> from consistent_samplers import plotting
+      >>> steps = np.random.default_rng(0).normal(size=(50, 17, 2))
+      >>> ax = plotting.plot_trajectories(steps.cumsum(axis=1))
+      >>> ax.get_xlabel()
+      'x[0]'
+    """
+    values = np.asarray(paths, np.float64)
+    if values.ndim != 3 or 0 in values.shape or values.shape[1] < 2:
+        raise ValueError(
+            "paths must have shape [num_particles, num_steps + 1, dim] with at least one step, got "
+            f"{values.shape}. Make them by plotting.trajectories(rng_key, sampler, ...)."
+        )
+    dim = values.shape[-1]
+    style.check_finite("paths", values)
+    shown = style.chosen(range(min(2, dim)) if dims is None else dims, dim)
+    if len(shown) > 2:
+        raise ValueError(f"dims must be one or two coordinates, got {dims!r}.")
+    if target is not None and (shown != [0, 1] or target.dim != 2 or dim != 2):
+        raise ValueError(
+            "Contours need a target in two dimensions and dims=(0, 1): leave target out for "
+            f"coordinates {shown} of {dim}."
+        )
+    style.check_positive(max_paths=max_paths)
+    labels = [f"x[{i}]" for i in range(dim)] if names is None else list(names)
+    if len(labels) != dim:
+        raise ValueError(f"names must label each of the {dim} coordinates, got {len(labels)}.")
+    values = values[:max_paths]
+    plane = len(shown) == 2
+    ax = style.one_axes(ax, (5.2, 5.0) if plane else (6.0, 4.0))
+    time = np.broadcast_to(np.linspace(0.0, 1.0, values.shape[1]), values.shape[:2])
+    x = values[..., shown[0]] if plane else time
+    y = values[..., shown[-1]]
+    # Fewer paths can be darker and still be told apart.
+    alpha = float(np.clip(30.0 / len(values), 0.2, 0.6))
+    ax.plot(x.T, y.T, color=style.TRUTH, alpha=alpha, linewidth=0.7, zorder=2)
+    # Hollow and larger, so that a particle that hardly moved shows both.
+    ends = (0, style.BASE, 5.0, "none", "base, t = 0"), (-1, style.DRAWS, 3.0, None, "end, t = 1")
+    for place, color, size, face, label in ends:
+        ax.plot(
+            x[:, place],
+            y[:, place],
+            "o",
+            color=color,
+            markerfacecolor=face,
+            markersize=size,
+            label=label,
+            zorder=3,
+        )
+    if plane:
+        ax.set(xlabel=labels[shown[0]], ylabel=labels[shown[1]])
+        ax.margins(0.05)
+    else:
+        ax.set(xlabel="time t (0 base, 1 target)", ylabel=labels[shown[0]])
+    if target is not None:
+        _draw_contours(ax, target)
+    style.tidy(ax)
+    style.legend_above(ax)
+    return ax
+
+
+def _draw_contours(ax: "Axes", target: Target) -> None:
+    """Regions of highest density, over the range that the axes have."""
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    x, y = np.linspace(left, right, _GRID), np.linspace(bottom, top, _GRID)
+    points = jnp.asarray(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
+    values = np.asarray(jax.jit(jax.vmap(target.log_density))(points), np.float64)
+    finite = np.isfinite(values)
+    if not finite.any():
+        return  # nothing of the target is in view
+    density = np.exp(np.where(finite, values, -np.inf) - values[finite].max())
+    ordered = np.sort(density)[::-1]
+    held = np.cumsum(ordered) / ordered.sum()
+    levels = sorted({float(ordered[np.searchsorted(held, mass)]) for mass in _MASSES})
+    ax.contour(
+        x,
+        y,
+        density.reshape(_GRID, _GRID),
+        levels=levels,
+        colors=style.REFERENCE,
+        linewidths=0.9,
+        zorder=1,
+    )
+    ax.plot([], [], color=style.REFERENCE, linewidth=0.9, label="target: 50, 90, 99 % of mass")
+    ax.set(xlim=(left, right), ylim=(bottom, top))
