@@ -300,44 +300,134 @@ def test_same_arguments_do_not_retrain(sampler):
     assert not np.array_equal(before["slope"], sampler.get_samples()["slope"])
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs"),
-    [
-        ((X + 1.0,), {"y": Y}),
-        ((X[:-1],), {"y": Y[:-1]}),
-        ((X,), {}),
-        ((X, Y), {}),
-        ((X.astype(np.float16),), {"y": Y}),
-        ((X.astype(object),), {"y": Y}),
-    ],
-    ids=["values", "shape", "missing", "positional", "dtype", "objects"],
-)
-def test_other_arguments_raise(sampler, args, kwargs):
-    with pytest.raises(
-        ValueError, match=r"trained on other arguments of model 'regression'.*train"
+@pytest.mark.parametrize("args", [(X, Y), (X, Y, 1.0)], ids=["positional", "default"])
+def test_the_same_arguments_in_another_way_do_not_retrain(args):
+    def model(x, y=None, scale=1.0):
+        regression(x, y)
+
+    def identified(*args, **kwargs):
+        return identify(model, args, kwargs)
+
+    assert identified(*args) == identified(X, y=Y)
+    assert identified(*args) != identified(X, y=Y + 1.0)
+
+
+def test_arguments_with_other_latent_sites_raise(sampler):
+    trained = sampler.trained
+    with pytest.raises(ValueError, match=r"latent sites .*'y': \(20,\).*train"):
+        sampler.run(KEY, X)
+    assert sampler.trained is trained  # what was there stays
+    assert sampler.get_samples()["slope"].shape == (NUM, 2)
+
+
+def closed_form(x, y):
+    mean, std, log_z = linear_gaussian(
+        np.column_stack([np.ones(len(x)), x]), [2.0, 1.0, 1.0], np.asarray(y, float), NOISE
+    )
+    return mean, std, log_z
+
+
+class Counted:
+    """A model that counts how often it is called, eagerly or under a trace."""
+
+    def __init__(self, model):
+        self.model, self.num_calls, self.__name__ = model, 0, "counted"
+
+    def __call__(self, *args, **kwargs):
+        self.num_calls += 1
+        return self.model(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def on_two_data_sets():
+    """A sampler trained on one data set and run on another of the same shapes."""
+    model = Counted(regression)
+    sampler = OneStepSampler(model, **TINY)
+    sampler.run(KEY, X, y=Y)
+    sampler.get_samples()
+    calls = model.num_calls
+    with pytest.warns(UserWarning, match=r"'counted': training goes on from the sampler"):
+        sampler.run(KEY, X, y=3.0 - 2.0 * Y)
+    sampler.get_samples()
+    return sampler, calls, model
+
+
+def test_other_data_of_the_same_shapes_compile_nothing(on_two_data_sets):
+    _, calls, model = on_two_data_sets
+    assert calls > 0
+    assert model.num_calls == calls  # not even traced
+
+
+def test_other_data_go_on_from_what_was_trained(on_two_data_sets):
+    sampler, _, _ = on_two_data_sets
+    check_posterior(sampler, ("intercept", "slope"), *closed_form(X, 3.0 - 2.0 * Y))
+    assert sampler.trained.warm_started
+    assert sampler.diagnostics()["warm_started"]
+    assert len(sampler.trained.histories["calibrated"].loss) == 7  # a third of 20
+
+
+def test_other_data_of_other_shapes_go_on_as_well(on_two_data_sets):
+    sampler, _, _ = on_two_data_sets
+    with pytest.warns(UserWarning, match="training goes on"):
+        sampler.run(KEY, X[:-3], y=Y[:-3])
+    check_posterior(sampler, ("intercept", "slope"), *closed_form(X[:-3], Y[:-3]))
+
+
+def test_bad_data_leave_what_was_trained(on_two_data_sets):
+    sampler, _, _ = on_two_data_sets
+    trained, samples = sampler.trained, sampler.get_samples()
+    with (
+        pytest.warns(UserWarning, match="training goes on"),
+        pytest.raises(ValueError, match=r"'y' holds 20 NaN of 20 values.*mask"),
     ):
-        sampler.run(KEY, *args, **kwargs)
-    assert sampler.get_samples()["slope"].shape == (NUM, 2)  # what was there stays
+        sampler.run(KEY, X, y=np.full_like(Y, np.nan))
+    assert sampler.trained is trained
+    jax.tree.map(np.testing.assert_array_equal, samples, sampler.get_samples())
+
+
+def test_models_that_look_at_their_data_work_and_are_traced_again():
+    def model(group, y):
+        num_groups = int(group.max()) + 1  # no traced array allows that
+        with numpyro.plate("groups", num_groups):
+            mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(mean[group], 1.0), obs=y)
+
+    group = np.arange(6) % 2
+    counted = Counted(model)
+    first = flatten_model(counted, (group, Y[:6]), {})
+    assert first.target.dim == 2
+    position = jnp.array([0.3, -0.2])
+    calls = counted.num_calls
+    other = first.with_arguments((group, Y[6:12]), {})
+    assert other is None
+    other = flatten_model(counted, (group, Y[6:12]), {})
+    assert counted.num_calls > calls
+    expected = dist.Normal(0, 1).log_prob(position).sum()
+    expected += dist.Normal(position[group], 1.0).log_prob(Y[6:12]).sum()
+    np.testing.assert_allclose(other.target.log_density(position), expected, rtol=1e-5)
 
 
 def test_arguments_are_identified_by_content():
     def helper(x):
         return x
 
+    def content(argument):
+        return identify(lambda *args: None, (argument,), {})
+
     arguments = ({"a": X, "b": None}, "text", 3, True, helper, jax.random.key(1))
     again = ({"a": X.copy(), "b": None}, "text", 3, True, helper, jax.random.key(1))
-    assert identify(arguments) == identify(again)
+    assert content(arguments) == content(again)
     for i, other in enumerate([{"a": X, "c": None}, "test", 4, False, len, jax.random.key(2)]):
         changed = (*arguments[:i], other, *arguments[i + 1 :])
-        assert identify(arguments) != identify(changed)
-    assert identify(np.array(["a", None])) == identify(np.array(["a", None]))
+        assert content(arguments) != content(changed)
+    assert content(np.array(["a", None])) == content(np.array(["a", None]))
 
 
 def test_train_starts_anew_and_keys_decide(monkeypatch, one_dimensional):
     """One key gives one training and one set of draws, in one call or in two."""
     calls = []
 
-    def record(key, target, *, init_position, **settings):
+    def record(key, target, *, init_position, start, **settings):
         calls.append((jax.random.key_data(key), init_position))
         return one_dimensional.trained
 
@@ -358,14 +448,14 @@ def test_train_starts_anew_and_keys_decide(monkeypatch, one_dimensional):
 
 
 def test_train_takes_other_data(monkeypatch, sampler):
-    """The remedy that the error names works, whatever the training itself gives."""
+    """The way that the warning names works, whatever the training itself gives."""
     trained = sampler.trained
     fresh = OneStepSampler(regression, **TINY)
     monkeypatch.setattr(hook, "train_sampler", lambda *args, **kwargs: trained)
     fresh.run(KEY, X, y=Y)
     fresh.train(KEY, X + 1.0, y=Y)
     fresh.run(KEY, X + 1.0, y=Y)
-    with pytest.raises(ValueError, match="other arguments"):
+    with pytest.warns(UserWarning, match="training goes on"):
         fresh.run(KEY, X, y=Y)
 
 
@@ -540,7 +630,7 @@ def test_bad_settings_raise_at_once(settings, error, message):
 
 def test_every_setting_of_the_recipe_can_be_given():
     parameters = inspect.signature(cs.train_sampler).parameters
-    own = {"rng_key", "target", "init_position", "progress_bar"}
+    own = {"rng_key", "target", "init_position", "start", "progress_bar"}
     settings = {name: p.default for name, p in parameters.items() if name not in own}
     OneStepSampler(regression, **settings)
 

@@ -1,13 +1,18 @@
 """The whole recipe, on tiny budgets."""
 
+import dataclasses
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.tree_util import Partial
 
 import consistent_samplers as cs
+from consistent_samplers.diagnostics import ExplorationCheck
+from consistent_samplers.recipe import shared
 from consistent_samplers.recipe import training as recipe
 
 KEY = jax.random.key(0)
@@ -125,7 +130,7 @@ def test_wrong_number_of_steps(trained):
 
 def test_divergence_keeps_the_last_good_state(monkeypatch):
     # A learning rate without bounds: the first update throws the parameters away.
-    monkeypatch.setattr(recipe, "_warmup_cosine", lambda peak, num_iterations: 1e30)
+    monkeypatch.setattr(shared, "_warmup_cosine", lambda peak, num_iterations: 1e30)
     with pytest.warns(Warning) as caught:
         trained = cs.train_sampler(
             KEY,
@@ -166,3 +171,97 @@ def test_draws_that_cannot_be_weighed_do_not_lose_the_training(monkeypatch):
             progress_bar=False,
         )
     assert caught.value.result.state.iteration == 3
+
+
+# ---- going on from a trained sampler
+
+
+def test_a_warm_start_needs_a_sampler_of_the_recipe_and_the_dimension(trained):
+    with pytest.raises(ValueError, match=r"start has 2 dimensions, but target 'gaussian' has 3"):
+        cs.train_sampler(KEY, cs.targets.gaussian(jnp.zeros(3), jnp.eye(3)), start=trained)
+    by_hand = dataclasses.replace(trained, settings=None)
+    with pytest.raises(ValueError, match=r"cs\.train_sampler or cs\.load"):
+        cs.train_sampler(KEY, banana(), start=by_hand)
+
+
+def test_a_warm_start_goes_on_late_in_the_schedule(trained):
+    algorithm = shared.Stage(trained.settings, "calibrated", 300).algorithm(banana(), trained.base)
+    state = recipe._going_on(algorithm, trained.one_step_state, 300)
+    schedules = [
+        part
+        for part in jax.tree.leaves(
+            state.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
+        )
+        if isinstance(part, optax.ScaleByScheduleState)
+    ]
+    assert [int(part.count) for part in schedules] == [200]
+    assert int(state.iteration) == int(trained.one_step_state.iteration) > 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, trained.one_step_state.ema_params)
+
+
+@pytest.mark.parametrize(
+    ("share", "passed", "anew"), [(0.9, True, False), (0.1, True, True), (0.9, False, True)]
+)
+def test_a_warm_start_that_falls_short_is_given_up(monkeypatch, trained, share, passed, anew):
+    """A worse share of effective draws, or modes that are missed: training from scratch."""
+    calls = []
+
+    def train(rng_key, target, start, *rest):
+        calls.append(start)
+        if start.trained is None:
+            return trained
+        stages = {k: e.replace(ess=share * e.ess) for k, e in trained.stages.items()}
+        check = ExplorationCheck(2, 0 if passed else 1, 0.5, 0.0)
+        return dataclasses.replace(trained, stages=stages, exploration=check, warm_started=True)
+
+    monkeypatch.setattr(recipe, "_train", train)
+    monkeypatch.setattr(recipe, "fit_base", lambda *args, **kwargs: pytest.fail("explored"))
+    settings = {"base": trained.base, "start": trained}
+    if anew:
+        with pytest.warns(UserWarning, match="training begins anew"):
+            result = cs.train_sampler(KEY, banana(), **settings)
+    else:
+        result = cs.train_sampler(KEY, banana(), **settings)
+    assert result.warm_started is not anew
+    assert [start.trained is None for start in calls] == [False, True][: 1 + anew]
+
+
+def shifted(shift, x):
+    """A standard normal in two dimensions, moved and bent."""
+    return -0.5 * jnp.sum((x - shift) ** 2) - 0.1 * jnp.sum(jnp.cos(x - shift))
+
+
+def test_targets_of_one_function_share_what_is_compiled():
+    """Data as arguments of a Partial: another target traces nothing of the density again."""
+    calls = 0
+
+    def density(shift, x):
+        nonlocal calls
+        calls += 1
+        return shifted(shift, x)
+
+    def target(shift):
+        return cs.Target(Partial(density, jnp.asarray(shift)), 2, "shifted")
+
+    settings = {
+        "max_steps": 2,
+        "hidden": (8,),
+        "explore": False,
+        "num_iterations": 3,
+        "num_calibration_iterations": 6,
+        "progress_bar": False,
+    }
+    first = cs.train_sampler(KEY, target([0.0, 1.0]), **settings)
+    before = calls
+    second = cs.train_sampler(KEY, target([4.0, -2.0]), start=first, **settings)
+    anew = cs.train_sampler(KEY, target([-1.0, 3.0]), **settings)
+    assert calls == before > 0
+    assert second.warm_started
+    assert not anew.warm_started
+    # They are samplers of their own targets all the same.
+    for sampler, shift in ((first, [0.0, 1.0]), (second, [4.0, -2.0]), (anew, [-1.0, 3.0])):
+        draws = sampler.sample(KEY, NUM)
+        np.testing.assert_allclose(draws.position.mean(0), shift, atol=0.1)
+        expected = jax.vmap(lambda x, s=shift: shifted(jnp.asarray(s), x))(draws.position)
+        np.testing.assert_allclose(draws.log_density, expected, atol=1e-4)
+    assert calls == before

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import jax
@@ -118,12 +119,12 @@ class _Functions:
 
     def __call__(self, data: ArrayTree, x: Array) -> Array:
         """Log density."""
-        model, args, kwargs = self._of(data)
+        model, args, kwargs = self.of(data)
         return -potential_energy(model, args, kwargs, self.unravel(x))
 
     def constrain_sites(self, data: ArrayTree, sites: Samples) -> Samples:
         """Sites and deterministics of one draw."""
-        model, args, kwargs = self._of(data)
+        model, args, kwargs = self.of(data)
         return constrain_fn(model, args, kwargs, sites, return_deterministic=True)
 
     def unravel(self, x: Array) -> Samples:
@@ -135,7 +136,8 @@ class _Functions:
             begin = end
         return sites
 
-    def _of(self, data: ArrayTree) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    def of(self, data: ArrayTree) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """The model with its random sites seeded, and its arguments."""
         arrays, fixed = data
         args, kwargs = self.arguments.join(arrays)
 
@@ -275,29 +277,61 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
         )
 
 
-def starting_points(rng_key: PRNGKey, target: Target) -> Array:
+def starting_points(rng_key: PRNGKey, model: FlatModel) -> Array:
     """The densest of some random points as NumPyro's ``init_to_uniform`` takes them.
 
     Raises:
       ValueError: the density is finite at none of them, with the cause.
     """
+    target = model.target
     points = jax.random.uniform(
         rng_key, (_NUM_INIT_TRIED, target.dim), minval=-_INIT_RADIUS, maxval=_INIT_RADIUS
     )
     values = log_densities(target, points)
     finite = jnp.isfinite(values)
     if not finite.any():
+        for observed in _impossible_data(model):
+            raise ValueError(f"Model {target.name!r} has no density anywhere: {observed}")
         check_density(target, points[:_NUM_INIT_KEPT])
     order = jnp.argsort(jnp.where(finite, values, -jnp.inf), descending=True)
     return points[order[: min(_NUM_INIT_KEPT, int(finite.sum()))]]
 
 
-def identify(arguments: Any) -> Any:
+def _impossible_data(model: FlatModel) -> Iterator[str]:
+    """Observed sites with values that their distributions cannot give, in words."""
+    seeded, args, kwargs = model.functions.of(model.data)
+    initialised = handlers.substitute(seeded, substitute_fn=init_to_uniform)
+    for name, site in handlers.trace(initialised).get_trace(*args, **kwargs).items():
+        if site["type"] != "sample" or not site["is_observed"]:
+            continue
+        value, fn = np.asarray(site["value"]), site["fn"]
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            yield (
+                f"the observed site {name!r} holds {np.isnan(value).sum()} NaN of {value.size} "
+                "values. Leave them out, mask them (numpyro.handlers.mask), or impute them."
+            )
+        elif not (possible := np.asarray(fn.support(value))).all():
+            yield (
+                f"{(~possible).sum()} of {possible.size} values of the observed site {name!r} lie "
+                f"outside the support of {type(fn).__name__} ({fn.support}). Check the data."
+            )
+
+
+def identify(
+    model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+) -> Any:
     """Structure and content of model arguments, comparable by ``==``.
 
-    Arrays are identified by shape, dtype and a hash of their bytes, never by address.
+    Arrays are identified by shape, dtype and a hash of their bytes, never by address; and an
+    argument is the same by position, by name, or as the model's default.
     """
-    leaves, structure = jax.tree.flatten(arguments)
+    try:
+        bound = inspect.signature(model).bind(*model_args, **model_kwargs)
+        bound.apply_defaults()
+        model_args, model_kwargs = bound.args, bound.kwargs
+    except (TypeError, ValueError):
+        pass  # the model itself will say what is missing
+    leaves, structure = jax.tree.flatten((model_args, model_kwargs))
     return structure, [_identify_leaf(leaf) for leaf in leaves]
 
 

@@ -187,7 +187,7 @@ class OneStepSampler:
         _check_key(rng_key)
         if self._training is None:
             self.train(rng_key, *model_args, **model_kwargs)
-        elif identify((model_args, model_kwargs)) != self._training.arguments:
+        elif identify(self.model, model_args, model_kwargs) != self._training.arguments:
             self._training = self._go_on(self._training, rng_key, model_args, model_kwargs)
             self._run = None
 
@@ -227,7 +227,7 @@ class OneStepSampler:
         model = flatten_model(self.model, model_args, model_kwargs)
         trained = load(path, model.target)
         check_num_steps(self.num_steps, trained.algorithm.max_steps)
-        self._training = _training(model, model_args, model_kwargs, trained)
+        self._training = self._known(model, model_args, model_kwargs, trained)
         self._run = None
 
     def get_samples(self, *, resampled: bool | None = None) -> Samples:
@@ -437,7 +437,7 @@ class OneStepSampler:
     ) -> _Training:
         model = flatten_model(self.model, model_args, model_kwargs)
         trained = self._train_on(model, rng_key, None)
-        return _training(model, model_args, model_kwargs, trained)
+        return self._known(model, model_args, model_kwargs, trained)
 
     def _go_on(
         self,
@@ -463,7 +463,17 @@ class OneStepSampler:
             stacklevel=4,
         )
         trained = self._train_on(model, rng_key, known.trained)
-        return _training(model, model_args, model_kwargs, trained)
+        return self._known(model, model_args, model_kwargs, trained)
+
+    def _known(
+        self,
+        model: FlatModel,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+        trained: TrainedSampler,
+    ) -> _Training:
+        arguments = identify(self.model, model_args, model_kwargs)
+        return _Training(model, model_args, model_kwargs, arguments, trained)
 
     def _train_on(
         self, model: FlatModel, rng_key: PRNGKey, start: TrainedSampler | None
@@ -472,7 +482,7 @@ class OneStepSampler:
         return train_sampler(
             key_train,
             model.target,
-            init_position=starting_points(key_init, model.target),
+            init_position=starting_points(key_init, model),
             start=start,
             progress_bar=self.progress_bar,
             **self._train_settings,
@@ -523,16 +533,6 @@ class OneStepSampler:
         if self._training is None:
             raise RuntimeError(f"Nothing is trained yet: call run(rng_key, ...) before {what}.")
         return self._training
-
-
-def _training(
-    model: FlatModel,
-    model_args: tuple[Any, ...],
-    model_kwargs: dict[str, Any],
-    trained: TrainedSampler,
-) -> _Training:
-    arguments = identify((model_args, model_kwargs))
-    return _Training(model, model_args, model_kwargs, arguments, trained)
 
 
 def _weights_allow_resampling(worth: Evidence) -> bool:
