@@ -66,20 +66,19 @@ def to_inference_data(
 
 
 def _builder() -> Callable[[dict[str, dict[str, Any]]], Any]:
-    """``from_dict`` of whichever ArviZ there is."""
+    """``from_dict`` of whichever ArviZ there is; ArviZ itself before the part it is made of."""
     try:
-        from_dict = importlib.import_module("arviz_base").from_dict
+        arviz = importlib.import_module("arviz")
     except ImportError:
-        pass
-    else:
-        return lambda groups: from_dict(groups)
-    try:
-        from_dict = importlib.import_module("arviz").from_dict
-    except ImportError as error:
-        raise ImportError(
-            "to_arviz needs ArviZ: pip install arviz (0.22 or newer) or arviz-base."
-        ) from error
-    return lambda groups: from_dict(**groups)
+        try:
+            arviz = importlib.import_module("arviz_base")
+        except ImportError as error:
+            raise ImportError(
+                "to_arviz needs ArviZ: pip install arviz (0.22 or newer) or arviz-base."
+            ) from error
+    if hasattr(arviz, "InferenceData"):  # before ArviZ 1
+        return lambda groups: arviz.from_dict(**groups)
+    return lambda groups: arviz.from_dict(groups)
 
 
 def _is_factor(site: dict[str, Any]) -> bool:
