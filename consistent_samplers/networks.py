@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers.checks import check_widths
 from consistent_samplers.log_det import LowRank
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.types import Array, Params, PRNGKey
@@ -168,6 +169,7 @@ def kernel_correction(
       max_log_scale: largest change of the log standard deviation at d = 1.
       features: ``[num_features]``, further input.
     """
+    check_widths(hidden)
     module = _Head(tuple(hidden), 2 * dim)
 
     def init(rng_key: PRNGKey) -> Params:
@@ -187,6 +189,7 @@ def kernel_correction(
 
 def scalar_mlp(dim: int, *, hidden: tuple[int, ...] = (64, 64)) -> ScalarNetwork:
     """A scalar function of x and t that starts at zero (log-flows of sub-trajectory balance)."""
+    check_widths(hidden)
     module = _Head(tuple(hidden), 1)
 
     def init(rng_key: PRNGKey) -> Params:
@@ -226,6 +229,7 @@ def step_conditioned_mlp(
       elementwise_gain: also scale each coordinate of x by an output of its own.
       features: ``[num_features]``, further input: the component of the base, for one.
     """
+    check_widths(hidden)
     module = StepConditionedMLP(dim, tuple(hidden), initial_gate, elementwise_gain)
 
     def guide(x: Array, t: Array) -> Array | None:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.base import Algorithm, SamplerState
+from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import jit_with
 from consistent_samplers.types import PRNGKey
 
@@ -100,6 +101,7 @@ def fit(
       checkpoint_seconds: least time between two checkpoints.
 
     Raises:
+      TypeError: ``rng_key`` is not a single key.
       ValueError: ``num_iterations`` or ``chunk_size`` is not a positive integer.
       CheckpointError: ``checkpoint_dir`` cannot be written to, is damaged, or holds another run.
       TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
@@ -107,8 +109,8 @@ def fit(
         skipped, with a warning.
     """
     for name, value in (("num_iterations", num_iterations), ("chunk_size", chunk_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        check_integer(name, value)
+    check_key(rng_key)
     key_init, key_steps = jax.random.split(rng_key)
     if state is None:
         state = algorithm.init(key_init)

@@ -9,9 +9,13 @@ from hypothesis import settings
 
 # Most of the suite's time goes into compilation, a quarter of all into optimising code that runs
 # once. The benchmarks run what users run. Read by XLA with the first array, not on import.
-_FLAGS = os.environ.get("XLA_FLAGS", "")
-if "xla_backend_optimization_level" not in _FLAGS:
-    os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_backend_optimization_level=0".strip()
+# Eight virtual devices, for what runs on several; all else runs on the first.
+for _flag, _value in (
+    ("xla_backend_optimization_level", 0),
+    ("xla_force_host_platform_device_count", 8),
+):
+    if _flag not in (_flags := os.environ.get("XLA_FLAGS", "")):
+        os.environ["XLA_FLAGS"] = f"{_flags} --{_flag}={_value}".strip()
 
 # Derandomised: a failure of today is a failure of tomorrow. No deadline: the first example pays
 # for a compilation. Few examples: two cores.

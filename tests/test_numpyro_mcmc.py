@@ -64,7 +64,8 @@ def sampler():
 
 
 @pytest.mark.parametrize(
-    "chain_method", [pytest.param("sequential", marks=pytest.mark.slow), "vectorized"]
+    "chain_method",
+    [pytest.param("sequential", marks=pytest.mark.slow), "vectorized", "parallel"],
 )
 def test_chains_follow_the_posterior_without_a_warm_up(sampler, chain_method):
     mcmc = MCMC(

@@ -12,6 +12,7 @@ NAME = "consistent_samplers"
 # A module may import from earlier ones and from its own package only.
 ORDER = [
     "types",
+    "checks",
     "compilation",
     "targets",
     "bases",

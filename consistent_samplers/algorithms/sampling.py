@@ -18,6 +18,7 @@ from consistent_samplers.algorithms.base import (
 )
 from consistent_samplers.algorithms.control import Control
 from consistent_samplers.bases import Base, Component
+from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import jit_with
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
@@ -157,8 +158,8 @@ def batched(
         bound: Bound | None = bounds[0],
     ) -> Draws:
         check_num_steps(num_steps, max_steps)
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}.")
+        check_key(rng_key)
+        check_integer("num_samples", num_samples)
         _check_bound(bound, (None, *bounds))
         draws = draw(
             rng_key,

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 
@@ -94,8 +95,7 @@ def standard_normal(dim: int, scale: float = 1.0) -> GaussianBase:
     Raises:
       ValueError: ``dim`` is not a positive integer, or ``scale`` is not positive.
     """
-    if not isinstance(dim, int) or dim < 1:
-        raise ValueError(f"dim must be a positive integer, got {dim!r}.")
+    check_integer("dim", dim)
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale!r}.")
     return GaussianBase(jnp.zeros(dim), scale * jnp.eye(dim))

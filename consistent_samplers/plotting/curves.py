@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.plotting import style
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.training import FitResult
@@ -75,7 +76,7 @@ def plot_training(
       >>> [ax.get_title() for ax in plotting.plot_training(history, log_z=0.0)]
       ['ELBO [nats]', 'loss', 'gradient norm']
     """
-    style.check_positive(window=window)
+    check_integer("window", window)
     stages = _stages(history)
     shown = _quantities(stages, quantities)
     panels = style.row_of_axes(axes, len(shown), size=(3.9, 3.0), columns=3)

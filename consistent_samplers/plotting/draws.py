@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.plotting import style
 from consistent_samplers.plotting.columns import Samples, Table, tables
 from consistent_samplers.types import Array
@@ -63,7 +64,8 @@ def plot_marginals(
       >>> axes.shape
       (3,)
     """
-    style.check_positive(max_panels=max_panels, num_bins=num_bins)
+    check_integer("max_panels", max_panels)
+    check_integer("num_bins", num_bins)
     table, other = tables(samples, reference, log_weight, names, dims)
     label = label or ("draws" if log_weight is None else "weighted draws")
     num = min(max_panels, len(table.labels))
@@ -128,7 +130,9 @@ def plot_pairs(
       >>> plotting.plot_pairs(x[:500], x[500:]).shape
       (3, 3)
     """
-    style.check_positive(max_dims=max_dims, max_points=max_points, num_bins=num_bins)
+    check_integer("max_dims", max_dims)
+    check_integer("max_points", max_points)
+    check_integer("num_bins", num_bins)
     table, other = tables(samples, reference, log_weight, names, dims)
     label = label or ("draws" if log_weight is None else "weighted draws")
     num = min(max_dims, len(table.labels))

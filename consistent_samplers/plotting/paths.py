@@ -9,6 +9,7 @@ import numpy as np
 
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
+from consistent_samplers.checks import check_integer
 from consistent_samplers.plotting import style
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.schedules import check_num_steps
@@ -55,7 +56,7 @@ def trajectories(
     algorithm = sampler.algorithm if isinstance(sampler, TrainedSampler) else sampler
     if stochastic is None:
         stochastic = algorithm.bounds[0] == "lower"
-    style.check_positive(num_particles=num_particles)
+    check_integer("num_particles", num_particles)
     kind = "lower" if stochastic else "lower-if-injective"
     if kind not in algorithm.bounds:
         raise ValueError(
@@ -158,7 +159,7 @@ def plot_trajectories(
             "Contours need a target in two dimensions and dims=(0, 1): leave target out for "
             f"coordinates {shown} of {dim}."
         )
-    style.check_positive(max_paths=max_paths)
+    check_integer("max_paths", max_paths)
     labels = [f"x[{i}]" for i in range(dim)] if names is None else list(names)
     if len(labels) != dim:
         raise ValueError(f"names must label each of the {dim} coordinates, got {len(labels)}.")

@@ -142,14 +142,3 @@ def chosen(dims: Sequence[int] | None, dim: int, name: str = "dims") -> list[int
             f"{name} must be one or more coordinates from 0 to {dim - 1}, got {dims!r}."
         )
     return [int(d) for d in numbers]
-
-
-def check_positive(**numbers: int) -> None:
-    """Raises unless all are positive integers.
-
-    Raises:
-      ValueError: one is not.
-    """
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.diagnostics import (
     FINITE_VARIANCE_K,
     pareto_k_threshold,
@@ -69,7 +70,7 @@ def plot_weights(
         raise ValueError(f"log_weight must have shape [n], got {logs.shape}.")
     if num_bins is None:
         num_bins = min(50, max(10, len(logs) // 20))
-    style.check_positive(num_bins=num_bins)
+    check_integer("num_bins", num_bins)
     found = evidence(Draws(jnp.zeros((logs.shape[0], 1)), logs, bound="lower"))
     panels = style.row_of_axes(axes, 2, size=(4.8, 3.8))
     relative = np.asarray(logs, np.float64) - float(found.log_z)

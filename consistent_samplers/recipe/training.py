@@ -15,11 +15,13 @@ import optax
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.algorithms.base import check_base
 from consistent_samplers.bases import Base, fit_base, fit_gaussian, refit_base
+from consistent_samplers.checks import check_integer, check_key, check_widths
 from consistent_samplers.diagnostics import exploration_check
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.recipe.settings import Settings
 from consistent_samplers.recipe.shared import Stage
 from consistent_samplers.recipe.trained import TrainedSampler
+from consistent_samplers.schedules import check_max_steps
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.training import FitResult, TrainingDivergedError, fit
 from consistent_samplers.types import Array, PRNGKey
@@ -100,17 +102,28 @@ def train_sampler(
       warning, and the calibrated step is kept only if its ELBO is no worse.
 
     Raises:
-      ValueError: the density is NaN, +inf, or zero everywhere it was tried, or base or start
-        differ from the target in dimension.
+      TypeError: ``target`` is no `Target`, or ``rng_key`` is not a single key.
+      ValueError: the density is NaN, +inf, or zero everywhere it was tried; base or start differ
+        from the target in dimension; or a number of iterations, steps or units makes no sense.
       TrainingDivergedError: the draws of the trained sampler have no usable weights (the density
         is NaN or +inf where it was not before); carries the trained state.
     """
     begin = time.perf_counter()
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"target must be a cs.Target, got {type(target).__name__}. Wrap a log density of one "
+            "point: cs.Target(log_density, dim)."
+        )
+    check_key(rng_key)
+    check_max_steps(max_steps)
+    check_widths(hidden)
     large = target.dim > _MAX_GENERAL_DIM
     if num_iterations is None:
         num_iterations = 100 if large else 300
     if num_calibration_iterations is None:
         num_calibration_iterations = 300 if large else 1_500
+    check_integer("num_iterations", num_iterations)
+    check_integer("num_calibration_iterations", num_calibration_iterations)
     key_base = jax.random.split(rng_key, 4)[0]
     budget = (num_iterations, num_calibration_iterations)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.compilation import jit_with
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
@@ -44,8 +45,7 @@ class Target:
                 "log_density must be a function of one point [dim] that returns a scalar, "
                 f"got {type(self.log_density).__name__}."
             )
-        if isinstance(self.dim, bool) or not isinstance(self.dim, int) or self.dim < 1:
-            raise ValueError(f"dim must be a positive integer, got {self.dim!r}.")
+        check_integer("dim", self.dim)
         if self.sample is not None and not callable(self.sample):
             raise TypeError("sample must be a function (rng_key, num_samples) -> [n, dim] or None.")
         point = jax.ShapeDtypeStruct((self.dim,), jnp.zeros(0).dtype)

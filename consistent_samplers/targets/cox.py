@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.targets import datasets
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array
@@ -45,8 +46,7 @@ def lgcp(num_bins: int = 40) -> Target:
       ImportError, ConnectionError, FileNotFoundError, ValueError: the data cannot be had; see
         ``datasets.finnish_pines``.
     """
-    if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 1:
-        raise ValueError(f"num_bins must be a positive integer, got {num_bins!r}.")
+    check_integer("num_bins", num_bins)
     counts = _bin_counts(datasets.finnish_pines(), num_bins)
     mean = math.log(_NUM_PINES) - 0.5 * _VARIANCE
     return _cox_process(counts, mean, _VARIANCE, _LENGTH_SCALE, _LOG_Z.get(num_bins))

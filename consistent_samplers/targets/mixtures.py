@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.targets.base import Target
-from consistent_samplers.targets.synthetic import _check_integer
 from consistent_samplers.types import Array, PRNGKey
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -105,7 +105,7 @@ def gmm40(dim: int = 2) -> Target:
       ValueError: ``dim`` is not a positive integer.
       RuntimeError: a version of JAX that no longer offers the old random bits.
     """
-    _check_integer("dim", dim, 1)
+    check_integer("dim", dim, 1)
     # Scaled in float32 as the field does, to the last bit.
     means = _field_uniform((40, dim), 40.0)
     return _isotropic_mixture(means.astype(np.float64), variance=1.0, name="gmm40")
@@ -126,7 +126,7 @@ def student_t_mixture(dim: int = 50) -> Target:
       ValueError: ``dim`` is not a positive integer.
       RuntimeError: a version of JAX that no longer offers the old random bits.
     """
-    _check_integer("dim", dim, 1)
+    check_integer("dim", dim, 1)
     num_components = 10
     means = _field_uniform((num_components, dim), 10.0).astype(np.float64)
     # The density of t with two degrees of freedom: (1 + t²/2)^(-3/2) / (2 √2).

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array
 
@@ -90,7 +91,7 @@ def particle_positions(x: Array, num_particles: int) -> Array:
     Raises:
       ValueError: the last axis does not go with that number of particles.
     """
-    _check_particles(num_particles)
+    check_integer("num_particles", num_particles, 2)
     if x.ndim < 1 or x.shape[-1] == 0 or x.shape[-1] % (num_particles - 1):
         raise ValueError(
             f"x must have a last axis of (num_particles - 1) * spatial_dim, a multiple of "
@@ -171,8 +172,3 @@ def _helmert(num_particles: int) -> np.ndarray:
     n = np.arange(num_particles)[:, None]
     unscaled = np.where(n < k, 1.0, np.where(n == k, -k, 0.0))
     return unscaled / np.sqrt(k * (k + 1))
-
-
-def _check_particles(num_particles: int) -> None:
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 2:
-        raise ValueError(f"num_particles must be an integer of at least 2, got {num_particles!r}.")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.targets.base import Target
 from consistent_samplers.targets.tables import Table, inverse_cdf, tabulate
 from consistent_samplers.types import Array, PRNGKey
@@ -28,7 +29,7 @@ def funnel(dim: int = 10) -> Target:
     Raises:
       ValueError: ``dim`` is not an integer of at least 2.
     """
-    _check_integer("dim", dim, 2)
+    check_integer("dim", dim, 2)
     log_constant = -0.5 * dim * _LOG_2PI - math.log(3)
 
     def log_density(x: Array) -> Array:
@@ -66,7 +67,7 @@ def rosenbrock(dim: int = 2) -> Target:
     Raises:
       ValueError: ``dim`` is not an even integer of at least 2.
     """
-    _check_integer("dim", dim, 2)
+    check_integer("dim", dim, 2)
     if dim % 2:
         raise ValueError(f"dim must be even, since the coordinates go in pairs, got {dim}.")
 
@@ -158,8 +159,3 @@ def _cosine_rings() -> tuple[Callable[[Array], Array], Table]:
     total = mass_inside[-1] + edge + 1
     cdf = np.concatenate([mass_inside, mass_inside[-1] + mass_outside]) / total
     return log_profile, Table(np.concatenate([inside, edge + outside]), cdf, math.log(total))
-
-
-def _check_integer(name: str, value: int, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")

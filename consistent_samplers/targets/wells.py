@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.targets.base import Target
-from consistent_samplers.targets.synthetic import _check_integer
 from consistent_samplers.targets.tables import inverse_cdf, tabulate
 from consistent_samplers.types import Array, PRNGKey
 
@@ -30,8 +30,8 @@ def double_wells(dim: int = 5, num_wells: int = 5, separation: float = 4.0) -> T
     Raises:
       ValueError: an argument out of range.
     """
-    _check_integer("dim", dim, 1)
-    _check_integer("num_wells", num_wells, 1)
+    check_integer("dim", dim, 1)
+    check_integer("num_wells", num_wells, 1)
     if num_wells > dim:
         raise ValueError(f"num_wells must be at most dim = {dim}, got {num_wells}.")
     if not (math.isfinite(separation) and separation > 0):
@@ -77,7 +77,7 @@ def many_well(dim: int = 32) -> Target:
     Raises:
       ValueError: ``dim`` is not an even integer of at least 2.
     """
-    _check_integer("dim", dim, 2)
+    check_integer("dim", dim, 2)
     if dim % 2:
         raise ValueError(f"dim must be even, since the coordinates go in pairs, got {dim}.")
     num_pairs = dim // 2

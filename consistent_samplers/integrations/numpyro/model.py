@@ -158,6 +158,7 @@ def flatten_model(
 
     Raises:
       ValueError: a latent site that cannot be sampled, a subsampled plate, or no latent site.
+      TypeError: data that are no numbers.
     """
     name = name_of(model)
     initialised = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
@@ -245,8 +246,16 @@ def _constrain(functions: _Functions, data: ArrayTree, position: Array) -> Sampl
 
 
 def _check_trace(name: str, trace: dict[str, Any]) -> None:
-    """Raises unless the model's density is continuous and complete."""
-    latent = [s for s in trace.values() if s["type"] == "sample" and not s["is_observed"]]
+    """Raises unless the model's density is continuous and complete, its data numbers."""
+    sampled = [s for s in trace.values() if s["type"] == "sample"]
+    latent = [s for s in sampled if not s["is_observed"]]
+    for site in sampled:
+        kind = getattr(getattr(site["value"], "dtype", None), "kind", "f")
+        if site["is_observed"] and kind not in "biufcV":
+            raise TypeError(
+                f"Observed site {site['name']!r} of model {name!r} holds "
+                f"{site['value'].dtype.type.__name__}, not numbers. Encode the data first."
+            )
     for site in latent:
         if isinstance(site["fn"], dist.Delta):
             raise ValueError(

@@ -20,9 +20,9 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.util import is_prng_key
 
 from consistent_samplers import corrections, diagnostics
+from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.estimate import (
     Evidence,
     checked_log_weight,
@@ -143,8 +143,7 @@ class OneStepSampler:
                 f"num_steps and progress_bar it takes those of train_sampler: "
                 f"{', '.join(_TRAIN_SETTINGS)}."
             )
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 2:
-            raise ValueError(f"num_samples must be an integer of at least 2, got {num_samples!r}.")
+        check_integer("num_samples", num_samples, 2)
         max_steps = train_settings.get("max_steps", _TRAIN_PARAMETERS["max_steps"].default)
         check_num_steps(num_steps, max_steps)
         self.model = model
@@ -184,7 +183,7 @@ class OneStepSampler:
           TypeError: ``rng_key`` is not a single key.
           ValueError: as `run`.
         """
-        _check_key(rng_key)
+        check_key(rng_key)
         if self._training is None:
             self.train(rng_key, *model_args, **model_kwargs)
         elif identify(self.model, model_args, model_kwargs) != self._training.arguments:
@@ -198,7 +197,7 @@ class OneStepSampler:
           TypeError: ``rng_key`` is not a single key.
           ValueError: as `run`.
         """
-        _check_key(rng_key)
+        check_key(rng_key)
         self._training = self._train(rng_key, model_args, model_kwargs)
         self._run = None
 
@@ -339,7 +338,7 @@ class OneStepSampler:
           TypeError: ``rng_key`` is not a single key.
           ValueError: ``num_samples`` is not a positive integer.
         """
-        _check_key(rng_key)
+        check_key(rng_key)
         constrain = self._trained_or_raise("draw").model.constrain
         draws = self._sample(rng_key, num_samples, weights=weights)
         samples = constrain(draws.position)
@@ -539,10 +538,3 @@ def _weights_allow_resampling(worth: Evidence) -> bool:
     """Whether a Pareto-smoothed resample can be trusted and is not a handful of points."""
     enough = float(worth.ess) * worth.num_samples >= MIN_RESAMPLED_EFFECTIVE
     return enough and diagnostics.weights_are_reliable(worth)
-
-
-def _check_key(rng_key: Any) -> None:
-    if not is_prng_key(rng_key):
-        shape = getattr(rng_key, "shape", None)
-        got = type(rng_key).__name__ + ("" if shape is None else f" of shape {shape}")
-        raise TypeError(f"rng_key must be one key, such as jax.random.key(0), got {got}.")

@@ -1,0 +1,49 @@
+"""Checks of arguments, for errors that say what was wrong and what to do."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def check_integer(name: str, value: Any, minimum: int = 1) -> None:
+    """Raises unless an argument is a whole number, large enough.
+
+    Raises:
+      ValueError: it is not.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if whole and value >= minimum:
+        return
+    wanted = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
+    raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+
+
+def check_widths(hidden: Any) -> None:
+    """Raises unless ``hidden`` holds the widths of one hidden layer or more.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if not isinstance(hidden, tuple | list) or not hidden:
+        raise ValueError(
+            f"hidden must be the widths of one or more hidden layers, such as (64, 64), got "
+            f"{hidden!r}."
+        )
+    for width in hidden:
+        check_integer("hidden must hold widths; each", width)
+
+
+def check_key(rng_key: Any) -> None:
+    """Raises unless an argument is one PRNG key, of the new kind or the old.
+
+    Raises:
+      TypeError: it is not.
+    """
+    shape = getattr(rng_key, "shape", None)
+    if isinstance(rng_key, jax.Array | np.ndarray):
+        typed = jax.dtypes.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+        if shape == () if typed else rng_key.dtype == np.uint32 and len(shape or ()) == 1:
+            return
+    got = type(rng_key).__name__ + ("" if shape is None else f" of shape {shape}")
+    raise TypeError(f"rng_key must be one key, such as jax.random.key(0), got {got}.")

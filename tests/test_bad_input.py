@@ -1,0 +1,383 @@
+"""Everything that users get wrong: a clear error each time, and nothing trained is lost.
+
+Other files test messages where they arise; this is the list of the kinds.
+"""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import consistent_samplers as cs
+from consistent_samplers import corrections
+from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
+from consistent_samplers.integrations.numpyro import sampler as hook
+
+KEY = jax.random.key(0)
+Y = np.array([0.3, -0.2, 1.0], np.float32)
+
+
+def normal(x):
+    return -0.5 * jnp.sum(x**2)
+
+
+TARGET = cs.Target(normal, 2, "normal")
+
+
+def model(y, scale=1.0):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+
+def counts(y):
+    rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    numpyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def discrete():
+    numpyro.sample("k", dist.Bernoulli(0.5))
+
+
+def nothing_latent(y):
+    numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def subsampled(y):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(y), subsample_size=2) as i:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y[i])
+
+
+def without_training(rng_key, target, **_):
+    """In place of `train_sampler`."""
+    algorithm = cs.osds(target, max_steps=2, hidden=(8,), guidance=None)
+    state = algorithm.init(rng_key)
+    stages = {"base": cs.evidence(algorithm.sample(rng_key, state, 50))}
+    settings = cs.recipe.Settings(2, (8,), "general")
+    return cs.TrainedSampler(algorithm, state, state, stages, {}, 0.0, settings=settings)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return without_training(KEY, TARGET)
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    made = OneStepSampler(model, num_samples=50, max_steps=2, progress_bar=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hook, "train_sampler", without_training)
+        made.run(KEY, Y)
+    return made
+
+
+@pytest.fixture
+def saved(trained, tmp_path):
+    trained.save(tmp_path / "sampler")
+    return tmp_path / "sampler"
+
+
+def draws_of(log_weight, **more):
+    log_weight = jnp.asarray(log_weight)
+    return cs.Draws(jnp.zeros((len(log_weight), 2)), log_weight, bound="lower", **more)
+
+
+def train(target=TARGET, **settings):
+    return cs.train_sampler(KEY, target, progress_bar=False, **settings)
+
+
+def one_step(**settings):
+    return OneStepSampler(model, **settings)
+
+
+DENSITIES = {
+    "a density that is no function": (lambda: cs.Target(3, 2), TypeError, "got int"),
+    "a density of a vector": (lambda: cs.Target(lambda x: x, 2), ValueError, "return a scalar"),
+    "a density that returns a pair": (lambda: cs.Target(lambda x: (x, x), 2), ValueError, "tuple"),
+    "a density of whole numbers": (
+        lambda: cs.Target(lambda x: jnp.sum(x > 0), 2),
+        ValueError,
+        "real number",
+    ),
+    "a density with a branch": (
+        lambda: cs.Target(lambda x: 0.0 if x[0] > 0 else 1.0, 2),
+        TypeError,
+        "could not be traced",
+    ),
+    "a density of more coordinates": (
+        lambda: cs.Target(lambda x: x @ jnp.ones(3), 2),
+        TypeError,
+        "could not be traced",
+    ),
+    "no dimension": (lambda: cs.Target(normal, 0), ValueError, "positive integer"),
+    "half a dimension": (lambda: cs.Target(normal, 1.5), ValueError, "positive integer"),
+    "NaN everywhere": (
+        lambda: train(cs.Target(lambda x: jnp.nan * x[0], 2)),
+        ValueError,
+        "is NaN at",
+    ),
+    "zero everywhere": (
+        lambda: train(cs.Target(lambda x: -jnp.inf + 0 * x[0], 2)),
+        ValueError,
+        "none of them has any density",
+    ),
+    "infinite everywhere": (
+        lambda: train(cs.Target(lambda x: jnp.inf + 0 * x[0], 2)),
+        ValueError,
+        r"is \+inf at",
+    ),
+}
+TRAINING = {
+    "a base of another dimension": (
+        lambda: train(base=cs.bases.standard_normal(3)),
+        ValueError,
+        "base has dimension 3",
+    ),
+    "a starting point of another dimension": (
+        lambda: train(init_position=jnp.zeros(3)),
+        ValueError,
+        "init_position must have",
+    ),
+    "a number of steps that does not halve": (
+        lambda: train(base=cs.bases.standard_normal(2), max_steps=12),
+        ValueError,
+        "power of two",
+    ),
+    "no iterations": (
+        lambda: train(base=cs.bases.standard_normal(2), num_iterations=0),
+        ValueError,
+        "num_iterations must be a positive integer",
+    ),
+    "half an iteration": (
+        lambda: train(num_calibration_iterations=2.5),
+        ValueError,
+        "num_calibration_iterations must be a positive integer",
+    ),
+    "no hidden layer": (lambda: train(hidden=()), ValueError, "hidden must"),
+    "an empty hidden layer": (lambda: train(hidden=(64, 0)), ValueError, "hidden must"),
+    "a hidden layer that is no tuple": (lambda: train(hidden=64), ValueError, "hidden must"),
+    "a seed for a key": (
+        lambda: cs.train_sampler(0, TARGET),
+        TypeError,
+        r"one key, such as jax\.random\.key\(0\)",
+    ),
+    "several keys": (
+        lambda: cs.train_sampler(jax.random.split(KEY, 3), TARGET),
+        TypeError,
+        r"one key.*shape \(3,\)",
+    ),
+    "a function for a target": (lambda: cs.train_sampler(KEY, normal), TypeError, "cs.Target"),
+    "a name for a schedule": (
+        lambda: cs.osds(TARGET, control_loss="kl"),
+        ValueError,
+        "control_loss must be one of",
+    ),
+    "a seed for a key of fit": (
+        lambda: cs.fit(0, cs.osds(TARGET), 1),
+        TypeError,
+        "one key",
+    ),
+}
+EVIDENCE = {
+    "draws without weights": (
+        lambda: cs.evidence(cs.Draws(jnp.zeros((5, 2)))),
+        ValueError,
+        "have no importance weights",
+    ),
+    "a weight that is NaN": (lambda: cs.evidence(draws_of([0.0, np.nan])), ValueError, "NaN"),
+    "weights that are all zero": (
+        lambda: cs.evidence(draws_of([-np.inf, -np.inf])),
+        ValueError,
+        "zero|-inf",
+    ),
+    "a single draw": (lambda: cs.evidence(draws_of([0.0])), ValueError, "at least"),
+    "weights of another length": (
+        lambda: cs.evidence(cs.Draws(jnp.zeros((5, 2)), jnp.zeros(4), bound="lower")),
+        ValueError,
+        "shape|length|entr",
+    ),
+    "resampling without weights": (
+        lambda: corrections.resample(KEY, cs.Draws(jnp.zeros((5, 2)))),
+        ValueError,
+        "weight",
+    ),
+}
+MODELS = {
+    "a discrete site": (lambda: OneStepSampler(discrete).run(KEY), ValueError, "is discrete"),
+    "nothing latent": (
+        lambda: OneStepSampler(nothing_latent).run(KEY, Y),
+        ValueError,
+        "no latent site",
+    ),
+    "a subsampled plate": (
+        lambda: OneStepSampler(subsampled).run(KEY, Y),
+        ValueError,
+        "is subsampled",
+    ),
+    "NaN among the data": (
+        lambda: OneStepSampler(model).run(KEY, np.full(3, np.nan)),
+        ValueError,
+        "'y' holds 3 NaN",
+    ),
+    "data outside the support": (
+        lambda: OneStepSampler(counts).run(KEY, np.array([1, -2, 3])),
+        ValueError,
+        "outside the support of Poisson",
+    ),
+    "data that are words": (
+        lambda: OneStepSampler(model).run(KEY, np.array(["a", "b"])),
+        TypeError,
+        "holds str",
+    ),
+    "a missing argument": (lambda: OneStepSampler(model).run(KEY), TypeError, "missing.*'y'"),
+    "an argument too many": (
+        lambda: OneStepSampler(model).run(KEY, Y, 1.0, 2.0),
+        TypeError,
+        "positional arguments",
+    ),
+    "a model that is none": (lambda: OneStepSampler("model"), TypeError, "got str"),
+    "a setting that does not exist": (
+        lambda: one_step(iterations=3),
+        TypeError,
+        "unexpected setting 'iterations'",
+    ),
+    "too few samples": (lambda: one_step(num_samples=1), ValueError, "at least 2"),
+    "a number of steps never trained": (
+        lambda: one_step(num_steps=32),
+        ValueError,
+        "num_steps",
+    ),
+    "a sampler that is none": (lambda: OneStepMH(model), TypeError, "OneStepSampler"),
+    "results before a run": (lambda: one_step().get_samples(), RuntimeError, "call run"),
+}
+
+
+@pytest.mark.parametrize("kind", DENSITIES | TRAINING | EVIDENCE | MODELS)
+def test_bad_input_is_told(kind):
+    call, error, message = (DENSITIES | TRAINING | EVIDENCE | MODELS)[kind]
+    with pytest.raises(error, match=message):
+        call()
+
+
+SAMPLING = {
+    "no samples": (lambda t: t.sample(KEY, 0), ValueError, "positive integer"),
+    "half a sample": (lambda t: t.sample(KEY, 2.5), ValueError, "positive integer"),
+    "true samples": (lambda t: t.sample(KEY, True), ValueError, "positive integer"),
+    "a step count that is no power of two": (lambda t: t.sample(KEY, 9, 3), ValueError, r"\[1, 2"),
+    "an unknown bound": (lambda t: t.sample(KEY, 9, bound="upper"), ValueError, "must be one of"),
+    "a seed for a key": (lambda t: t.sample(0, 9), TypeError, "one key"),
+    "points of another dimension": (
+        lambda t: t.algorithm.reverse_log_weight(KEY, t.state, jnp.zeros((4, 3))),
+        ValueError,
+        r"position must have shape \[n, 2\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLING)
+def test_bad_requests_to_a_trained_sampler(trained, kind):
+    call, error, message = SAMPLING[kind]
+    with pytest.raises(error, match=message):
+        call(trained)
+
+
+RUNS = {
+    "a seed for a key": (lambda s: s.run(0, Y), TypeError, "one key"),
+    "other latent sites": (lambda s: s.run(KEY, None), ValueError, "latent sites"),
+    "NaN among new data": (
+        lambda s: s.run(KEY, np.array([0.0, np.nan, 1.0])),
+        ValueError,
+        "'y' holds 1 NaN of 3",
+    ),
+    "words for new data": (lambda s: s.run(KEY, np.array(["a"])), TypeError, "holds str"),
+    "nowhere to save": (
+        lambda s: s.save("/dev/null/sampler"),
+        cs.CheckpointError,
+        "/dev/null",
+    ),
+    "nothing to load": (
+        lambda s: s.load("/no/such/sampler", Y),
+        cs.CheckpointError,
+        "/no/such/sampler",
+    ),
+    "no draws": (lambda s: s.draw(KEY, 0), ValueError, "positive integer"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Other arguments of model:UserWarning")
+@pytest.mark.parametrize("kind", RUNS)
+def test_bad_runs_lose_nothing(sampler, kind):
+    call, error, message = RUNS[kind]
+    was, samples = sampler.trained, sampler.get_samples(resampled=False)
+    with pytest.raises(error, match=message):
+        call(sampler)
+    assert sampler.trained is was
+    jax.tree.map(np.testing.assert_array_equal, samples, sampler.get_samples(resampled=False))
+
+
+def damage_arrays(folder):
+    (file,) = folder.glob("arrays-*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+def truncate_header(folder):
+    header = folder / "header.json"
+    header.write_text(header.read_text()[:20])
+
+
+def lose_arrays(folder):
+    (file,) = folder.glob("arrays-*")
+    file.unlink()
+
+
+def foreign(folder):
+    (folder / "header.json").write_text('{"kind": "cake"}')
+
+
+FILES = {
+    "a damaged file": damage_arrays,
+    "a truncated file": truncate_header,
+    "a missing file": lose_arrays,
+    "a foreign file": foreign,
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_bad_files(saved, kind):
+    cs.load(saved, TARGET)
+    FILES[kind](saved)
+    with pytest.raises(cs.CheckpointError, match=str(saved)):
+        cs.load(saved, TARGET)
+
+
+def test_a_file_of_another_dimension(saved):
+    with pytest.raises(cs.CheckpointError, match="has 2 dimensions"):
+        cs.load(saved, cs.Target(normal, 3))
+
+
+EXTRAS = {
+    "arviz": (lambda s: s.to_arviz(), ("arviz", "arviz_base"), "pip install arviz"),
+    "matplotlib": (
+        lambda s: cs.plotting.plot_weights(np.zeros(9)),
+        ("matplotlib", "matplotlib.pyplot"),
+        "pip install",
+    ),
+    "pooch": (functools.partial(lambda s: cs.targets.sonar()), ("pooch",), "pip install"),
+}
+
+
+@pytest.mark.parametrize("kind", EXTRAS)
+def test_missing_extras_are_named(sampler, monkeypatch, tmp_path, kind):
+    call, modules, message = EXTRAS[kind]
+    monkeypatch.delenv("CONSISTENT_SAMPLERS_DATA", raising=False)
+    for name in modules:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=message):
+        call(sampler)
