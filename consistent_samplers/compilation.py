@@ -15,8 +15,8 @@ def jit_with(
 
     A first argument that is a ``jax.tree_util.Partial`` brings its arrays along as inputs, and what
     is compiled serves every other with an equal function and arrays of the same shapes: the
-    density of other data, say. Any other one is a constant, and what was compiled for it goes
-    when it goes.
+    density of other data, say; the last few are kept. Any other one is a constant, and what was
+    compiled for it goes when it goes.
 
     Args:
       function: of the first argument and others; defined once, at the top of a module.
@@ -24,7 +24,8 @@ def jit_with(
       **jit_options: hashable options of ``jax.jit``.
     """
     if isinstance(first, Partial):
-        return functools.partial(_shared(function, tuple(jit_options.items())), first)
+        structure = jax.tree.structure(first)
+        return functools.partial(_shared(function, tuple(jit_options.items()), structure), first)
     return jax.jit(functools.partial(function, first), **jit_options)
 
 
@@ -33,8 +34,11 @@ def as_partial(function: Callable[..., Any]) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
 
 
-@functools.cache
+# A density takes about fifteen of them: two or three in turn stay compiled, and a process that
+# meets hundreds does not keep them all.
+@functools.lru_cache(maxsize=48)
 def _shared(
-    function: Callable[..., Any], options: tuple[tuple[str, Any], ...]
+    function: Callable[..., Any], options: tuple[tuple[str, Any], ...], structure: Any
 ) -> Callable[..., Any]:
-    return jax.jit(function, **dict(options))
+    # A function of its own: what JAX keeps for it goes with it.
+    return jax.jit(functools.partial(function), **dict(options))
