@@ -25,7 +25,15 @@ _HEADER = "header.json"
 
 
 class CheckpointError(ValueError):
-    """A folder that cannot be written or read as what it should be; the message says why."""
+    """A folder that cannot be written or read as what it should be; the message says why.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.load("no/such/folder", cs.targets.funnel(2))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      consistent_samplers.checkpoint.CheckpointError: There is no checkpoint in ...
+    """
 
 
 def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arrays: Any) -> None:
@@ -39,6 +47,16 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
 
     Raises:
       CheckpointError: the folder cannot be written to.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from consistent_samplers import checkpoint
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     checkpoint.write(folder, "notes", {"title": "zeros"}, {"x": np.zeros(3)})
+      ...     header, arrays = checkpoint.read(folder, "notes")
+      >>> header["title"], arrays["x"].shape
+      ('zeros', (3,))
     """
     folder = Path(folder)
     payload = msgpack_serialize(arrays)
@@ -71,7 +89,13 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a checkpoint, of whatever kind."""
+    """Whether a folder holds a checkpoint, of whatever kind.
+
+    Example:
+      >>> from consistent_samplers import checkpoint
+      >>> checkpoint.exists("no/such/folder")
+      False
+    """
     return (Path(folder) / _HEADER).is_file()
 
 
@@ -81,6 +105,19 @@ def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any
     Raises:
       CheckpointError: there is none, it is of another kind or program, of a newer version, or
         damaged.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from consistent_samplers import checkpoint
+      >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+      ...     checkpoint.write(folder, "notes", {}, {"x": np.zeros(3)})
+      ...     checkpoint.read(
+      ...         folder, "training"
+      ...     )
+      Traceback (most recent call last):
+        ...
+      consistent_samplers.checkpoint.CheckpointError: ... holds a 'notes', not a 'training'.
     """
     folder = Path(folder)
     try:
@@ -119,7 +156,15 @@ def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any
 
 
 def to_arrays(tree: ArrayTree) -> dict[str, np.ndarray]:
-    """The leaves of a tree, numbered, on the host."""
+    """The leaves of a tree, numbered, on the host.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers import checkpoint
+      >>> arrays = checkpoint.to_arrays({"a": jnp.zeros(2), "b": jnp.ones(3)})
+      >>> {name: array.shape for name, array in arrays.items()}
+      {'0': (2,), '1': (3,)}
+    """
     return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
@@ -128,6 +173,14 @@ def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> An
 
     Raises:
       CheckpointError: they do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers import checkpoint
+      >>> tree = {"a": jnp.zeros(2), "b": jnp.ones(3)}
+      >>> again = checkpoint.from_arrays(tree, checkpoint.to_arrays(tree), "example")
+      >>> again["b"].tolist()
+      [1.0, 1.0, 1.0]
     """
     leaves, structure = jax.tree.flatten(like)
     found = [arrays.get(str(i)) for i in range(len(leaves))]
@@ -148,7 +201,18 @@ def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> An
 
 
 def digest(tree: ArrayTree) -> str:
-    """Identifies the contents of a tree of arrays."""
+    """Identifies the contents of a tree of arrays.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from consistent_samplers import checkpoint
+      >>> zeros = checkpoint.digest({"a": jnp.zeros(2)})
+      >>> zeros == checkpoint.digest({"a": np.zeros(2, np.float32)})
+      True
+      >>> zeros == checkpoint.digest({"a": jnp.ones(2)})
+      False
+    """
     code = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         array = np.asarray(leaf)

@@ -35,6 +35,15 @@ class FlowDiagnostics(NamedTuple):
       folded: ``[num_samples]`` bool, det of the Jacobian is zero or negative in some step.
       round_trip_error: ``[num_samples]``, distance in base standard deviations between x0
         and what the steps inverted at x1 return; NaN where it was not measured.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.types import FlowDiagnostics
+      >>> flow = FlowDiagnostics(
+      ...     folded=jnp.array([False, True]), round_trip_error=jnp.array([0.0, 2.0])
+      ... )
+      >>> float(flow.folded.mean())  # share of draws where the map folds
+      0.5
     """
 
     folded: Array
@@ -52,6 +61,16 @@ class Draws:
       log_density: ``[num_samples]`` unnormalised log density at ``position``, or None.
       flow: evidence of injectivity for draws of a deterministic map, else None.
       bound: what the weights are worth (static), or None without weights.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> draws = cs.Draws(position=jnp.zeros((4, 2)), log_weight=jnp.zeros(4), bound="lower")
+      >>> draws.position.shape, draws.bound
+      ((4, 2), 'lower')
+      >>> [leaf.shape for leaf in jax.tree.leaves(draws)]  # a pytree: goes through jit and vmap
+      [(4, 2), (4,)]
     """
 
     position: Array

@@ -21,6 +21,16 @@ class GaussianBase:
     Attributes:
       loc: ``[dim]``, the mean m.
       scale_tril: ``[dim, dim]``, lower triangular L with a positive diagonal.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> base = cs.bases.GaussianBase(loc=jnp.ones(2), scale_tril=2.0 * jnp.eye(2))
+      >>> base.whiten(jnp.array([1.0, 5.0])).tolist()
+      [0.0, 2.0]
+      >>> base.sample(jax.random.key(0), 3).shape, round(float(base.log_prob(jnp.ones(2))), 3)
+      ((3, 2), -3.224)
     """
 
     loc: Array
@@ -93,6 +103,13 @@ def standard_normal(dim: int, scale: float = 1.0) -> GaussianBase:
 
     Raises:
       ValueError: ``dim`` is not a positive integer, or ``scale`` is not positive.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> base = cs.bases.standard_normal(2, scale=3.0)
+      >>> base.dim, base.sample(jax.random.key(0), 5).shape
+      (2, (5, 2))
     """
     if not isinstance(dim, int) or dim < 1:
         raise ValueError(f"dim must be a positive integer, got {dim!r}.")

@@ -30,6 +30,16 @@ class ExplorationCheck(NamedTuple):
       num_missed: those that the draws hardly reach.
       missed_share: Laplace evidence of the missed modes relative to the sampler's Z; may exceed 1.
       log_z_excess: log Z of tempered particles above the sampler's, or NaN if not given.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> check = cs.diagnostics.ExplorationCheck(
+      ...     num_modes=2, num_missed=1, missed_share=1.0, log_z_excess=float("nan")
+      ... )
+      >>> check.passed
+      False
+      >>> print(check)  # doctest: +ELLIPSIS
+      1 of 2 modes found by fresh optimiser starts are hardly sampled; by their ...
     """
 
     num_modes: int
@@ -90,6 +100,17 @@ def exploration_check(
 
     Raises:
       ValueError: the density is NaN, +inf, or zero at every start.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
+      >>> right = 2.0 + 0.25 * jax.random.normal(jax.random.key(0), (200, 1))
+      >>> check = cs.diagnostics.exploration_check(
+      ...     jax.random.key(1), target, right, -0.8, num_starts=16
+      ... )
+      >>> check.num_modes, check.num_missed, check.passed
+      (2, 1, False)
     """
     if modes is None:
         modes = find_modes(rng_key, target, num_starts=num_starts)

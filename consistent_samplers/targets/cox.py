@@ -44,6 +44,12 @@ def lgcp(num_bins: int = 40) -> Target:
       ValueError: num_bins is not a positive integer.
       ImportError, ConnectionError, FileNotFoundError, ValueError: the data cannot be had; see
         ``datasets.finnish_pines``.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.lgcp(40)  # doctest: +SKIP
+      >>> target.dim, target.log_z  # doctest: +SKIP
+      (1600, 501.803)
     """
     if isinstance(num_bins, bool) or not isinstance(num_bins, int) or num_bins < 1:
         raise ValueError(f"num_bins must be a positive integer, got {num_bins!r}.")
