@@ -20,7 +20,11 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from consistent_samplers.types import ArrayTree
 
 FORMAT = "consistent_samplers"
+"""What a header names as its format."""
+
 VERSION = 1
+"""Newest version of the format that is read, and the one that is written."""
+
 _HEADER = "header.json"
 
 
@@ -91,6 +95,9 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
 def exists(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds a checkpoint, of whatever kind.
 
+    Args:
+      folder: where to look.
+
     Example:
       >>> from consistent_samplers import checkpoint
       >>> checkpoint.exists("no/such/folder")
@@ -101,6 +108,13 @@ def exists(folder: str | os.PathLike[str]) -> bool:
 
 def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any]:
     """Reads a checkpoint: its header and its arrays, as given to `write`.
+
+    Args:
+      folder: the folder that `write` was given.
+      kind: what it should be a checkpoint of.
+
+    Returns:
+      The header, and nested dictionaries of NumPy arrays.
 
     Raises:
       CheckpointError: there is none, it is of another kind or program, of a newer version, or
@@ -158,6 +172,12 @@ def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any
 def to_arrays(tree: ArrayTree) -> dict[str, np.ndarray]:
     """The leaves of a tree, numbered, on the host.
 
+    Args:
+      tree: a pytree of arrays.
+
+    Returns:
+      NumPy arrays by number, as a string.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from consistent_samplers import checkpoint
@@ -170,6 +190,11 @@ def to_arrays(tree: ArrayTree) -> dict[str, np.ndarray]:
 
 def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> Any:
     """A tree of the structure, shapes and types of another, with the leaves of `to_arrays`.
+
+    Args:
+      like: a pytree of the wanted structure, shapes and types.
+      arrays: what `to_arrays` gave.
+      what: a word for messages: what is restored.
 
     Raises:
       CheckpointError: they do not fit.
@@ -202,6 +227,12 @@ def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> An
 
 def digest(tree: ArrayTree) -> str:
     """Identifies the contents of a tree of arrays.
+
+    Args:
+      tree: a pytree of arrays.
+
+    Returns:
+      SHA-256 of types, shapes and contents, as hexadecimal digits; not of the structure.
 
     Example:
       >>> import jax.numpy as jnp

@@ -44,6 +44,9 @@ def jit_with(
 def as_partial(function: Callable[..., Any]) -> Partial:
     """A function as a ``jax.tree_util.Partial``: an argument of compiled functions.
 
+    Args:
+      function: a function, or a Partial, which stays what it is.
+
     Example:
       >>> import jax
       >>> import jax.numpy as jnp

@@ -23,6 +23,7 @@ BOUND_IN_WORDS: dict[str, str] = {
     "lower-if-injective": "a lower bound on log Z wherever the map is injective",
     "heuristic": "a heuristic, no bound: it may exceed log Z",
 }
+"""What each `types.Bound` says of an ELBO, for tables and messages."""
 
 
 @flax.struct.dataclass
@@ -237,6 +238,9 @@ def evidence(draws: Draws) -> Evidence:
 
 def checked_log_weight(draws: Draws) -> Array:
     """The log weights of ``draws``, after checking that they can be used.
+
+    Args:
+      draws: weighted draws.
 
     Returns:
       ``[n]`` log weights, floating point.

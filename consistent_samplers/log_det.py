@@ -241,6 +241,9 @@ def value_and_jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, A
 def symmetric_part(matrix: Jacobian) -> Jacobian:
     """(J + Jᵀ) / 2 of one matrix ``[dim, dim]``; a `LowRank` of twice the rank stays one.
 
+    Args:
+      matrix: ``[dim, dim]``, in full or by its parts.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
@@ -258,6 +261,9 @@ def symmetric_part(matrix: Jacobian) -> Jacobian:
 
 def distance_from_identity(matrix: Jacobian) -> Array:
     """An upper bound on the spectral norm of J - I for one matrix ``[dim, dim]``: ``[]``.
+
+    Args:
+      matrix: ``[dim, dim]``, in full or by its parts.
 
     Example:
       >>> import jax.numpy as jnp

@@ -230,6 +230,9 @@ def step_pair(
 def state_consistency(pair: StepPair) -> Array:
     """Mean squared distance between student and teacher land: ``[]``.
 
+    Args:
+      pair: where the steps land, see `step_pair`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
@@ -257,6 +260,13 @@ def volume_consistency(log_volumes: Array) -> Array:
 
 def jacobian_penalty(control: ControlFn, x: Array, t: Array, d: Array, probe: Array) -> Array:
     """‖J v‖² for the control's Jacobian J and a probe v: ``[]`` (OSDS; keeps steps smooth).
+
+    Args:
+      control: the control.
+      x: ``[dim]``.
+      t: ``[]``.
+      d: ``[]``.
+      probe: ``[dim]``, standard normal.
 
     Example:
       >>> import jax.numpy as jnp

@@ -246,6 +246,10 @@ def kernel_correction(
 def scalar_mlp(dim: int, *, hidden: tuple[int, ...] = (64, 64)) -> ScalarNetwork:
     """A scalar function of x and t that starts at zero (log-flows of sub-trajectory balance).
 
+    Args:
+      dim: dimension of x.
+      hidden: widths of the hidden layers.
+
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
@@ -269,6 +273,10 @@ def clip_norm(x: Array, max_norm: Array | float) -> Array:
     """Scales a vector down smoothly to norm at most ``max_norm``, direction kept.
 
     Smooth, unlike a clip of each coordinate, so that a map built on it stays differentiable.
+
+    Args:
+      x: ``[dim]``.
+      max_norm: ``[]``, in the units of x.
 
     Example:
       >>> import jax.numpy as jnp
@@ -446,6 +454,11 @@ def interpolated_guidance(
     """Guidance of the OSDS and SCDS papers: the score lerp(∇ log p0, ∇ log ρ, t).
 
     Expressed as a control, that is t ∇ log(ρ/p0) / a(t), and clipped by coordinate.
+
+    Args:
+      whitened_log_density: log ρ in the base's whitened coordinates.
+      process: the noising process, for a(t).
+      clip: bound on each coordinate.
 
     Example:
       >>> import jax.numpy as jnp

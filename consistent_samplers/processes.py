@@ -26,7 +26,10 @@ from consistent_samplers.schedules import Schedule, linear
 from consistent_samplers.types import Array, PRNGKey
 
 Integrator: TypeAlias = Literal["exponential", "denoising", "euler_maruyama"]
+"""How a step of the process is discretised; see `OrnsteinUhlenbeck`."""
+
 INTEGRATORS: tuple[Integrator, ...] = ("exponential", "denoising", "euler_maruyama")
+"""All values of `Integrator`."""
 
 
 class GaussianKernel(NamedTuple):

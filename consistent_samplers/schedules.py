@@ -39,6 +39,10 @@ def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Schedule:
 
     The variance-preserving schedule of Song et al. (2021), eq. 32, in generative time.
 
+    Args:
+      beta_min: β at the target, per unit of time.
+      beta_max: β at the base.
+
     Raises:
       ValueError: unless 0 < beta_min <= beta_max.
 
@@ -68,6 +72,10 @@ def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Schedule:
 def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Schedule:
     """β falls from ``beta_max`` at the base to ``beta_min`` as cos²(πt/2): the OSDS release's.
 
+    Args:
+      beta_min: β at the target, per unit of time.
+      beta_max: β at the base.
+
     Raises:
       ValueError: unless 0 < beta_min <= beta_max.
 
@@ -95,6 +103,9 @@ def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Schedule:
 
 def constant(beta: float = 5.0) -> Schedule:
     """β is the same everywhere.
+
+    Args:
+      beta: β, per unit of time.
 
     Raises:
       ValueError: unless beta > 0.
@@ -136,6 +147,10 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
 
     A step of size 1 / num_steps must be one the network was trained for: d = 2^k / max_steps.
 
+    Args:
+      num_steps: sampler steps of a draw.
+      max_steps: number N of finest steps.
+
     Raises:
       ValueError: ``num_steps`` is not a power of two that divides ``max_steps``.
 
@@ -158,6 +173,9 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
 def check_max_steps(max_steps: int) -> None:
     """Raises unless ``max_steps`` is a power of two.
 
+    Args:
+      max_steps: number N of finest steps.
+
     Raises:
       ValueError: it is not.
 
@@ -178,6 +196,9 @@ def check_max_steps(max_steps: int) -> None:
 
 def time_grid(num_steps: int) -> Array:
     """Start times of ``num_steps`` equal steps on [0, 1]: ``[num_steps]``.
+
+    Args:
+      num_steps: number of steps.
 
     Example:
       >>> import consistent_samplers as cs

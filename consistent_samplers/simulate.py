@@ -17,7 +17,7 @@ from consistent_samplers.schedules import time_grid
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 ControlFn: TypeAlias = Callable[[Array, Array, Array], Array]
-"""A network with its parameters: ``(x [dim], t [], d []) -> control [dim]``."""
+"""A network with its parameters, ``(x [dim], t [], d []) -> control [dim]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +116,9 @@ class FlowPath(NamedTuple):
 def standard_normal_log_prob(x: Array) -> Array:
     """Log density of the whitened base: ``[dim] -> []``.
 
+    Args:
+      x: ``[dim]``, in the base's whitened coordinates.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
@@ -127,6 +130,10 @@ def standard_normal_log_prob(x: Array) -> Array:
 
 def noising_kernels(control: ControlFn, process: OrnsteinUhlenbeck) -> PathKernels:
     """The process's own kernels: generative with a control, backward the fixed noising.
+
+    Args:
+      control: the control.
+      process: noising process.
 
     Example:
       >>> import jax.numpy as jnp
@@ -272,6 +279,11 @@ def path_log_ratio(
 def path_log_weight(position: Array, log_ratio: Array, log_density: LogDensityFn) -> Array:
     """Log weight of a path from its points ``[num_steps + 1, dim]`` and log ratios: ``[]``.
 
+    Args:
+      position: ``[num_steps + 1, dim]``, from the base to the target.
+      log_ratio: ``[num_steps]``, see `path_log_ratio`.
+      log_density: whitened log ρ.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
@@ -288,6 +300,13 @@ def flow_step(
 ) -> Array:
     """One step of the probability flow: ``[dim] -> [dim]``.
 
+    Args:
+      control: the control.
+      process: noising process.
+      x: ``[dim]``, where the step starts.
+      t: ``[]``, when it starts.
+      d: ``[]``, its size.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
@@ -303,6 +322,16 @@ def flow_step_and_jacobian(
     control: ControlFn, process: OrnsteinUhlenbeck, x: Array, t: Array, d: Array
 ) -> tuple[Array, log_det.Jacobian]:
     """One step of the probability flow, and its Jacobian by parts where the control has one.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x: ``[dim]``, where the step starts.
+      t: ``[]``, when it starts.
+      d: ``[]``, its size.
+
+    Returns:
+      Where it lands ``[dim]``, and ∂x_{t+d}/∂x_t ``[dim, dim]``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -321,6 +350,12 @@ def flow_step_and_jacobian(
 
 def flow_map(control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int) -> Array:
     """The deterministic map from base to target in ``num_steps`` steps: ``[dim] -> [dim]``.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x0: ``[dim]``, a draw of the base.
+      num_steps: number of steps.
 
     Example:
       >>> import jax.numpy as jnp
@@ -347,6 +382,12 @@ def flow_path(
     Jacobians are gathered over the steps and factorised together, so that a compiled
     computation holds one batched factorisation however many steps it takes.
 
+    Args:
+      control: the control.
+      process: noising process.
+      x0: ``[dim]``, a draw of the base.
+      num_steps: number of steps.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
@@ -364,6 +405,12 @@ def flow_jacobians(
     control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int
 ) -> tuple[Array, log_det.Jacobian]:
     """Points ``[num_steps + 1, dim]`` of the map and the Jacobian of every step.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x0: ``[dim]``, a draw of the base.
+      num_steps: number of steps.
 
     Example:
       >>> import jax.numpy as jnp
@@ -387,6 +434,13 @@ def flow_jacobians(
 
 def flow_log_weight(path: FlowPath, log_density: LogDensityFn) -> Array:
     """Exact change of variables: log ρ(T(x0)) - log p0(x0) + log |det ∂T/∂x0|.
+
+    Args:
+      path: the point's path, from `flow_path`.
+      log_density: whitened log ρ.
+
+    Returns:
+      ``[]``, in nats.
 
     Example:
       >>> import jax.numpy as jnp
@@ -578,6 +632,12 @@ def invert_step(
 
 def invert_flow(control: ControlFn, process: OrnsteinUhlenbeck, x1: Array, num_steps: int) -> Array:
     """Inverts the discrete map step by step, last first: ``[dim] -> [dim]``; see `invert_step`.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x1: ``[dim]``, where the map ends.
+      num_steps: number of steps.
 
     Example:
       >>> import jax.numpy as jnp

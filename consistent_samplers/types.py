@@ -10,12 +10,19 @@ import flax.struct
 import jax
 
 Array: TypeAlias = jax.Array
+"""An array, concrete or traced."""
+
 PRNGKey: TypeAlias = jax.Array
+"""A key of ``jax.random.key`` (or of the older ``jax.random.PRNGKey``)."""
+
 ArrayTree: TypeAlias = Any
+"""A pytree of arrays."""
+
 Params: TypeAlias = Any
+"""A pytree of arrays that are trained."""
 
 LogDensityFn: TypeAlias = Callable[[Array], Array]
-"""Unnormalised log density of one point: ``[dim] -> []``."""
+"""Unnormalised log density of one point, in nats, ``[dim] -> []``."""
 
 Bound: TypeAlias = Literal["lower", "lower-if-injective", "heuristic"]
 """What ``E[log_weight]`` is worth as a bound on log Z.
@@ -26,6 +33,7 @@ Bound: TypeAlias = Literal["lower", "lower-if-injective", "heuristic"]
 """
 
 BOUNDS: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic")
+"""All values of `Bound`."""
 
 
 class FlowDiagnostics(NamedTuple):

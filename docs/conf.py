@@ -74,9 +74,7 @@ def _home(name: str) -> str:
 myst_substitutions = {"public_names": _public_names()}
 
 
-def _skip_member(
-    app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
-) -> bool | None:
+def _skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Leaves out what flax and NamedTuple add to classes: the fields are in the class docstring."""
     doc = getattr(obj, "__doc__", None) or ""
     if doc.startswith("Alias for field number"):

@@ -356,6 +356,14 @@ def _weigh(log_density: LogDensityFn, rng_key: PRNGKey, base: Base) -> Array:
 def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
     """How well a base fits, on draws of its own; an ELBO of -inf where it cannot be told.
 
+    Args:
+      rng_key: key of the draws.
+      target: the target.
+      base: the base.
+
+    Returns:
+      ELBO with its standard error, in nats, and the share of effective draws.
+
     Example:
       >>> import jax
       >>> import jax.numpy as jnp

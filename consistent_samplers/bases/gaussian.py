@@ -43,7 +43,7 @@ class GaussianBase:
 
     @property
     def log_abs_det(self) -> Array:
-        """Log |det L|: what whitening adds to a log density."""
+        """Log |det L|, which whitening adds to a log density."""
         return jnp.sum(jnp.log(jnp.diagonal(self.scale_tril)))
 
     def distribution(self) -> Any:
@@ -100,6 +100,10 @@ class GaussianBase:
 
 def standard_normal(dim: int, scale: float = 1.0) -> GaussianBase:
     """The fixed base N(0, scale² I).
+
+    Args:
+      dim: dimension.
+      scale: standard deviation of every coordinate.
 
     Raises:
       ValueError: ``dim`` is not a positive integer, or ``scale`` is not positive.

@@ -249,6 +249,11 @@ def weighted_moments(draws: Draws) -> tuple[Array, Array]:
 def systematic_indices(rng_key: PRNGKey, log_weight: Array, num_samples: int) -> Array:
     """Indices ``[num_samples]`` of a systematic resample by ``log_weight [n]``, shuffled.
 
+    Args:
+      rng_key: key.
+      log_weight: ``[n]``, need not be normalised.
+      num_samples: number of indices.
+
     Example:
       >>> import jax
       >>> import jax.numpy as jnp

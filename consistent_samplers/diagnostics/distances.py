@@ -16,7 +16,7 @@ import numpy as np
 from consistent_samplers.types import Array
 
 MAX_MEDIAN_POINTS = 500
-"""Points of each sample that the median heuristic looks at: all pairs of 1,000 in all."""
+"""Points of each sample that the median heuristic looks at (all pairs of 1,000 in all)."""
 
 RELATIVE_REGULARISATION = 0.01
 """Default of `sinkhorn`, in median squared distances between the points of the reference."""

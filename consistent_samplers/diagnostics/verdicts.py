@@ -19,11 +19,14 @@ EVEN_ESS = 0.99
 changes anything, whatever their Pareto k."""
 
 NEARLY_EXACT_ESS = 0.999
-"""The same for the standard error of log Z: their tail is close to rounding."""
+"""The same for the standard error of log Z, since their tail is close to rounding."""
 
 
 def pareto_k_threshold(num_samples: int) -> float:
     """Largest Pareto k that can be trusted: min(1 - 1 / log10 n, 0.7) (Vehtari et al. 2024).
+
+    Args:
+      num_samples: number of weights that k was fitted to.
 
     Example:
       >>> import consistent_samplers as cs
