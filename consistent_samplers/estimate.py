@@ -28,7 +28,7 @@ BOUND_IN_WORDS: dict[str, str] = {
 
 @flax.struct.dataclass
 class Evidence:
-    """Estimates of log Z with their standard errors, and how far to trust them.
+    """Estimates of log Z with their standard errors, in nats, and how far to trust them.
 
     Attributes:
       log_z: ``[]``, importance-sampling estimate, log of the mean weight.

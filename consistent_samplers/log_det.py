@@ -24,7 +24,7 @@ class LogDet(NamedTuple):
 
     Attributes:
       sign: -1, 0 or 1.
-      log_abs_det: -inf where the sign is 0.
+      log_abs_det: in nats, -inf where the sign is 0.
 
     Example:
       >>> import jax.numpy as jnp

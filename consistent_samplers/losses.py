@@ -23,7 +23,7 @@ def reverse_kl(log_weight: Array) -> Array:
     Its mean is -ELBO (Zhang & Chen, 2022; Vargas et al., 2023; Berner et al., 2024).
 
     Args:
-      log_weight: ``[num_samples]``.
+      log_weight: ``[num_samples]``, in nats.
 
     Example:
       >>> import jax.numpy as jnp

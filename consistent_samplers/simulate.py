@@ -74,7 +74,7 @@ class StochasticPath(NamedTuple):
     Attributes:
       position: ``[num_steps + 1, dim]``, from the base to the target.
       log_ratio: ``[num_steps]``, log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k).
-      log_weight: ``[]``, log w of the path, with E[w] = Z.
+      log_weight: ``[]``, log w of the path in nats, with E[w] = Z.
 
     Example:
       >>> import jax.numpy as jnp
@@ -94,7 +94,7 @@ class FlowPath(NamedTuple):
 
     Attributes:
       position: ``[num_steps + 1, dim]``.
-      log_abs_det: ``[num_steps]``, log |det| of each discrete step actually taken.
+      log_abs_det: ``[num_steps]``, log |det| of each discrete step actually taken, in nats.
       sign: ``[num_steps]``, sign of each step's determinant; not 1 where the map folds.
       jacobian: ``[num_steps, dim, dim]``, or a ``LowRank`` of as many.
 

@@ -64,9 +64,9 @@ class Draws:
 
     Attributes:
       position: ``[num_samples, dim]``.
-      log_weight: ``[num_samples]`` with ``E[exp(log_weight)] = Z`` (exactly, or as far as
-        ``bound`` says), or None when the draws were made without weights.
-      log_density: ``[num_samples]`` unnormalised log density at ``position``, or None.
+      log_weight: ``[num_samples]`` in nats, with ``E[exp(log_weight)] = Z`` (exactly, or as far
+        as ``bound`` says), or None when the draws were made without weights.
+      log_density: ``[num_samples]`` unnormalised log density at ``position`` in nats, or None.
       flow: evidence of injectivity for draws of a deterministic map, else None.
       bound: what the weights are worth (static), or None without weights.
 

@@ -105,16 +105,19 @@ def _name_schedules(
 
 
 def _resolve_by_ending(app: Any, env: Any, node: Any, content: Any) -> Any:
-    """Finds `losses.pull_weight` or `fit_mixture` by the end of its full name, if it is unique."""
+    """Finds `losses.pull_weight` or `fit_mixture` by the end of its full name, the shortest."""
     if node.get("refdomain") != "py" or node.get("reftype") != "obj":
         return None
     domain, wanted = env.get_domain("py"), node["reftarget"]
-    wanted = f".{wanted.removeprefix('cs.')}"
-    found = [name for name in domain.objects if name.endswith(wanted)]
-    if not found:
-        return None
-    full = min(found, key=len)
-    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, content)
+    while True:
+        found = [name for name in domain.objects if name.endswith(f".{wanted}")]
+        if found:
+            full = min(found, key=len)
+            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, content)
+        # The module may be another than the one where the name is documented, the class not.
+        module, dot, wanted = wanted.partition(".")
+        if not dot or not module.islower():
+            return None
 
 
 def setup(app: Any) -> None:

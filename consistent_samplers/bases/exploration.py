@@ -43,7 +43,8 @@ class Modes(NamedTuple):
     Attributes:
       loc: ``[num_modes, dim]``.
       scale_tril: ``[num_modes, dim, dim]``, Cholesky factors of the Laplace covariances.
-      log_evidence: ``[num_modes]``, log of the Laplace approximation to each mode's mass.
+      log_evidence: ``[num_modes]``, log of the Laplace approximation to each mode's mass, in
+        nats.
 
     Example:
       >>> import numpy as np
@@ -67,7 +68,7 @@ class Exploration(NamedTuple):
       modes: optima; there may be none.
       particles: ``[num_particles, dim]``, of a tempered SMC that ended at the target; none above
         200 dimensions, where too few could be afforded to tell anything.
-      log_z: its estimate of log Z, or NaN without particles.
+      log_z: its estimate of log Z in nats, or NaN without particles.
 
     Example:
       >>> import numpy as np

@@ -47,7 +47,7 @@ class Fit(NamedTuple):
     """How well a base fits a target.
 
     Attributes:
-      elbo: of the base alone.
+      elbo: of the base alone, in nats.
       elbo_stderr: its standard error.
       ess: share of effective draws of its importance weights.
 

@@ -26,7 +26,7 @@ class AnnealedDraws(NamedTuple):
 
     Attributes:
       draws: weighted draws with E[w] = Z.
-      log_z: ``[]``, log of the mean weight.
+      log_z: ``[]``, log of the mean weight, in nats.
       acceptance: ``[num_temperatures]`` mean acceptance rate of the moves at each temperature, or
         ``[num_steps]`` share of effective draws before each resampling.
 

@@ -29,7 +29,7 @@ class ExplorationCheck(NamedTuple):
       num_modes: modes found with at least 1 % of Z by their Laplace evidence.
       num_missed: those that the draws hardly reach.
       missed_share: Laplace evidence of the missed modes relative to the sampler's Z; may exceed 1.
-      log_z_excess: log Z of tempered particles above the sampler's, or NaN if not given.
+      log_z_excess: log Z of tempered particles above the sampler's in nats, or NaN if not given.
 
     Example:
       >>> import consistent_samplers as cs
@@ -92,7 +92,7 @@ def exploration_check(
       rng_key: key of the starts; take another than the one the sampler was trained with.
       target: the target.
       position: ``[n, dim]``, draws that follow the sampler (corrected or not).
-      log_z: the sampler's estimate of log Z.
+      log_z: the sampler's estimate of log Z, in nats.
       particle_log_z: log Z of a tempered SMC, e.g. `bases.Exploration.log_z`, if at hand.
       modes: what an independent look has already found (`bases.exploration.find_modes`); a look
         from fresh starts if None.

@@ -23,7 +23,7 @@ class Target:
         same shapes as well.
       dim: dimension of the space.
       name: a label for tables and messages.
-      log_z: the true log Z where it is known, else None.
+      log_z: the true log Z in nats where it is known, else None.
       sample: exact sampler ``(rng_key, num_samples) -> [num_samples, dim]``, or None.
 
     Raises:
