@@ -125,11 +125,10 @@ def gmm40(dim: int = 2) -> Target:
       RuntimeError: a version of JAX that no longer offers the old random bits.
 
     Example:
-      >>> import jax
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gmm40(dim=2)
-      >>> target.dim, target.log_z, target.sample(jax.random.key(0), 100).shape
-      (2, 0.0, (100, 2))
+      >>> target = cs.targets.gmm40(dim=50)
+      >>> target.dim, target.log_z
+      (50, 0.0)
     """
     _check_integer("dim", dim, 1)
     # Scaled in float32 as the field does, to the last bit.
@@ -153,11 +152,10 @@ def student_t_mixture(dim: int = 50) -> Target:
       RuntimeError: a version of JAX that no longer offers the old random bits.
 
     Example:
-      >>> import jax
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.student_t_mixture(dim=2)
-      >>> target.dim, target.log_z, target.sample(jax.random.key(0), 100).shape
-      (2, 0.0, (100, 2))
+      >>> target = cs.targets.student_t_mixture(dim=50)
+      >>> target.dim, target.log_z
+      (50, 0.0)
     """
     _check_integer("dim", dim, 1)
     num_components = 10

@@ -72,8 +72,8 @@ def lj13(epsilon: float = 1.0) -> Target:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
       >>> target = cs.targets.lj13()
-      >>> target.dim, bool(jnp.isfinite(target.log_density(jnp.zeros(36))))  # where all coincide
-      (36, True)
+      >>> target.dim, cs.targets.particle_positions(jnp.zeros(target.dim), 13).shape
+      (36, (13, 3))
     """
     return _particle_target("lj13", 13, 3, _lennard_jones(epsilon), stiffness=1.0)
 
