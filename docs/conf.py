@@ -2,6 +2,8 @@
 
 import inspect
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import optax
@@ -21,7 +23,7 @@ extensions = [
     "sphinx_copybutton",
     "myst_nb",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build"]
 
 # Single backticks in docstrings are cross references where there is something to refer to.
 default_role = "py:obj"
@@ -40,6 +42,13 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
 
+# Sphinx reads below this folder only, and links between notebooks need them where they are read:
+# a copy, rather than a symbolic link.
+_COPY = Path(__file__).parent / "notebooks"
+_NOTEBOOKS = _COPY.parents[1] / "notebooks"
+shutil.rmtree(_COPY, ignore_errors=True)
+if _NOTEBOOKS.is_dir():
+    shutil.copytree(_NOTEBOOKS, _COPY, ignore=shutil.ignore_patterns(".*"))
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath", "substitution", "colon_fence"]
 myst_heading_anchors = 3
