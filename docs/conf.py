@@ -66,7 +66,7 @@ def _public_names() -> str:
     rows = ["| name | |", "| --- | --- |"]
     for name in cs.__all__:
         value = getattr(cs, name)
-        summary = (inspect.getdoc(value) or "").split("\n")[0]
+        summary = (inspect.getdoc(value) or "").split("\n")[0].replace("|", r"\|")
         if inspect.ismodule(value):
             link = f"{{py:mod}}`cs.{name} <{value.__name__}>`"
         else:
