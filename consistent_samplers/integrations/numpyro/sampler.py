@@ -126,7 +126,7 @@ class OneStepSampler:
       ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
       ...     numpyro.sample("y", dist.Normal(0.0, scale), obs=y)
       >>> tiny = dict(max_steps=1, num_iterations=5, num_calibration_iterations=5)  # for a test
-      >>> tiny["base"] = cs.bases.standard_normal(1)  # explored and fitted if not given
+      >>> tiny |= dict(hidden=(8,), base=cs.bases.standard_normal(1))  # fitted if not given
       >>> sampler = OneStepSampler(model, num_samples=4_000, progress_bar=False, **tiny)
       >>> sampler.run(jax.random.key(0), y=jnp.array([0.3, -0.8, 1.1]))  # trains, then draws
       >>> samples = sampler.get_samples()
