@@ -20,12 +20,24 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from consistent_samplers.types import ArrayTree
 
 FORMAT = "consistent_samplers"
+"""What a header names as its format."""
+
 VERSION = 1
+"""Newest version of the format that is read, and the one that is written."""
+
 _HEADER = "header.json"
 
 
 class CheckpointError(ValueError):
-    """A folder that cannot be written or read as what it should be; the message says why."""
+    """A folder that cannot be written or read as what it should be; the message says why.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.load("no/such/folder", cs.targets.funnel(2))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      consistent_samplers.checkpoint.CheckpointError: There is no checkpoint in ...
+    """
 
 
 def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arrays: Any) -> None:
@@ -39,6 +51,16 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
 
     Raises:
       CheckpointError: the folder cannot be written to.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from consistent_samplers import checkpoint
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     checkpoint.write(folder, "notes", {"title": "zeros"}, {"x": np.zeros(3)})
+      ...     header, arrays = checkpoint.read(folder, "notes")
+      >>> header["title"], arrays["x"].shape
+      ('zeros', (3,))
     """
     folder = Path(folder)
     payload = msgpack_serialize(arrays)
@@ -71,16 +93,45 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a checkpoint, of whatever kind."""
+    """Whether a folder holds a checkpoint, of whatever kind.
+
+    Args:
+      folder: where to look.
+
+    Example:
+      >>> from consistent_samplers import checkpoint
+      >>> checkpoint.exists("no/such/folder")
+      False
+    """
     return (Path(folder) / _HEADER).is_file()
 
 
 def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any]:
     """Reads a checkpoint: its header and its arrays, as given to `write`.
 
+    Args:
+      folder: the folder that `write` was given.
+      kind: what it should be a checkpoint of.
+
+    Returns:
+      The header, and nested dictionaries of NumPy arrays.
+
     Raises:
       CheckpointError: there is none, it is of another kind or program, of a newer version, or
         damaged.
+
+    Example:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from consistent_samplers import checkpoint
+      >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+      ...     checkpoint.write(folder, "notes", {}, {"x": np.zeros(3)})
+      ...     checkpoint.read(
+      ...         folder, "training"
+      ...     )
+      Traceback (most recent call last):
+        ...
+      consistent_samplers.checkpoint.CheckpointError: ... holds a 'notes', not a 'training'.
     """
     folder = Path(folder)
     try:
@@ -119,15 +170,42 @@ def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any
 
 
 def to_arrays(tree: ArrayTree) -> dict[str, np.ndarray]:
-    """The leaves of a tree, numbered, on the host."""
+    """The leaves of a tree, numbered, on the host.
+
+    Args:
+      tree: a pytree of arrays.
+
+    Returns:
+      NumPy arrays by number, as a string.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers import checkpoint
+      >>> arrays = checkpoint.to_arrays({"a": jnp.zeros(2), "b": jnp.ones(3)})
+      >>> {name: array.shape for name, array in arrays.items()}
+      {'0': (2,), '1': (3,)}
+    """
     return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> Any:
     """A tree of the structure, shapes and types of another, with the leaves of `to_arrays`.
 
+    Args:
+      like: a pytree of the wanted structure, shapes and types.
+      arrays: what `to_arrays` gave.
+      what: a word for messages: what is restored.
+
     Raises:
       CheckpointError: they do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers import checkpoint
+      >>> tree = {"a": jnp.zeros(2), "b": jnp.ones(3)}
+      >>> again = checkpoint.from_arrays(tree, checkpoint.to_arrays(tree), "example")
+      >>> again["b"].tolist()
+      [1.0, 1.0, 1.0]
     """
     leaves, structure = jax.tree.flatten(like)
     found = [arrays.get(str(i)) for i in range(len(leaves))]
@@ -148,7 +226,24 @@ def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> An
 
 
 def digest(tree: ArrayTree) -> str:
-    """Identifies the contents of a tree of arrays."""
+    """Identifies the contents of a tree of arrays.
+
+    Args:
+      tree: a pytree of arrays.
+
+    Returns:
+      SHA-256 of types, shapes and contents, as hexadecimal digits; not of the structure.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from consistent_samplers import checkpoint
+      >>> zeros = checkpoint.digest({"a": jnp.zeros(2)})
+      >>> zeros == checkpoint.digest({"a": np.zeros(2, np.float32)})
+      True
+      >>> zeros == checkpoint.digest({"a": jnp.ones(2)})
+      False
+    """
     code = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         array = np.asarray(leaf)

@@ -22,6 +22,19 @@ def jit_with(
       function: of the first argument and others; defined once, at the top of a module.
       first: its first argument.
       **jit_options: hashable options of ``jax.jit``.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jax.tree_util import Partial
+      >>> from consistent_samplers.compilation import jit_with
+      >>> def density(scale, x):
+      ...     return -0.5 * jnp.sum((x / scale) ** 2)
+      >>> def evaluate(log_density, x):
+      ...     return log_density(x)
+      >>> compiled = jit_with(evaluate, Partial(density, jnp.asarray(2.0)))
+      >>> float(compiled(jnp.ones(2)))
+      -0.25
     """
     if isinstance(first, Partial):
         structure = jax.tree.structure(first)
@@ -30,7 +43,19 @@ def jit_with(
 
 
 def as_partial(function: Callable[..., Any]) -> Partial:
-    """A function as a ``jax.tree_util.Partial``: an argument of compiled functions."""
+    """A function as a ``jax.tree_util.Partial``: an argument of compiled functions.
+
+    Args:
+      function: a function, or a Partial, which stays what it is.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.compilation import as_partial
+      >>> function = as_partial(jnp.sum)
+      >>> float(jax.jit(lambda f, x: f(x))(function, jnp.ones(3)))
+      3.0
+    """
     return function if isinstance(function, Partial) else Partial(function)
 
 

@@ -24,7 +24,14 @@ class LogDet(NamedTuple):
 
     Attributes:
       sign: -1, 0 or 1.
-      log_abs_det: -inf where the sign is 0.
+      log_abs_det: in nats, -inf where the sign is 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> sign, log_abs_det = cs.log_det.slogdet(jnp.diag(jnp.array([-1.0, 2.0])))
+      >>> int(sign), round(float(log_abs_det), 4)
+      (-1, 0.6931)
     """
 
     sign: Array
@@ -42,6 +49,15 @@ class LowRank:
       diagonal: ``[..., dim]``.
       left: ``[..., dim, rank]``.
       right: ``[..., rank, dim]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> matrix = cs.log_det.LowRank(jnp.ones(3), left=jnp.ones((3, 1)), right=jnp.ones((1, 3)))
+      >>> matrix.dense().tolist()
+      [[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0]]
+      >>> (matrix @ jnp.ones(3)).tolist()
+      [4.0, 4.0, 4.0]
     """
 
     diagonal: Array
@@ -87,6 +103,15 @@ def gauss_jordan(matrix: Array) -> tuple[LogDet, Array]:
 
     Returns:
       The determinant, and the inverse ``[dim, dim]`` (not finite if the matrix is singular).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> det, inverse = cs.log_det.gauss_jordan(jnp.array([[0.0, 2.0], [1.0, 0.0]]))
+      >>> float(det.sign), round(float(det.log_abs_det), 4)
+      (-1.0, 0.6931)
+      >>> inverse.tolist()
+      [[0.0, 1.0], [0.5, 0.0]]
     """
     dim = matrix.shape[-1]
     rows = jnp.arange(dim)
@@ -139,6 +164,18 @@ def slogdet(matrices: Jacobian) -> LogDet:
 
     Returns:
       Signs and log absolute values, each ``[...]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> matrices = jnp.stack([jnp.eye(2), 3.0 * jnp.eye(2)])
+      >>> [round(float(value), 3) for value in cs.log_det.slogdet(matrices).log_abs_det]
+      [0.0, 2.197]
+      >>> parts = cs.log_det.LowRank(
+      ...     jnp.ones(500), 0.1 * jnp.ones((500, 1)), 0.1 * jnp.ones((1, 500))
+      ... )
+      >>> round(float(cs.log_det.slogdet(parts).log_abs_det), 3)  # log(1 + 500 · 0.01)
+      1.792
     """
     if isinstance(matrices, LowRank):
         rest = slogdet(matrices.small())
@@ -162,6 +199,12 @@ def solve(matrix: Jacobian, rhs: Array) -> Array:
     Args:
       matrix: ``[dim, dim]``.
       rhs: ``[dim]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> cs.log_det.solve(jnp.array([[2.0, 0.0], [0.0, 4.0]]), jnp.array([1.0, 1.0])).tolist()
+      [0.5, 0.25]
     """
     if isinstance(matrix, LowRank):
         # Woodbury's identity.
@@ -183,13 +226,30 @@ def value_and_jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, A
 
     Returns:
       ``fn(x)`` and ∂fn/∂x ``[dim, dim]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> value, jacobian = cs.log_det.value_and_jacobian(lambda x: x**2, jnp.array([1.0, 3.0]))
+      >>> value.tolist(), jacobian.tolist()
+      ([1.0, 9.0], [[2.0, 0.0], [0.0, 6.0]])
     """
     value, jvp = jax.linearize(fn, x)
     return value, jax.vmap(jvp, out_axes=-1)(jnp.eye(x.shape[-1], dtype=x.dtype))
 
 
 def symmetric_part(matrix: Jacobian) -> Jacobian:
-    """(J + Jᵀ) / 2 of one matrix ``[dim, dim]``; a `LowRank` of twice the rank stays one."""
+    """(J + Jᵀ) / 2 of one matrix ``[dim, dim]``; a `LowRank` of twice the rank stays one.
+
+    Args:
+      matrix: ``[dim, dim]``, in full or by its parts.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> cs.log_det.symmetric_part(jnp.array([[1.0, 2.0], [0.0, 1.0]])).tolist()
+      [[1.0, 1.0], [1.0, 1.0]]
+    """
     if isinstance(matrix, LowRank):
         return LowRank(
             matrix.diagonal,
@@ -200,7 +260,17 @@ def symmetric_part(matrix: Jacobian) -> Jacobian:
 
 
 def distance_from_identity(matrix: Jacobian) -> Array:
-    """An upper bound on the spectral norm of J - I for one matrix ``[dim, dim]``: ``[]``."""
+    """An upper bound on the spectral norm of J - I for one matrix ``[dim, dim]``: ``[]``.
+
+    Args:
+      matrix: ``[dim, dim]``, in full or by its parts.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> float(cs.log_det.distance_from_identity(jnp.diag(jnp.array([1.5, 1.0]))))
+      0.5
+    """
     if isinstance(matrix, LowRank):
         rest = jnp.linalg.norm(matrix.left) * jnp.linalg.norm(matrix.right)
         return jnp.abs(matrix.diagonal - 1.0).max() + rest
@@ -217,6 +287,13 @@ def hutchinson_trace(fn: Callable[[Array], Array], x: Array, probe: Array) -> Ar
       fn: ``[dim] -> [dim]``.
       x: ``[dim]``.
       probe: ``[dim]``, Rademacher or standard normal.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> probe = jnp.array([1.0, -1.0])
+      >>> float(cs.log_det.hutchinson_trace(lambda x: 3.0 * x, jnp.zeros(2), probe))
+      6.0
     """
     _, dot = jax.jvp(fn, (x,), (probe,))
     return jnp.sum(probe * dot)

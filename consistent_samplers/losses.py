@@ -23,7 +23,13 @@ def reverse_kl(log_weight: Array) -> Array:
     Its mean is -ELBO (Zhang & Chen, 2022; Vargas et al., 2023; Berner et al., 2024).
 
     Args:
-      log_weight: ``[num_samples]``.
+      log_weight: ``[num_samples]``, in nats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> float(cs.losses.reverse_kl(jnp.array([-1.0, -3.0])).mean())  # minus the ELBO
+      2.0
     """
     return -log_weight
 
@@ -40,6 +46,13 @@ def tame(log_weight: Array, limit: float = TAME_LIMIT) -> Array:
 
     Returns:
       ``[num_samples]``; the gradient treats the median as constant.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> tamed = cs.losses.tame(jnp.array([-5_000.0, -1.0, 0.0, 1.0, 2.0]))
+      >>> round(float(tamed[0])), tamed[1:].tolist()
+      (-72, [-1.0, 0.0, 1.0, 2.0])
     """
     centre = jax.lax.stop_gradient(jnp.median(log_weight))
     residual = (log_weight - centre) / limit
@@ -63,6 +76,15 @@ def pull_weight(log_weight: Array, alpha: float = 0.0) -> Array:
     Returns:
       ``[num_samples]``: times `tame`'s own share for α = 0; normalised to mean one otherwise. No
       gradient.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_weight = jnp.log(jnp.array([1.0, 3.0]))
+      >>> cs.losses.pull_weight(log_weight).tolist()  # the reverse KL pulls at all alike
+      [1.0, 1.0]
+      >>> cs.losses.pull_weight(log_weight, alpha=1.0).round(1).tolist()
+      [0.5, 1.5]
     """
     log_weight = jax.lax.stop_gradient(log_weight)
     kept = jax.grad(lambda values: tame(values).sum())(log_weight)
@@ -79,6 +101,12 @@ def log_variance(log_weight: Array) -> Array:
 
     Args:
       log_weight: ``[num_samples]``, at least two.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> cs.losses.log_variance(jnp.array([-1.0, 1.0])).tolist()
+      [2.0, 2.0]
     """
     num_samples = log_weight.shape[0]
     return (log_weight - log_weight.mean()) ** 2 * (num_samples / (num_samples - 1))
@@ -92,6 +120,12 @@ def trajectory_balance(log_weight: Array, log_z: Array) -> Array:
     Args:
       log_weight: ``[num_samples]``.
       log_z: ``[]``, a parameter.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> cs.losses.trajectory_balance(jnp.array([0.0, 2.0]), jnp.asarray(1.0)).tolist()
+      [1.0, 1.0]
     """
     return (log_z - log_weight) ** 2
 
@@ -109,6 +143,13 @@ def sub_trajectory_balance(log_flow: Array, log_ratio: Array, decay: float = 1.0
         ends there, log Z + log p0 at its start if it starts there.
       log_ratio: ``[num_points - 1]``, from `simulate.path_log_ratio`.
       decay: weight of a piece one step longer.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_flow, log_ratio = jnp.array([0.0, 1.0, 3.0]), jnp.array([-1.0, -2.0])
+      >>> float(cs.losses.sub_trajectory_balance(log_flow, log_ratio))  # all in balance
+      0.0
     """
     num_points = log_flow.shape[0]
     balance = log_flow + jnp.concatenate([jnp.zeros(1, log_ratio.dtype), jnp.cumsum(log_ratio)])
@@ -125,6 +166,13 @@ class StepPair(NamedTuple):
       teacher: ``[dim]``, where the half steps land; no gradient.
       jacobians: ``[3, dim, dim]`` of the two half steps (no gradient) and the big step, a
         ``LowRank`` where the control has one, or None.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> pair = cs.losses.StepPair(student=jnp.ones(2), teacher=jnp.zeros(2), jacobians=None)
+      >>> float(cs.losses.state_consistency(pair))
+      1.0
     """
 
     student: Array
@@ -152,6 +200,17 @@ def step_pair(
       t: ``[]``.
       d: ``[]``, size of the big step.
       with_jacobians: also return the Jacobians, for `volume_consistency`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> def control(x, t, d):
+      ...     return jnp.ones(2)
+      >>> x, t, d = jnp.zeros(2), jnp.asarray(0.0), jnp.asarray(1.0)
+      >>> pair = cs.losses.step_pair(control, control, process, x, t, d, with_jacobians=True)
+      >>> pair.jacobians.shape, bool(jnp.allclose(pair.student, pair.teacher))
+      ((3, 2, 2), True)
     """
     half = 0.5 * d
     stop = jax.lax.stop_gradient
@@ -169,7 +228,18 @@ def step_pair(
 
 
 def state_consistency(pair: StepPair) -> Array:
-    """Mean squared distance between student and teacher land: ``[]``."""
+    """Mean squared distance between student and teacher land: ``[]``.
+
+    Args:
+      pair: where the steps land, see `step_pair`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> pair = cs.losses.StepPair(jnp.array([1.0, 0.0]), jnp.array([0.0, 0.0]), None)
+      >>> float(cs.losses.state_consistency(pair))
+      0.5
+    """
     return jnp.mean((pair.student - pair.teacher) ** 2)
 
 
@@ -178,12 +248,33 @@ def volume_consistency(log_volumes: Array) -> Array:
 
     Args:
       log_volumes: ``[..., 3]``: of the two half steps and the big step.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> float(cs.losses.volume_consistency(jnp.array([0.5, 0.5, 2.0])))
+      0.25
     """
     return 0.25 * (log_volumes[..., 0] + log_volumes[..., 1] - log_volumes[..., 2]) ** 2
 
 
 def jacobian_penalty(control: ControlFn, x: Array, t: Array, d: Array, probe: Array) -> Array:
-    """‖J v‖² for the control's Jacobian J and a probe v: ``[]`` (OSDS; keeps steps smooth)."""
+    """‖J v‖² for the control's Jacobian J and a probe v: ``[]`` (OSDS; keeps steps smooth).
+
+    Args:
+      control: the control.
+      x: ``[dim]``.
+      t: ``[]``.
+      d: ``[]``.
+      probe: ``[dim]``, standard normal.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> x, t, d, probe = jnp.zeros(2), jnp.asarray(0.0), jnp.asarray(1.0), jnp.array([1.0, 0.0])
+      >>> float(cs.losses.jacobian_penalty(lambda x, t, d: 2.0 * x, x, t, d, probe))
+      4.0
+    """
     _, dot = jax.jvp(lambda y: control(y, t, d), (x,), (probe,))
     return jnp.sum(dot**2)
 
@@ -205,6 +296,17 @@ def monotonicity_shortfall(
 
     Returns:
       ``[]``.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> probe = jax.random.normal(jax.random.key(0), (2,))
+      >>> folding, safe = jnp.diag(jnp.array([1.0, -1.0])), jnp.eye(2)
+      >>> round(float(cs.losses.monotonicity_shortfall(folding, probe, 0.0)), 3)
+      1.0
+      >>> float(cs.losses.monotonicity_shortfall(safe, probe, 0.0))
+      0.0
     """
     symmetric = log_det.symmetric_part(jacobian)
     frozen = jax.lax.stop_gradient(symmetric)

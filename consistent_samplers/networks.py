@@ -28,6 +28,17 @@ class Network(NamedTuple):
         ``OrnsteinUhlenbeck.score`` for what the control stands for.
       jacobian: ``(params, x, t, d) -> ∂control/∂x`` by its parts, or None for a network without
         structure.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> constant = cs.networks.Network(
+      ...     init=lambda rng_key: {"shift": jnp.zeros(2)},
+      ...     apply=lambda params, x, t, d: params["shift"],
+      ... )
+      >>> constant.apply(constant.init(jax.random.key(0)), jnp.ones(2), 0.0, 1.0).tolist()
+      [0.0, 0.0]
     """
 
     init: Callable[[PRNGKey], Params]
@@ -42,6 +53,12 @@ class KernelNetwork(NamedTuple):
       init: ``(rng_key) -> params``.
       apply: ``(params, x [dim], t [], d []) -> (shift [dim], log_scale [dim])``, in units of the
         kernel's standard deviation; both bounded.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> network = cs.networks.kernel_correction(2, hidden=(8,))
+      >>> isinstance(network, cs.networks.KernelNetwork), network._fields
+      (True, ('init', 'apply'))
     """
 
     init: Callable[[PRNGKey], Params]
@@ -54,6 +71,16 @@ class ScalarNetwork(NamedTuple):
     Attributes:
       init: ``(rng_key) -> params``.
       apply: ``(params, x [dim], t []) -> []``.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> network = cs.networks.ScalarNetwork(
+      ...     init=lambda rng_key: jnp.zeros(()), apply=lambda params, x, t: params * t
+      ... )
+      >>> float(network.apply(network.init(jax.random.key(0)), jnp.zeros(2), jnp.asarray(0.5)))
+      0.0
     """
 
     init: Callable[[PRNGKey], Params]
@@ -66,6 +93,17 @@ class Trunk(nn.Module):
     Attributes:
       hidden: widths of the hidden layers.
       num_frequencies: sine and cosine features of t and of log2 d.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> trunk = cs.networks.Trunk(hidden=(8,))
+      >>> x, t, d = jnp.zeros(2), jnp.zeros(()), jnp.ones(())
+      >>> params = trunk.init(jax.random.key(0), x, t, d)
+      >>> hidden, embedding = trunk.apply(params, x, t, d)
+      >>> hidden.shape, embedding.shape
+      ((8,), (32,))
     """
 
     hidden: tuple[int, ...]
@@ -102,6 +140,16 @@ class StepConditionedMLP(nn.Module):
       hidden: widths of the hidden layers.
       initial_gate: weight of the guidance in the untrained network.
       elementwise_gain: also scale each coordinate of x by an output of its own.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> module = cs.networks.StepConditionedMLP(dim=2, hidden=(8,))
+      >>> x, t, d = jnp.ones(2), jnp.zeros(()), jnp.ones(())
+      >>> params = module.init(jax.random.key(0), x, t, d, None, None)
+      >>> module.apply(params, x, t, d, None, None).tolist()
+      [0.0, 0.0]
     """
 
     dim: int
@@ -168,6 +216,16 @@ def kernel_correction(
         kernel.
       max_log_scale: largest change of the log standard deviation at d = 1.
       features: ``[num_features]``, further input.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> network = cs.networks.kernel_correction(2, hidden=(8,))
+      >>> params = network.init(jax.random.key(0))
+      >>> shift, log_scale = network.apply(params, jnp.ones(2), jnp.asarray(0.5), jnp.asarray(0.25))
+      >>> shift.tolist(), log_scale.tolist()
+      ([0.0, 0.0], [0.0, 0.0])
     """
     check_widths(hidden)
     module = _Head(tuple(hidden), 2 * dim)
@@ -188,7 +246,20 @@ def kernel_correction(
 
 
 def scalar_mlp(dim: int, *, hidden: tuple[int, ...] = (64, 64)) -> ScalarNetwork:
-    """A scalar function of x and t that starts at zero (log-flows of sub-trajectory balance)."""
+    """A scalar function of x and t that starts at zero (log-flows of sub-trajectory balance).
+
+    Args:
+      dim: dimension of x.
+      hidden: widths of the hidden layers.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> network = cs.networks.scalar_mlp(2, hidden=(8,))
+      >>> float(network.apply(network.init(jax.random.key(0)), jnp.ones(2), jnp.asarray(0.5)))
+      0.0
+    """
     check_widths(hidden)
     module = _Head(tuple(hidden), 1)
 
@@ -205,6 +276,17 @@ def clip_norm(x: Array, max_norm: Array | float) -> Array:
     """Scales a vector down smoothly to norm at most ``max_norm``, direction kept.
 
     Smooth, unlike a clip of each coordinate, so that a map built on it stays differentiable.
+
+    Args:
+      x: ``[dim]``.
+      max_norm: ``[]``, in the units of x.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> long = cs.networks.clip_norm(jnp.array([300.0, 400.0]), 5.0)
+      >>> long.round(2).tolist()
+      [3.0, 4.0]
     """
     return x / jnp.sqrt(1.0 + jnp.sum(x**2) / max_norm**2)
 
@@ -228,6 +310,15 @@ def step_conditioned_mlp(
       initial_gate: weight of the guidance in the untrained network.
       elementwise_gain: also scale each coordinate of x by an output of its own.
       features: ``[num_features]``, further input: the component of the base, for one.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> network = cs.networks.step_conditioned_mlp(2, hidden=(8,), guidance_fn=lambda x, t: -x)
+      >>> params = network.init(jax.random.key(0))
+      >>> network.apply(params, jnp.ones(2), 0.0, 1.0).tolist()  # untrained, its gate shut
+      [0.0, 0.0]
     """
     check_widths(hidden)
     module = StepConditionedMLP(dim, tuple(hidden), initial_gate, elementwise_gain)
@@ -306,6 +397,16 @@ def structured(dim: int, *, rank: int = 64, features: Array | None = None) -> Ne
       dim: dimension of x.
       rank: number of hidden units.
       features: ``[num_features]``, further input: the component of the base, for one.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> network = cs.networks.structured(100, rank=4)
+      >>> params = network.init(jax.random.key(0))
+      >>> jacobian = network.jacobian(params, jnp.ones(100), 0.0, 1.0)
+      >>> jacobian.diagonal.shape, jacobian.left.shape
+      ((100,), (100, 4))
     """
     module = _Structured(dim, rank)
 
@@ -330,6 +431,14 @@ def ratio_guidance(
     Args:
       whitened_log_density: log ρ in the base's whitened coordinates.
       max_norm_per_dim: the norm is held below this times √dim.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> guidance = cs.networks.ratio_guidance(lambda x: -0.5 * jnp.sum((x - 1.0) ** 2))
+      >>> at_the_base = guidance(jnp.zeros(2), jnp.asarray(0.0))  # ∇ log(ρ/p0) is (1, 1)
+      >>> [round(float(value), 2) for value in at_the_base]  # clipped softly
+      [0.89, 0.89]
     """
 
     def guidance(x: Array, t: Array) -> Array:
@@ -349,6 +458,23 @@ def interpolated_guidance(
     """Guidance of the OSDS and SCDS papers: the score lerp(∇ log p0, ∇ log ρ, t).
 
     Expressed as a control, that is t ∇ log(ρ/p0) / a(t), and clipped by coordinate.
+
+    Args:
+      whitened_log_density: log ρ in the base's whitened coordinates.
+      process: the noising process, for a(t).
+      clip: bound on each coordinate.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> guidance = cs.networks.interpolated_guidance(
+      ...     lambda x: -0.5 * jnp.sum((x - 1.0) ** 2), process
+      ... )
+      >>> guidance(jnp.zeros(2), jnp.asarray(0.0)).tolist()  # at the base blind to the target
+      [0.0, 0.0]
+      >>> guidance(jnp.zeros(2), jnp.asarray(1.0)).tolist()
+      [1.0, 1.0]
     """
 
     def guidance(x: Array, t: Array) -> Array:

@@ -26,7 +26,10 @@ from consistent_samplers.schedules import Schedule, linear
 from consistent_samplers.types import Array, PRNGKey
 
 Integrator: TypeAlias = Literal["exponential", "denoising", "euler_maruyama"]
+"""How a step of the process is discretised; see `OrnsteinUhlenbeck`."""
+
 INTEGRATORS: tuple[Integrator, ...] = ("exponential", "denoising", "euler_maruyama")
+"""All values of `Integrator`."""
 
 
 class GaussianKernel(NamedTuple):
@@ -35,6 +38,16 @@ class GaussianKernel(NamedTuple):
     Attributes:
       mean: ``[dim]``.
       std: ``[]``, or ``[dim]`` where it was learned.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> kernel = cs.processes.GaussianKernel(mean=jnp.zeros(2), std=jnp.asarray(1.0))
+      >>> kernel.sample(jax.random.key(0)).shape
+      (2,)
+      >>> round(float(kernel.log_prob(jnp.zeros(2))), 4)  # -log 2π
+      -1.8379
     """
 
     mean: Array
@@ -60,6 +73,16 @@ class OrnsteinUhlenbeck:
         ``"denoising"`` (the same with the pull a(t) u frozen instead: DDS) or
         ``"euler_maruyama"`` (the other papers' choice); for generative, backward and flow steps
         alike.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck(cs.schedules.cosine())
+      >>> x, t, d = jnp.ones(2), jnp.asarray(0.5), jnp.asarray(0.25)
+      >>> process.forward_kernel(x, jnp.zeros(2), t, d).mean.shape
+      (2,)
+      >>> process.flow_step(x, jnp.zeros(2), t, d).tolist()  # no control: the flow stands still
+      [1.0, 1.0]
     """
 
     schedule: Schedule = dataclasses.field(default_factory=linear)

@@ -19,6 +19,15 @@ class Schedule:
     Attributes:
       rate: β(t), ``[] -> []``, positive on [0, 1].
       integral: ``(t0, t1) -> ∫_{t0}^{t1} β``, in closed form.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> schedule = cs.schedules.Schedule(
+      ...     rate=lambda t: 2.0 + 0.0 * t, integral=lambda t0, t1: 2.0 * (t1 - t0)
+      ... )
+      >>> schedule.integral(0.0, 0.5)
+      1.0
+      >>> process = cs.processes.OrnsteinUhlenbeck(schedule)
     """
 
     rate: Callable[[Array | float], Array]
@@ -30,8 +39,20 @@ def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Schedule:
 
     The variance-preserving schedule of Song et al. (2021), eq. 32, in generative time.
 
+    Args:
+      beta_min: β at the target, per unit of time.
+      beta_max: β at the base.
+
     Raises:
       ValueError: unless 0 < beta_min <= beta_max.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> schedule = cs.schedules.linear(0.1, 10.0)
+      >>> round(float(schedule.rate(0.0)), 3), round(float(schedule.rate(1.0)), 3)
+      (10.0, 0.1)
+      >>> round(float(schedule.integral(0.0, 1.0)), 3)
+      5.05
     """
     if not 0.0 < beta_min <= beta_max:
         raise ValueError(
@@ -51,8 +72,18 @@ def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Schedule:
 def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Schedule:
     """β falls from ``beta_max`` at the base to ``beta_min`` as cos²(πt/2): the OSDS release's.
 
+    Args:
+      beta_min: β at the target, per unit of time.
+      beta_max: β at the base.
+
     Raises:
       ValueError: unless 0 < beta_min <= beta_max.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> schedule = cs.schedules.cosine(0.01, 10.0)
+      >>> round(float(schedule.rate(1.0)), 3), round(float(schedule.integral(0.0, 1.0)), 3)
+      (0.01, 5.005)
     """
     if not 0.0 < beta_min <= beta_max:
         raise ValueError(
@@ -73,8 +104,16 @@ def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Schedule:
 def constant(beta: float = 5.0) -> Schedule:
     """β is the same everywhere.
 
+    Args:
+      beta: β, per unit of time.
+
     Raises:
       ValueError: unless beta > 0.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> float(cs.schedules.constant(5.0).integral(0.0, 0.5))
+      2.5
     """
     return linear(beta, beta)
 
@@ -85,6 +124,13 @@ def brownian() -> Schedule:
     For a Brownian motion X from X_0 = 0 the variable X_t / √t is an Ornstein-Uhlenbeck process
     towards N(0, I) with the signal a(t) = √t. ∫β = log(t1 / t0) is infinite from t0 = 0, where the
     process forgets its start: for exact kernels (``"exponential"``) only.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> schedule = cs.schedules.brownian()
+      >>> round(float(jnp.exp(-0.5 * schedule.integral(0.25, 1.0))), 3)  # the signal a(t) = √t
+      0.5
     """
 
     def rate(t: Array | float) -> Array:
@@ -101,8 +147,20 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
 
     A step of size 1 / num_steps must be one the network was trained for: d = 2^k / max_steps.
 
+    Args:
+      num_steps: sampler steps of a draw.
+      max_steps: number N of finest steps.
+
     Raises:
       ValueError: ``num_steps`` is not a power of two that divides ``max_steps``.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.schedules.check_num_steps(4, max_steps=16)
+      >>> cs.schedules.check_num_steps(3, max_steps=16)  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      ValueError: num_steps=3 does not divide the 16 fine steps of this sampler into ...
     """
     allowed = [2**k for k in range(max_steps.bit_length())]
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps not in allowed:
@@ -115,8 +173,19 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
 def check_max_steps(max_steps: int) -> None:
     """Raises unless ``max_steps`` is a power of two.
 
+    Args:
+      max_steps: number N of finest steps.
+
     Raises:
       ValueError: it is not.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.schedules.check_max_steps(16)
+      >>> cs.schedules.check_max_steps(12)
+      Traceback (most recent call last):
+        ...
+      ValueError: max_steps must be a power of two (step sizes halve down to it), got 12.
     """
     whole = isinstance(max_steps, int) and not isinstance(max_steps, bool)
     if not whole or max_steps < 1 or max_steps & (max_steps - 1):
@@ -126,5 +195,14 @@ def check_max_steps(max_steps: int) -> None:
 
 
 def time_grid(num_steps: int) -> Array:
-    """Start times of ``num_steps`` equal steps on [0, 1]: ``[num_steps]``."""
+    """Start times of ``num_steps`` equal steps on [0, 1]: ``[num_steps]``.
+
+    Args:
+      num_steps: number of steps.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.schedules.time_grid(4).tolist()
+      [0.0, 0.25, 0.5, 0.75]
+    """
     return jnp.arange(num_steps) / num_steps

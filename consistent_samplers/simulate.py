@@ -17,7 +17,7 @@ from consistent_samplers.schedules import time_grid
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 ControlFn: TypeAlias = Callable[[Array, Array, Array], Array]
-"""A network with its parameters: ``(x [dim], t [], d []) -> control [dim]``."""
+"""A network with its parameters, ``(x [dim], t [], d []) -> control [dim]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,14 @@ class StructuredControl:
     Attributes:
       value: the control function.
       jacobian: ``(x [dim], t [], d []) -> ∂u/∂x``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> jacobian = cs.log_det.LowRank(jnp.full(2, 0.5), jnp.zeros((2, 1)), jnp.zeros((1, 2)))
+      >>> control = cs.simulate.StructuredControl(lambda x, t, d: 0.5 * x, lambda x, t, d: jacobian)
+      >>> control(jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)).tolist()
+      [0.5, 0.5]
     """
 
     value: ControlFn
@@ -43,6 +51,17 @@ class PathKernels(NamedTuple):
     Attributes:
       forward: ``(x [dim], t [], d []) -> F(· | x)``, the generative kernel from t to t + d.
       backward: ``(x_next [dim], t [], d []) -> B(· | x_next)``, from t + d back to t.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.PathKernels(
+      ...     forward=lambda x, t, d: process.forward_kernel(x, 0.5 * x, t, d),
+      ...     backward=process.backward_kernel,
+      ... )
+      >>> kernels.backward(jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)).mean.shape
+      (2,)
     """
 
     forward: Callable[[Array, Array, Array], GaussianKernel]
@@ -55,7 +74,14 @@ class StochasticPath(NamedTuple):
     Attributes:
       position: ``[num_steps + 1, dim]``, from the base to the target.
       log_ratio: ``[num_steps]``, log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k).
-      log_weight: ``[]``, log w of the path, with E[w] = Z.
+      log_weight: ``[]``, log w of the path in nats, with E[w] = Z.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> path = cs.simulate.StochasticPath(jnp.zeros((3, 2)), jnp.zeros(2), jnp.asarray(0.0))
+      >>> path.position[-1].shape, path.log_ratio.shape  # the end of two steps; one ratio a step
+      ((2,), (2,))
     """
 
     position: Array
@@ -68,9 +94,17 @@ class FlowPath(NamedTuple):
 
     Attributes:
       position: ``[num_steps + 1, dim]``.
-      log_abs_det: ``[num_steps]``, log |det| of each discrete step actually taken.
+      log_abs_det: ``[num_steps]``, log |det| of each discrete step actually taken, in nats.
       sign: ``[num_steps]``, sign of each step's determinant; not 1 where the map folds.
       jacobian: ``[num_steps, dim, dim]``, or a ``LowRank`` of as many.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> path = cs.simulate.flow_path(lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=4)
+      >>> path.position.shape, path.sign.tolist(), path.jacobian.shape
+      ((5, 2), [1.0, 1.0, 1.0, 1.0], (4, 2, 2))
     """
 
     position: Array
@@ -80,12 +114,36 @@ class FlowPath(NamedTuple):
 
 
 def standard_normal_log_prob(x: Array) -> Array:
-    """Log density of the whitened base: ``[dim] -> []``."""
+    """Log density of the whitened base: ``[dim] -> []``.
+
+    Args:
+      x: ``[dim]``, in the base's whitened coordinates.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> round(float(cs.simulate.standard_normal_log_prob(jnp.zeros(2))), 4)  # -log 2π
+      -1.8379
+    """
     return jax.scipy.stats.norm.logpdf(x).sum()
 
 
 def noising_kernels(control: ControlFn, process: OrnsteinUhlenbeck) -> PathKernels:
-    """The process's own kernels: generative with a control, backward the fixed noising."""
+    """The process's own kernels: generative with a control, backward the fixed noising.
+
+    Args:
+      control: the control.
+      process: noising process.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> x, t, d = jnp.ones(2), jnp.asarray(0.5), jnp.asarray(0.5)
+      >>> bool(jnp.allclose(kernels.forward(x, t, d).mean, kernels.backward(x, t, d).mean))
+      True
+    """
     return PathKernels(
         lambda x, t, d: process.forward_kernel(x, control(x, t, d), t, d),
         process.backward_kernel,
@@ -115,6 +173,21 @@ def stochastic_path(
       density_kernels: transitions that weigh the path, if others than those that move it: with
         the forward one's parameters held constant, log w has the path gradient (Vaitl et al.,
         2022).
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> log_density = cs.simulate.standard_normal_log_prob  # the target is the base
+      >>> path = cs.simulate.stochastic_path(
+      ...     jax.random.key(0), jnp.ones(2), kernels, log_density, 4
+      ... )
+      >>> path.position.shape
+      (5, 2)
+      >>> bool(jnp.abs(path.log_weight) < 1e-3)  # no control is needed, at any number of steps
+      True
     """
     weighing = kernels if density_kernels is None else density_kernels
     d = jnp.asarray(1.0 / num_steps)
@@ -147,6 +220,15 @@ def backward_path(rng_key: PRNGKey, x1: Array, kernels: PathKernels, num_steps: 
 
     Returns:
       ``[num_steps + 1, dim]``, in generative order.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> cs.simulate.backward_path(jax.random.key(0), jnp.ones(2), kernels, num_steps=4).shape
+      (5, 2)
     """
     d = jnp.asarray(1.0 / num_steps)
 
@@ -173,6 +255,16 @@ def path_log_ratio(
       kernels: transitions.
       num_steps: number of steps of the whole path.
       first: index of the first of the points on the whole path.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> position = cs.simulate.backward_path(jax.random.key(0), jnp.ones(2), kernels, num_steps=4)
+      >>> cs.simulate.path_log_ratio(position, kernels, num_steps=4).shape
+      (4,)
     """
     d = jnp.asarray(1.0 / num_steps)
     t = (first + jnp.arange(position.shape[0] - 1)) / num_steps
@@ -185,21 +277,71 @@ def path_log_ratio(
 
 
 def path_log_weight(position: Array, log_ratio: Array, log_density: LogDensityFn) -> Array:
-    """Log weight of a path from its points ``[num_steps + 1, dim]`` and log ratios: ``[]``."""
+    """Log weight of a path from its points ``[num_steps + 1, dim]`` and log ratios: ``[]``.
+
+    Args:
+      position: ``[num_steps + 1, dim]``, from the base to the target.
+      log_ratio: ``[num_steps]``, see `path_log_ratio`.
+      log_density: whitened log ρ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_density = cs.simulate.standard_normal_log_prob
+      >>> position = jnp.ones((3, 2))
+      >>> float(cs.simulate.path_log_weight(position, jnp.zeros(2), log_density))
+      0.0
+    """
     return log_density(position[-1]) - standard_normal_log_prob(position[0]) + log_ratio.sum()
 
 
 def flow_step(
     control: ControlFn, process: OrnsteinUhlenbeck, x: Array, t: Array, d: Array
 ) -> Array:
-    """One step of the probability flow: ``[dim] -> [dim]``."""
+    """One step of the probability flow: ``[dim] -> [dim]``.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x: ``[dim]``, where the step starts.
+      t: ``[]``, when it starts.
+      d: ``[]``, its size.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck(cs.schedules.constant(200.0))
+      >>> x, t, d = jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)
+      >>> cs.simulate.flow_step(lambda x, t, d: x, process, x, t, d).tolist()
+      [2.0, 2.0]
+    """
     return process.flow_step(x, control(x, t, d), t, d)
 
 
 def flow_step_and_jacobian(
     control: ControlFn, process: OrnsteinUhlenbeck, x: Array, t: Array, d: Array
 ) -> tuple[Array, log_det.Jacobian]:
-    """One step of the probability flow, and its Jacobian by parts where the control has one."""
+    """One step of the probability flow, and its Jacobian by parts where the control has one.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x: ``[dim]``, where the step starts.
+      t: ``[]``, when it starts.
+      d: ``[]``, its size.
+
+    Returns:
+      Where it lands ``[dim]``, and ∂x_{t+d}/∂x_t ``[dim, dim]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck(cs.schedules.constant(200.0))
+      >>> x, t, d = jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)
+      >>> _, jacobian = cs.simulate.flow_step_and_jacobian(lambda x, t, d: x, process, x, t, d)
+      >>> jacobian.tolist()
+      [[2.0, 0.0], [0.0, 2.0]]
+    """
     if isinstance(control, StructuredControl):
         jacobian = process.flow_jacobian(control.jacobian(x, t, d), t, d)
         return flow_step(control, process, x, t, d), jacobian
@@ -207,7 +349,22 @@ def flow_step_and_jacobian(
 
 
 def flow_map(control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int) -> Array:
-    """The deterministic map from base to target in ``num_steps`` steps: ``[dim] -> [dim]``."""
+    """The deterministic map from base to target in ``num_steps`` steps: ``[dim] -> [dim]``.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x0: ``[dim]``, a draw of the base.
+      num_steps: number of steps.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> one = cs.simulate.flow_map(lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=1)
+      >>> round(float(one[0]), 2)  # 1 + (a(1) - a(0)) / 2, a(0) being 0.08
+      1.46
+    """
     d = jnp.asarray(1.0 / num_steps)
 
     def step(x: Array, t: Array) -> tuple[Array, None]:
@@ -224,6 +381,20 @@ def flow_path(
 
     Jacobians are gathered over the steps and factorised together, so that a compiled
     computation holds one batched factorisation however many steps it takes.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x0: ``[dim]``, a draw of the base.
+      num_steps: number of steps.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> path = cs.simulate.flow_path(lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=1)
+      >>> round(float(path.log_abs_det.sum()), 2)  # 2 log 1.46: see `flow_map`
+      0.76
     """
     position, jacobians = flow_jacobians(control, process, x0, num_steps)
     det = log_det.slogdet(jacobians)
@@ -233,7 +404,24 @@ def flow_path(
 def flow_jacobians(
     control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int
 ) -> tuple[Array, log_det.Jacobian]:
-    """Points ``[num_steps + 1, dim]`` of the map and the Jacobian of every step."""
+    """Points ``[num_steps + 1, dim]`` of the map and the Jacobian of every step.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x0: ``[dim]``, a draw of the base.
+      num_steps: number of steps.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> position, jacobians = cs.simulate.flow_jacobians(
+      ...     lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=4
+      ... )
+      >>> position.shape, jacobians.shape
+      ((5, 2), (4, 2, 2))
+    """
     d = jnp.asarray(1.0 / num_steps)
 
     def step(x: Array, t: Array) -> tuple[Array, tuple[Array, log_det.Jacobian]]:
@@ -245,7 +433,24 @@ def flow_jacobians(
 
 
 def flow_log_weight(path: FlowPath, log_density: LogDensityFn) -> Array:
-    """Exact change of variables: log ρ(T(x0)) - log p0(x0) + log |det ∂T/∂x0|."""
+    """Exact change of variables: log ρ(T(x0)) - log p0(x0) + log |det ∂T/∂x0|.
+
+    Args:
+      path: the point's path, from `flow_path`.
+      log_density: whitened log ρ.
+
+    Returns:
+      ``[]``, in nats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_density = cs.simulate.standard_normal_log_prob
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> path = cs.simulate.flow_path(lambda x, t, d: jnp.zeros_like(x), process, jnp.ones(2), 2)
+      >>> float(cs.simulate.flow_log_weight(path, log_density))  # the identity, base to base
+      0.0
+    """
     return (
         log_density(path.position[-1])
         - standard_normal_log_prob(path.position[0])
@@ -277,6 +482,17 @@ def flow_path_gradient(
 
     Returns:
       The path, log w ``[]``, and ∇ log q - ∇ log ρ at the path's end ``[dim]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_density = cs.simulate.standard_normal_log_prob
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> path, log_weight, pull = cs.simulate.flow_path_gradient(
+      ...     lambda x, t, d: jnp.zeros_like(x), process, jnp.ones(2), log_density, 2
+      ... )
+      >>> float(log_weight), pull.tolist()  # exact already: nothing pulls
+      (0.0, [0.0, 0.0])
     """
 
     def carried(x: Array) -> tuple[Array, log_det.Jacobian]:
@@ -331,6 +547,20 @@ def heuristic_flow_log_weight(
 
     Returns:
       x1 ``[dim]`` and the log weight ``[]``.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_density = cs.simulate.standard_normal_log_prob
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> def control(x, t, d):
+      ...     return 0.1 * x
+      >>> x1, log_weight = cs.simulate.heuristic_flow_log_weight(
+      ...     jax.random.key(0), jnp.ones(2), control, control, process, log_density, 4
+      ... )
+      >>> x1.shape, log_weight.shape
+      ((2,), ())
     """
     d = jnp.asarray(1.0 / num_steps)
 
@@ -374,6 +604,17 @@ def invert_step(
 
     Returns:
       A point ``[dim]`` that the step takes to y, if the iteration converged.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> def control(x, t, d):
+      ...     return jnp.sin(x)
+      >>> x, t, d = jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)
+      >>> y = cs.simulate.flow_step(control, process, x, t, d)
+      >>> cs.simulate.invert_step(control, process, y, t, d).round(3).tolist()
+      [1.0, 1.0]
     """
     damping = 2.0 ** -jnp.arange(0.0, 6.0)
 
@@ -390,7 +631,23 @@ def invert_step(
 
 
 def invert_flow(control: ControlFn, process: OrnsteinUhlenbeck, x1: Array, num_steps: int) -> Array:
-    """Inverts the discrete map step by step, last first: ``[dim] -> [dim]``; see `invert_step`."""
+    """Inverts the discrete map step by step, last first: ``[dim] -> [dim]``; see `invert_step`.
+
+    Args:
+      control: the control.
+      process: noising process.
+      x1: ``[dim]``, where the map ends.
+      num_steps: number of steps.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> x1 = cs.simulate.flow_map(lambda x, t, d: jnp.sin(x), process, jnp.ones(2), num_steps=2)
+      >>> x0 = cs.simulate.invert_flow(lambda x, t, d: jnp.sin(x), process, x1, num_steps=2)
+      >>> x0.round(3).tolist()
+      [1.0, 1.0]
+    """
     d = jnp.asarray(1.0 / num_steps)
 
     def undo(y: Array, t: Array) -> tuple[Array, None]:

@@ -34,6 +34,13 @@ class FitResult(NamedTuple):
       state: the final state.
       history: the algorithm's info NamedTuple with NumPy arrays ``[num_iterations]``; shorter where
         Ctrl-C ended training early. Iterations whose loss or gradient is NaN or inf were skipped.
+
+    Example:
+      >>> import numpy as np
+      >>> import consistent_samplers as cs
+      >>> result = cs.FitResult(state=None, history={"loss": np.zeros(10)})
+      >>> result.history["loss"].shape  # one entry an iteration
+      (10,)
     """
 
     state: SamplerState
@@ -45,6 +52,17 @@ class TrainingDivergedError(RuntimeError):
 
     Attributes:
       result: `FitResult` up to the last chunk whose losses and parameters were all finite.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> try:
+      ...     raise cs.TrainingDivergedError(
+      ...         "met NaN", cs.FitResult(state="the last good one", history=())
+      ...     )
+      ... except cs.TrainingDivergedError as error:
+      ...     state = error.result.state
+      >>> state
+      'the last good one'
     """
 
     def __init__(self, message: str, result: FitResult) -> None:
@@ -107,6 +125,19 @@ def fit(
       TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
         chunk's losses or gradients did, a second time; carries the last good state. Fewer are
         skipped, with a warning.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> algorithm = cs.dis(target, max_steps=1, hidden=(8,), batch_size=8)
+      >>> result = cs.fit(jax.random.key(0), algorithm, 5, progress_bar=False)
+      >>> int(result.state.iteration), result.history.loss.shape
+      (5, (5,))
+      >>> more = cs.fit(jax.random.key(0), algorithm, 5, state=result.state, progress_bar=False)
+      >>> int(more.state.iteration)
+      10
     """
     for name, value in (("num_iterations", num_iterations), ("chunk_size", chunk_size)):
         check_integer(name, value)

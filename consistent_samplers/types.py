@@ -10,12 +10,19 @@ import flax.struct
 import jax
 
 Array: TypeAlias = jax.Array
+"""An array, concrete or traced."""
+
 PRNGKey: TypeAlias = jax.Array
+"""A key of ``jax.random.key`` (or of the older ``jax.random.PRNGKey``)."""
+
 ArrayTree: TypeAlias = Any
+"""A pytree of arrays."""
+
 Params: TypeAlias = Any
+"""A pytree of arrays that are trained."""
 
 LogDensityFn: TypeAlias = Callable[[Array], Array]
-"""Unnormalised log density of one point: ``[dim] -> []``."""
+"""Unnormalised log density of one point, in nats, ``[dim] -> []``."""
 
 Bound: TypeAlias = Literal["lower", "lower-if-injective", "heuristic"]
 """What ``E[log_weight]`` is worth as a bound on log Z.
@@ -26,6 +33,7 @@ Bound: TypeAlias = Literal["lower", "lower-if-injective", "heuristic"]
 """
 
 BOUNDS: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic")
+"""All values of `Bound`."""
 
 
 class FlowDiagnostics(NamedTuple):
@@ -35,6 +43,15 @@ class FlowDiagnostics(NamedTuple):
       folded: ``[num_samples]`` bool, det of the Jacobian is zero or negative in some step.
       round_trip_error: ``[num_samples]``, distance in base standard deviations between x0
         and what the steps inverted at x1 return; NaN where it was not measured.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.types import FlowDiagnostics
+      >>> flow = FlowDiagnostics(
+      ...     folded=jnp.array([False, True]), round_trip_error=jnp.array([0.0, 2.0])
+      ... )
+      >>> float(flow.folded.mean())  # share of draws where the map folds
+      0.5
     """
 
     folded: Array
@@ -47,11 +64,21 @@ class Draws:
 
     Attributes:
       position: ``[num_samples, dim]``.
-      log_weight: ``[num_samples]`` with ``E[exp(log_weight)] = Z`` (exactly, or as far as
-        ``bound`` says), or None when the draws were made without weights.
-      log_density: ``[num_samples]`` unnormalised log density at ``position``, or None.
+      log_weight: ``[num_samples]`` in nats, with ``E[exp(log_weight)] = Z`` (exactly, or as far
+        as ``bound`` says), or None when the draws were made without weights.
+      log_density: ``[num_samples]`` unnormalised log density at ``position`` in nats, or None.
       flow: evidence of injectivity for draws of a deterministic map, else None.
       bound: what the weights are worth (static), or None without weights.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> draws = cs.Draws(position=jnp.zeros((4, 2)), log_weight=jnp.zeros(4), bound="lower")
+      >>> draws.position.shape, draws.bound
+      ((4, 2), 'lower')
+      >>> [leaf.shape for leaf in jax.tree.leaves(draws)]  # a pytree: goes through jit and vmap
+      [(4, 2), (4,)]
     """
 
     position: Array

@@ -29,6 +29,13 @@ class SamplerState(NamedTuple):
         teacher of a round), or an empty tuple.
       step_scale: ``[]``, what updates are multiplied by: below one where training that met NaN
         goes on with more care.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> state = cs.dis(cs.targets.funnel(2), max_steps=2, hidden=(8,)).init(jax.random.key(0))
+      >>> int(state.iteration), sorted(state.params)
+      (0, ['control'])
     """
 
     params: Params
@@ -122,6 +129,22 @@ class Algorithm:
         The mean over exact draws of the target is an evidence upper bound.
       bounds: kinds of weight that it can give, its default first.
       per_draw: what `sample` and `reverse_log_weight` do for one point.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> algorithm = cs.dis(target, max_steps=2, hidden=(8,), batch_size=8)
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> _, info = jax.eval_shape(algorithm.step, jax.random.key(1), state)
+      >>> info._fields
+      ('loss', 'elbo', 'num_steps', 'gradient_norm')
+      >>> algorithm.bounds
+      ('lower', 'lower-if-injective', 'heuristic')
+      >>> draws = algorithm.sample(jax.random.key(2), state, 16, num_steps=1, bound=None)
+      >>> draws.position.shape
+      (16, 1)
     """
 
     name: str

@@ -85,6 +85,18 @@ def calibration(
 
     Raises:
       ValueError: ``num_steps`` is not one the algorithm was trained for, or ``alpha`` is negative.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> algorithm = cs.osds(target, max_steps=2, hidden=(8,), guidance=None)
+      >>> state = algorithm.init(jax.random.key(0))  # train it: cs.fit
+      >>> step = cs.calibration(algorithm, batch_size=16)
+      >>> _, info = jax.eval_shape(step.step, jax.random.key(1), step.restart(state))
+      >>> info._fields
+      ('loss', 'elbo', 'monotonicity_penalty', 'folded', 'gradient_norm')
     """
     check_num_steps(num_steps, algorithm.control.max_flow_steps)
     if alpha < 0.0:

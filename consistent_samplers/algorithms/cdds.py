@@ -129,6 +129,20 @@ def _cdds(
     Raises:
       ValueError: target and teacher differ, the teacher has no flow to distil, or a setting is
         out of range.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gmm9()
+      >>> teacher = cs.dis(target, max_steps=4, hidden=(8,))
+      >>> teacher_state = teacher.init(jax.random.key(0))  # train it: cs.fit
+      >>> student = cs.cdds(
+      ...     target, teacher=teacher, teacher_state=teacher_state, num_points=3, max_steps=2
+      ... )
+      >>> state = student.init(jax.random.key(1))
+      >>> _, info = jax.eval_shape(student.step, jax.random.key(2), state)
+      >>> info._fields
+      ('loss', 'elbo', 'time', 'gradient_norm')
     """
     if target.dim != teacher.target.dim:
         raise ValueError(

@@ -43,6 +43,14 @@ def _dds(
     Raises:
       TypeError: no such setting.
       ValueError: base and target differ in dimension, or a setting is out of range.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> algorithm = cs.dds(cs.targets.funnel(3), max_steps=8, hidden=(8,))
+      >>> algorithm.control.process.integrator, algorithm.max_steps
+      ('denoising', 8)
+      >>> cs.dds.paper(cs.targets.funnel(3)).max_steps
+      128
     """
     process = OrnsteinUhlenbeck(schedule or schedules.cosine(), "denoising")
     return stochastic_sampler(

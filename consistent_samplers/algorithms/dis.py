@@ -42,6 +42,18 @@ def _dis(
     Raises:
       TypeError: no such setting.
       ValueError: base and target differ in dimension, or a setting is out of range.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> algorithm = cs.dis(
+      ...     cs.targets.funnel(3), max_steps=8, hidden=(8,), learned_kernels="backward"
+      ... )
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> algorithm.bounds[0], sorted(state.params)
+      ('lower', ['backward', 'control'])
+      >>> cs.dis.paper(cs.targets.funnel(3), max_steps=64).name
+      'dis.paper'
     """
     process = OrnsteinUhlenbeck(schedule or schedules.cosine(), integrator)
     return stochastic_sampler(

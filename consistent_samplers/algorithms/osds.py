@@ -135,6 +135,22 @@ def _osds(
     Raises:
       ValueError: base and target differ in dimension, ``max_steps`` is not a power of two, or
         an option has no such choice.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gmm9()
+      >>> algorithm = cs.osds(
+      ...     target, base=cs.bases.standard_normal(2, scale=5.0), max_steps=4, hidden=(8,)
+      ... )
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> algorithm.name, algorithm.bounds
+      ('osds', ('lower-if-injective', 'lower', 'heuristic'))
+      >>> _, info = jax.eval_shape(algorithm.step, jax.random.key(1), state)
+      >>> info._fields[:4]
+      ('loss', 'elbo', 'state_consistency', 'volume_consistency')
+      >>> cs.osds.paper(target, batch_size=256).max_steps  # the settings of the paper, but one
+      128
     """
     base = standard_normal(target.dim) if base is None else base
     check_base(target, base)

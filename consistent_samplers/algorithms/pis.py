@@ -40,6 +40,16 @@ def _pis(
     Raises:
       TypeError: no such setting.
       ValueError: base and target differ in dimension, or a setting is out of range.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> algorithm = cs.pis(cs.targets.funnel(3), max_steps=8, hidden=(8,))
+      >>> algorithm.bounds
+      ('lower', 'lower-if-injective')
+      >>> round(float(algorithm.control.process.signal(0.25)), 3)  # √t: a Brownian motion
+      0.5
+      >>> cs.pis.paper(cs.targets.funnel(3)).name
+      'pis.paper'
     """
     process = OrnsteinUhlenbeck(schedules.brownian())
     return stochastic_sampler(

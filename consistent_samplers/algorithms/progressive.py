@@ -73,6 +73,20 @@ def progressive_distillation(
 
     Raises:
       ValueError: target and teacher differ, or the teacher has no flow to distil.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.funnel(2)
+      >>> teacher = cs.dis(target, max_steps=4, hidden=(8,))
+      >>> teacher_state = teacher.init(jax.random.key(0))  # train it: cs.fit
+      >>> student = cs.progressive_distillation(
+      ...     target, teacher=teacher, teacher_state=teacher_state
+      ... )
+      >>> state = student.init(jax.random.key(1))
+      >>> _, info = jax.eval_shape(student.step, jax.random.key(2), state)
+      >>> info._fields
+      ('loss', 'elbo', 'step_size', 'gradient_norm')
     """
     if target.dim != teacher.target.dim:
         raise ValueError(

@@ -131,6 +131,17 @@ def _scds(
 
     Raises:
       ValueError: base and target differ in dimension, or a setting is out of range.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> algorithm = cs.scds(cs.targets.gmm9(), max_steps=4, first_steps=2, hidden=(8,))
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> _, info = jax.eval_shape(algorithm.step, jax.random.key(1), state)
+      >>> info._fields
+      ('loss', 'elbo', 'state_consistency', 'num_steps', 'max_step', 'gradient_norm')
+      >>> cs.scds.paper(cs.targets.gmm9()).max_steps
+      128
     """
     base = standard_normal(target.dim) if base is None else base
     check_base(target, base)

@@ -24,7 +24,19 @@ Component: TypeAlias = Any
 
 @runtime_checkable
 class Base(Protocol):
-    """A tractable distribution p0 on R^dim that samplers start from."""
+    """A tractable distribution p0 on R^dim that samplers start from.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> base = cs.bases.standard_normal(2)
+      >>> isinstance(base, cs.bases.Base), base.dim
+      (True, 2)
+      >>> component = base.draw_component(jax.random.key(0))
+      >>> base.unwhiten(jnp.ones(2), component).tolist()
+      [1.0, 1.0]
+    """
 
     @property
     def dim(self) -> int:

@@ -43,7 +43,17 @@ class Modes(NamedTuple):
     Attributes:
       loc: ``[num_modes, dim]``.
       scale_tril: ``[num_modes, dim, dim]``, Cholesky factors of the Laplace covariances.
-      log_evidence: ``[num_modes]``, log of the Laplace approximation to each mode's mass.
+      log_evidence: ``[num_modes]``, log of the Laplace approximation to each mode's mass, in
+        nats.
+
+    Example:
+      >>> import numpy as np
+      >>> import consistent_samplers as cs
+      >>> modes = cs.bases.Modes(
+      ...     loc=np.zeros((1, 2)), scale_tril=np.eye(2)[None], log_evidence=np.zeros(1)
+      ... )
+      >>> len(modes.loc)  # one mode of mass one
+      1
     """
 
     loc: np.ndarray
@@ -58,7 +68,15 @@ class Exploration(NamedTuple):
       modes: optima; there may be none.
       particles: ``[num_particles, dim]``, of a tempered SMC that ended at the target; none above
         200 dimensions, where too few could be afforded to tell anything.
-      log_z: its estimate of log Z, or NaN without particles.
+      log_z: its estimate of log Z in nats, or NaN without particles.
+
+    Example:
+      >>> import numpy as np
+      >>> import consistent_samplers as cs
+      >>> modes = cs.bases.Modes(np.zeros((1, 2)), np.eye(2)[None], np.zeros(1))
+      >>> found = cs.bases.Exploration(modes, particles=np.zeros((0, 2)), log_z=float("nan"))
+      >>> found.particles.shape
+      (0, 2)
     """
 
     modes: Modes
@@ -85,6 +103,17 @@ def explore(
 
     Raises:
       ValueError: the density is NaN, +inf, or zero at every start.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> found = cs.bases.explore(jax.random.key(0), target, num_starts=8, num_particles=200)
+      >>> found.modes.loc.round(2).tolist(), found.particles.shape
+      ([[1.0]], (200, 1))
+      >>> bool(abs(found.log_z - target.log_z) < 0.5)
+      True
     """
     key_modes, key_particles, key_choose, key_wide = jax.random.split(rng_key, 4)
     modes = find_modes(key_modes, target, init_position=init_position, num_starts=num_starts)
@@ -126,6 +155,14 @@ def find_modes(
 
     Raises:
       ValueError: the density is NaN, +inf, or zero at every start.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
+      >>> modes = cs.bases.find_modes(jax.random.key(0), target, num_starts=16)
+      >>> sorted(modes.loc.round(1).ravel().tolist())
+      [-2.0, 2.0]
     """
     dim = target.dim
     if dim > MAX_DENSE_DIM:

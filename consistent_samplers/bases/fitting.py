@@ -47,9 +47,15 @@ class Fit(NamedTuple):
     """How well a base fits a target.
 
     Attributes:
-      elbo: of the base alone.
+      elbo: of the base alone, in nats.
       elbo_stderr: its standard error.
       ess: share of effective draws of its importance weights.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> fit = cs.bases.Fit(elbo=-1.2, elbo_stderr=0.1, ess=0.8)
+      >>> fit.elbo
+      -1.2
     """
 
     elbo: float
@@ -65,6 +71,18 @@ class FittedBase(NamedTuple):
       kind: ``"gaussian"``, ``"mixture"`` or ``"product"``.
       fits: how well each kind that was tried fits.
       exploration: what they were fitted to.
+
+    Example:
+      >>> import numpy as np
+      >>> import consistent_samplers as cs
+      >>> base = cs.bases.standard_normal(2)
+      >>> modes = cs.bases.Modes(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(0))
+      >>> nothing = cs.bases.Exploration(modes, np.zeros((0, 2)), float("nan"))
+      >>> fitted = cs.bases.FittedBase(
+      ...     base, "gaussian", {"gaussian": cs.bases.Fit(-1.2, 0.1, 0.8)}, nothing
+      ... )
+      >>> fitted.fits[fitted.kind].elbo
+      -1.2
     """
 
     base: Base
@@ -88,6 +106,15 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
 
     Raises:
       ValueError: the density is NaN, +inf, or zero everywhere it was tried.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> fitted = cs.bases.fit_base(jax.random.key(0), target)  # doctest: +SKIP
+      >>> fitted.kind, sorted(fitted.fits)  # doctest: +SKIP
+      ('gaussian', ['gaussian'])
     """
     key_explore, key_gaussian, key_mixture, key_product, key_judge = jax.random.split(rng_key, 5)
     bases: dict[str, Base] = {
@@ -142,6 +169,19 @@ def fit_mixture(
 
     Raises:
       ValueError: the density is NaN, +inf, or zero everywhere it was tried.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> import consistent_samplers as cs
+      >>> modes = cs.bases.Modes(np.array([[-2.0], [2.0]]), np.full((2, 1, 1), 0.25), np.zeros(2))
+      >>> found = cs.bases.Exploration(modes, np.zeros((0, 1)), float("nan"))
+      >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
+      >>> base = cs.bases.fit_mixture(
+      ...     jax.random.key(0), target, exploration=found, num_iterations=20
+      ... )
+      >>> base.num_components
+      2
     """
     key_explore, key_optima, key_particles, key_judge = jax.random.split(rng_key, 4)
     if exploration is None:
@@ -197,6 +237,15 @@ def refit_base(rng_key: PRNGKey, target: Target, base: Base) -> Base:
 
     Raises:
       ValueError: the density is NaN, +inf, or zero everywhere it was tried.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.array([0.5]), jnp.ones(1))
+      >>> base = cs.bases.refit_base(jax.random.key(0), target, cs.bases.standard_normal(1))
+      >>> base.loc.round(1).tolist()
+      [0.5]
     """
     if isinstance(base, GaussianBase):
         return fit_gaussian(rng_key, target, init_position=base.loc)
@@ -228,6 +277,20 @@ def fit_product(
       target: the target.
       exploration: what `explore` found; a new look if None.
       max_components: largest number of components of a coordinate, found by BIC.
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.double_wells(dim=2, num_wells=2)
+      >>> particles = np.asarray(target.sample(jax.random.key(0), 400))
+      >>> modes = cs.bases.Modes(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(0))
+      >>> found = cs.bases.Exploration(modes, particles, log_z=target.log_z)
+      >>> base = cs.bases.fit_product(
+      ...     jax.random.key(1), target, exploration=found, max_components=2
+      ... )
+      >>> base.loc.shape, base.loc.round(0).tolist()
+      ((2, 2), [[2.0, -2.0], [-2.0, 2.0]])
     """
     from sklearn.mixture import GaussianMixture
 
@@ -291,7 +354,25 @@ def _weigh(log_density: LogDensityFn, rng_key: PRNGKey, base: Base) -> Array:
 
 
 def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
-    """How well a base fits, on draws of its own; an ELBO of -inf where it cannot be told."""
+    """How well a base fits, on draws of its own; an ELBO of -inf where it cannot be told.
+
+    Args:
+      rng_key: key of the draws.
+      target: the target.
+      base: the base.
+
+    Returns:
+      ELBO with its standard error, in nats, and the share of effective draws.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1))
+      >>> fit = cs.bases.judge(jax.random.key(0), target, cs.bases.standard_normal(1))
+      >>> abs(fit.elbo - target.log_z) < 1e-3, round(fit.ess, 3)  # the base is the target
+      (True, 1.0)
+    """
     # Kept for the target's other bases, whatever its density is.
     weigh = jit_with(_weigh, as_partial(target.log_density))
     log_weight = np.asarray(weigh(rng_key, base), np.float64)

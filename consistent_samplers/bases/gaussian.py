@@ -22,6 +22,16 @@ class GaussianBase:
     Attributes:
       loc: ``[dim]``, the mean m.
       scale_tril: ``[dim, dim]``, lower triangular L with a positive diagonal.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> base = cs.bases.GaussianBase(loc=jnp.ones(2), scale_tril=2.0 * jnp.eye(2))
+      >>> base.whiten(jnp.array([1.0, 5.0])).tolist()
+      [0.0, 2.0]
+      >>> base.sample(jax.random.key(0), 3).shape, round(float(base.log_prob(jnp.ones(2))), 3)
+      ((3, 2), -3.224)
     """
 
     loc: Array
@@ -34,7 +44,7 @@ class GaussianBase:
 
     @property
     def log_abs_det(self) -> Array:
-        """Log |det L|: what whitening adds to a log density."""
+        """Log |det L|, which whitening adds to a log density."""
         return jnp.sum(jnp.log(jnp.diagonal(self.scale_tril)))
 
     def distribution(self) -> Any:
@@ -92,8 +102,19 @@ class GaussianBase:
 def standard_normal(dim: int, scale: float = 1.0) -> GaussianBase:
     """The fixed base N(0, scale² I).
 
+    Args:
+      dim: dimension.
+      scale: standard deviation of every coordinate.
+
     Raises:
       ValueError: ``dim`` is not a positive integer, or ``scale`` is not positive.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> base = cs.bases.standard_normal(2, scale=3.0)
+      >>> base.dim, base.sample(jax.random.key(0), 5).shape
+      (2, (5, 2))
     """
     check_integer("dim", dim)
     if not scale > 0:

@@ -69,6 +69,15 @@ def fit_gaussian(
     Raises:
       ValueError: the density is NaN, +inf, or zero at every start; or ``init_position`` has
         another dimension.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.array([2.0]), jnp.array([9.0]))
+      >>> base = cs.bases.fit_gaussian(jax.random.key(0), target, num_starts=2, num_iterations=50)
+      >>> base.loc.round(1).tolist(), base.scale_tril.round(1).tolist()
+      ([2.0], [[3.0]])
     """
     dim = target.dim
     key_start, key_choose, key_adam, key_judge = jax.random.split(rng_key, 4)

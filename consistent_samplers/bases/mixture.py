@@ -85,6 +85,17 @@ class MixtureBase(_SeveralFrames):
       scale_tril: ``[num_components, dim, dim]``, lower triangular L_k with positive diagonals.
       whitener: ``[num_components, dim, dim]``, their inverses.
       tail: ``[num_components]``, h_k, or None for Gaussian components.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> base = cs.bases.mixture(jnp.zeros(2), jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)))
+      >>> base.num_components, base.sample(jax.random.key(0), 5).shape
+      (2, (5, 1))
+      >>> component = jnp.asarray(1)
+      >>> base.unwhiten(jnp.zeros(1), component).tolist()  # where its frame has its origin
+      [2.0]
     """
 
     log_weights: Array
@@ -175,6 +186,17 @@ def mixture(
     Raises:
       ValueError: shapes that do not go together, factors without a positive diagonal, or negative
         tails.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> base = cs.bases.mixture(
+      ...     log_weights=jnp.log(jnp.array([1.0, 3.0])),
+      ...     loc=jnp.array([[-2.0], [2.0]]),
+      ...     scale_tril=jnp.ones((2, 1, 1)),
+      ... )
+      >>> jnp.exp(base.log_weights).round(2).tolist(), base.log_prob(jnp.zeros((5, 1))).shape
+      ([0.25, 0.75], (5,))
     """
     logits, means = np.asarray(log_weights, np.float64), np.asarray(loc, np.float64)
     factors = np.asarray(scale_tril, np.float64)
@@ -210,6 +232,14 @@ class ProductMixtureBase(_SeveralFrames):
       log_weights: ``[dim, num_components]``, log π of each coordinate.
       loc: ``[dim, num_components]``.
       scale: ``[dim, num_components]``, standard deviations.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> loc = jnp.array([[-2.0, 2.0], [-1.0, 1.0]])
+      >>> base = cs.bases.ProductMixtureBase(jnp.log(jnp.full((2, 2), 0.5)), loc, jnp.ones((2, 2)))
+      >>> base.dim, base.unwhiten(jnp.zeros(2), jnp.array([0, 1])).tolist()  # one of four modes
+      (2, [-2.0, 1.0])
     """
 
     log_weights: Array

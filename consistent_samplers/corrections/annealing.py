@@ -26,9 +26,19 @@ class AnnealedDraws(NamedTuple):
 
     Attributes:
       draws: weighted draws with E[w] = Z.
-      log_z: ``[]``, log of the mean weight.
+      log_z: ``[]``, log of the mean weight, in nats.
       acceptance: ``[num_temperatures]`` mean acceptance rate of the moves at each temperature, or
         ``[num_steps]`` share of effective draws before each resampling.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> draws = cs.Draws(jnp.zeros((4, 1)), jnp.zeros(4), bound="lower")
+      >>> result = cs.corrections.AnnealedDraws(
+      ...     draws, log_z=jnp.asarray(0.0), acceptance=jnp.ones(8)
+      ... )
+      >>> float(cs.evidence(result.draws).ess)
+      1.0
     """
 
     draws: Draws
@@ -73,6 +83,20 @@ def annealed(
 
     Raises:
       ValueError: a number below one, or ``num_steps`` is not one the sampler was trained for.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> algorithm = cs.osds(target, max_steps=1, hidden=(8,), guidance=None)
+      >>> state = algorithm.init(jax.random.key(0))  # not trained
+      >>> key = jax.random.key(1)
+      >>> result = cs.corrections.annealed(key, algorithm, state, 200, num_temperatures=4)
+      >>> result.draws.position.shape, result.acceptance.shape
+      ((200, 1), (4,))
+      >>> bool(abs(result.log_z - target.log_z) < 0.2)
+      True
     """
     check_num_steps(num_steps, algorithm.control.max_flow_steps)
     for name, value in (("num_samples", num_samples), ("num_temperatures", num_temperatures)):
@@ -161,6 +185,17 @@ def resampled_paths(
 
     Raises:
       ValueError: a sampler without stochastic paths, or ``num_steps`` that it does not take.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> algorithm = cs.dis(target, max_steps=4, hidden=(8,))
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> result = cs.corrections.resampled_paths(jax.random.key(1), algorithm, state, 200, 4)
+      >>> result.draws.position.shape, result.acceptance.shape
+      ((200, 1), (4,))
     """
     check_num_steps(num_steps, algorithm.max_steps)
     if "lower" not in algorithm.bounds:

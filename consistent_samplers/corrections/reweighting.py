@@ -34,6 +34,15 @@ def resample(rng_key: PRNGKey, draws: Draws, num_samples: int | None = None) -> 
     Raises:
       ValueError: ``num_samples`` below 1, or weights that cannot be used (see
         ``estimate.checked_log_weight``).
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
+      >>> draws = cs.Draws(x, x[:, 0] - 0.5, bound="lower")  # of N(0, 1), weighted towards N(1, 1)
+      >>> even = cs.corrections.resample(jax.random.key(1), draws, 500)
+      >>> even.position.shape, bool(abs(even.position.mean() - 1.0) < 0.2)
+      ((500, 1), True)
     """
     log_weight = checked_log_weight(draws)
     if num_samples is None:
@@ -51,6 +60,15 @@ class MetropolisResult(NamedTuple):
     Attributes:
       position: ``[num_chains, num_steps, dim]``, states after each step.
       acceptance: ``[num_chains]``, share of proposals that were accepted.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> draws = cs.Draws(jnp.zeros((40, 1)), jnp.zeros(40), bound="lower")
+      >>> result = cs.corrections.independence_metropolis(jax.random.key(0), draws)
+      >>> isinstance(result, cs.corrections.MetropolisResult), result.acceptance.tolist()
+      (True, [1.0, 1.0, 1.0, 1.0])
     """
 
     position: Array
@@ -80,6 +98,15 @@ def independence_metropolis(
     Raises:
       ValueError: fewer than two draws a chain, an ``initial`` of another size, or weights that
         cannot be used (see ``estimate.checked_log_weight``).
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
+      >>> draws = cs.Draws(x, x[:, 0] - 0.5, bound="lower")  # of N(0, 1), weighted towards N(1, 1)
+      >>> chains = cs.corrections.independence_metropolis(jax.random.key(1), draws, num_chains=4)
+      >>> chains.position.shape, bool(abs(chains.position.mean() - 1.0) < 0.2)
+      ((4, 500, 1), True)
     """
     log_weight = checked_log_weight(draws)
     num_steps = log_weight.shape[0] // max(num_chains, 1)
@@ -156,6 +183,18 @@ def move(
 
     Raises:
       ValueError: ``position`` is not ``[n, dim]`` with n of at least two.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> import consistent_samplers as cs
+      >>> copies = jnp.repeat(jax.random.normal(jax.random.key(0), (50, 1)), 2, axis=0)
+      >>> def log_density(x):
+      ...     return -0.5 * jnp.sum(x**2)
+      >>> moved, acceptance = cs.corrections.move(jax.random.key(1), copies, log_density)
+      >>> len(np.unique(copies)), len(np.unique(moved)) > 90, bool(acceptance > 0.9)
+      (50, True, True)
     """
     import blackjax
 
@@ -193,6 +232,14 @@ def weighted_moments(draws: Draws) -> tuple[Array, Array]:
 
     Raises:
       ValueError: weights that cannot be used (see ``estimate.checked_log_weight``).
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
+      >>> mean, std = cs.corrections.weighted_moments(cs.Draws(x, x[:, 0] - 0.5, bound="lower"))
+      >>> bool(abs(mean[0] - 1.0) < 0.2), bool(abs(std[0] - 1.0) < 0.2)
+      (True, True)
     """
     smoothed, _ = pareto_smooth(checked_log_weight(draws))
     return _moments(draws.position, smoothed)
@@ -200,7 +247,21 @@ def weighted_moments(draws: Draws) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnums=2)
 def systematic_indices(rng_key: PRNGKey, log_weight: Array, num_samples: int) -> Array:
-    """Indices ``[num_samples]`` of a systematic resample by ``log_weight [n]``, shuffled."""
+    """Indices ``[num_samples]`` of a systematic resample by ``log_weight [n]``, shuffled.
+
+    Args:
+      rng_key: key.
+      log_weight: ``[n]``, need not be normalised.
+      num_samples: number of indices.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_weight = jnp.log(jnp.array([0.75, 0.25]))
+      >>> sorted(cs.corrections.systematic_indices(jax.random.key(0), log_weight, 4).tolist())
+      [0, 0, 0, 1]
+    """
     weight = jnp.exp(log_weight - jnp.max(log_weight))
     offset_key, order_key = jax.random.split(rng_key)
     # In units of expected copies: equal weights then add up without rounding.

@@ -16,7 +16,7 @@ import numpy as np
 from consistent_samplers.types import Array
 
 MAX_MEDIAN_POINTS = 500
-"""Points of each sample that the median heuristic looks at: all pairs of 1,000 in all."""
+"""Points of each sample that the median heuristic looks at (all pairs of 1,000 in all)."""
 
 RELATIVE_REGULARISATION = 0.01
 """Default of `sinkhorn`, in median squared distances between the points of the reference."""
@@ -40,6 +40,14 @@ class SinkhornResult(NamedTuple):
         the largest over the plans involved.
       num_iterations: ``[]``, of the plan that took the most.
       converged: ``[]`` bool, whether ``marginal_error`` is within the tolerance.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> x = jnp.array([[0.0], [1.0]])
+      >>> result = cs.diagnostics.sinkhorn(x, x + 1.0)
+      >>> bool(result.converged), result.value.shape
+      (True, ())
     """
 
     value: Array
@@ -66,6 +74,14 @@ def mmd(x: Array, y: Array, bandwidth: float | Array | None = None) -> Array:
 
     Raises:
       ValueError: shapes that do not fit, or fewer than 2 points in a sample.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> x = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> y = jax.random.normal(jax.random.key(1), (200, 2))
+      >>> bool(abs(cs.diagnostics.mmd(x, y)) < 0.02), bool(cs.diagnostics.mmd(x, y + 3.0) > 0.5)
+      (True, True)
     """
     x, y = _checked_pair("mmd", x, y, min_points=2)
     return _mmd(x, y, bandwidth)
@@ -116,6 +132,15 @@ def sinkhorn(
     Raises:
       ValueError: shapes that do not fit, an argument out of range, and (unless traced) points that
         are not finite.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> x = jax.random.normal(jax.random.key(0), (100, 2))
+      >>> result = cs.diagnostics.sinkhorn(x, x + jnp.array([3.0, 0.0]), debiased=True)
+      >>> round(float(result.value), 1), bool(result.converged)  # the shift, squared
+      (9.0, True)
     """
     x, y = _checked_pair("sinkhorn", x, y, min_points=1)
     _check_finite("sinkhorn", x, y)
@@ -145,6 +170,13 @@ def wasserstein2(x: Array, y: Array) -> float:
 
     Raises:
       ValueError: shapes that do not fit, different sizes, or points that are not finite.
+
+    Example:
+      >>> import numpy as np
+      >>> import consistent_samplers as cs
+      >>> x = np.random.default_rng(0).normal(size=(50, 2))
+      >>> round(float(cs.diagnostics.wasserstein2(x, x + np.array([3.0, 0.0]))), 3)
+      3.0
     """
     x, y = _checked_pair("wasserstein2", x, y, min_points=1)
     _check_finite("wasserstein2", x, y)

@@ -29,7 +29,17 @@ class ExplorationCheck(NamedTuple):
       num_modes: modes found with at least 1 % of Z by their Laplace evidence.
       num_missed: those that the draws hardly reach.
       missed_share: Laplace evidence of the missed modes relative to the sampler's Z; may exceed 1.
-      log_z_excess: log Z of tempered particles above the sampler's, or NaN if not given.
+      log_z_excess: log Z of tempered particles above the sampler's in nats, or NaN if not given.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> check = cs.diagnostics.ExplorationCheck(
+      ...     num_modes=2, num_missed=1, missed_share=1.0, log_z_excess=float("nan")
+      ... )
+      >>> check.passed
+      False
+      >>> print(check)  # doctest: +ELLIPSIS
+      1 of 2 modes found by fresh optimiser starts are hardly sampled; by their ...
     """
 
     num_modes: int
@@ -82,7 +92,7 @@ def exploration_check(
       rng_key: key of the starts; take another than the one the sampler was trained with.
       target: the target.
       position: ``[n, dim]``, draws that follow the sampler (corrected or not).
-      log_z: the sampler's estimate of log Z.
+      log_z: the sampler's estimate of log Z, in nats.
       particle_log_z: log Z of a tempered SMC, e.g. `bases.Exploration.log_z`, if at hand.
       modes: what an independent look has already found (`bases.exploration.find_modes`); a look
         from fresh starts if None.
@@ -90,6 +100,17 @@ def exploration_check(
 
     Raises:
       ValueError: the density is NaN, +inf, or zero at every start.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
+      >>> right = 2.0 + 0.25 * jax.random.normal(jax.random.key(0), (200, 1))
+      >>> check = cs.diagnostics.exploration_check(
+      ...     jax.random.key(1), target, right, -0.8, num_starts=16
+      ... )
+      >>> check.num_modes, check.num_missed, check.passed
+      (2, 1, False)
     """
     if modes is None:
         modes = find_modes(rng_key, target, num_starts=num_starts)

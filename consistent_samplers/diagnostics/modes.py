@@ -29,6 +29,14 @@ class ModeCoverage(NamedTuple):
       num_missed: ``[]``, modes of positive true weight with no draw, or with a share below the
         stated part of their true weight.
       share: ``[K]``, of the draws or of their weight, adds up to 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> coverage = cs.diagnostics.mode_coverage(labels, 4)
+      >>> coverage.share.tolist(), int(coverage.num_missed)
+      ([0.5, 0.5, 0.0, 0.0], 2)
     """
 
     entropic_coverage: Array
@@ -71,6 +79,15 @@ def mode_coverage(
       ValueError: shapes that do not fit, an argument out of range, and (unless traced) points that
         are not finite, labels out of range, or weights that cannot be used.
       TypeError: labels that are not integers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> centres = jnp.array([[-5.0], [0.0], [5.0]])
+      >>> position = jnp.array([[-5.1], [-4.9], [0.1], [-0.2]])
+      >>> coverage = cs.diagnostics.mode_coverage(position, centres)
+      >>> int(coverage.num_missed), round(float(coverage.entropic_coverage), 3)  # log 2 / log 3
+      (1, 0.631)
     """
     position = jnp.asarray(position)
     if isinstance(modes, int | np.integer):
@@ -101,6 +118,13 @@ def nearest_mode(position: Array, centres: Array) -> Array:
 
     Raises:
       ValueError: shapes that do not fit and (unless traced) points that are not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> centres = jnp.array([[-1.0], [1.0]])
+      >>> cs.diagnostics.nearest_mode(jnp.array([[0.9], [-3.0]]), centres).tolist()
+      [1, 0]
     """
     position, centres = jnp.asarray(position), jnp.asarray(centres)
     if position.ndim != 2 or centres.ndim != 2 or position.shape[1] != centres.shape[1]:
@@ -136,6 +160,12 @@ def sign_modes(position: Array, num_wells: int) -> Array:
     Raises:
       ValueError: ``position`` not of shape ``[n, dim]``, ``num_wells`` out of range and (unless
         traced) points that are not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> cs.diagnostics.sign_modes(jnp.array([[2.0, -2.0], [2.0, 2.0]]), num_wells=2).tolist()
+      [1, 3]
     """
     position = jnp.asarray(position)
     if position.ndim != 2:

@@ -19,11 +19,20 @@ EVEN_ESS = 0.99
 changes anything, whatever their Pareto k."""
 
 NEARLY_EXACT_ESS = 0.999
-"""The same for the standard error of log Z: their tail is close to rounding."""
+"""The same for the standard error of log Z, since their tail is close to rounding."""
 
 
 def pareto_k_threshold(num_samples: int) -> float:
-    """Largest Pareto k that can be trusted: min(1 - 1 / log10 n, 0.7) (Vehtari et al. 2024)."""
+    """Largest Pareto k that can be trusted: min(1 - 1 / log10 n, 0.7) (Vehtari et al. 2024).
+
+    Args:
+      num_samples: number of weights that k was fitted to.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> [round(cs.diagnostics.pareto_k_threshold(n), 2) for n in (100, 1_000, 10_000)]
+      [0.5, 0.67, 0.7]
+    """
     return min(1.0 - 1.0 / math.log10(max(num_samples, 11)), 0.7)
 
 
@@ -35,6 +44,15 @@ def weights_are_reliable(evidence: Evidence) -> bool:
 
     Args:
       evidence: concrete (not traced) evidence.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_weight = 0.1 * jax.random.normal(jax.random.key(0), (1_000,))
+      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((1_000, 1)), log_weight, bound="lower"))
+      >>> cs.diagnostics.weights_are_reliable(evidence)
+      True
     """
     threshold = pareto_k_threshold(evidence.num_samples)
     return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= EVEN_ESS
@@ -49,6 +67,15 @@ def standard_error_is_reliable(evidence: Evidence) -> bool:
 
     Args:
       evidence: concrete (not traced) evidence.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_weight = 5.0 * jax.random.normal(jax.random.key(0), (1_000,))
+      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((1_000, 1)), log_weight, bound="lower"))
+      >>> cs.diagnostics.standard_error_is_reliable(evidence)
+      False
     """
     threshold = min(FINITE_VARIANCE_K, pareto_k_threshold(evidence.num_samples))
     return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= NEARLY_EXACT_ESS
@@ -65,6 +92,17 @@ def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = No
     Args:
       evidence: concrete (not traced) evidence.
       exploration: what `exploration_check` found, or None.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_weight = 0.1 * jax.random.normal(jax.random.key(0), (1_000,))
+      >>> draws = cs.Draws(jnp.zeros((1_000, 1)), log_weight, bound="lower")
+      >>> cs.diagnostics.is_trustworthy(cs.evidence(draws))
+      True
+      >>> cs.diagnostics.is_trustworthy(cs.evidence(draws.replace(bound="heuristic")))
+      False
     """
     folded = 0.0 if evidence.folded is None else float(evidence.folded)
     error = 0.0 if evidence.round_trip_error is None else float(evidence.round_trip_error)
@@ -87,6 +125,15 @@ def verdict(evidence: Evidence, exploration: ExplorationCheck | None = None) -> 
 
     Returns:
       One paragraph: the findings, then the remedies.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_weight = 5.0 * jax.random.normal(jax.random.key(0), (1_000,))
+      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((1_000, 1)), log_weight, bound="lower"))
+      >>> print(cs.diagnostics.verdict(evidence))  # doctest: +ELLIPSIS
+      A few large weights decide log Z (Pareto k ...
     """
     said = _verdict_on_weights(evidence, looked=exploration is not None)
     if exploration is None:

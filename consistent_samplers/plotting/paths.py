@@ -52,6 +52,16 @@ def trajectories(
     Raises:
       ValueError: an algorithm without a state, or a kind of path or a number of steps that the
         sampler does not have.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.ones(2), jnp.ones(2))
+      >>> algorithm = cs.osds(target, max_steps=4, hidden=(8,), guidance=None)
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> cs.plotting.trajectories(jax.random.key(1), algorithm, 5, 4, state=state).shape
+      (5, 5, 2)
     """
     algorithm = sampler.algorithm if isinstance(sampler, TrainedSampler) else sampler
     if stochastic is None:

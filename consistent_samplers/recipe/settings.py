@@ -17,6 +17,13 @@ class Settings(NamedTuple):
       max_steps: number N of finest steps.
       hidden: widths of the network's hidden layers.
       network: its kind.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.recipe import Settings
+      >>> settings = Settings(max_steps=2, hidden=(8,), network="general")
+      >>> settings.build(cs.targets.funnel(2), cs.bases.standard_normal(2)).name
+      'osds'
     """
 
     max_steps: int

@@ -45,6 +45,22 @@ class TrainedSampler:
       settings: what the algorithm was made of; None for one that was made by hand, which cannot be
         saved.
       warm_started: whether training went on from a sampler of another target.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.recipe import Settings
+      >>> target, base = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> algorithm = Settings(max_steps=1, hidden=(8,), network="general").build(target, base)
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)  # see `train_sampler`
+      >>> draws = trained.sample(jax.random.key(1), 100)
+      >>> draws.position.shape, draws.log_weight.shape, draws.bound
+      ((100, 1), (100,), 'lower-if-injective')
+      >>> evidence = trained.evidence(jax.random.key(2), 100)
+      >>> abs(float(evidence.log_z) - target.log_z) < 1e-3  # base and target agree
+      True
     """
 
     algorithm: Algorithm
@@ -175,6 +191,23 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
     Raises:
       CheckpointError: the folder holds no trained sampler, a damaged one, one of a newer version of
         this package, or one of another dimension.
+
+    Example:
+      >>> import tempfile
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.recipe import Settings
+      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> settings = Settings(max_steps=2, hidden=(8,), network="general")
+      >>> algorithm = settings.build(target, base)
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0, settings=settings)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     trained.save(folder)
+      ...     again = cs.load(folder, target)
+      >>> again.settings == trained.settings, again.algorithm.name
+      (True, 'osds')
     """
     header, arrays = checkpoint.read(path, _KIND)
     try:

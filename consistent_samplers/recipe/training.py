@@ -107,6 +107,21 @@ def train_sampler(
         from the target in dimension; or a number of iterations, steps or units makes no sense.
       TrainingDivergedError: the draws of the trained sampler have no usable weights (the density
         is NaN or +inf where it was not before); carries the trained state.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.array([0.5]), jnp.ones(1))
+      >>> base = cs.bases.standard_normal(1)  # fitted to the target if not given
+      >>> tiny = dict(max_steps=1, num_iterations=5, num_calibration_iterations=5)  # for a test
+      >>> trained = cs.train_sampler(
+      ...     jax.random.key(0), target, base=base, hidden=(8,), progress_bar=False, **tiny
+      ... )
+      >>> list(trained.stages), trained.stages["calibrated"].bound
+      (['base', 'distilled', 'calibrated'], 'lower-if-injective')
+      >>> trained.sample(jax.random.key(1), 1_000, bound=None).position.shape
+      (1000, 1)
     """
     begin = time.perf_counter()
     if not isinstance(target, Target):

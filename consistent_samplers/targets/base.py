@@ -24,13 +24,24 @@ class Target:
         same shapes as well.
       dim: dimension of the space.
       name: a label for tables and messages.
-      log_z: the true log Z where it is known, else None.
+      log_z: the true log Z in nats where it is known, else None.
       sample: exact sampler ``(rng_key, num_samples) -> [num_samples, dim]``, or None.
 
     Raises:
       TypeError: ``log_density`` or ``sample`` is not callable, or it cannot be traced by JAX.
       ValueError: ``dim`` is not a positive integer, or ``log_density`` does not return one
         real number for one point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.Target(log_density=lambda x: -0.5 * jnp.sum(x**2), dim=2, name="bell")
+      >>> float(target.log_density(jnp.ones(2)))
+      -1.0
+      >>> cs.Target(log_density=lambda x: -x, dim=2)  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      ValueError: log_density of target 'target' must return a scalar for one point ...
     """
 
     log_density: LogDensityFn
@@ -107,6 +118,15 @@ def check_density(target: Target, points: Array) -> None:
 
     Raises:
       ValueError: NaN or +inf anywhere, or -inf everywhere.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.Target(lambda x: jnp.log(x[0]), dim=1, name="half")
+      >>> cs.targets.check_density(target, jnp.array([[1.0], [-1.0]]))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      ValueError: The log density of target 'half' is NaN at 1 of 2 points tried. ...
     """
     values = log_densities(target, points)
     num_nan = int(jnp.isnan(values).sum())

@@ -45,6 +45,12 @@ def lgcp(num_bins: int = 40) -> Target:
       ValueError: num_bins is not a positive integer.
       ImportError, ConnectionError, FileNotFoundError, ValueError: the data cannot be had; see
         ``datasets.finnish_pines``.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.lgcp(40)  # doctest: +SKIP
+      >>> target.dim, target.log_z  # doctest: +SKIP
+      (1600, 501.803)
     """
     check_integer("num_bins", num_bins)
     counts = _bin_counts(datasets.finnish_pines(), num_bins)

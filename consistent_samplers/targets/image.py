@@ -20,9 +20,9 @@ def image(
     """Density that looks like a grey-scale picture: many modes of any shape.
 
     Pixels stand on an even grid over a box around the origin, upright (row 0 on top), aspect
-    kept, the longer side on [-``half_width``, ``half_width``]. In the box ρ is the bilinear
+    kept, the longer side on ``[-half_width, half_width]``. In the box ρ is the bilinear
     interpolation of the intensities (the largest being 1) plus ``floor``; outside it is its value
-    at the nearest point of the box times exp(-distance² / (2 ``decay``²)). log Z is in closed form
+    at the nearest point of the box times ``exp(-distance² / (2 decay²))``. log Z is in closed form
     and the sampler is exact. ρ is continuous; its slope jumps on the lines of the grid.
 
     The kind of target is that of Wu, Köhler & Noé, Stochastic normalizing flows
@@ -39,6 +39,12 @@ def image(
     Raises:
       ValueError: an array of the wrong rank or size, with values that are negative or not finite
         or all zero; another argument that is not positive and finite.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.image([[0.0, 1.0], [1.0, 0.0]])
+      >>> target.dim, round(target.log_z, 3)
+      (2, 3.619)
     """
     for name, value in (("half_width", half_width), ("floor", floor), ("decay", decay)):
         if not (math.isfinite(value) and value > 0):

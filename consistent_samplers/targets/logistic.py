@@ -23,6 +23,12 @@ def ionosphere() -> Target:
     Raises:
       ImportError, ConnectionError, FileNotFoundError, ValueError: the data cannot be had; see
         ``datasets.ionosphere``.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.ionosphere()  # doctest: +SKIP
+      >>> target.dim, target.log_z  # doctest: +SKIP
+      (35, -111.6084)
     """
     features, labels = datasets.ionosphere()
     signs = np.where(labels == 1, 1.0, -1.0)
@@ -40,6 +46,12 @@ def sonar() -> Target:
     Raises:
       ImportError, ConnectionError, FileNotFoundError, ValueError: the data cannot be had; see
         ``datasets.sonar``.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.sonar()  # doctest: +SKIP
+      >>> target.dim, target.log_z  # doctest: +SKIP
+      (61, -108.3867)
     """
     features, labels = datasets.sonar()
     signs = np.where(labels == 1, 1.0, -1.0)
@@ -57,6 +69,12 @@ def credit() -> Target:
     Raises:
       ImportError, ConnectionError, FileNotFoundError, ValueError: the data cannot be had; see
         ``datasets.german_credit``.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.credit()  # doctest: +SKIP
+      >>> target.dim, target.log_z  # doctest: +SKIP
+      (25, -585.0985)
     """
     design, signs = _credit_data()
     return _logistic_regression(design, signs, prior_std=10.0, name="credit", log_z=-585.0985)
@@ -72,6 +90,12 @@ def credit_likelihood() -> Target:
     Raises:
       ImportError, ConnectionError, FileNotFoundError, ValueError: the data cannot be had; see
         ``datasets.german_credit``.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.credit_likelihood()  # doctest: +SKIP
+      >>> target.dim, target.log_z  # doctest: +SKIP
+      (25, -504.4864)
     """
     design, signs = _credit_data()
     return _logistic_regression(design, signs, None, "credit_likelihood", log_z=-504.4864)
@@ -87,6 +111,12 @@ def cancer() -> Target:
     The field's code leaves the prior out; the classes are separable, so that posterior is
     improper (log Z = +inf), and it is not offered here. Data from Street, Wolberg & Mangasarian,
     Nuclear feature extraction for breast tumor diagnosis (1993).
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.cancer()
+      >>> target.dim, target.log_z
+      (31, -77.569)
     """
     features, labels = datasets.breast_cancer()
     signs = np.where(labels == 1, -1.0, 1.0)

@@ -32,6 +32,18 @@ def gaussian(mean: ArrayLike, covariance: ArrayLike) -> Target:
     Raises:
       ValueError: wrong shapes, values that are not finite, or a covariance that is not
         symmetric and positive definite.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(
+      ...     mean=jnp.zeros(2), covariance=jnp.array([[2.0, 1.0], [1.0, 2.0]])
+      ... )
+      >>> round(target.log_z, 4)  # log 2π + ½ log 3
+      2.3872
+      >>> target.sample(jax.random.key(0), 100).shape
+      (100, 2)
     """
     mean = np.asarray(mean, np.float64)
     covariance = np.asarray(covariance, np.float64)
@@ -83,6 +95,13 @@ def gmm9() -> Target:
     Equal components N(m, 0.3 I) with the means m on the grid {-5, 0, 5}²; normalised, log Z = 0.
     From Zhang & Chen, Path Integral Sampler (arXiv:2111.15141), and Berner et al., An optimal
     control perspective on diffusion-based generative modeling (DIS, arXiv:2211.01364).
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gmm9()
+      >>> target.dim, target.log_z, target.sample(jax.random.key(0), 100).shape
+      (2, 0.0, (100, 2))
     """
     means = np.array(list(itertools.product((-5.0, 0.0, 5.0), repeat=2)))
     return _isotropic_mixture(means, variance=0.3, name="gmm9")
@@ -104,6 +123,12 @@ def gmm40(dim: int = 2) -> Target:
     Raises:
       ValueError: ``dim`` is not a positive integer.
       RuntimeError: a version of JAX that no longer offers the old random bits.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gmm40(dim=50)
+      >>> target.dim, target.log_z
+      (50, 0.0)
     """
     check_integer("dim", dim, 1)
     # Scaled in float32 as the field does, to the last bit.
@@ -125,6 +150,12 @@ def student_t_mixture(dim: int = 50) -> Target:
     Raises:
       ValueError: ``dim`` is not a positive integer.
       RuntimeError: a version of JAX that no longer offers the old random bits.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.student_t_mixture(dim=50)
+      >>> target.dim, target.log_z
+      (50, 0.0)
     """
     check_integer("dim", dim, 1)
     num_components = 10

@@ -27,6 +27,15 @@ def dw4() -> Target:
     reflections and permutations remain (see the module); the centre of mass is fixed. log Z is
     not known. Where two particles coincide, at exp(-170) of a pair's peak, the density has a cusp
     and the pair's gradient is taken to be zero.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.dw4()
+      >>> square = 4.0 * jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+      >>> x = cs.targets.particle_coordinates(square)
+      >>> x.shape, round(float(target.log_density(x)), 2)
+      ((6,), 8.4)
     """
 
     def pair_energy(squared: Array) -> Array:
@@ -59,6 +68,13 @@ def lj13(epsilon: float = 1.0) -> Target:
 
     Raises:
       ValueError: ``epsilon`` out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.lj13()
+      >>> target.dim, cs.targets.particle_positions(jnp.zeros(target.dim), 13).shape
+      (36, (13, 3))
     """
     return _particle_target("lj13", 13, 3, _lennard_jones(epsilon), stiffness=1.0)
 
@@ -74,6 +90,11 @@ def lj55(epsilon: float = 1.0) -> Target:
 
     Raises:
       ValueError: ``epsilon`` out of range.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.targets.lj55().dim
+      162
     """
     return _particle_target("lj55", 55, 3, _lennard_jones(epsilon), stiffness=1.0)
 
@@ -90,6 +111,13 @@ def particle_positions(x: Array, num_particles: int) -> Array:
 
     Raises:
       ValueError: the last axis does not go with that number of particles.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> positions = cs.targets.particle_positions(jnp.arange(6.0), num_particles=4)
+      >>> positions.shape, (jnp.abs(positions.mean(axis=0)) < 1e-5).tolist()
+      ((4, 2), [True, True])
     """
     check_integer("num_particles", num_particles, 2)
     if x.ndim < 1 or x.shape[-1] == 0 or x.shape[-1] % (num_particles - 1):
@@ -116,6 +144,14 @@ def particle_coordinates(positions: Array) -> Array:
 
     Raises:
       ValueError: fewer than two axes or particles.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> square = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+      >>> x = cs.targets.particle_coordinates(square)
+      >>> x.shape, round(float(jnp.sum(x**2)), 3)  # four times half a diagonal, squared
+      ((6,), 2.0)
     """
     if positions.ndim < 2 or positions.shape[-2] < 2:
         raise ValueError(

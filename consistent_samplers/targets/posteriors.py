@@ -24,6 +24,12 @@ def seeds() -> Target:
     A point is (a_0, a_1, a_12, a_2, b_1 .. b_21, log τ); the log Jacobian of log τ is included.
     log Z = -73.4059 ± 0.0005 (quadrature). Data from Crowder (1978), model from Breslow &
     Clayton, JASA 88 (1993), and the BUGS examples, volume 1.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.seeds()
+      >>> target.dim, target.log_z
+      (26, -73.4059)
     """
     germinated, total, x1, x2 = datasets.seeds()
     design = np.stack([np.ones_like(x1), x1, x1 * x2, x2], axis=1)  # [21, 4], in flat order
@@ -66,6 +72,12 @@ def brownian() -> Target:
     included. log Z = 1.187749 (quadrature over the two scales, the path integrated out exactly;
     error below 1e-8). Published figures of about 1.0 are loose lower bounds. Model and data from
     inference_gym: Sountsov, Radul et al. (2020), TensorFlow Probability.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.brownian()
+      >>> target.dim, target.log_z
+      (32, 1.187749)
     """
     observations = datasets.brownian_observations()
     return _brownian_motion(observations, name="brownian", log_z=1.187749)

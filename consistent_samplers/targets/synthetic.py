@@ -28,6 +28,14 @@ def funnel(dim: int = 10) -> Target:
 
     Raises:
       ValueError: ``dim`` is not an integer of at least 2.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.funnel(dim=3)
+      >>> draws = target.sample(jax.random.key(0), 1_000)
+      >>> draws.shape, 2.5 < float(draws[:, 0].std()) < 3.5
+      ((1000, 3), True)
     """
     check_integer("dim", dim, 2)
     log_constant = -0.5 * dim * _LOG_2PI - math.log(3)
@@ -66,6 +74,13 @@ def rosenbrock(dim: int = 2) -> Target:
 
     Raises:
       ValueError: ``dim`` is not an even integer of at least 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.rosenbrock(dim=2)
+      >>> float(target.log_density(jnp.ones(2))), round(target.log_z, 4)  # log(π / 10)
+      (-0.0, -1.1579)
     """
     check_integer("dim", dim, 2)
     if dim % 2:
@@ -104,6 +119,11 @@ def rings(definition: Literal["scds", "sdss"] = "scds") -> Target:
 
     Raises:
       ValueError: an unknown definition.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> round(cs.targets.rings().log_z, 4), round(cs.targets.rings("sdss").log_z, 4)
+      (2.3049, 6.6923)
     """
     if definition == "scds":
         log_profile, radius = _thin_rings()

@@ -29,6 +29,14 @@ def double_wells(dim: int = 5, num_wells: int = 5, separation: float = 4.0) -> T
 
     Raises:
       ValueError: an argument out of range.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.double_wells(dim=2, num_wells=2)
+      >>> x = target.sample(jax.random.key(0), 1_000)
+      >>> sorted(set(cs.diagnostics.sign_modes(x, 2).tolist()))  # all four modes
+      [0, 1, 2, 3]
     """
     check_integer("dim", dim, 1)
     check_integer("num_wells", num_wells, 1)
@@ -76,6 +84,14 @@ def many_well(dim: int = 32) -> Target:
 
     Raises:
       ValueError: ``dim`` is not an even integer of at least 2.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.many_well(dim=4)
+      >>> x = target.sample(jax.random.key(0), 4_000)
+      >>> 0.8 < float((x[:, 0] > 0).mean()) < 0.9
+      True
     """
     check_integer("dim", dim, 2)
     if dim % 2:

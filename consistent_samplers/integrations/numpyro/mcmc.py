@@ -34,6 +34,11 @@ class OneStepMHState(NamedTuple):
       mean_accept_prob: ``[]``, over the iterations since the warm-up.
       inner: state of the inner kernel, or an empty tuple.
       rng_key: key of the next iteration.
+
+    Example:
+      >>> from consistent_samplers.integrations.numpyro import OneStepMHState
+      >>> OneStepMHState._fields[:4]  # ``extra_fields`` of ``MCMC.run`` may name them
+      ('i', 'z', 'latent', 'component')
     """
 
     i: Array
@@ -58,11 +63,6 @@ class OneStepMH(MCMCKernel):
     a good sampler has left a standard normal. It explores what the proposals miss, is adapted
     during the warm-up, and costs gradients of log-determinants.
 
-    Example:
-      >>> kernel = OneStepMH(OneStepSampler(model))
-      >>> mcmc = MCMC(kernel, num_warmup=0, num_samples=2_500, num_chains=4)
-      >>> mcmc.run(jax.random.key(0), x, y=y, extra_fields=("accept_prob",))
-
     Args:
       sampler: the sampler that proposes. If nothing is trained yet, the first run trains it.
       inner: makes the inner kernel of a model: ``numpyro.infer.NUTS``, or say
@@ -70,6 +70,24 @@ class OneStepMH(MCMCKernel):
 
     Raises:
       TypeError: ``sampler`` is no `OneStepSampler`, or ``inner`` is not callable.
+
+    Example:
+      >>> import jax
+      >>> import numpyro
+      >>> import numpyro.distributions as dist
+      >>> from numpyro.infer import MCMC
+      >>> from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
+      >>> def model():
+      ...     numpyro.sample("x", dist.Normal(0.0, 1.0))
+      >>> kernel = OneStepMH(OneStepSampler(model))
+      >>> mcmc = MCMC(
+      ...     kernel, num_warmup=0, num_samples=2_500, num_chains=4, chain_method="vectorized"
+      ... )
+      >>> kernel.sample_field, kernel.model is model
+      ('z', True)
+      >>> mcmc.run(jax.random.key(0), extra_fields=("accept_prob",))  # doctest: +SKIP
+      >>> mcmc.get_samples()["x"].shape  # doctest: +SKIP
+      (10000,)
     """
 
     def __init__(

@@ -101,12 +101,6 @@ class OneStepSampler:
     a warning says; with arrays of the same shapes nothing is compiled again. Data that the model
     reads from elsewhere, such as a global variable, cannot be told apart.
 
-    Example:
-      >>> sampler = OneStepSampler(model, num_samples=10_000)
-      >>> sampler.run(jax.random.key(0), x, y=y)
-      >>> sampler.print_summary()
-      >>> posterior = sampler.get_samples()
-
     Args:
       model: a function with NumPyro primitives, or a handler around one.
       num_samples: draws of each run.
@@ -120,6 +114,26 @@ class OneStepSampler:
       TypeError: ``model`` is not callable, or a setting that ``train_sampler`` does not have.
       ValueError: ``num_samples`` is not an integer of at least 2, or ``num_steps`` is not a power
         of two up to ``max_steps``.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import numpyro
+      >>> import numpyro.distributions as dist
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.integrations.numpyro import OneStepSampler
+      >>> def model(y):
+      ...     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+      ...     numpyro.sample("y", dist.Normal(0.0, scale), obs=y)
+      >>> tiny = dict(max_steps=1, num_iterations=5, num_calibration_iterations=5)  # for a test
+      >>> tiny |= dict(hidden=(8,), base=cs.bases.standard_normal(1))  # fitted if not given
+      >>> sampler = OneStepSampler(model, num_samples=4_000, progress_bar=False, **tiny)
+      >>> sampler.run(jax.random.key(0), y=jnp.array([0.3, -0.8, 1.1]))  # trains, then draws
+      >>> samples = sampler.get_samples()
+      >>> samples["scale"].shape, bool((samples["scale"] > 0).all())
+      ((4000,), True)
+      >>> sampler.evidence.bound
+      'lower-if-injective'
     """
 
     def __init__(

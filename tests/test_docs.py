@@ -1,0 +1,125 @@
+"""Every public name is documented: a docstring with an example, and the arguments it has."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import consistent_samplers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def public_modules(package: ModuleType) -> Iterator[ModuleType]:
+    """Modules with public names: packages that list theirs, and modules."""
+    for found in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{found.name}")
+        if found.ispkg and not hasattr(module, "__all__"):
+            yield from public_modules(module)
+        else:
+            yield module
+
+
+def assigned(node: ast.stmt) -> list[str]:
+    """Names that a statement assigns to."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def defined_in(path: Path) -> dict[str, str | None]:
+    """Public names that a file defines, and the docstring below each constant or alias."""
+    body = ast.parse(path.read_text()).body
+    names: dict[str, str | None] = {}
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names[node.name] = None
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            below = following.value if isinstance(following, ast.Expr) else None
+            text = below.value if isinstance(below, ast.Constant) else None
+            names |= dict.fromkeys(assigned(node), text)
+    return {name: text for name, text in names.items() if not name.startswith("_")}
+
+
+def public_names(module: ModuleType) -> list[str]:
+    return list(getattr(module, "__all__", defined_in(Path(module.__file__))))
+
+
+def is_documented_object(value: Any) -> bool:
+    """Whether it carries a docstring of its own: a class, a function or one wrapped."""
+    ours = str(getattr(value, "__module__", "")).startswith(consistent_samplers.__name__)
+    return ours and (inspect.isclass(value) or callable(value))
+
+
+MODULES = list(public_modules(consistent_samplers))
+NAMES = [(module, name) for module in MODULES for name in public_names(module)]
+OBJECTS = [(m, n) for m, n in NAMES if is_documented_object(getattr(m, n))]
+CONSTANTS = [(m, n) for m, n in NAMES if (m, n) not in OBJECTS]
+# Constants and aliases by the file that defines them.
+BELOW = {
+    name: text
+    for path in (ROOT / consistent_samplers.__name__).rglob("*.py")
+    for name, text in defined_in(path).items()
+    if text
+}
+
+
+def label(value: Any) -> str:
+    if isinstance(value, ModuleType):
+        return value.__name__.partition(".")[2]
+    return str(value)
+
+
+def test_modules_and_names_were_found():
+    found = {label(module) for module in MODULES}
+    assert {"types", "targets", "algorithms", "integrations.numpyro"} <= found
+    assert len(OBJECTS) > 100
+    assert len(CONSTANTS) > 10
+
+
+def test_names_of_the_package_are_documented_in_their_modules():
+    for name in consistent_samplers.__all__:
+        value = getattr(consistent_samplers, name)
+        if inspect.ismodule(value):
+            assert value in MODULES
+        else:
+            assert any(n == name and getattr(m, n) is value for m, n in OBJECTS), name
+
+
+@pytest.mark.parametrize(("module", "name"), OBJECTS, ids=label)
+def test_public_name_has_an_example(module, name):
+    value = getattr(module, name)
+    doc = inspect.getdoc(value)
+    assert doc, f"{name} has no docstring"
+    assert doc != type(value).__doc__
+    assert re.search(r"^Example:\n(.*\n)*?  >>> ", doc, re.MULTILINE), f"{name} has no example"
+
+
+@pytest.mark.parametrize(("module", "name"), CONSTANTS, ids=label)
+def test_constant_is_documented(module, name):
+    assert name in BELOW or re.search(rf"\b{name}\b", module.__doc__), "say below it what it is"
+
+
+@pytest.mark.parametrize(("module", "name"), OBJECTS, ids=label)
+def test_documented_arguments_are_those_of_the_signature(module, name):
+    value = getattr(module, name)
+    section = re.search(r"^Args:\n((?:  .*\n|\n)+)", inspect.getdoc(value) + "\n", re.MULTILINE)
+    if section is None:
+        return
+    documented = re.findall(r"^  (\*{0,2}\w+): ", section[1], re.MULTILINE)
+    parameters = inspect.signature(value).parameters.values()
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    assert documented == [stars.get(p.kind, "") + p.name for p in parameters]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=label)
+def test_module_has_a_page(module):
+    page = ROOT / "docs" / "api" / f"{label(module)}.rst"
+    assert f"automodule:: {module.__name__}\n" in page.read_text()
+    assert f"\n{label(module)}\n" in (page.parent / "index.md").read_text()
