@@ -11,17 +11,23 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from consistent_samplers import (
+        algorithms,
         bases,
+        checkpoint,
         corrections,
         diagnostics,
+        estimate,
         log_det,
         losses,
         networks,
         plotting,
         processes,
+        recipe,
         schedules,
         simulate,
         targets,
+        training,
+        types,
     )
     from consistent_samplers.algorithms.base import Algorithm, SamplerState
     from consistent_samplers.algorithms.calibration import calibration
@@ -63,17 +69,23 @@ _HOME = {
     "Draws": "types",
 }
 _MODULES = (
+    "algorithms",
     "bases",
+    "checkpoint",
     "corrections",
     "diagnostics",
+    "estimate",
     "log_det",
     "losses",
     "networks",
     "plotting",
     "processes",
+    "recipe",
     "schedules",
     "simulate",
     "targets",
+    "training",
+    "types",
 )
 
 __all__ = [
@@ -86,13 +98,16 @@ __all__ = [
     "Target",
     "TrainedSampler",
     "TrainingDivergedError",
+    "algorithms",
     "bases",
     "calibration",
     "cdds",
+    "checkpoint",
     "corrections",
     "dds",
     "diagnostics",
     "dis",
+    "estimate",
     "evidence",
     "fit",
     "load",
@@ -104,11 +119,14 @@ __all__ = [
     "plotting",
     "processes",
     "progressive_distillation",
+    "recipe",
     "scds",
     "schedules",
     "simulate",
     "targets",
     "train_sampler",
+    "training",
+    "types",
 ]
 
 

@@ -9,8 +9,20 @@ import numpy as np
 def check_integer(name: str, value: Any, minimum: int = 1) -> None:
     """Raises unless an argument is a whole number, large enough.
 
+    Args:
+      name: of the argument, for the message.
+      value: the argument.
+      minimum: smallest number allowed.
+
     Raises:
       ValueError: it is not.
+
+    Example:
+      >>> from consistent_samplers.checks import check_integer
+      >>> check_integer("num_samples", 10)
+      >>> check_integer("num_samples", 2.5)
+      Traceback (most recent call last):
+      ValueError: num_samples must be a positive integer, got 2.5.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if whole and value >= minimum:
@@ -24,6 +36,10 @@ def check_widths(hidden: Any) -> None:
 
     Raises:
       ValueError: it does not.
+
+    Example:
+      >>> from consistent_samplers.checks import check_widths
+      >>> check_widths((64, 64))
     """
     if not isinstance(hidden, tuple | list) or not hidden:
         raise ValueError(
@@ -39,6 +55,14 @@ def check_key(rng_key: Any) -> None:
 
     Raises:
       TypeError: it is not.
+
+    Example:
+      >>> import jax
+      >>> from consistent_samplers.checks import check_key
+      >>> check_key(jax.random.key(0))
+      >>> check_key(0)
+      Traceback (most recent call last):
+      TypeError: rng_key must be one key, such as jax.random.key(0), got int.
     """
     shape = getattr(rng_key, "shape", None)
     if isinstance(rng_key, jax.Array | np.ndarray):

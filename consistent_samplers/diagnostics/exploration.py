@@ -69,9 +69,10 @@ class ExplorationCheck(NamedTuple):
             words.append(
                 f"tempered particles put log Z {self.log_z_excess:.1f} nats higher than the sampler"
             )
+        found = " and ".join(words)
         return (
-            " and ".join(words).capitalize()
-            + ". The figures stand for the part that was found: train again with another rng_key, "
+            f"{found[0].upper()}{found[1:]}"
+            ". The figures stand for the part that was found: train again with another rng_key, "
             "init_position at the missed places, or a base that covers them."
         )
 
