@@ -1,10 +1,9 @@
 """Corrections of a sampler's draws towards the target: each exact in its limit."""
 
 from consistent_samplers.corrections.annealing import AnnealedDraws, annealed, resampled_paths
+from consistent_samplers.corrections.metropolis import MetropolisResult, independence_metropolis
+from consistent_samplers.corrections.moves import move
 from consistent_samplers.corrections.reweighting import (
-    MetropolisResult,
-    independence_metropolis,
-    move,
     resample,
     systematic_indices,
     weighted_moments,

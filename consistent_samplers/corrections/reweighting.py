@@ -1,18 +1,16 @@
-"""Corrections of weighted draws: resampling, moments, and Markov moves that keep the target.
+"""Corrections of weighted draws: resampling and moments.
 
-Resampling and moments use Pareto-smoothed weights: a little bias for much less variance where a
-few weights dominate (Vehtari et al. 2024). The Markov corrections have no bias in the limit of long
-chains. None finds a mode that no draw has reached.
+Both use Pareto-smoothed weights: a little bias for much less variance where a few weights dominate
+(Vehtari et al. 2024). Neither finds a mode that no draw has reached.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from consistent_samplers.estimate import checked_log_weight, pareto_smooth
-from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
+from consistent_samplers.types import Array, Draws, PRNGKey
 
 
 def resample(rng_key: PRNGKey, draws: Draws, num_samples: int | None = None) -> Draws:
@@ -52,173 +50,6 @@ def resample(rng_key: PRNGKey, draws: Draws, num_samples: int | None = None) -> 
     index = systematic_indices(rng_key, pareto_smooth(log_weight)[0], num_samples)
     log_density = None if draws.log_density is None else draws.log_density[index]
     return Draws(position=draws.position[index], log_density=log_density)
-
-
-class MetropolisResult(NamedTuple):
-    """Chains of `independence_metropolis`.
-
-    Attributes:
-      position: ``[num_chains, num_steps, dim]``, states after each step.
-      acceptance: ``[num_chains]``, share of proposals that were accepted.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> draws = cs.Draws(jnp.zeros((40, 1)), jnp.zeros(40), bound="lower")
-      >>> result = cs.corrections.independence_metropolis(jax.random.key(0), draws)
-      >>> isinstance(result, cs.corrections.MetropolisResult), result.acceptance.tolist()
-      (True, [1.0, 1.0, 1.0, 1.0])
-    """
-
-    position: Array
-    acceptance: Array
-
-
-def independence_metropolis(
-    rng_key: PRNGKey, draws: Draws, *, num_chains: int = 4, initial: Draws | None = None
-) -> MetropolisResult:
-    """Independence Metropolis-Hastings with the draws as proposals (Tierney 1994).
-
-    A chain accepts its next proposal with probability min(1, w' / w). Its law tends to the target
-    whatever the sampler's quality, at the rate 1 - Z / max w (Mengersen & Tweedie 1996): quickly
-    where no weight is far above the mean, and never out of a mode that no draw reaches.
-
-    Args:
-      rng_key: PRNG key.
-      draws: independent weighted draws, ``position [n, dim]``; n / num_chains of them are
-        proposed to each chain, the remainder left out.
-      num_chains: number of chains.
-      initial: where the chains start, ``position [num_chains, dim]`` with weights; a draw of
-        their own if None, which the states then start with.
-
-    Returns:
-      The chains, without a warm-up removed.
-
-    Raises:
-      ValueError: fewer than two draws a chain, an ``initial`` of another size, or weights that
-        cannot be used (see ``estimate.checked_log_weight``).
-
-    Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
-      >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
-      >>> draws = cs.Draws(x, x[:, 0] - 0.5, bound="lower")  # of N(0, 1), weighted towards N(1, 1)
-      >>> chains = cs.corrections.independence_metropolis(jax.random.key(1), draws, num_chains=4)
-      >>> chains.position.shape, bool(abs(chains.position.mean() - 1.0) < 0.2)
-      ((4, 500, 1), True)
-    """
-    log_weight = checked_log_weight(draws)
-    num_steps = log_weight.shape[0] // max(num_chains, 1)
-    if num_chains < 1 or num_steps < 2:
-        raise ValueError(
-            f"{log_weight.shape[0]} draws do not make {num_chains} chains of at least two. Draw "
-            "more samples or ask for fewer chains."
-        )
-    num = num_chains * num_steps
-    proposals = draws.position[:num].reshape(num_chains, num_steps, -1)
-    log_weight = log_weight[:num].reshape(num_chains, num_steps)
-    if initial is None:
-        start = proposals[:, 0], log_weight[:, 0]
-    else:
-        start = initial.position, checked_log_weight(initial)
-        if start[0].shape != proposals[:, 0].shape:
-            raise ValueError(
-                f"initial must hold one state a chain, {proposals[:, 0].shape}, got "
-                f"{start[0].shape}."
-            )
-    position, accepted = _independence_chains(rng_key, start, proposals, log_weight)
-    return MetropolisResult(position, accepted.mean(axis=1))
-
-
-@jax.jit
-def _independence_chains(
-    rng_key: PRNGKey, start: tuple[Array, Array], proposals: Array, log_weight: Array
-) -> tuple[Array, Array]:
-    """States ``[num_chains, num_steps, dim]`` and whether each proposal was accepted."""
-    log_uniform = jnp.log1p(-jax.random.uniform(rng_key, log_weight.shape, log_weight.dtype))
-
-    def step(
-        state: tuple[Array, Array], inputs: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        position, current = state
-        proposed, weight, threshold = inputs
-        # From a state of weight zero everything is accepted, another such state included.
-        accept = (threshold < weight - current) | jnp.isneginf(current)
-        position = jnp.where(accept, proposed, position)
-        return (position, jnp.where(accept, weight, current)), (position, accept)
-
-    def chain(
-        position: Array, current: Array, proposals: Array, weights: Array, thresholds: Array
-    ) -> tuple[Array, Array]:
-        return jax.lax.scan(step, (position, current), (proposals, weights, thresholds))[1]
-
-    return jax.vmap(chain)(*start, proposals, log_weight, log_uniform)
-
-
-def move(
-    rng_key: PRNGKey,
-    position: Array,
-    log_density: LogDensityFn,
-    *,
-    num_moves: int = 5,
-    step_size: float = 0.25,
-    num_integration_steps: int = 8,
-) -> tuple[Array, Array]:
-    """Moves each point by Hamiltonian Monte Carlo transitions that leave the target as it is.
-
-    After `resample`, moves take apart copies of one draw; on draws that follow the target already
-    they change nothing but which ones. Masses are the points' own inverse variances.
-
-    Args:
-      rng_key: PRNG key.
-      position: ``[num_samples, dim]``, at least two.
-      log_density: unnormalised log density of one point.
-      num_moves: transitions of each point.
-      step_size: leapfrog step, in the points' standard deviations times dim^(-1/4).
-      num_integration_steps: leapfrog steps of a transition.
-
-    Returns:
-      Moved points ``[num_samples, dim]``, and the mean acceptance rate ``[]``.
-
-    Raises:
-      ValueError: ``position`` is not ``[n, dim]`` with n of at least two.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import numpy as np
-      >>> import consistent_samplers as cs
-      >>> copies = jnp.repeat(jax.random.normal(jax.random.key(0), (50, 1)), 2, axis=0)
-      >>> def log_density(x):
-      ...     return -0.5 * jnp.sum(x**2)
-      >>> moved, acceptance = cs.corrections.move(jax.random.key(1), copies, log_density)
-      >>> len(np.unique(copies)), len(np.unique(moved)) > 90, bool(acceptance > 0.9)
-      (50, True, True)
-    """
-    import blackjax
-
-    if position.ndim != 2 or position.shape[0] < 2:
-        raise ValueError(f"position must be [num_samples, dim], at least two, got {position.shape}")
-    inverse_mass = jnp.maximum(position.var(axis=0), jnp.finfo(position.dtype).tiny)
-    kernel = blackjax.hmc(
-        log_density,
-        step_size * position.shape[1] ** -0.25,
-        inverse_mass,
-        num_integration_steps,
-    )
-
-    def one(key: PRNGKey, x: Array) -> tuple[Array, Array]:
-        def step(state: Any, key: PRNGKey) -> tuple[Any, Array]:
-            state, info = kernel.step(key, state)
-            return state, info.acceptance_rate
-
-        state, rate = jax.lax.scan(step, kernel.init(x), jax.random.split(key, num_moves))
-        return state.position, rate.mean()
-
-    keys = jax.random.split(rng_key, position.shape[0])
-    moved, rate = jax.jit(jax.vmap(one))(keys, position)
-    return moved, rate.mean()
 
 
 def weighted_moments(draws: Draws) -> tuple[Array, Array]:

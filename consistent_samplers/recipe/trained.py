@@ -83,6 +83,12 @@ class TrainedSampler:
         """The base that was fitted to the target."""
         return self.algorithm.base
 
+    def state_for(
+        self, num_steps: int = 1, bound: Bound | None = "lower-if-injective"
+    ) -> SamplerState:
+        """The state that draws in ``num_steps`` steps: the calibrated one for a single map."""
+        return self.one_step_state if num_steps == 1 and bound != "lower" else self.state
+
     def sample(
         self,
         rng_key: PRNGKey,
@@ -105,7 +111,7 @@ class TrainedSampler:
           ValueError: ``num_steps`` is not one the sampler was trained for, or ``bound`` is not
             a kind of evidence.
         """
-        state = self.one_step_state if num_steps == 1 and bound != "lower" else self.state
+        state = self.state_for(num_steps, bound)
         return self.algorithm.sample(rng_key, state, num_samples, num_steps, bound=bound)
 
     def evidence(

@@ -12,13 +12,11 @@ from numpyro.util import is_prng_key
 
 from consistent_samplers.bases import Component
 from consistent_samplers.corrections.latent import LatentPoint, WeighFn, weigh_latent
+from consistent_samplers.corrections.metropolis import NUM_STARTS, accept, choose_start
 from consistent_samplers.integrations.numpyro.model import Samples
 from consistent_samplers.integrations.numpyro.sampler import OneStepSampler
 from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.types import Array, PRNGKey
-
-# A chain starts at one of so many draws, chosen by weight: near equilibrium without a warm-up.
-_NUM_STARTS = 64
 
 
 class OneStepMHState(NamedTuple):
@@ -163,10 +161,8 @@ class OneStepMH(MCMCKernel):
         return self._sampler.flat_model.constrain_sites
 
     def _weigh(self) -> WeighFn:
-        trained = self._sampler.trained
-        num_steps = self._sampler.num_steps
-        state = trained.one_step_state if num_steps == 1 else trained.state
-        return weigh_latent(trained.algorithm, state, num_steps)
+        trained, num_steps = self._sampler.trained, self._sampler.num_steps
+        return weigh_latent(trained.algorithm, trained.state_for(num_steps), num_steps)
 
     def _propose(self, rng_key: PRNGKey) -> tuple[Array, Component, LatentPoint]:
         key_component, key_latent = jax.random.split(rng_key)
@@ -187,11 +183,9 @@ class OneStepMH(MCMCKernel):
 
     def _init_one(self, rng_key: PRNGKey) -> OneStepMHState:
         key_starts, key_choice, key_inner, key_next = jax.random.split(rng_key, 4)
-        starts = jax.vmap(self._propose)(jax.random.split(key_starts, _NUM_STARTS))
+        starts = jax.vmap(self._propose)(jax.random.split(key_starts, NUM_STARTS))
         log_weight = starts[2].log_weight
-        # Where all weigh nothing, any will do.
-        chosen = jax.random.categorical(key_choice, jnp.maximum(log_weight, -1e30))
-        latent, component, point = jax.tree.map(lambda leaf: leaf[chosen], starts)
+        latent, component, point = choose_start(key_choice, starts, log_weight)
         inner: Any = ()
         if self._inner is not None:
             inner = self._inner.init(
@@ -207,16 +201,11 @@ class OneStepMH(MCMCKernel):
         key_propose, key_accept, key_next = jax.random.split(state.rng_key, 3)
         unravel = self._sampler.flat_model.unravel
         latent, component, point = self._propose(key_propose)
-        # From a state of weight zero everything is accepted, another such state included.
-        log_ratio = jnp.where(
-            jnp.isneginf(state.log_weight), 0.0, point.log_weight - state.log_weight
-        )
-        accept_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
-        accept = jax.random.uniform(key_accept, (), accept_prob.dtype) < accept_prob
+        accept_prob, accepted = accept(key_accept, point.log_weight, state.log_weight)
         proposed = (unravel(point.position), latent, component, point.log_weight)
         current = (state.z, state.latent, state.component, state.log_weight)
         z, latent, component, log_weight = jax.tree.map(
-            lambda new, old: jnp.where(accept, new, old), proposed, current
+            lambda new, old: jnp.where(accepted, new, old), proposed, current
         )
         inner = state.inner
         if self._inner is not None:

@@ -1,0 +1,297 @@
+"""A trained sampler as a BlackJAX algorithm.
+
+Independence Metropolis-Hastings (Tierney 1994) with the sampler's draws as proposals: accepted with
+probability min(1, w' / w), w the importance weight of a draw. The chain's law tends to the target
+however good the sampler is, at the rate 1 - Z / max w (Mengersen & Tweedie 1996): quickly where
+weights are even, and never to a mode that no proposal reaches. The other way round, a BlackJAX
+kernel moves draws in `consistent_samplers.corrections.move`.
+
+With ``bound="lower-if-injective"`` this is exact as far as the map is injective: a point that
+several base draws map to is visited as many times as often. With ``bound="lower"`` proposals are
+ends of stochastic paths, and chains on the paths are exact whatever the network (Andrieu & Roberts
+2009).
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from blackjax.base import SamplingAlgorithm
+
+from consistent_samplers.corrections.metropolis import NUM_STARTS, accept, choose_start
+from consistent_samplers.recipe import TrainedSampler
+from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.types import Array, PRNGKey
+
+ExactBound: TypeAlias = Literal["lower-if-injective", "lower"]
+
+__all__ = [
+    "OneStepMHInfo",
+    "OneStepMHState",
+    "build_kernel",
+    "init",
+    "init_from_draws",
+    "one_step_mh",
+]
+
+
+class OneStepMHState(NamedTuple):
+    """State of one chain.
+
+    Attributes:
+      position: ``[dim]``, in the target's space.
+      logdensity: ``[]``, unnormalised log density there.
+      log_weight: ``[]``, log importance weight of the draw that ended there; -inf where it has
+        none, and the next proposal is accepted.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.integrations.blackjax import OneStepMHState
+      >>> OneStepMHState(jnp.zeros(2), jnp.zeros(()), jnp.zeros(())).position.shape
+      (2,)
+    """
+
+    position: Array
+    logdensity: Array
+    log_weight: Array
+
+
+class OneStepMHInfo(NamedTuple):
+    """What happened in one transition.
+
+    Attributes:
+      acceptance_rate: ``[]``, probability that the proposal was to be accepted with.
+      is_accepted: ``[]`` bool.
+      proposal: the state that was proposed.
+
+    Example:
+      >>> from consistent_samplers.integrations.blackjax import OneStepMHInfo
+      >>> OneStepMHInfo._fields
+      ('acceptance_rate', 'is_accepted', 'proposal')
+    """
+
+    acceptance_rate: Array
+    is_accepted: Array
+    proposal: OneStepMHState
+
+
+KernelFn: TypeAlias = Callable[[PRNGKey, OneStepMHState], tuple[OneStepMHState, OneStepMHInfo]]
+
+
+def init(
+    position: Array,
+    trained: TrainedSampler,
+    rng_key: PRNGKey | None = None,
+    num_steps: int = 1,
+    *,
+    bound: ExactBound = "lower-if-injective",
+) -> OneStepMHState:
+    """State of a chain that starts at a given point.
+
+    Its weight comes from the sampler run in reverse, so that chains from exact draws stay exact.
+    Where the map cannot be inverted, no draw ends there as far as is known, and the weight is
+    zero: the chain then leaves with the first proposal.
+
+    Args:
+      position: ``[dim]``.
+      trained: the sampler.
+      rng_key: draws what the point leaves open, the component of the base and the path. Not
+        needed for one step of a map from a Gaussian base.
+      num_steps: steps of the sampler.
+      bound: kind of weight.
+
+    Raises:
+      TypeError: ``trained`` is no `TrainedSampler`.
+      ValueError: a position of another shape, no key where one is needed, or steps or weights
+        that the sampler does not have.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.integrations import blackjax
+      >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1))
+      >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(1, 1.5), guidance=None)
+      >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
+      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+      >>> start = blackjax.init(jnp.zeros(1), trained)
+      >>> bool(jnp.isfinite(start.log_weight))
+      True
+    """
+    _check(trained, num_steps, bound)
+    algorithm, target = trained.algorithm, trained.target
+    position = jnp.asarray(position, float)
+    if position.shape != (target.dim,):
+        raise ValueError(
+            f"position must be one point [{target.dim}] of target {target.name!r}, got shape "
+            f"{position.shape}. Take jax.vmap over several chains."
+        )
+    if rng_key is None:
+        if bound == "lower" or num_steps > 1 or algorithm.control.in_frame is not None:
+            raise ValueError(
+                "init needs an rng_key here, algorithm.init(position, rng_key): to draw the "
+                "component of the base, or the path, that leads to the position."
+            )
+        rng_key = jax.random.key(0)
+    state = trained.state_for(num_steps, bound)
+    log_weight = algorithm.reverse_log_weight(
+        rng_key, state, position[None], num_steps, bound=bound
+    )[0]
+    return _state(position, target.log_density(position), log_weight)
+
+
+def init_from_draws(
+    rng_key: PRNGKey,
+    trained: TrainedSampler,
+    num_steps: int = 1,
+    *,
+    bound: ExactBound = "lower-if-injective",
+) -> OneStepMHState:
+    """State of a chain that starts at one of the sampler's draws, chosen by weight among 64.
+
+    Near the target without a warm-up. Arguments and errors as of `init`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.integrations import blackjax
+      >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1))
+      >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(1, 1.5), guidance=None)
+      >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
+      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+      >>> blackjax.init_from_draws(jax.random.key(1), trained).position.shape
+      (1,)
+    """
+    _check(trained, num_steps, bound)
+    key_draws, key_choice = jax.random.split(rng_key)
+    draw = _proposals(trained, num_steps, bound)
+    states = jax.vmap(draw)(jax.random.split(key_draws, NUM_STARTS))
+    return choose_start(key_choice, states, states.log_weight)
+
+
+def build_kernel(
+    trained: TrainedSampler,
+    num_steps: int = 1,
+    *,
+    bound: ExactBound = "lower-if-injective",
+) -> KernelFn:
+    """The transition ``(rng_key, state) -> (state, info)``; see `one_step_mh`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.integrations import blackjax
+      >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1))
+      >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(1, 1.5), guidance=None)
+      >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
+      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+      >>> kernel = blackjax.build_kernel(trained)
+      >>> state, info = kernel(jax.random.key(1), blackjax.init(jnp.zeros(1), trained))
+      >>> state.position.shape, bool(info.acceptance_rate <= 1.0)
+      ((1,), True)
+    """
+    _check(trained, num_steps, bound)
+    draw = _proposals(trained, num_steps, bound)
+
+    def kernel(rng_key: PRNGKey, state: OneStepMHState) -> tuple[OneStepMHState, OneStepMHInfo]:
+        key_propose, key_accept = jax.random.split(rng_key)
+        proposal = draw(key_propose)
+        probability, accepted = accept(key_accept, proposal.log_weight, state.log_weight)
+        new = jax.tree.map(lambda p, s: jnp.where(accepted, p, s), proposal, state)
+        return new, OneStepMHInfo(probability, accepted, proposal)
+
+    return kernel
+
+
+def one_step_mh(
+    trained: TrainedSampler,
+    num_steps: int = 1,
+    *,
+    bound: ExactBound = "lower-if-injective",
+) -> SamplingAlgorithm:
+    """A trained sampler as a BlackJAX algorithm: independence Metropolis-Hastings with its draws.
+
+    ``init(position, rng_key=None)`` starts anywhere (`init`; `init_from_draws` starts at a draw
+    of the sampler), and ``step(rng_key, state)`` is one transition (`build_kernel`). Both are
+    pure: jit, vmap over chains, or scan them, or hand them to
+    ``blackjax.util.run_inference_algorithm``.
+
+    Args:
+      trained: what ``cs.train_sampler`` or ``cs.load`` returned; of a NumPyro model's
+        `OneStepSampler` its ``trained``, whose space is that of the unconstrained sites.
+      num_steps: steps of the sampler for each proposal.
+      bound: kind of weight: ``"lower-if-injective"`` of the deterministic map, or ``"lower"`` of
+        stochastic paths.
+
+    Returns:
+      A ``blackjax.SamplingAlgorithm`` over `OneStepMHState` and `OneStepMHInfo`.
+
+    Raises:
+      TypeError: ``trained`` is no `TrainedSampler`.
+      ValueError: steps or weights that the sampler does not have.
+
+    Example:
+      >>> import blackjax, jax, jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target = cs.targets.gaussian(jnp.zeros(2), jnp.eye(2))
+      >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(2, 1.5), guidance=None)
+      >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
+      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+      >>> chain = one_step_mh(trained)
+      >>> state, (states, infos) = blackjax.util.run_inference_algorithm(
+      ...     jax.random.key(1), chain, 100, initial_position=jnp.ones(2)
+      ... )
+      >>> states.position.shape, bool(0.3 < infos.acceptance_rate.mean() < 0.9)
+      ((100, 2), True)
+    """
+    kernel = build_kernel(trained, num_steps, bound=bound)
+
+    def init_fn(position: Array, rng_key: PRNGKey | None = None) -> OneStepMHState:
+        return init(position, trained, rng_key, num_steps, bound=bound)
+
+    return SamplingAlgorithm(init_fn, kernel)
+
+
+def _proposals(
+    trained: TrainedSampler, num_steps: int, bound: ExactBound
+) -> Callable[[PRNGKey], OneStepMHState]:
+    params = trained.state_for(num_steps, bound).ema_params
+
+    def draw(rng_key: PRNGKey) -> OneStepMHState:
+        drawn = trained.algorithm.per_draw.draw(params, rng_key, num_steps, bound)
+        return _state(drawn.position, drawn.log_density, drawn.log_weight)
+
+    return draw
+
+
+def _state(position: Array, logdensity: Any, log_weight: Any) -> OneStepMHState:
+    """A state in one dtype, as ``lax.scan`` wants it; no weight that is unknown."""
+    logdensity, log_weight = (jnp.asarray(x, position.dtype) for x in (logdensity, log_weight))
+    return OneStepMHState(
+        position, logdensity, jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+    )
+
+
+def _check(trained: TrainedSampler, num_steps: int, bound: ExactBound) -> None:
+    """Raises unless the sampler gives such draws.
+
+    Raises:
+      TypeError: it is no trained sampler.
+      ValueError: steps or weights that it does not have.
+    """
+    if not isinstance(trained, TrainedSampler):
+        raise TypeError(
+            "trained must be a TrainedSampler, from cs.train_sampler, cs.load or the trained of a "
+            f"OneStepSampler, got {type(trained).__name__}."
+        )
+    algorithm = trained.algorithm
+    check_num_steps(num_steps, algorithm.max_steps)
+    exact = tuple(b for b in algorithm.bounds if b != "heuristic")
+    if bound not in exact:
+        raise ValueError(
+            f"bound must be one of {exact} for a chain of {algorithm.name!r}, got {bound!r}: the "
+            "kind of weight that decides on acceptance."
+        )
