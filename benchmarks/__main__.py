@@ -7,6 +7,7 @@ from typing import Any
 _POSTERIORS = ("seeds", "cancer", "funnel")
 _PARTS = ("recipe", "baselines")
 _RESULTS = Path(__file__).parent / "results"
+_COPIES = Path(__file__).parents[1] / "build" / "notebooks"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +117,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--folder", type=Path, help="folder of the reference files")
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    sub = commands.add_parser(
+        "notebooks",
+        help="the notebooks in full, and how long they take",
+        description="Executes the notebooks with their full budgets, keeps copies with pictures, "
+        "and saves notebooks.json and .md.",
+    )
+    sub.add_argument("--names", nargs="+", help="notebooks, without .ipynb")
+    sub.add_argument("--folder", type=Path, default=_COPIES, help="folder for executed copies")
+    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
     return parser
 
 
@@ -171,6 +181,10 @@ def _run(command: str, options: dict[str, Any]) -> None:
         from benchmarks import posteriordb
 
         posteriordb.run(**options)
+    elif command == "notebooks":
+        from benchmarks import notebooks
+
+        notebooks.run(**options)
     elif command == "kernels":
         from benchmarks import kernels
 

@@ -1,0 +1,27 @@
+"""How the test run executes the notebooks: with small budgets, each in a kernel of its own."""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """What a notebook's kernel inherits."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_backend_optimization_level" not in flags:  # as in tests/conftest.py
+        flags = f"{flags} --xla_backend_optimization_level=0".strip()
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONSISTENT_SAMPLERS_QUICK", "1")
+        patch.setenv("XLA_FLAGS", flags)
+        # The kernel starts in the notebook's folder, where a clone that is not installed would not
+        # be found, and the first cell would fetch the package instead.
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        # Pictures are rendered as a reader sees them, whatever the tests themselves draw with.
+        patch.delenv("MPLBACKEND", raising=False)
+        return (yield)
