@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.base import Algorithm, SamplerState
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import jit_with
+from consistent_samplers.sharding import on_mesh, replicate, share
 from consistent_samplers.types import PRNGKey
 
 MAX_SKIPPED_SHARE = 0.1
@@ -96,6 +98,7 @@ def fit(
     chunk_size: int = 100,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = 10.0,
+    mesh: Mesh | None = None,
 ) -> FitResult:
     """Trains an algorithm.
 
@@ -117,9 +120,13 @@ def fit(
       checkpoint_dir: folder to keep the run in. The same call with the same folder goes on from
         where it was, to bitwise the same parameters as without a break.
       checkpoint_seconds: least time between two checkpoints.
+      mesh: devices to spread each batch over (`sharding.data_mesh`), of several hosts as well:
+        every one of them makes the same call, and the first writes the checkpoints. The result is
+        that of one device to rounding. A batch size that the number of devices does not divide is
+        computed whole on each.
 
     Raises:
-      TypeError: ``rng_key`` is not a single key.
+      TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.
       ValueError: ``num_iterations`` or ``chunk_size`` is not a positive integer.
       CheckpointError: ``checkpoint_dir`` cannot be written to, is damaged, or holds another run.
       TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
@@ -150,6 +157,8 @@ def fit(
     def info_like() -> Any:
         return jax.eval_shape(algorithm.step, key_steps, state)[1]
 
+    if mesh is not None:
+        state = replicate(state, mesh)
     run, identity = _Run(state), {}
     if checkpoint_dir is not None:
         identity = _identity(rng_key, algorithm, state)
@@ -168,9 +177,10 @@ def fit(
         try:
             while run.done < num_iterations:
                 num_run = min(chunk_size, num_iterations - run.done)
-                new_state, info = run_chunk(
-                    key_steps, run.state, jnp.asarray(num_run), chunk_size=chunk_size
-                )
+                with on_mesh(mesh):
+                    new_state, info = run_chunk(
+                        key_steps, run.state, jnp.asarray(num_run), chunk_size=chunk_size
+                    )
                 info = jax.tree.map(lambda x, n=num_run: np.asarray(x)[:n], info)
                 bad = _is_bad(info)
                 if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(new_state.params):
@@ -228,7 +238,7 @@ def _run_chunk(
         state, info = step(jax.random.fold_in(rng_key, state.iteration), state)
         return state, jax.tree.map(lambda all_of, one: all_of.at[i].set(one), infos, info)
 
-    return jax.lax.fori_loop(0, num_run, iterate, (state, infos))
+    return share(jax.lax.fori_loop(0, num_run, iterate, (state, infos)))
 
 
 def _is_bad(info: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ ORDER = [
     "targets",
     "bases",
     "schedules",
+    "sharding",
     "log_det",
     "processes",
     "networks",

@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from consistent_samplers.algorithms.control import Control
 from consistent_samplers.bases import Base
@@ -47,7 +48,7 @@ class SamplerState(NamedTuple):
 
 
 class SampleFn(Protocol):
-    """``(rng_key, state, num_samples, num_steps=..., *, bound=...) -> Draws``."""
+    """``(rng_key, state, num_samples, num_steps=..., *, bound=..., mesh=...) -> Draws``."""
 
     def __call__(
         self,
@@ -57,6 +58,7 @@ class SampleFn(Protocol):
         num_steps: int = ...,
         *,
         bound: Bound | None = ...,
+        mesh: Mesh | None = ...,
     ) -> Draws:
         """Draws ``num_samples`` points in ``num_steps`` steps each."""
         ...
@@ -118,11 +120,11 @@ class Algorithm:
         the state may come from another algorithm with the same network.
       step: ``(rng_key, state) -> (state, info)``, one training iteration; pure and jittable.
         ``info`` is a NamedTuple of scalars with at least ``loss`` and ``elbo``.
-      sample: ``(rng_key, state, num_samples, num_steps, *, bound) -> Draws``. ``bound``
+      sample: ``(rng_key, state, num_samples, num_steps, *, bound, mesh) -> Draws``. ``bound``
         chooses the weights: ``"lower-if-injective"`` the deterministic map with its exact
         determinant, ``"lower"`` the stochastic path, ``"heuristic"`` the OSDS paper's trace,
         None draws without weights. Few-step samplers take one step and the map by default,
-        iterative ones all their steps and the path.
+        iterative ones all their steps and the path. ``mesh`` spreads the draws over devices.
       reverse_log_weight: ``(rng_key, state, position, num_steps, *, bound) -> log_weight``:
         what a draw that ended at each point ``[n, dim]`` would weigh, with the path back to the
         base made up by the backward kernels, or by inverting the map (NaN where that fails).

@@ -28,6 +28,7 @@ from consistent_samplers.algorithms.base import (
 )
 from consistent_samplers.bases import Component
 from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.sharding import shard_batch
 from consistent_samplers.types import Array, Params, PRNGKey
 
 
@@ -135,7 +136,7 @@ def calibration(
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, CalibrationInfo]:
         key_base, key_probe = jax.random.split(rng_key)
         half = jax.random.normal(key_base, ((batch_size + 1) // 2, dim))
-        x0 = jnp.concatenate([half, -half])[:batch_size]
+        x0 = shard_batch(jnp.concatenate([half, -half])[:batch_size])
         component = control.draw_components(jax.random.fold_in(key_base, 1), batch_size)
         log_weight, gradient, folded = jax.vmap(path_gradient, (None, 0, 0))(
             state.params, x0, component
@@ -145,7 +146,7 @@ def calibration(
         pull = jnp.where(jnp.isfinite(pull), pull, 0.0)
 
         num_held = -(-batch_size // 4)
-        held = jnp.concatenate([x0[:num_held], wide_scale * x0[:num_held]])
+        held = shard_batch(jnp.concatenate([x0[:num_held], wide_scale * x0[:num_held]]))
         probe = jax.random.normal(key_probe, held.shape)
         held_component = jax.tree.map(
             lambda c: jnp.concatenate([c[:num_held], c[:num_held]]), component

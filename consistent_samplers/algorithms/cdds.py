@@ -40,6 +40,7 @@ from consistent_samplers.algorithms.sampling import MAX_INVERSION_ERROR, batched
 from consistent_samplers.bases import Base
 from consistent_samplers.processes import GaussianKernel, OrnsteinUhlenbeck
 from consistent_samplers.schedules import time_grid
+from consistent_samplers.sharding import shard_batch
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
 
@@ -203,7 +204,7 @@ def _cdds(
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, CDDSInfo]:
         key_base, key_index, key_path = jax.random.split(rng_key, 3)
-        x0 = jax.random.normal(key_base, (batch_size, dim))
+        x0 = shard_batch(jax.random.normal(key_base, (batch_size, dim)))
         keys = jax.random.split(key_path, batch_size)
         # One index for the whole batch: the loop over teacher steps ends where it ends.
         index = jax.random.randint(key_index, (), 0, num_points - 1)

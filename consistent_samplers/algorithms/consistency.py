@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from consistent_samplers import simulate
 from consistent_samplers.algorithms.control import Control
+from consistent_samplers.sharding import shard_batch
 from consistent_samplers.types import Array, Params, PRNGKey
 
 _NUM_ELBO_SAMPLES = 16
@@ -33,7 +34,7 @@ def draw_steps(
     start = jnp.floor(jax.random.uniform(key_time, (num,)) * num_starts).astype(jnp.int32)
     # A uniform draw may round up to 1 in float32.
     index = stride * jnp.minimum(start, num_starts - 1)
-    return paths[jnp.arange(num), index], index / num_steps, stride / num_steps
+    return shard_batch((paths[jnp.arange(num), index], index / num_steps, stride / num_steps))
 
 
 def one_step_elbo(control: Control, params: Params, x0: Array) -> Array:

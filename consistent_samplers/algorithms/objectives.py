@@ -15,6 +15,7 @@ from consistent_samplers import losses, networks, simulate
 from consistent_samplers.algorithms.base import check_choice
 from consistent_samplers.algorithms.control import Control
 from consistent_samplers.bases import Component
+from consistent_samplers.sharding import shard_batch
 from consistent_samplers.types import Array, LogDensityFn, Params, PRNGKey
 
 ControlLoss: TypeAlias = Literal[
@@ -138,7 +139,7 @@ def build_objective(
         params: Params, rng_key: PRNGKey, num_steps: int, temper: Array | float
     ) -> tuple[simulate.StochasticPath, Component]:
         key_base, key_path = jax.random.split(rng_key)
-        x0 = jax.random.normal(key_base, (batch_size, dim))
+        x0 = shard_batch(jax.random.normal(key_base, (batch_size, dim)))
         keys = jax.random.split(key_path, batch_size)
         component = control.draw_components(jax.random.fold_in(key_base, 1), batch_size)
 

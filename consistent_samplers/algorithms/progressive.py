@@ -23,6 +23,7 @@ from consistent_samplers.algorithms.base import (
 )
 from consistent_samplers.algorithms.consistency import one_step_elbo
 from consistent_samplers.algorithms.sampling import build_sample
+from consistent_samplers.sharding import shard_batch
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, Bound, Params, PRNGKey
 
@@ -129,7 +130,7 @@ def progressive_distillation(
         d = 2.0 ** (level + 1) / max_steps
         # Points where the teacher's own steps lead, at a multiple of the student's.
         start = jax.random.randint(key_start, (), 0, max_steps // 2 ** (level + 1))
-        x0 = jax.random.normal(key_base, (batch_size, target.dim))
+        x0 = shard_batch(jax.random.normal(key_base, (batch_size, target.dim)))
         u_teacher = control.bind(teacher_params)
         x = jax.vmap(lambda x: carry(u_teacher, x, 2 * start, 0.5 * d))(x0)
         t = start * d

@@ -5,6 +5,7 @@ Chunked, so that memory does not grow with the number of draws.
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from consistent_samplers import simulate
 from consistent_samplers.algorithms.base import (
@@ -19,8 +20,9 @@ from consistent_samplers.algorithms.base import (
 from consistent_samplers.algorithms.control import Control
 from consistent_samplers.bases import Base, Component
 from consistent_samplers.checks import check_integer, check_key
-from consistent_samplers.compilation import jit_with
+from consistent_samplers.compilation import as_partial, jit_with
 from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices
 from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
 
 # Floats of Jacobians held at once while drawing with exact weights: 64 MiB.
@@ -139,7 +141,7 @@ def batched(
     draw = jit_with(
         _draw,
         per_draw.draw,
-        static_argnames=("num_samples", "num_steps", "bound", "batch_size"),
+        static_argnames=("num_samples", "num_steps", "bound", "batch_size", "mesh"),
     )
     # Compiled apart from the draws: one compilation serves every number of samples.
     round_trip_errors = jit_with(
@@ -156,11 +158,14 @@ def batched(
         num_steps: int = default_steps,
         *,
         bound: Bound | None = bounds[0],
+        mesh: Mesh | None = None,
     ) -> Draws:
         check_num_steps(num_steps, max_steps)
         check_key(rng_key)
         check_integer("num_samples", num_samples)
         _check_bound(bound, (None, *bounds))
+        if mesh is not None:
+            check_mesh(mesh)
         draws = draw(
             rng_key,
             state.ema_params,
@@ -168,6 +173,7 @@ def batched(
             num_steps=num_steps,
             bound=bound,
             batch_size=chunk_size(num_steps, bound),
+            mesh=mesh,
         )
         if draws.flow is None:
             return draws
@@ -214,12 +220,20 @@ def _draw(
     num_steps: int,
     bound: Bound | None,
     batch_size: int,
+    mesh: Mesh | None,
 ) -> Draws:
-    return jax.lax.map(
-        lambda key: one_draw(params, key, num_steps, bound),
-        jax.random.split(rng_key, num_samples),
-        batch_size=batch_size,
-    )
+    def draw(one_draw: DrawFn, params: Params, keys: Array) -> Draws:
+        return jax.lax.map(
+            lambda key: one_draw(params, key, num_steps, bound), keys, batch_size=batch_size
+        )
+
+    keys = jax.random.split(rng_key, num_samples)
+    if mesh is None:
+        return draw(one_draw, params, keys)
+    # The last key again, as often as it takes for every device to have as many.
+    index = jnp.minimum(jnp.arange(num_samples + -num_samples % num_devices(mesh)), num_samples - 1)
+    draws = map_over_mesh(draw, mesh, 2)(as_partial(one_draw), params, keys[index])
+    return jax.tree.map(lambda x: x[:num_samples], draws)
 
 
 def _round_trip_errors(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from consistent_samplers import checkpoint
 from consistent_samplers.algorithms import Algorithm, SamplerState
@@ -96,6 +97,7 @@ class TrainedSampler:
         num_steps: int = 1,
         *,
         bound: Bound | None = "lower-if-injective",
+        mesh: Mesh | None = None,
     ) -> Draws:
         """Draws ``num_samples`` points in ``num_steps`` network evaluations each.
 
@@ -106,13 +108,14 @@ class TrainedSampler:
             calibrated on its exact likelihood, and usually the best.
           bound: kind of weights (see `Algorithm.sample`); None for draws without weights,
             which costs one network evaluation a step and nothing else.
+          mesh: devices to spread the draws over; the draws are the same.
 
         Raises:
           ValueError: ``num_steps`` is not one the sampler was trained for, or ``bound`` is not
             a kind of evidence.
         """
         state = self.state_for(num_steps, bound)
-        return self.algorithm.sample(rng_key, state, num_samples, num_steps, bound=bound)
+        return self.algorithm.sample(rng_key, state, num_samples, num_steps, bound=bound, mesh=mesh)
 
     def evidence(
         self,
@@ -121,13 +124,14 @@ class TrainedSampler:
         num_steps: int = 1,
         *,
         bound: Bound = "lower-if-injective",
+        mesh: Mesh | None = None,
     ) -> Evidence:
         """ELBO and log Z with their standard errors from fresh draws.
 
         ``bound="lower"`` uses the distilled sampler's stochastic path: usually looser, but a
         bound by construction.
         """
-        return evidence(self.sample(rng_key, num_samples, num_steps, bound=bound))
+        return evidence(self.sample(rng_key, num_samples, num_steps, bound=bound, mesh=mesh))
 
     def verdict(self, evidence: Evidence) -> str:
         """What some evidence is worth, the look for modes included, and what to try."""

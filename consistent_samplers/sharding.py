@@ -1,0 +1,169 @@
+"""Batches spread over the devices of a mesh, parameters on each of them.
+
+What is computed for each draw depends on its key alone, so that one device and eight give the same
+to rounding. Meshes may span several hosts (``jax.distributed``).
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from consistent_samplers.types import ArrayTree
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, ``"batch"``, over all devices of all hosts.
+
+    Args:
+      devices: its devices; all that there are if None.
+
+    Example:
+      >>> from consistent_samplers import sharding
+      >>> sharding.data_mesh().axis_names
+      ('batch',)
+    """
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("batch",), (AxisType.Auto,), devices=devices)
+
+
+def num_devices(mesh: Mesh) -> int:
+    """Devices of a mesh.
+
+    Example:
+      >>> import jax
+      >>> from consistent_samplers import sharding
+      >>> sharding.num_devices(sharding.data_mesh()) == jax.device_count()
+      True
+    """
+    return math.prod(mesh.shape.values())
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh | None) -> Iterator[None]:
+    """Within it, what `shard_batch` is given is spread over a mesh; over none where that is None.
+
+    Raises:
+      TypeError: it is no mesh.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from consistent_samplers import sharding
+      >>> with sharding.on_mesh(sharding.data_mesh()):
+      ...     mean = jax.jit(lambda x: sharding.shard_batch(x).mean())(jnp.ones((8, 2)))
+      >>> float(mean)
+      1.0
+    """
+    if mesh is None:
+        yield
+        return
+    with jax.set_mesh(_automatic(mesh)):
+        yield
+
+
+def shard_batch(batch: ArrayTree) -> ArrayTree:
+    """Spreads leading axes over the mesh in use; where one does not divide, all compute all of it.
+
+    For code under ``jax.jit``: the compiler then splits what follows, and sums what is shared.
+
+    Args:
+      batch: a tree of arrays ``[batch_size, ...]``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from consistent_samplers import sharding
+      >>> jax.jit(sharding.shard_batch)(jnp.ones((8, 2))).shape  # as it is, without a mesh
+      (8, 2)
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return batch
+    num = math.prod(mesh.shape.values())
+
+    def spread(x: jax.Array) -> jax.Array:
+        if x.ndim == 0 or x.shape[0] % num:
+            return x
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
+
+    return jax.tree.map(spread, batch)
+
+
+def share(tree: ArrayTree) -> ArrayTree:
+    """The same arrays on every device of the mesh in use, for results under ``jax.jit``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from consistent_samplers import sharding
+      >>> jax.jit(sharding.share)(jnp.ones(3)).shape  # as it is, without a mesh
+      (3,)
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def map_over_mesh(function: Callable[..., Any], mesh: Mesh, num_shared: int) -> Callable[..., Any]:
+    """A function of shared arguments and a batch, each device taking its part of the batch.
+
+    For functions that treat every entry of the batch by itself, in chunks say.
+
+    Args:
+      function: ``(*shared, batch) -> result``, the leading axes of batch and result alike.
+      mesh: the devices.
+      num_shared: number of shared arguments.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from consistent_samplers import sharding
+      >>> mesh = sharding.data_mesh()
+      >>> double = sharding.map_over_mesh(lambda scale, x: scale * x, mesh, 1)
+      >>> double(2.0, jnp.ones(16)).tolist() == [2.0] * 16
+      True
+    """
+    spread = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(
+        function,
+        mesh=_automatic(mesh),
+        in_specs=(*(PartitionSpec(),) * num_shared, spread),
+        out_specs=spread,
+        # Constants inside (a scan's start, the basis of a Jacobian) need not say how they vary.
+        check_vma=False,
+    )
+
+
+def replicate(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
+    """The same arrays on every device of a mesh.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers import sharding
+      >>> sharding.replicate({"w": jnp.ones(2)}, sharding.data_mesh())["w"].tolist()
+      [1.0, 1.0]
+    """
+    return jax.device_put(tree, NamedSharding(_automatic(mesh), PartitionSpec()))
+
+
+def check_mesh(mesh: Any) -> None:
+    """Raises unless an argument is a mesh.
+
+    Raises:
+      TypeError: it is none.
+
+    Example:
+      >>> from consistent_samplers import sharding
+      >>> sharding.check_mesh(sharding.data_mesh())
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            "mesh must be a jax.sharding.Mesh, such as consistent_samplers.sharding.data_mesh(), "
+            f"got {type(mesh).__name__}."
+        )
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    """The same devices with axes that the compiler may split along as it sees fit."""
+    check_mesh(mesh)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))

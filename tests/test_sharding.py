@@ -1,0 +1,150 @@
+"""Eight virtual devices give what one gives; pmap and shard_map take the parts as they are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import consistent_samplers as cs
+from consistent_samplers import sharding
+
+KEY = jax.random.key(0)
+TARGET = cs.targets.gaussian(jnp.array([1.0, -1.0]), jnp.array([[2.0, 0.6], [0.6, 0.5]]))
+BASE = cs.bases.standard_normal(2, 1.5)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    if jax.device_count() < 8:
+        pytest.skip("needs eight devices")
+    return sharding.data_mesh(jax.devices()[:8])
+
+
+def close(one, many):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), one, many)
+
+
+SETTINGS = {"max_steps": 4, "hidden": (8,)}
+ALGORITHMS = {
+    "osds": lambda batch: cs.osds(TARGET, base=BASE, batch_size=batch, **SETTINGS),
+    "calibration": lambda batch: cs.calibration(
+        cs.osds(TARGET, base=BASE, **SETTINGS), batch_size=batch
+    ),
+    "dis": lambda batch: cs.dis(
+        TARGET, base=BASE, batch_size=batch, train_steps=[4], loss="log_variance", **SETTINGS
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size"),
+    [
+        ("calibration", 64),
+        ("dis", 12),  # does not divide
+        ("dis", 64),
+        pytest.param("osds", 64, marks=pytest.mark.slow),
+    ],
+)
+def test_training_is_the_same_on_eight_devices(mesh, name, batch_size):
+    algorithm = ALGORITHMS[name](batch_size)
+    start = algorithm.init(KEY)
+    settings = {"state": start, "progress_bar": False, "chunk_size": 4}
+    one = cs.fit(KEY, algorithm, 4, **settings)
+    many = cs.fit(KEY, algorithm, 4, mesh=mesh, **settings)
+    close(one.history, many.history)
+    close(one.state.params, many.state.params)
+    leaf = jax.tree.leaves(many.state.params)[0]
+    assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8
+
+
+def test_batches_are_really_split(mesh):
+    """Each device holds an eighth: not all of it, eight times."""
+
+    def spread(x):
+        return sharding.shard_batch({"x": x, "odd": x[:3]})
+
+    with sharding.on_mesh(mesh):
+        parts = jax.jit(spread)(jnp.ones((64, 2)))
+    assert parts["x"].sharding.shard_shape((64, 2)) == (8, 2)
+    assert parts["odd"].sharding.shard_shape((3, 2)) == (3, 2)
+    # The compiled step works on an eighth, too: the samples' gradients are summed over devices.
+    algorithm = ALGORITHMS["dis"](64)
+    state = algorithm.init(KEY)
+    with sharding.on_mesh(mesh):
+        step = jax.jit(algorithm.step).lower(KEY, sharding.replicate(state, mesh))
+    assert "all-reduce" in step.compile().as_text()
+
+
+@pytest.mark.parametrize("num_samples", [64, 61])
+@pytest.mark.parametrize("bound", [None, "lower", "lower-if-injective"])
+def test_draws_are_the_same_on_eight_devices(mesh, num_samples, bound):
+    algorithm = cs.osds(TARGET, base=BASE, guidance=None, **SETTINGS)
+    state = algorithm.init(KEY)
+    one = algorithm.sample(KEY, state, num_samples, 2, bound=bound)
+    many = algorithm.sample(KEY, state, num_samples, 2, bound=bound, mesh=mesh)
+    close(one, many)
+    assert len(many.position.sharding.device_set) == 8
+    if bound is not None:
+        close(cs.evidence(one), cs.evidence(many))
+
+
+def test_meshes_of_any_shape_and_axis_type(mesh):
+    devices = np.array(jax.devices()[:8]).reshape(2, 4)
+    square = Mesh(devices, ("hosts", "devices"), axis_types=(AxisType.Explicit,) * 2)
+    algorithm = ALGORITHMS["dis"](64)
+    start = algorithm.init(KEY)
+    settings = {"state": start, "progress_bar": False, "chunk_size": 4}
+    close(
+        cs.fit(KEY, algorithm, 4, mesh=mesh, **settings).history,
+        cs.fit(KEY, algorithm, 4, mesh=square, **settings).history,
+    )
+    draws = algorithm.sample(KEY, start, 30, mesh=square)
+    close(draws, algorithm.sample(KEY, start, 30))
+
+
+def test_a_mesh_must_be_one():
+    algorithm = ALGORITHMS["dis"](8)
+    with pytest.raises(TypeError, match=r"mesh must be a jax\.sharding\.Mesh"):
+        cs.fit(KEY, algorithm, 1, mesh=jax.devices())
+    with pytest.raises(TypeError, match=r"mesh must be a jax\.sharding\.Mesh"):
+        algorithm.sample(KEY, algorithm.init(KEY), 8, mesh=8)
+
+
+def test_the_parts_run_under_pmap_and_shard_map(mesh):
+    """Simulators, losses and evidence by hand: what `mesh` does, and its equivalents."""
+    algorithm = cs.osds(TARGET, base=BASE, guidance=None, **SETTINGS)
+    params = algorithm.init(KEY).ema_params
+    keys = jax.random.split(KEY, 64)
+
+    def log_weights(params, keys):
+        draw = algorithm.per_draw.draw
+        return jax.vmap(lambda key: draw(params, key, 4, "lower").log_weight)(keys)
+
+    def loss(params, keys):
+        return cs.losses.log_variance(log_weights(params, keys)).mean()
+
+    expected, expected_loss = log_weights(params, keys), loss(params, keys)
+
+    by_pmap = jax.pmap(log_weights, in_axes=(None, 0), devices=jax.devices()[:8])
+    close(expected, by_pmap(params, keys.reshape(8, 8)).reshape(64))
+
+    spread = PartitionSpec("batch")
+    by_shard_map = jax.jit(
+        jax.shard_map(
+            log_weights,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), spread),
+            out_specs=spread,
+            check_vma=False,
+        )
+    )
+    found = by_shard_map(params, keys)
+    close(expected, found)
+    close(
+        cs.evidence(cs.Draws(jnp.zeros((64, 2)), expected, bound="lower")),
+        cs.evidence(cs.Draws(jnp.zeros((64, 2)), found, bound="lower")),
+    )
+    # Left to the compiler: the batch is sharded, and the loss is the sum over devices.
+    sharded = jax.device_put(keys, NamedSharding(mesh, spread))
+    close(expected_loss, jax.jit(loss)(params, sharded))
