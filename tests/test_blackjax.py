@@ -31,14 +31,14 @@ MIXTURE = cs.bases.mixture(
     jnp.array([[-0.5, -1.0], [1.5, 0.3]]),
     jnp.tile(1.5 * jnp.eye(2), (2, 1, 1)),
 )
-NUM_CHAINS = 2_000
+NUM_CHAINS = 1_500
 
 
 @functools.cache
 def off(name):
     """A sampler with a random network: off in place and scale, its map no longer affine."""
     base = GAUSSIAN if name == "gaussian" else MIXTURE
-    algorithm = cs.osds(TARGET, base=base, guidance=None, hidden=(8,), max_steps=2)
+    algorithm = cs.osds(TARGET, base=base, guidance=None, hidden=(8,), max_steps=1)
     state = jax.jit(algorithm.init)(jax.random.key(0))
     flat, unravel = jax.flatten_util.ravel_pytree(state.ema_params)
     params = unravel(flat + 0.06 * jax.random.normal(jax.random.key(3), flat.shape))
@@ -177,13 +177,13 @@ def test_it_runs_where_blackjax_runs_its_own(chain):
 
 
 def test_a_start_among_draws_is_chosen_by_weight(poor):
-    keys = jax.random.split(jax.random.key(6), 1_000)
+    keys = jax.random.split(jax.random.key(6), 600)
     starts = jax.jit(jax.vmap(lambda key: init_from_draws(key, poor)))(keys)
     assert isinstance(starts, OneStepMHState)
     x = np.asarray(starts.position)
     # Four standard errors, and a little for the bias of a choice among 64.
-    assert np.all(np.abs(x.mean(0) - MEAN) < 0.16)
-    assert np.all(np.abs(np.cov(x.T) - COVARIANCE) < 0.3)
+    assert np.all(np.abs(x.mean(0) - MEAN) < 0.2)
+    assert np.all(np.abs(np.cov(x.T) - COVARIANCE) < 0.4)
     np.testing.assert_allclose(
         starts.logdensity, jax.vmap(TARGET.log_density)(starts.position), atol=1e-3
     )
@@ -225,7 +225,6 @@ KERNELS = {
     "hmc": (None, {"num_moves": 15, "num_integration_steps": 4}),
     "nuts": (blackjax.nuts, {"num_moves": 8, "max_num_doublings": 5, "step_size": 0.6}),
     "mala": (blackjax.mala, {"num_moves": 60, **MALA}),
-    "barker": (blackjax.barker, {"num_moves": 40, "step_size": 1.0}),
 }
 
 
@@ -246,7 +245,7 @@ def test_kernels_leave_exact_draws_and_repair_wrong_ones(name):
 
 def test_moved_draws_keep_weights_that_stay_valid():
     """Points of N(0, 2² I) and their weights: E[w f] is Z E[f] before and after few moves."""
-    x = 2.0 * jax.random.normal(jax.random.key(10), (20_000, 2))
+    x = 2.0 * jax.random.normal(jax.random.key(10), (8_000, 2))
     log_proposal = jax.vmap(lambda x: jax.scipy.stats.norm.logpdf(x, scale=2.0).sum())(x)
     log_density = jax.vmap(TARGET.log_density)(x)
     draws = Draws(x, log_density - log_proposal, log_density, bound="lower")
@@ -297,7 +296,7 @@ def test_what_is_no_kernel_is_refused():
         move(key, x, rho, blackjax.nuts, stepsize=0.1)
     with pytest.raises(TypeError, match="takes no parameters"):
         move(key, x, rho, blackjax.mala(rho, 0.1), step_size=0.1)
-    with pytest.raises(ValueError, match="num_moves must be at least 1"):
+    with pytest.raises(ValueError, match="num_moves must be"):
         move(key, x, rho, num_moves=0)
     with pytest.raises(ValueError, match="log_density must return a scalar"):
         move(key, x, lambda x: x)

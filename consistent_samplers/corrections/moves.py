@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers.checks import check_integer
 from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
 
 _Points = TypeVar("_Points", Array, Draws)
@@ -66,8 +67,7 @@ def move(
     position = jnp.asarray(draws.position if isinstance(draws, Draws) else draws)
     if position.ndim != 2 or position.shape[0] < 1:
         raise ValueError(f"position must be [num_samples, dim], got {position.shape}.")
-    if num_moves < 1:
-        raise ValueError(f"num_moves must be at least 1, got {num_moves}.")
+    check_integer("num_moves", num_moves)
     shape = jax.eval_shape(log_density, position[0]).shape
     if shape != ():
         raise ValueError(f"log_density must return a scalar for one point [dim], got {shape}.")

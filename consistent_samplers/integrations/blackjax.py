@@ -237,7 +237,8 @@ def one_step_mh(
       >>> import blackjax, jax, jax.numpy as jnp
       >>> import consistent_samplers as cs
       >>> target = cs.targets.gaussian(jnp.zeros(2), jnp.eye(2))
-      >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(2, 1.5), guidance=None)
+      >>> base = cs.bases.standard_normal(2, 1.5)
+      >>> algorithm = cs.osds(target, base=base, guidance=None, hidden=(8,))
       >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
       >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
       >>> chain = one_step_mh(trained)
