@@ -343,7 +343,7 @@ def on_two_data_sets():
     """A sampler trained on one data set and run on another of the same shapes."""
     model = Counted(regression)
     sampler = OneStepSampler(model, **TINY)
-    sampler.run(KEY, X, y=Y)
+    sampler.run(KEY, X, y=jnp.full(len(Y), 1.0))  # weakly typed, as no array of NumPy's is
     sampler.get_samples()
     calls = model.num_calls
     with pytest.warns(UserWarning, match=r"'counted': training goes on from the sampler"):

@@ -204,8 +204,13 @@ def _split(arguments: Any) -> tuple[_Arguments, list[Array]]:
     """Arguments apart from their arrays, and these."""
     leaves, structure = jax.tree.flatten(arguments)
     rest = tuple((i, type(leaf), leaf) for i, leaf in enumerate(leaves) if not _is_array(leaf))
-    arrays = [jnp.asarray(leaf) for leaf in leaves if _is_array(leaf)]
+    arrays = [_strong(jnp.asarray(leaf)) for leaf in leaves if _is_array(leaf)]
     return _Arguments(structure, rest), arrays
+
+
+def _strong(array: Array) -> Array:
+    """Of a type as NumPy's arrays have: ``jnp.full(n, 45)`` has a weak one, and compiles anew."""
+    return jnp.asarray(array, array.dtype) if array.weak_type else array
 
 
 def _is_array(leaf: Any) -> bool:
