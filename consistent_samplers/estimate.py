@@ -148,37 +148,87 @@ def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
       ((400,), True)
     """
     n = log_weight.shape[0]
-    tail_size = int(min(n / 5.0, 3.0 * math.sqrt(n)))
-    if tail_size < MIN_TAIL:
+    num = tail_size(n)
+    if num < MIN_TAIL:
         return log_weight, jnp.full((), jnp.inf, log_weight.dtype)
     shifted, largest = _shift_by_max(log_weight)
     order = jnp.argsort(shifted)
-    tail_index = order[n - tail_size :]
-    tail = shifted[tail_index]
-    cutoff = shifted[order[n - tail_size - 1]]
+    where = order[n - num :]
+    tail = shifted[where]
+    cutoff = shifted[order[n - num - 1]]
 
+    k, smoothed_tail, fitted = _smooth_tail(tail, cutoff, largest)
+    smoothed_tail = jnp.where(fitted, smoothed_tail + largest, log_weight[where])
+    return log_weight.at[where].set(smoothed_tail), k
+
+
+def tail_size(num_samples: int) -> int:
+    """How many of the largest weights make the tail: min(n/5, 3 √n), as in loo and ArviZ.
+
+    Example:
+      >>> from consistent_samplers import estimate
+      >>> estimate.tail_size(10_000)
+      300
+    """
+    return int(min(num_samples / 5.0, 3.0 * math.sqrt(num_samples)))
+
+
+@jax.jit
+def tail_index(tail: Array, cutoff: Array) -> Array:
+    """Pareto k of the largest weights alone, as `pareto_smooth` finds it among all.
+
+    Args:
+      tail: ``[tail_size(n)]`` largest log weights, ascending.
+      cutoff: ``[]``, the largest log weight below them.
+
+    Returns:
+      ``[]``; see `pareto_smooth`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers import estimate
+      >>> log_weight = jnp.sort(0.5 * jax.random.normal(jax.random.key(0), (400,)))
+      >>> num = estimate.tail_size(400)
+      >>> k = estimate.tail_index(log_weight[-num:], log_weight[-num - 1])
+      >>> bool(jnp.isclose(k, estimate.pareto_smooth(log_weight)[1]))
+      True
+    """
+    if tail.shape[0] < MIN_TAIL:
+        return jnp.full((), jnp.inf, tail.dtype)
+    return _smooth_tail(tail - tail[-1], cutoff - tail[-1], tail[-1])[0]
+
+
+def _smooth_tail(tail: Array, cutoff: Array, largest: Array) -> tuple[Array, Array, Array]:
+    """``(k [], smoothed tail [m], where it is smoothed [m])`` of the m largest log weights.
+
+    Args:
+      tail: ``[m]``, ascending, relative to ``largest``.
+      cutoff: ``[]``, the largest log weight below them, relative to ``largest``.
+      largest: ``[]``, log weight.
+    """
+    num = tail.shape[0]
     # Weights tied with the threshold stay in the body, so the tail's length is only known at
     # run time: a mask over the static tail.
     above = tail > cutoff
     length = jnp.sum(above)
-    rounding = 8.0 * jnp.finfo(shifted.dtype).eps * jnp.maximum(1.0, jnp.abs(largest))
+    rounding = 8.0 * jnp.finfo(tail.dtype).eps * jnp.maximum(1.0, jnp.abs(largest))
     constant = jnp.isfinite(cutoff) & (tail[-1] - cutoff <= rounding)
     fitted = ~constant & (length >= MIN_TAIL)
     # Any harmless numbers where nothing is fitted: their results are discarded below.
-    ramp = jnp.linspace(0.5, 1.0, tail_size, dtype=shifted.dtype)
+    ramp = jnp.linspace(0.5, 1.0, num, dtype=tail.dtype)
     above = jnp.where(fitted, above, True)
-    length = jnp.where(fitted, length, tail_size)
+    length = jnp.where(fitted, length, num)
     gap = jnp.where(fitted & above, cutoff - jnp.where(above, tail, 0.0), -1.0)
     log_exceedance = jnp.where(fitted, tail + jnp.log(-jnp.expm1(gap)), jnp.log(ramp))
 
     k, log_sigma = _fit_generalised_pareto(log_exceedance, above, length)
-    rank = jnp.arange(tail_size) - (tail_size - length)
+    rank = jnp.arange(num) - (num - length)
     probability = jnp.where(above, (rank + 0.5) / length, 0.5)
     log_quantile = log_sigma + _log_standard_quantile(probability, k)
     smoothed_tail = jnp.minimum(jnp.logaddexp(cutoff, log_quantile), 0.0)
-    smoothed_tail = jnp.where(fitted & above, smoothed_tail + largest, log_weight[tail_index])
     k = jnp.where(fitted, k, jnp.where(constant, 0.0, jnp.inf))
-    return log_weight.at[tail_index].set(smoothed_tail), k
+    return k, smoothed_tail, fitted & above
 
 
 def evidence(draws: Draws) -> Evidence:
@@ -220,12 +270,7 @@ def evidence(draws: Draws) -> Evidence:
             f"draws carry weights but do not say what they are worth (bound={draws.bound!r}). "
             f"Build them with Draws(..., bound=...), one of {', '.join(map(repr, BOUNDS))}."
         )
-    folded = round_trip_error = None
-    if draws.flow is not None:
-        folded, round_trip_error = _flow_summary(draws.flow)
-        traced = isinstance(round_trip_error, jax.core.Tracer)
-        if not traced and math.isnan(float(round_trip_error)):
-            round_trip_error = None  # measured nowhere
+    folded, round_trip_error = flow_summary(draws.flow)
     return Evidence(
         **_estimates(log_weight),
         pareto_k=pareto_smooth(log_weight)[1],
@@ -312,6 +357,33 @@ def _count_unusable(log_weight: Array) -> tuple[Array, Array]:
     """``(number of NaN or +inf, whether all are -inf)``."""
     bad = jnp.isnan(log_weight) | (log_weight == jnp.inf)
     return jnp.sum(bad), jnp.all(log_weight == -jnp.inf)
+
+
+def flow_summary(flow: FlowDiagnostics | None) -> tuple[Array | None, Array | None]:
+    """What `FlowDiagnostics` say of a map: the entries ``folded`` and ``round_trip_error``.
+
+    Args:
+      flow: of the draws, or None for stochastic kernels.
+
+    Returns:
+      ``(share folded [], 99 % quantile of the round-trip errors [])``, None where not measured.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers import estimate
+      >>> from consistent_samplers.types import FlowDiagnostics
+      >>> flow = FlowDiagnostics(jnp.array([True, False]), jnp.array([1e-6, jnp.nan]))
+      >>> folded, error = estimate.flow_summary(flow)
+      >>> float(folded), round(float(error), 7)
+      (0.5, 1e-06)
+    """
+    if flow is None:
+        return None, None
+    folded, round_trip_error = _flow_summary(flow)
+    traced = isinstance(round_trip_error, jax.core.Tracer)
+    if not traced and math.isnan(float(round_trip_error)):
+        return folded, None  # measured nowhere
+    return folded, round_trip_error
 
 
 @jax.jit

@@ -27,6 +27,7 @@ ORDER = [
     "checkpoint",
     "training",
     "estimate",
+    "streaming",
     "corrections",
     "diagnostics",
     "recipe",

@@ -237,7 +237,7 @@ def plot_evidence(
     ax.grid(axis="y", alpha=0.25)
     ax.margins(y=0.08)
     style.tidy(ax)
-    style.legend_above(ax, columns=2)
+    style.legend_above(ax, columns=2 if len(evidences) > 3 else 1)
     return ax
 
 

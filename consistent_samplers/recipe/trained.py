@@ -19,6 +19,7 @@ from consistent_samplers.diagnostics import ExplorationCheck, verdict
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.recipe.settings import Settings
 from consistent_samplers.recipe.shared import share_sampling
+from consistent_samplers.streaming import CHUNK_SIZE, stream_evidence
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Bound, Draws, PRNGKey
 
@@ -131,7 +132,13 @@ class TrainedSampler:
         ``bound="lower"`` uses the distilled sampler's stochastic path: usually looser, but a
         bound by construction.
         """
-        return evidence(self.sample(rng_key, num_samples, num_steps, bound=bound, mesh=mesh))
+
+        def sample(rng_key: PRNGKey, num_samples: int) -> Draws:
+            return self.sample(rng_key, num_samples, num_steps, bound=bound, mesh=mesh)
+
+        if isinstance(num_samples, int) and num_samples > CHUNK_SIZE:
+            return stream_evidence(rng_key, sample, num_samples)
+        return evidence(sample(rng_key, num_samples))
 
     def verdict(self, evidence: Evidence) -> str:
         """What some evidence is worth, the look for modes included, and what to try."""
