@@ -5,6 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
+# Keys of the old kind, as arrays of numbers: Threefry's, and those of RBG.
+_OLD_SHAPES = ((2,), (4,))
+
 
 def check_integer(name: str, value: Any, minimum: int = 1) -> None:
     """Raises unless an argument is a whole number, large enough.
@@ -67,7 +70,7 @@ def check_key(rng_key: Any) -> None:
     shape = getattr(rng_key, "shape", None)
     if isinstance(rng_key, jax.Array | np.ndarray):
         typed = jax.dtypes.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
-        if shape == () if typed else rng_key.dtype == np.uint32 and len(shape or ()) == 1:
+        if shape == () if typed else rng_key.dtype == np.uint32 and shape in _OLD_SHAPES:
             return
     got = type(rng_key).__name__ + ("" if shape is None else f" of shape {shape}")
     raise TypeError(f"rng_key must be one key, such as jax.random.key(0), got {got}.")

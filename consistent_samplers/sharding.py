@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from consistent_samplers.types import ArrayTree
@@ -34,10 +35,11 @@ def num_devices(mesh: Mesh) -> int:
     """Devices of a mesh.
 
     Example:
-      >>> import jax
-      >>> from consistent_samplers import sharding
-      >>> sharding.num_devices(sharding.data_mesh()) == jax.device_count()
-      True
+          >>> import jax
+    from jax.experimental import multihost_utils
+          >>> from consistent_samplers import sharding
+          >>> sharding.num_devices(sharding.data_mesh()) == jax.device_count()
+          True
     """
     return math.prod(mesh.shape.values())
 
@@ -144,6 +146,32 @@ def replicate(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
       [1.0, 1.0]
     """
     return jax.device_put(tree, NamedSharding(_automatic(mesh), PartitionSpec()))
+
+
+def spans_hosts(mesh: Mesh) -> bool:
+    """Whether a mesh has devices of several processes.
+
+    Example:
+      >>> from consistent_samplers import sharding
+      >>> sharding.spans_hosts(sharding.data_mesh())
+      False
+    """
+    check_mesh(mesh)
+    return len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+def wait_for_hosts(name: str) -> None:
+    """Returns when every process has come here.
+
+    Args:
+      name: of the place, for messages.
+
+    Example:
+      >>> from consistent_samplers import sharding
+      >>> sharding.wait_for_hosts("here")  # alone: at once
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def check_mesh(mesh: Any) -> None:

@@ -17,7 +17,13 @@ from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.base import Algorithm, SamplerState
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import jit_with
-from consistent_samplers.sharding import on_mesh, replicate, share
+from consistent_samplers.sharding import (
+    on_mesh,
+    replicate,
+    share,
+    spans_hosts,
+    wait_for_hosts,
+)
 from consistent_samplers.types import PRNGKey
 
 MAX_SKIPPED_SHARE = 0.1
@@ -129,6 +135,7 @@ def fit(
       TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.
       ValueError: ``num_iterations`` or ``chunk_size`` is not a positive integer.
       CheckpointError: ``checkpoint_dir`` cannot be written to, is damaged, or holds another run.
+      RuntimeError: another host stopped.
       TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
         chunk's losses or gradients did, a second time; carries the last good state. Fewer are
         skipped, with a warning.
@@ -157,19 +164,25 @@ def fit(
     def info_like() -> Any:
         return jax.eval_shape(algorithm.step, key_steps, state)[1]
 
-    if mesh is not None:
-        state = replicate(state, mesh)
     run, identity = _Run(state), {}
+    several_hosts = mesh is not None and spans_hosts(mesh)
+    # Of several hosts one shows the progress and writes what all of them compute alike.
+    first_host = not several_hosts or jax.process_index() == 0
     if checkpoint_dir is not None:
         identity = _identity(rng_key, algorithm, state)
         if checkpoint.exists(checkpoint_dir):
             run = _read(checkpoint_dir, identity, run, info_like, num_iterations)
-        _write(checkpoint_dir, identity, run)
+        if several_hosts:
+            wait_for_hosts("checkpoint read")
+        if first_host:
+            _write(checkpoint_dir, identity, run)
+    if mesh is not None:
+        run = dataclasses.replace(run, state=replicate(run.state, mesh))
     written = time.monotonic()
     bar = tqdm(
         total=num_iterations,
         initial=run.done,
-        disable=not progress_bar,
+        disable=not (progress_bar and first_host),
         desc=algorithm.name,
         unit="it",
     )
@@ -196,7 +209,7 @@ def fit(
                 bar.update(num_run)
                 bar.set_postfix_str(f"ELBO {np.mean(info.elbo[~bad]):.3f}")
                 due = time.monotonic() - written >= checkpoint_seconds
-                if checkpoint_dir is not None and due:
+                if checkpoint_dir is not None and due and first_host:
                     _write_or_warn(checkpoint_dir, identity, run)
                     written = time.monotonic()
         except KeyboardInterrupt:
@@ -206,7 +219,20 @@ def fit(
                 RuntimeWarning,
                 stacklevel=2,
             )
-    if checkpoint_dir is not None:
+        except jax.errors.JaxRuntimeError as error:
+            if not several_hosts:
+                raise
+            raise RuntimeError(
+                f"Training of {algorithm.name!r} on {jax.process_count()} hosts ended after "
+                f"{run.done} of {num_iterations} iterations, most likely because a host stopped or "
+                "cannot be reached. Start all of them again with the same call: "
+                + (
+                    "it begins anew, as there is no checkpoint_dir."
+                    if checkpoint_dir is None
+                    else f"it goes on from the last checkpoint in {checkpoint_dir}."
+                )
+            ) from error
+    if checkpoint_dir is not None and first_host:
         _write_or_warn(checkpoint_dir, identity, run)
     if run.num_skipped:
         warnings.warn(

@@ -225,7 +225,7 @@ def test_funnel_sampler_is_exact_and_not_clipped():
 
 @pytest.mark.parametrize("dim", [1, 0, 2.0, True])
 def test_funnel_refuses_bad_dim(dim):
-    with pytest.raises(ValueError, match="dim must be an integer"):
+    with pytest.raises(ValueError, match="dim must be a"):
         targets.funnel(dim)
 
 
@@ -361,7 +361,7 @@ def test_student_t_mixture_sampler():
 @pytest.mark.parametrize("factory", [targets.gmm40, targets.student_t_mixture])
 @pytest.mark.parametrize("dim", [0, 2.0, True])
 def test_mixtures_refuse_bad_dim(factory, dim):
-    with pytest.raises(ValueError, match="dim must be an integer"):
+    with pytest.raises(ValueError, match="dim must be a"):
         factory(dim)
 
 
