@@ -35,11 +35,10 @@ def num_devices(mesh: Mesh) -> int:
     """Devices of a mesh.
 
     Example:
-          >>> import jax
-    from jax.experimental import multihost_utils
-          >>> from consistent_samplers import sharding
-          >>> sharding.num_devices(sharding.data_mesh()) == jax.device_count()
-          True
+      >>> import jax
+      >>> from consistent_samplers import sharding
+      >>> sharding.num_devices(sharding.data_mesh()) == jax.device_count()
+      True
     """
     return math.prod(mesh.shape.values())
 

@@ -1,7 +1,6 @@
 """BlackJAX both ways: our sampler as its algorithm, its kernels as corrections of draws."""
 
 import dataclasses
-import doctest
 import functools
 import importlib
 
@@ -302,10 +301,3 @@ def test_what_is_no_kernel_is_refused():
         move(key, x, lambda x: x)
     with pytest.raises(ValueError, match=r"position must be \[num_samples, dim\]"):
         move(key, x[0], rho)
-
-
-@pytest.mark.parametrize("name", ["integrations.blackjax", "corrections.moves"])
-def test_examples(name):
-    result = doctest.testmod(importlib.import_module(f"consistent_samplers.{name}"))
-    assert result.attempted > 0
-    assert result.failed == 0

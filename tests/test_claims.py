@@ -17,8 +17,10 @@ def _train(target, **settings):
 
 @pytest.fixture(scope="module")
 def seeds():
-    # A third of the calibration and no look for modes: less than the defaults, in less time.
-    return _train(cs.targets.seeds(), explore=False, num_calibration_iterations=500)
+    # A sixth of the calibration and no look for modes: less than the defaults, in less time.
+    return _train(
+        cs.targets.seeds(), explore=False, num_iterations=150, num_calibration_iterations=250
+    )
 
 
 def _check(trained, elbo_gap, log_z_error):

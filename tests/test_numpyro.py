@@ -272,7 +272,8 @@ def test_density_and_sites_are_those_of_initialize_model(trained_regression):
         np.testing.assert_allclose(sites[name][0], value, rtol=1e-5)
 
 
-def test_uneven_weights_are_left_out_and_a_warning_says_so(many_sites, capsys):
+def test_uneven_weights_are_left_out_and_a_warning_says_so(many_sites, capsys, monkeypatch):
+    monkeypatch.setattr(hook, "MAX_OVERSAMPLING", 2)
     assert not many_sites.reweighted
     with pytest.warns(UserWarning, match="not corrected by their importance weights"):
         samples = many_sites.get_samples()
@@ -366,6 +367,7 @@ def test_other_data_go_on_from_what_was_trained(on_two_data_sets):
     assert len(sampler.trained.histories["calibrated"].loss) == 7  # a third of 20
 
 
+@pytest.mark.slow
 def test_other_data_of_other_shapes_go_on_as_well(on_two_data_sets):
     sampler, _, _ = on_two_data_sets
     with pytest.warns(UserWarning, match="training goes on"):

@@ -190,6 +190,7 @@ def test_structured_osds_is_calibrated_and_weighed():
     assert float(e.folded) == 0.0 and float(e.round_trip_error) < 1e-2
 
 
+@pytest.mark.slow
 def test_a_structured_teacher_and_its_student_weigh_their_maps_exactly():
     """With the full Jacobian of the whole map, whichever step size the network is shown."""
     target = cs.targets.funnel(dim=DIM)

@@ -1,7 +1,5 @@
 """Figures: what is drawn, on which axes, and what is said of bad input."""
 
-import doctest
-import importlib
 import sys
 
 import jax
@@ -110,14 +108,6 @@ def test_absent_matplotlib_is_named_with_its_cure(monkeypatch):
     for call, _ in CALLS.values():
         with pytest.raises(ImportError, match=r'pip install "consistent_samplers\[plot\]"'):
             call()
-
-
-@pytest.mark.parametrize("name", ["curves", "draws", "paths", "weights"])
-def test_examples(name):
-    module = importlib.import_module(f"consistent_samplers.plotting.{name}")
-    result = doctest.testmod(module)
-    assert result.attempted > 0
-    assert result.failed == 0
 
 
 def test_colours_have_one_meaning():

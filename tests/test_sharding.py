@@ -40,7 +40,7 @@ ALGORITHMS = {
 @pytest.mark.parametrize(
     ("name", "batch_size"),
     [
-        ("calibration", 64),
+        pytest.param("calibration", 64, marks=pytest.mark.slow),
         ("dis", 12),  # does not divide
         ("dis", 64),
         pytest.param("osds", 64, marks=pytest.mark.slow),

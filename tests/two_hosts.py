@@ -57,7 +57,7 @@ def run(mesh, folder: Path | None):
 def main() -> None:
     index, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     jax.distributed.initialize(
-        f"localhost:{port}", 2, index, initialization_timeout=60, heartbeat_timeout_seconds=5
+        f"localhost:{port}", 2, index, initialization_timeout=60, heartbeat_timeout_seconds=3
     )
     assert jax.device_count() == 4 and jax.local_device_count() == 2
     if sys.argv[4:] == ["die"]:
