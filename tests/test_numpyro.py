@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import pytest
 from jax.flatten_util import ravel_pytree
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints, transforms
 from numpyro.infer import initialize_model
 from numpyro.infer.reparam import CircularReparam, LocScaleReparam
@@ -385,6 +386,31 @@ def test_bad_data_leave_what_was_trained(on_two_data_sets):
         sampler.run(KEY, X, y=np.full_like(Y, np.nan))
     assert sampler.trained is trained
     jax.tree.map(np.testing.assert_array_equal, samples, sampler.get_samples())
+
+
+def test_scans_are_flattened_like_any_site():
+    def model(y):
+        drift = numpyro.sample("drift", dist.Normal(0.0, 1.0))
+
+        def step(level, y):
+            level = numpyro.sample("level", dist.Normal(level + drift, 0.5))
+            numpyro.sample("y", dist.Normal(level, 1.0), obs=y)
+            return level, level
+
+        scan(step, 0.0, y)
+
+    y = jnp.asarray(Y[:4])
+    flat = flatten_model(model, (y,), {})
+    assert flat.target.dim == 5
+    position = jnp.linspace(-1.0, 1.0, 5)
+    sites = flat.unravel(position)
+    previous = jnp.concatenate([jnp.zeros(1), sites["level"][:-1]])
+    expected = dist.Normal(0.0, 1.0).log_prob(sites["drift"])
+    expected += dist.Normal(previous + sites["drift"], 0.5).log_prob(sites["level"]).sum()
+    expected += dist.Normal(sites["level"], 1.0).log_prob(y).sum()
+    np.testing.assert_allclose(flat.target.log_density(position), expected, rtol=1e-5)
+    other = flat.with_arguments((2.0 * y,), {})
+    assert other.target.log_density(position) != flat.target.log_density(position)
 
 
 def test_models_that_look_at_their_data_work_and_are_traced_again():

@@ -103,6 +103,18 @@ def test_meshes_of_any_shape_and_axis_type(mesh):
     close(draws, algorithm.sample(KEY, start, 30))
 
 
+def test_what_eight_devices_hold_is_kept_and_loaded_on_one(mesh, tmp_path):
+    settings = cs.recipe.Settings(4, (8,), "general")
+    algorithm = settings.build(TARGET, BASE)
+    state = algorithm.init(KEY)
+    spread = sharding.replicate(state, mesh)
+    cs.TrainedSampler(algorithm, spread, spread, {}, {}, 0.0, settings=settings).save(tmp_path)
+    loaded = cs.load(tmp_path, TARGET)
+    leaf = jax.tree.leaves(loaded.state.params)[0]
+    assert len(leaf.sharding.device_set) == 1
+    close(algorithm.sample(KEY, state, 9, 4), loaded.algorithm.sample(KEY, loaded.state, 9, 4))
+
+
 def test_a_mesh_must_be_one():
     algorithm = ALGORITHMS["dis"](8)
     with pytest.raises(TypeError, match=r"mesh must be a jax\.sharding\.Mesh"):
