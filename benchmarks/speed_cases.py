@@ -205,9 +205,7 @@ def started(algorithm: Algorithm) -> Case:
     state = algorithm.init(jax.random.key(0))
     leaves, structure = jax.tree.flatten(state.params)
     keys = jax.random.split(jax.random.key(3), len(leaves))
-    moved = [
-        x + 0.01 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
-    ]
+    moved = [x + 0.01 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(structure, moved)
     return Case(algorithm, state._replace(params=params, ema_params=params))
 

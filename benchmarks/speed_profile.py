@@ -67,9 +67,7 @@ def _draw(sampler: Case, num: int, bound: Any) -> _Pieces:
 
     def one_step(params: Any, x: Any) -> Any:
         u = control.bind(params)
-        return jax.vmap(
-            lambda y: simulate.flow_step_and_jacobian(u, control.process, y, t, d)
-        )(x)
+        return jax.vmap(lambda y: simulate.flow_step_and_jacobian(u, control.process, y, t, d))(x)
 
     def normals(keys: Any) -> Any:
         def one(key: Any) -> Any:
@@ -114,6 +112,11 @@ def _draw(sampler: Case, num: int, bound: Any) -> _Pieces:
         ),
     }
     return pieces | more
+
+
+def _bare(needed: Evaluations, sampler: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    function, points = needed.function(sampler.algorithm.control, sampler.dim)
+    return function, (sampler.state.params, *points)
 
 
 def _optimiser(sampler: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -170,7 +173,7 @@ def _distillation(sampler: Case, sizes: Sizes) -> _Pieces:
     jacobians = pairs(params, x).jacobians
     return {
         "whole": (algorithm.step, (key, sampler.state)),
-        "bare evaluations": needed.function(control, dim),
+        "bare evaluations": _bare(needed, sampler),
         "simulation, forward": (lambda *args: loss(*args)[0], (params, key)),
         "simulation, forward and backward": (jax.grad(loss, has_aux=True), (params, key)),
         "pairs with Jacobians, forward": (pairs, (params, x)),
@@ -214,7 +217,7 @@ def _calibration(sampler: Case) -> _Pieces:
     jacobians = jacobians_of(params, x)
     return {
         "whole": (algorithm.step, (key, algorithm.restart(sampler.state))),
-        "bare evaluations": needed.function(control, dim),
+        "bare evaluations": _bare(needed, sampler),
         "path gradient": (path_gradient, (params, x)),
         "of it: Jacobians": (jacobians_of, (params, x)),
         "of it: determinants and inverses": (
@@ -239,9 +242,7 @@ def _paper(sampler: Case, sizes: Sizes) -> _Pieces:
     """The paper's OSDS: nearly all of it is the simulation."""
     _, num_steps, batch = sizes.paper
     target = sampler.algorithm.target
-    own = started(
-        cs.osds.paper(target, max_steps=num_steps, batch_size=batch, hidden=sizes.hidden)
-    )
+    own = started(cs.osds.paper(target, max_steps=num_steps, batch_size=batch, hidden=sizes.hidden))
     control, params, key = own.algorithm.control, own.state.params, jax.random.key(4)
     needed = Evaluations(both=((num_steps, batch), (3, batch)), forward=((4, batch),))
     loss = _simulation(own, num_steps, batch, sizes.hidden)
@@ -256,7 +257,7 @@ def _paper(sampler: Case, sizes: Sizes) -> _Pieces:
     gradient = jax.vmap(jax.vmap(jax.grad(control.log_density)))
     return {
         "whole": (own.algorithm.step, (key, own.state)),
-        "bare evaluations": needed.function(control, own.dim),
+        "bare evaluations": _bare(needed, own),
         "simulation, forward": (lambda *args: loss(*args)[0], (params, key)),
         "simulation, forward and backward": (jax.grad(loss, has_aux=True), (params, key)),
         "the same without target gradient": (
