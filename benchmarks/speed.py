@@ -103,8 +103,8 @@ def markdown(results: dict[str, Any]) -> str:
     text = [
         "# Speed",
         "",
-        "Medians of interleaved repetitions, with quartiles. A bare evaluation is the network alone "
-        "on a batch, compiled.",
+        "Medians of interleaved repetitions, with quartiles. A bare evaluation is the network "
+        "alone on a batch, compiled.",
         "",
         "| part | what | measured | quartiles | goal | met |",
         "|---|---|---|---|---|---|",
@@ -132,14 +132,15 @@ def markdown(results: dict[str, Any]) -> str:
         if part == "profile":
             text += [
                 "",
-                "FLOPs and bytes as XLA counts them, the body of a loop once; the last column counts "
-                "the operations of the function as written, loops in full.",
+                "FLOPs and bytes as XLA counts them, the body of a loop once; the last column "
+                "counts the operations of the function as written, loops in full.",
             ]
     return "\n".join(text) + "\n"
 
 
 def _table(part: str, rows: list[dict[str, Any]]) -> list[str]:
     """The rows of a part as a table, one column a number."""
+    columns: tuple[str, ...]
     if part == "profile":
         columns = ("whole", "piece", "ms", "share", "flops", "bytes", "full_flops")
         return _lines(columns, [[row[c] for c in columns] for row in rows])

@@ -31,11 +31,11 @@ def figure(results: dict[str, Any]) -> Figure:
     lines = parts.get("scaling", {"rows": []})["rows"]
     height = 0.27 * len(goals) + 1.2
     whole = plt.figure(figsize=(15, height + 4.2 * bool(lines)), layout="constrained")
-    panels = whole.subfigures(1 + bool(lines), 1, height_ratios=[height, 4.2][: 1 + bool(lines)])
-    panels = panels if lines else [panels]
-    _goals(panels[0].subplots(), goals)
+    ratios = [height, 4.2] if lines else [height]
+    panels = whole.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)
+    _goals(panels[0, 0].subplots(), goals)
     if lines:
-        axes = panels[1].subplots(1, len(_AGAINST))
+        axes = panels[1, 0].subplots(1, len(_AGAINST))
         for axis, against in zip(axes, _AGAINST, strict=True):
             _scaling(axis, [line for line in lines if line["against"] == against], against)
     return whole

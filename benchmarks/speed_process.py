@@ -167,7 +167,7 @@ def _ours(settings: dict[str, Any]) -> dict[str, Any]:
     rates = []
     for i in range(3):
         begin = time.perf_counter()
-        draws = jax.block_until_ready(trained.sample(jax.random.fold_in(key, -i - 1), num))
+        draws = jax.block_until_ready(trained.sample(jax.random.fold_in(key, 2**31 + i), num))
         rates.append(num * float(cs.evidence(draws).ess) / (time.perf_counter() - begin))
     return {
         "seconds": end - start,
@@ -232,10 +232,10 @@ def _train(settings: dict[str, Any]) -> dict[str, Any]:
     target = registry.TARGETS[settings["target"]].build()
     events: list[tuple[float, float, str]] = []
 
-    def note(name: str, seconds: float, **_: Any) -> None:
+    def note(event: str, duration_secs: float, **_: Any) -> None:
         end = time.perf_counter()
-        if name.startswith("/jax/core/compile/"):
-            events.append((end - seconds, end, name.rsplit("/", 1)[-1]))
+        if event.startswith("/jax/core/compile/"):
+            events.append((end - duration_secs, end, event.rsplit("/", 1)[-1]))
 
     jax.monitoring.register_event_duration_secs_listener(note)
     start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Where a training iteration and a draw spend their time: the pieces, timed one by one."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ def profile(sizes: Sizes) -> dict[str, Any]:
     for whole, pieces in wholes.items():
         compiled = {label: (jax.jit(f), args) for label, (f, args) in pieces.items()}
         seconds = timing.interleaved(
-            {label: lambda f=f, args=args: f(*args) for label, (f, args) in compiled.items()},
+            {label: functools.partial(f, *args) for label, (f, args) in compiled.items()},
             sizes.rounds,
         )
         first = next(iter(seconds))
@@ -208,7 +209,12 @@ def _calibration(sampler: Case) -> _Pieces:
 
     def jacobians_of(params: Any, x: Any) -> Any:
         u = control.bind(params)
-        return jax.vmap(lambda y: simulate.flow_jacobians(u, control.process, y, 1)[1][0])(x)
+
+        def one(y: Any) -> Any:
+            jacobians: Any = simulate.flow_jacobians(u, control.process, y, 1)[1]
+            return jacobians[0]
+
+        return jax.vmap(one)(x)
 
     def landing(params: Any, x: Any) -> Any:
         u = control.bind(params)
