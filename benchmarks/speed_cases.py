@@ -52,18 +52,17 @@ class Sizes:
     rounds: int = 7
     process_rounds: int = 3
     draws: tuple[tuple[str, ...], int] = (("seeds", "sonar"), 100_000)
-    general: tuple[tuple[str, ...], tuple[int, int]] = (("seeds", "sonar"), (8_192, 32_768))
+    general: tuple[tuple[str, ...], tuple[int, int]] = (("seeds", "sonar"), (2_048, 8_192))
     structured: tuple[tuple[int, tuple[int, int]], ...] = (
-        (26, (8_192, 32_768)),
-        (61, (8_192, 32_768)),
-        (400, (2_048, 8_192)),
+        (26, (1_024, 4_096)),
+        (400, (1_024, 4_096)),
         (1_600, (512, 2_048)),
     )
     paper: tuple[str, int, int] = ("seeds", 128, 256)
     profiled: tuple[str, int] = ("seeds", 4_096)
-    dims: tuple[int, ...] = (2, 8, 26, 61, 100, 400, 800, 1_600)
+    dims: tuple[int, ...] = (2, 8, 26, 100, 400, 1_600)
     num_draws: int = 2_048
-    batches: tuple[int, ...] = (1_024, 4_096, 16_384, 65_536, 262_144)
+    batches: tuple[int, ...] = (1_024, 4_096, 16_384, 65_536)
     iteration_batches: tuple[int, ...] = (32, 128, 512, 2_048)
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     components: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
@@ -134,10 +133,16 @@ class Case(NamedTuple):
         sample = self.algorithm.sample
         return lambda: sample(key, self.state, num, num_steps, bound=bound)
 
-    def bare(self, num: int) -> Callable[[], Any]:
-        """The network alone, of one batch of given points."""
+    def bare(self, num: int, chunk: int | None = None) -> Callable[[], Any]:
+        """The network alone, of one batch of given points, or of chunks of it in turn."""
         x = jax.random.normal(jax.random.key(2), (num, self.dim))
-        evaluate = jax.jit(bare_network(self.algorithm.control))
+        network = bare_network(self.algorithm.control)
+
+        def in_chunks(params: Params, x: Array) -> Array:
+            one = lambda y: network(params, y[None])[0]  # noqa: E731
+            return jax.lax.map(one, x, batch_size=chunk)
+
+        evaluate = jax.jit(network if chunk is None else in_chunks)
         return lambda: evaluate(self.state.ema_params, x)
 
 

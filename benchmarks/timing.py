@@ -8,6 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+# Calls of a short function are repeated for so many seconds a turn: a single one would pay for the
+# caches that the function before it has emptied.
+_SHORTEST = 0.05
+_MOST_CALLS = 100
 # Primitives that move numbers and compute none.
 _MOVES = {
     "broadcast_in_dim",
@@ -37,19 +41,26 @@ def interleaved(
     """Seconds of each function, taken in turn (A B A B ...) after a warm-up that compiles.
 
     Args:
-      functions: by name; what they return is waited for.
+      functions: by name; what they return is waited for. Of a short one a turn is several calls,
+        and its seconds their mean.
       rounds: turns.
       warm_up: calls of each before.
     """
-    for function in functions.values():
+    repeats = {}
+    for name, function in functions.items():
         for _ in range(warm_up):
             jax.block_until_ready(function())
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        taken = time.perf_counter() - start
+        repeats[name] = min(_MOST_CALLS, math.ceil(_SHORTEST / max(taken, 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             start = time.perf_counter()
-            jax.block_until_ready(function())
-            seconds[name].append(time.perf_counter() - start)
+            for _ in range(repeats[name]):
+                jax.block_until_ready(function())
+            seconds[name].append((time.perf_counter() - start) / repeats[name])
     return seconds
 
 
