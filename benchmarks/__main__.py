@@ -6,6 +6,8 @@ from typing import Any
 
 _POSTERIORS = ("seeds", "cancer", "funnel")
 _PARTS = ("recipe", "baselines")
+_SPEED_PARTS = ("draws", "weights", "training", "nuts", "compile", "memory", "scaling", "profile")
+_SPEED_TARGETS = ("seeds", "sonar", "ionosphere", "credit", "cancer")
 _RESULTS = Path(__file__).parent / "results"
 _COPIES = Path(__file__).parents[1] / "build" / "notebooks"
 
@@ -126,7 +128,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--names", nargs="+", help="notebooks, without .ipynb")
     sub.add_argument("--folder", type=Path, default=_COPIES, help="folder for executed copies")
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    _add_speed(commands)
     return parser
+
+
+def _add_speed(commands: Any) -> None:
+    sub = commands.add_parser(
+        "speed",
+        help="where an iteration and a draw spend their time, against goals and NUTS",
+        description="Measures draws, weights and training iterations beside the bare network's "
+        "evaluations, the time to effective draws beside NUTS, compilation, memory and scaling; "
+        "saves speed.json, .md and .png.",
+    )
+    sub.add_argument("--parts", nargs="+", choices=_SPEED_PARTS, default=_SPEED_PARTS)
+    sub.add_argument("--targets", nargs="+", choices=_SPEED_TARGETS, help="of the part nuts")
+    sub.add_argument("--rounds", type=int, help="repetitions of everything")
+    sub.add_argument("--quick", action="store_true", help="tiny sizes, to try the command")
+    sub.add_argument("--keep", action="store_true", help="keep other parts of an earlier run")
+    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
 
 
 def _add_osds_paper(commands: Any) -> None:
@@ -185,6 +204,10 @@ def _run(command: str, options: dict[str, Any]) -> None:
         from benchmarks import notebooks
 
         notebooks.run(**options)
+    elif command == "speed":
+        from benchmarks import speed
+
+        speed.run(**options)
     elif command == "kernels":
         from benchmarks import kernels
 

@@ -18,7 +18,9 @@ from benchmarks import (
     published,
     registry,
     rows,
+    speed_process,
     table,
+    timing,
 )
 from benchmarks.methods import Budget, Trainer
 
@@ -301,3 +303,63 @@ def test_posteriordb_needs_its_folder(tmp_path):
 
     with pytest.raises(ValueError, match=r"No reference or model .* by --folder"):
         posteriordb.run(None, 0, tmp_path, tmp_path)
+
+
+def test_arithmetic_is_counted_with_loops_in_full():
+    matrix = jnp.ones((8, 8))
+
+    @jax.jit
+    def looped(x):
+        return jax.lax.fori_loop(0, 10, lambda _, y: y @ matrix, x)
+
+    found = timing.counts(looped, jnp.ones((4, 8)))
+    assert found["full_flops"] == pytest.approx(10 * 2 * 4 * 8 * 8, rel=0.05)
+    # XLA's own figure takes the body once.
+    assert found["flops"] < 0.5 * found["full_flops"]
+
+
+def test_times_are_compared_round_by_round():
+    # The second round was slowed down as a whole.
+    assert timing.ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == dict.fromkeys(
+        ("median", "low", "high"), 2.0
+    )
+    # Overheads at small sizes do not flatten the slope.
+    assert timing.slope([1, 2, 4, 8], [7.0, 7.0, 16.0, 64.0]) == pytest.approx(2.0)
+
+
+def test_nested_compilations_are_counted_once():
+    assert speed_process.covered([(2.0, 3.0), (0.0, 4.0), (3.5, 5.0), (7.0, 8.0)]) == 6.0
+
+
+def test_speed_command_measures_a_part_and_keeps_others(tmp_path, capsys):
+    kept = {
+        "command": "an earlier one",
+        "versions": {"jax": "1"},
+        "device": "cpu",
+        "cores": 2,
+        "seconds": 1.0,
+        "rows": [{"num": 10, "peak_bytes": 2**30}],
+        "goals": [
+            {
+                "what": "peak memory",
+                "measured": {"median": 1.5, "low": 1.4, "high": 1.6},
+                "sense": "<=",
+                "limit": 1.2,
+                "met": False,
+            }
+        ],
+    }
+    rows.write_json(tmp_path / "speed.json", {"parts": {"memory": kept}})
+    line = ["speed", "--parts", "draws", "--quick", "--keep", "--output", str(tmp_path)]
+    command_line.main(line)
+    assert "draws: measured in" in capsys.readouterr().out
+    parts = json.loads((tmp_path / "speed.json").read_text())["parts"]
+    assert list(parts) == ["draws", "memory"]
+    assert parts["memory"] == kept
+    (goal,) = parts["draws"]["goals"]
+    assert (goal["sense"], goal["limit"]) == (">=", 0.6)
+    assert goal["measured"]["low"] <= goal["measured"]["median"] <= goal["measured"]["high"]
+    text = (tmp_path / "speed.md").read_text()
+    assert "| memory | peak memory | 1.5 | 1.4 to 1.6 | ≤ 1.2 | NO |" in text
+    assert "Made by `python -m benchmarks speed --parts draws --quick`" in text
+    assert (tmp_path / "speed.png").stat().st_size > 0

@@ -1,0 +1,297 @@
+"""Speed of what takes a process of its own: compilation, peak memory, the race against NUTS."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import consistent_samplers as cs
+from benchmarks import registry, timing
+from benchmarks.speed_cases import Sizes, case
+from benchmarks.speed_goals import goal
+from consistent_samplers.streaming import stream_evidence
+
+_GIB = 2**30
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+# --- In the process that measures ---------------------------------------------------------------
+
+
+def nuts(sizes: Sizes) -> dict[str, Any]:
+    """Time to a number of effective draws against NUTS, on the same log density.
+
+    From the call to the draws, compilation, training and warm-up included, imports not. NUTS is
+    NumPyro's with 4 vectorised chains from points uniform on (-2, 2); its effective sample size is
+    the smallest over the parameters, ours that of the weights. The rates of further draws leave out
+    all that comes before the first.
+    """
+    rows, goals = [], []
+    for name in sizes.targets:
+        rounds = []
+        for seed in range(sizes.process_rounds):
+            settings = {"target": name, "seed": seed, "effective": sizes.effective}
+            ours = _process("ours", settings | {"train": sizes.train})
+            theirs = _process(
+                "nuts",
+                settings
+                | {"warm_up": sizes.warm_up, "block": sizes.block, "most": sizes.max_nuts_seconds},
+            )
+            rounds.append((ours, theirs))
+            print(
+                f"  {name}: ours {ours['seconds']:.1f} s, NUTS {theirs['seconds']:.1f} s; further "
+                f"effective draws a second {ours['rate']:.0f} and {theirs['rate']:.0f}",
+                flush=True,
+            )
+        rows.append(
+            {
+                "target": name,
+                "ours": [ours for ours, _ in rounds],
+                "nuts": [theirs for _, theirs in rounds],
+            }
+        )
+        faster = timing.ratio([n["seconds"] for _, n in rounds], [o["seconds"] for o, _ in rounds])
+        further = timing.ratio([o["rate"] for o, _ in rounds], [n["rate"] for _, n in rounds])
+        what = f"{name}: time of NUTS to {sizes.effective:,} effective draws over ours"
+        goals.append(goal(what, faster, ">=", 5.0 if name == "seeds" else 1.0))
+        goals.append(
+            goal(f"{name}: further effective draws a second, over NUTS's", further, ">=", 100.0)
+        )
+    return {"rows": rows, "goals": goals}
+
+
+def compilation(sizes: Sizes) -> dict[str, Any]:
+    """Seconds that ``train_sampler`` traces, lowers and compiles, cold and with JAX's cache filled.
+
+    The time covered by JAX's own events of tracing, lowering and compiling (reading the cache
+    included), each moment counted once where one lies inside another.
+    """
+    rows = []
+    for seed in range(sizes.process_rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            variables = {
+                _CACHE_VARIABLE: folder,
+                # All that is compiled is kept: most of it is small.
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            }
+            settings = {"target": sizes.compiled, "seed": seed, "train": sizes.train}
+            for state in ("cold", "cached"):
+                rows.append({"cache": state, **_process("train", settings, variables)})
+                row = rows[-1]
+                print(
+                    f"  {state}: compiles {row['compile_seconds']:.1f} s of {row['seconds']:.1f} s",
+                    flush=True,
+                )
+    goals = []
+    for state, limit in (("cold", 20.0), ("cached", 4.0)):
+        found = timing.spread([r["compile_seconds"] for r in rows if r["cache"] == state])
+        what = f"compile time of train_sampler on {sizes.compiled}, {state} [s]"
+        goals.append(goal(what, found, "<=", limit))
+    return {"rows": rows, "goals": goals}
+
+
+def memory(sizes: Sizes) -> dict[str, Any]:
+    """Peak resident memory of evidence from few and many draws, and of training in 1,600-d."""
+    name, (few, many) = sizes.stream
+    rows = []
+    for num in (few, many):
+        settings = {"target": name, "num": num, "hidden": sizes.hidden}
+        rows.append(_process("stream", settings))
+        print(f"  {num:,} draws: peak {rows[-1]['peak_bytes'] / _GIB:.2f} GiB", flush=True)
+    growth = timing.ratio([rows[1]["peak_bytes"]], [rows[0]["peak_bytes"]])
+    settings = {"target": sizes.large, "seed": 0, "train": sizes.large_train}
+    rows.append(_process("train", settings))
+    dim, peak = rows[-1]["dim"], rows[-1]["peak_bytes"] / _GIB
+    print(f"  training on {sizes.large}: peak {peak:.2f} GiB", flush=True)
+    what = f"streaming evidence on {name}: peak memory at {many:,} draws over that at {few:,}"
+    training = f"training on {sizes.large}, d = {dim}: peak memory [GiB]"
+    return {
+        "rows": rows,
+        "goals": [
+            goal(what, growth, "<=", 1.2),
+            goal(training, timing.spread([peak]), "<=", 4.0),
+        ],
+    }
+
+
+def _process(
+    kind: str, settings: dict[str, Any], variables: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Runs one of `_KINDS` in a fresh process, and what it reports."""
+    environment = {k: v for k, v in os.environ.items() if k != _CACHE_VARIABLE}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.speed_process",
+            kind,
+            json.dumps(settings),
+            str(path),
+        ]
+        done = subprocess.run(
+            command, env=environment | (variables or {}), capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"{kind} with {settings} failed:\n{done.stderr[-2_000:]}")
+        return json.loads(path.read_text())
+
+
+# --- In the fresh process -----------------------------------------------------------------------
+
+
+def _ours(settings: dict[str, Any]) -> dict[str, Any]:
+    """Trains, and draws until enough draws are effective; then as many again."""
+    target, goal = registry.TARGETS[settings["target"]].build(), settings["effective"]
+    key = jax.random.key(settings["seed"])
+    start = time.perf_counter()
+    trained = cs.train_sampler(key, target, progress_bar=False, **settings["train"])
+    trained_at = time.perf_counter()
+    share = float(max(trained.stages.values(), key=lambda stage: float(stage.elbo)).ess)
+    effective, num_drawn, num = 0.0, 0, round(1.05 * goal / share)
+    while effective < goal:
+        draws = trained.sample(jax.random.fold_in(key, num_drawn), num)
+        effective += num * float(cs.evidence(draws).ess)
+        num_drawn += num
+    end = time.perf_counter()
+    # All is compiled by now: what further draws take.
+    rates = []
+    for i in range(3):
+        begin = time.perf_counter()
+        draws = jax.block_until_ready(trained.sample(jax.random.fold_in(key, 2**31 + i), num))
+        rates.append(num * float(cs.evidence(draws).ess) / (time.perf_counter() - begin))
+    return {
+        "seconds": end - start,
+        "training_seconds": trained_at - start,
+        "draws": num_drawn,
+        "effective": effective,
+        "rate": float(np.median(rates)),
+    }
+
+
+def _nuts(settings: dict[str, Any]) -> dict[str, Any]:
+    """NUTS in blocks of draws until enough are effective, or time is up."""
+    from numpyro.diagnostics import effective_sample_size
+    from numpyro.infer import MCMC, NUTS
+
+    target, goal = registry.TARGETS[settings["target"]].build(), settings["effective"]
+    key, key_start = jax.random.split(jax.random.key(settings["seed"]))
+    start = time.perf_counter()
+    mcmc = MCMC(
+        NUTS(potential_fn=lambda x: -target.log_density(x)),
+        num_warmup=settings["warm_up"],
+        num_samples=settings["block"],
+        num_chains=4,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    first = jax.random.uniform(key_start, (4, target.dim), minval=-2.0, maxval=2.0)
+    mcmc.warmup(key, init_params=first)
+    jax.block_until_ready(mcmc.last_state.z)
+    warmed = time.perf_counter()
+    blocks: list[np.ndarray] = []
+    block_seconds: list[float] = []
+    effective = 0.0
+    while effective < goal and (len(blocks) < 2 or sum(block_seconds) < settings["most"]):
+        begin = time.perf_counter()
+        mcmc.run(mcmc.last_state.rng_key)
+        blocks.append(np.asarray(mcmc.get_samples(group_by_chain=True)))
+        block_seconds.append(time.perf_counter() - begin)
+        mcmc.post_warmup_state = mcmc.last_state
+        effective = float(effective_sample_size(np.concatenate(blocks, axis=1)).min())
+    end = time.perf_counter()
+    # The first block compiles; a block like any other is compiled already.
+    each = effective / len(blocks)
+    rate = each / (float(np.median(block_seconds[1:])) if len(blocks) > 1 else block_seconds[0])
+    if len(blocks) == 1:
+        begin = time.perf_counter()
+        mcmc.run(mcmc.last_state.rng_key)
+        jax.block_until_ready(mcmc.get_samples())
+        rate = each / (time.perf_counter() - begin)
+    return {
+        "seconds": end - start + max(goal - effective, 0.0) / rate,
+        "extrapolated": bool(effective < goal),
+        "warm_up_seconds": warmed - start,
+        "draws": 4 * settings["block"] * len(blocks),
+        "effective": effective,
+        "rate": rate,
+    }
+
+
+def _train(settings: dict[str, Any]) -> dict[str, Any]:
+    """``train_sampler``: its time, the compilation in it, and the process's peak of memory."""
+    target = registry.TARGETS[settings["target"]].build()
+    events: list[tuple[float, float, str]] = []
+
+    def note(event: str, duration_secs: float, **_: Any) -> None:
+        end = time.perf_counter()
+        if event.startswith("/jax/core/compile/"):
+            events.append((end - duration_secs, end, event.rsplit("/", 1)[-1]))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    start = time.perf_counter()
+    cs.train_sampler(
+        jax.random.key(settings["seed"]), target, progress_bar=False, **settings["train"]
+    )
+    seconds = time.perf_counter() - start
+    kinds = sorted({name for _, _, name in events})
+    return {
+        "dim": target.dim,
+        "seconds": seconds,
+        "compile_seconds": covered([(a, b) for a, b, _ in events]),
+        "kinds": {k: covered([(a, b) for a, b, name in events if name == k]) for k in kinds},
+        "compilations": sum(name == "backend_compile_duration" for _, _, name in events),
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def covered(intervals: list[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, -np.inf
+    for begin, end in sorted(intervals):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return float(total)
+
+
+def _stream(settings: dict[str, Any]) -> dict[str, Any]:
+    """Evidence of weighted draws, chunk by chunk; what they are worth is beside the point."""
+    sampler = case(settings["target"], tuple(settings["hidden"]))
+
+    def sample(key: Any, num: int) -> cs.Draws:
+        return sampler.algorithm.sample(key, sampler.state, num)
+
+    start = time.perf_counter()
+    evidence = stream_evidence(jax.random.key(0), sample, settings["num"])
+    return {
+        "num": evidence.num_samples,
+        "seconds": time.perf_counter() - start,
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def _peak_bytes() -> int:
+    """Largest resident memory of this process."""
+    # Where it can be had: the other figure takes in the process that this one was forked from.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(r for r in status.read_text().splitlines() if r.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+_KINDS = {"ours": _ours, "nuts": _nuts, "train": _train, "stream": _stream}
+
+if __name__ == "__main__":
+    _kind, _settings, _path = sys.argv[1:]
+    Path(_path).write_text(json.dumps(_KINDS[_kind](json.loads(_settings))))
