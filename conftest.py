@@ -1,10 +1,26 @@
-"""Settings for the examples in docstrings, which pytest runs with ``--doctest-modules``."""
+"""Settings for tests, for notebooks, and for the examples in docstrings (``--doctest-modules``)."""
 
 import os
 import sys
 from collections.abc import Iterator
 
+import jax
 import pytest
+
+# Most of the suite's time goes into compilation, and more than half of that into optimising code
+# that runs once. The benchmarks run what users run. Read by XLA with the first array, not on
+# import.
+# Eight virtual devices, for what runs on several; all else runs on the first.
+_SETTINGS = {
+    "xla_backend_optimization_level": 0,
+    "xla_force_host_platform_device_count": 8,
+}
+# XLA ends the process at a flag that it does not know (any more).
+if jax.__version_info__ < (0, 11):
+    _SETTINGS["xla_cpu_use_fusion_emitters"] = "false"
+for _flag, _value in _SETTINGS.items():
+    if _flag not in (_flags := os.environ.get("XLA_FLAGS", "")):
+        os.environ["XLA_FLAGS"] = f"{_flags} --{_flag}={_value}".strip()
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 

@@ -4,27 +4,17 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
-import jax
 import pytest
 
 _ROOT = Path(__file__).parents[1]
-# As in tests/conftest.py: compiling takes longest, and what is compiled runs once.
-_SETTINGS = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):
-    _SETTINGS["xla_cpu_use_fusion_emitters"] = "false"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """What a notebook's kernel inherits."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    for flag, value in _SETTINGS.items():
-        if flag not in flags:
-            flags = f"{flags} --{flag}={value}".strip()
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONSISTENT_SAMPLERS_QUICK", "1")
-        patch.setenv("XLA_FLAGS", flags)
         # The kernel starts in the notebook's folder, where a clone that is not installed would not
         # be found, and the first cell would fetch the package instead.
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
