@@ -25,6 +25,7 @@ NORMAL = RNG.normal(size=(400, 3))
 
 @pytest.fixture(autouse=True)
 def closed_figures():
+    plt.close("all")  # those of other files
     settings = dict(mpl.rcParams)
     yield
     assert dict(mpl.rcParams) == settings
@@ -81,7 +82,6 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_draws_on_the_axes_given(name):
     call, shape = CALLS[name]
-    open_before = plt.get_fignums()
     figure = plt.figure()
     if shape is None:
         given = figure.subplots()
@@ -93,7 +93,7 @@ def test_draws_on_the_axes_given(name):
         assert returned.shape == given.shape
         assert all(a is b for a, b in zip(returned.flat, given.flat, strict=True))
         assert returned.flat[0].has_data()
-    assert plt.get_fignums() == [*open_before, figure.number]
+    assert plt.get_fignums() == [figure.number]
 
 
 @pytest.mark.parametrize("name", CALLS)
