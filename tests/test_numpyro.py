@@ -388,6 +388,22 @@ def test_bad_data_leave_what_was_trained(on_two_data_sets):
     jax.tree.map(np.testing.assert_array_equal, samples, sampler.get_samples())
 
 
+def test_checkpoints_of_other_data_are_others(monkeypatch, sampler, tmp_path):
+    """A run that goes on from the checkpoints of other data would end with their network."""
+    folders, trained = [], sampler.trained
+
+    def record(key, target, *, checkpoint_dir, **settings):
+        folders.append(checkpoint_dir)
+        return trained
+
+    monkeypatch.setattr(hook, "train_sampler", record)
+    fresh = OneStepSampler(regression, checkpoint_dir=tmp_path, **TINY)
+    for y in (Y, Y + 1.0, Y):
+        fresh.train(KEY, X, y=y)
+    assert folders[0] == folders[2] != folders[1]
+    assert all(folder.parent == tmp_path for folder in folders)
+
+
 def test_scans_are_flattened_like_any_site():
     def model(y):
         drift = numpyro.sample("drift", dist.Normal(0.0, 1.0))

@@ -94,7 +94,8 @@ def train_sampler(
         its share of effective draws, or misses modes, a warning says so and training begins anew.
       progress_bar: show progress with the current ELBO.
       checkpoint_dir: folder to keep the training in: a call that was killed and is made again
-        goes on from there (the base is fitted anew, with the same result).
+        goes on from there (the base is fitted anew, with the same result). One folder for each
+        target; a warm start, which is short, keeps nothing there.
 
     Returns:
       A `TrainedSampler`; after Ctrl-C during the training of the network, with what it had reached
@@ -147,8 +148,7 @@ def train_sampler(
         moved = refit_base(key_base, target, start.base) if base is None else base
         check_base(target, moved)
         warm = _Start(moved, math.nan, explore and base is None, start)
-        warm_folder = folder and folder / "warm"
-        trained = _train(rng_key, target, warm, settings, budget, progress_bar, warm_folder, begin)
+        trained = _train(rng_key, target, warm, settings, budget, progress_bar, None, begin)
         short = _where_it_falls_short(trained, start)
         if short is None:
             return trained

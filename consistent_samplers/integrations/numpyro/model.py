@@ -64,6 +64,12 @@ class FlatModel:
         """Positions ``[n, dim]`` to sites and deterministics; compiled, in chunks."""
         return _constrain(self.functions, self.data, position)
 
+    def digest(self) -> str:
+        """Of the data that the density depends on, for the names of files."""
+        constants = [leaf for _, _, leaf in self.functions.arguments.rest]
+        told = [_identify_leaf(leaf) for leaf in [*jax.tree.leaves(self.data), *constants]]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
     def with_arguments(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> "FlatModel | None":

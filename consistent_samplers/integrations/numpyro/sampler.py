@@ -15,6 +15,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import jax
@@ -492,13 +493,17 @@ class OneStepSampler:
         self, model: FlatModel, rng_key: PRNGKey, start: TrainedSampler | None
     ) -> TrainedSampler:
         key_init, key_train = jax.random.split(jax.random.fold_in(rng_key, 0))
+        settings = dict(self._train_settings)
+        if settings.get("checkpoint_dir") is not None:
+            # A run on other data is another run, which must not go on from this one's checkpoints.
+            settings["checkpoint_dir"] = Path(settings["checkpoint_dir"]) / model.digest()
         return train_sampler(
             key_train,
             model.target,
             init_position=starting_points(key_init, model),
             start=start,
             progress_bar=self.progress_bar,
-            **self._train_settings,
+            **settings,
         )
 
     def _sample(self, rng_key: PRNGKey, num_samples: int, *, weights: bool = True) -> Draws:
