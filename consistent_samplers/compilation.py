@@ -1,15 +1,31 @@
 """What is compiled once and for whom."""
 
 import functools
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 from jax.tree_util import Partial
 
+Effort: TypeAlias = Literal["full", "less", "least"]
+"""What XLA does on CPUs to make code fast: ``"full"`` all, which is the only choice for what may be
+called inside another compiled function; ``"less"`` compiles in three quarters of the time to code as
+fast as far as we measured; ``"least"`` in half of it, to code that takes up to 1.6 times as long."""
+
+_OPTIONS: dict[Effort, dict[str, Any]] = {
+    "full": {},
+    "less": {"xla_backend_optimization_level": 1},
+    "least": {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False},
+}
+
 
 def jit_with(
-    function: Callable[..., Any], first: Callable[..., Any], **jit_options: Any
+    function: Callable[..., Any],
+    first: Callable[..., Any],
+    *,
+    effort: Effort = "full",
+    **jit_options: Any,
 ) -> Callable[..., Any]:
     """Compiles ``function`` with its first argument, itself a function, filled in.
 
@@ -21,6 +37,7 @@ def jit_with(
     Args:
       function: of the first argument and others; defined once, at the top of a module.
       first: its first argument.
+      effort: what compiling may cost; see `Effort`.
       **jit_options: hashable options of ``jax.jit``.
 
     Example:
@@ -36,10 +53,11 @@ def jit_with(
       >>> float(compiled(jnp.ones(2)))
       -0.25
     """
+    options = tuple(jit_options.items())
     if isinstance(first, Partial):
         structure = jax.tree.structure(first)
-        return functools.partial(_shared(function, tuple(jit_options.items()), structure), first)
-    return jax.jit(functools.partial(function, first), **jit_options)
+        return functools.partial(_shared(function, effort, options, structure), first)
+    return _jit(functools.partial(function, first), effort, options)
 
 
 def as_partial(function: Callable[..., Any]) -> Partial:
@@ -63,7 +81,34 @@ def as_partial(function: Callable[..., Any]) -> Partial:
 # meets hundreds does not keep them all.
 @functools.lru_cache(maxsize=48)
 def _shared(
-    function: Callable[..., Any], options: tuple[tuple[str, Any], ...], structure: Any
+    function: Callable[..., Any],
+    effort: Effort,
+    options: tuple[tuple[str, Any], ...],
+    structure: Any,
 ) -> Callable[..., Any]:
     # A function of its own: what JAX keeps for it goes with it.
-    return jax.jit(functools.partial(function), **dict(options))
+    return _jit(functools.partial(function), effort, options)
+
+
+def _jit(
+    function: Callable[..., Any], effort: Effort, options: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
+    own_flags = os.environ.get("XLA_FLAGS", "")
+    compiler_options = {
+        name: value
+        for name, value in _OPTIONS[effort].items()
+        if name not in own_flags and _is_known(name, value, jax.default_backend())
+    }
+    return jax.jit(function, compiler_options=compiler_options or None, **dict(options))
+
+
+@functools.cache
+def _is_known(name: str, value: Any, backend: str) -> bool:
+    """Whether the compiler of a backend takes an option: they come and go with its versions."""
+    if backend != "cpu":
+        return False
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except Exception:  # whatever it is that this version raises
+        return False
+    return True

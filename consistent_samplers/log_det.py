@@ -1,9 +1,10 @@
 """Log-determinants of sampler steps: exact, structured, and Hutchinson's trace.
 
-Small matrices are factorised here without LAPACK. On CPUs it is the faster way for batches of
-them, and it cannot meet a fault of XLA's: two independent LAPACK factorisations with gradients
-in one compiled computation can wait for each other for ever. Larger matrices go to LAPACK in
-one batched call; callers stack the matrices of all their steps so that there is only one.
+Determinants alone come from LAPACK's LU factorisation. Where a gradient or an inverse is wanted as
+well, small matrices are eliminated here without LAPACK, which cannot meet a fault of XLA's on CPUs:
+independent LAPACK factorisations and solves in one compiled computation can wait for each other
+for ever. Larger matrices go to LAPACK in one batched call; callers stack the matrices of all their
+steps so that there is only one.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from consistent_samplers.types import Array
 
 MAX_ELIMINATION_DIM = 64
-"""Matrices up to this size are factorised by `gauss_jordan`, larger ones by LAPACK."""
+"""Matrices up to this size are inverted by `gauss_jordan`, larger ones by LAPACK."""
 
 
 class LogDet(NamedTuple):
@@ -153,6 +154,18 @@ def _gauss_jordan_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
     )
 
 
+@jax.custom_jvp
+def _small_slogdet(matrix: Array) -> LogDet:
+    return LogDet(*jnp.linalg.slogdet(matrix))
+
+
+@_small_slogdet.defjvp
+def _small_slogdet_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
+    (matrix,), (dot,) = primals, tangents
+    det, inverse = gauss_jordan(matrix)
+    return det, LogDet(jnp.zeros_like(det.sign), jnp.sum(inverse.T * dot))
+
+
 def slogdet(matrices: Jacobian) -> LogDet:
     """Determinants of a batch of square matrices, with gradients of any order.
 
@@ -186,7 +199,7 @@ def slogdet(matrices: Jacobian) -> LogDet:
     dim = matrices.shape[-1]
     if dim <= MAX_ELIMINATION_DIM:
         flat = matrices.reshape((-1, dim, dim))
-        det, _ = jax.vmap(gauss_jordan)(flat)
+        det = jax.vmap(_small_slogdet)(flat)
         shape = matrices.shape[:-2]
         return LogDet(det.sign.reshape(shape), det.log_abs_det.reshape(shape))
     sign, log_abs = jnp.linalg.slogdet(matrices)

@@ -5,6 +5,7 @@ go through ``jax.vmap``. Steps run in ``jax.lax.scan``, so compile time does not
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -192,16 +193,23 @@ def stochastic_path(
     weighing = kernels if density_kernels is None else density_kernels
     d = jnp.asarray(1.0 / num_steps)
 
-    def step(x: Array, inputs: tuple[Array, PRNGKey]) -> tuple[Array, tuple[Array, Array]]:
-        t, key = inputs
+    # Recomputed in the backward pass: cheaper, on CPUs too, than to store and load what every step
+    # computes. Only the noise is drawn once for both passes.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        t, noise = inputs
         moving = kernels.forward(x, t, d)
-        x_next = moving.sample(key)
-        forward = moving if density_kernels is None else weighing.forward(x, t, d)
-        log_ratio = weighing.backward(x_next, t, d).log_prob(x) - forward.log_prob(x_next)
-        return x_next, (x_next, log_ratio)
+        x_next = moving.mean + moving.std * noise
+        if density_kernels is None:
+            # As a function of the noise it has no gradient by the path to compute.
+            log_forward = jnp.sum(jax.scipy.stats.norm.logpdf(noise) - jnp.log(moving.std))
+        else:
+            log_forward = weighing.forward(x, t, d).log_prob(x_next)
+        return x_next, (x_next, weighing.backward(x_next, t, d).log_prob(x) - log_forward)
 
     keys = jax.random.split(rng_key, num_steps)
-    _, (path, log_ratio) = jax.lax.scan(step, x0, (time_grid(num_steps), keys))
+    noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape, x0.dtype))(keys)
+    _, (path, log_ratio) = jax.lax.scan(step, x0, (time_grid(num_steps), noise))
     position = jnp.concatenate([x0[None], path])
     return StochasticPath(position, log_ratio, path_log_weight(position, log_ratio, log_density))
 

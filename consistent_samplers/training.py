@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.base import Algorithm, SamplerState
 from consistent_samplers.checks import check_integer, check_key
-from consistent_samplers.compilation import jit_with
+from consistent_samplers.compilation import Effort, jit_with
 from consistent_samplers.sharding import (
     on_mesh,
     replicate,
@@ -105,6 +105,7 @@ def fit(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = 10.0,
     mesh: Mesh | None = None,
+    compile_effort: Effort = "less",
 ) -> FitResult:
     """Trains an algorithm.
 
@@ -130,6 +131,8 @@ def fit(
         every one of them makes the same call, and the first writes the checkpoints. The result is
         that of one device to rounding. A batch size that the number of devices does not divide is
         computed whole on each.
+      compile_effort: what compiling may cost on CPUs. ``"least"`` suits runs of a minute or less,
+        ``"full"`` is XLA's own (see `compilation.Effort`).
 
     Raises:
       TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.
@@ -159,7 +162,9 @@ def fit(
     key_init, key_steps = jax.random.split(rng_key)
     if state is None:
         state = algorithm.init(key_init)
-    run_chunk = jit_with(_run_chunk, algorithm.step, static_argnames="chunk_size")
+    run_chunk = jit_with(
+        _run_chunk, algorithm.step, effort=compile_effort, static_argnames="chunk_size"
+    )
 
     def info_like() -> Any:
         return jax.eval_shape(algorithm.step, key_steps, state)[1]

@@ -155,28 +155,23 @@ def calibration(
         def penalty_of(params: Params) -> Array:
             return jax.vmap(shortfall, (None, 0, 0, 0))(params, held, probe, held_component).mean()
 
-        def along_path(params: Params) -> tuple[Array, Array]:
-            penalty = penalty_of(params)
+        def along_path(params: Params) -> Array:
             landed = jax.vmap(landing, (None, 0, 0))(params, x0, component)
-            pulled = jnp.sum(pull * landed, axis=-1).mean()
-            return pulled + monotonicity_weight * penalty, penalty
+            return jnp.sum(pull * landed, axis=-1).mean()
 
-        def in_full(params: Params) -> tuple[Array, Array]:
-            penalty = penalty_of(params)
+        def in_full(params: Params) -> Array:
             log_weight = jax.vmap(exact_log_weight, (None, 0, 0))(params, x0, component)
-            loss = losses.reverse_kl(losses.tame(log_weight)).mean()
-            return loss + monotonicity_weight * penalty, penalty
+            return losses.reverse_kl(losses.tame(log_weight)).mean()
 
         # What the path gradient leaves out has mean zero for injective maps only: where a map
         # folds, the determinant's own gradient is what holds it back. And far from the target its
         # pull is the noisier one.
         far = jnp.abs(log_weight - jnp.median(log_weight)).max() > losses.TAME_LIMIT
-        grads, penalty = jax.lax.cond(
-            folded.any() | far,
-            jax.grad(in_full, has_aux=True),
-            jax.grad(along_path, has_aux=True),
-            state.params,
+        grads = jax.lax.cond(
+            folded.any() | far, jax.grad(in_full), jax.grad(along_path), state.params
         )
+        penalty, of_penalty = jax.value_and_grad(penalty_of)(state.params)
+        grads = jax.tree.map(lambda g, p: g + monotonicity_weight * p, grads, of_penalty)
         elbo = log_weight.mean()
         loss = losses.reverse_kl(losses.tame(log_weight)).mean() + monotonicity_weight * penalty
         info = CalibrationInfo(loss, elbo, penalty, folded.mean(), optax.tree.norm(grads))

@@ -3,6 +3,9 @@
 Chunked, so that memory does not grow with the number of draws.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -25,8 +28,10 @@ from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices
 from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
 
-# Floats of Jacobians held at once while drawing with exact weights: 64 MiB.
-_MAX_JACOBIAN_FLOATS = 2**24
+# Floats of Jacobians held at once while drawing with exact weights: 1 MiB on CPUs, where more than
+# fits their caches doubles the cost of a draw; 256 MiB where small batches leave a device idle.
+_MAX_JACOBIAN_FLOATS = {"cpu": 2**18}
+_MAX_JACOBIAN_FLOATS_ELSEWHERE = 2**26
 _MAX_CHUNK = 16_384
 _NUM_ROUND_TRIPS = 256
 # A point counts as inverted if the map returns to it within this many standard deviations.
@@ -133,10 +138,12 @@ def batched(
     """
     jacobian_floats = _jacobian_floats(control, dim)
 
+    def with_jacobians(num_steps: int) -> int:
+        most = _MAX_JACOBIAN_FLOATS.get(jax.default_backend(), _MAX_JACOBIAN_FLOATS_ELSEWHERE)
+        return min(_MAX_CHUNK, max(1, most // (num_steps * jacobian_floats)))
+
     def chunk_size(num_steps: int, bound: Bound | None) -> int:
-        if bound != "lower-if-injective":
-            return _MAX_CHUNK
-        return min(_MAX_CHUNK, max(1, _MAX_JACOBIAN_FLOATS // (num_steps * jacobian_floats)))
+        return with_jacobians(num_steps) if bound == "lower-if-injective" else _MAX_CHUNK
 
     draw = jit_with(
         _draw,
@@ -183,7 +190,7 @@ def batched(
             state.ema_params,
             keys,
             num_steps=num_steps,
-            batch_size=max(1, _MAX_JACOBIAN_FLOATS // jacobian_floats),
+            batch_size=with_jacobians(1),
         )
         measured = draws.flow.round_trip_error.at[:num].set(errors)
         return draws.replace(flow=draws.flow._replace(round_trip_error=measured))
@@ -223,9 +230,7 @@ def _draw(
     mesh: Mesh | None,
 ) -> Draws:
     def draw(one_draw: DrawFn, params: Params, keys: Array) -> Draws:
-        return jax.lax.map(
-            lambda key: one_draw(params, key, num_steps, bound), keys, batch_size=batch_size
-        )
+        return _in_chunks(lambda key: one_draw(params, key, num_steps, bound), keys, batch_size)
 
     keys = jax.random.split(rng_key, num_samples)
     if mesh is None:
@@ -239,9 +244,7 @@ def _draw(
 def _round_trip_errors(
     one_round_trip: RoundTripFn, params: Params, keys: Array, num_steps: int, batch_size: int
 ) -> Array:
-    return jax.lax.map(
-        lambda key: one_round_trip(params, key, num_steps), keys, batch_size=batch_size
-    )
+    return _in_chunks(lambda key: one_round_trip(params, key, num_steps), keys, batch_size)
 
 
 def _reverse(
@@ -253,11 +256,27 @@ def _reverse(
     bound: Bound,
     batch_size: int,
 ) -> Array:
-    return jax.lax.map(
+    return _in_chunks(
         lambda args: one_reverse(params, args[0], args[1], num_steps, bound),
         (jax.random.split(rng_key, position.shape[0]), position),
-        batch_size=batch_size,
+        batch_size,
     )
+
+
+def _in_chunks(function: Callable[[Any], Any], inputs: Any, most: int) -> Any:
+    """``jax.lax.map`` in chunks of the same size, at most ``most``.
+
+    The last one is filled up with the last input: a rest of another size would have all compiled
+    a second time.
+    """
+    num = jax.tree.leaves(inputs)[0].shape[0]
+    num_chunks = -(-num // most)
+    size = -(-num // num_chunks)
+    if num_chunks == 1:
+        return jax.vmap(function)(inputs)
+    index = jnp.minimum(jnp.arange(num_chunks * size), num - 1).reshape(num_chunks, size)
+    outputs = jax.lax.map(lambda i: jax.vmap(function)(jax.tree.map(lambda x: x[i], inputs)), index)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], outputs)
 
 
 def _jacobian_floats(control: Control, dim: int) -> int:

@@ -194,7 +194,9 @@ def _climb(
     From far away to the nearest mode takes about the start's ``scale [n]``; the decay of the step
     to zero settles.
     """
-    climb = jit_with(_climb_all, target.log_density, static_argnames="num_iterations")
+    climb = jit_with(
+        _climb_all, target.log_density, effort="least", static_argnames="num_iterations"
+    )
     ends, values = (np.asarray(a) for a in climb(starts, scale, num_iterations=num_iterations))
     good = np.isfinite(values) & np.isfinite(ends).all(axis=1)
     ends, values = ends[good], values[good]
@@ -226,7 +228,7 @@ def _distinct(
     """Optima from points in order of their densities ``values``, polished, one of each."""
     # An end far below the best carries no mass, and every end costs a Hessian.
     points = points[values > values.max(initial=-np.inf) - _MAX_DROP]
-    hessian = jit_with(hessian_of, target.log_density)
+    hessian = jit_with(hessian_of, target.log_density, effort="least")
     dim, dtype = target.dim, points.dtype
 
     objective = host_objective(target, dtype)
@@ -300,7 +302,12 @@ def tempered_particles(
 
     loc, scale = _wide_start(modes, target.dim)
 
-    advance = jit_with(_advance, target.log_density, static_argnames=("num_moves", "num_leapfrog"))
+    advance = jit_with(
+        _advance,
+        target.log_density,
+        effort="least",
+        static_argnames=("num_moves", "num_leapfrog"),
+    )
     key_start, key_run = jax.random.split(rng_key)
     start = loc + scale * jax.random.normal(key_start, (num_particles, target.dim))
     state = blackjax.smc.tempered.init(start)

@@ -374,7 +374,7 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
       (True, 1.0)
     """
     # Kept for the target's other bases, whatever its density is.
-    weigh = jit_with(_weigh, as_partial(target.log_density))
+    weigh = jit_with(_weigh, as_partial(target.log_density), effort="least")
     log_weight = np.asarray(weigh(rng_key, base), np.float64)
     if not np.isfinite(log_weight).all():
         # Mass outside the support: no finite ELBO.
@@ -399,6 +399,7 @@ def _trained(
     train = jit_with(
         _train,
         target.log_density,
+        effort="least",
         static_argnames=("num_iterations", "batch_size", "learning_rate"),
     )
     params = train(

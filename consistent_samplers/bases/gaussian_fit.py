@@ -85,7 +85,7 @@ def fit_gaussian(
     large = dim > MAX_DENSE_DIM
     candidates = _laplace_candidates(target, starts, ends_only=large)
 
-    elbo = jit_with(_elbo, target.log_density)
+    elbo = jit_with(_elbo, target.log_density, effort="least")
     # One by one: how many there are is not known beforehand, and would compile anew each time.
     score = np.asarray([elbo(key_choose, *c) for c in zip(*candidates, strict=True)])
     best = int(np.argmax(np.where(np.isfinite(score), score, -np.inf)))
@@ -106,6 +106,7 @@ def fit_gaussian(
         maximise_elbo = jit_with(
             _maximise_elbo,
             target.log_density,
+            effort="least",
             static_argnames=("num_iterations", "batch_size", "learning_rate"),
         )
         fitted = maximise_elbo(
@@ -153,7 +154,7 @@ def host_objective(
       target: the target.
       dtype: in which the density is evaluated.
     """
-    value_and_grad = jit_with(_value_and_grad, target.log_density)
+    value_and_grad = jit_with(_value_and_grad, target.log_density, effort="least")
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
         value, grad = value_and_grad(jnp.asarray(x, dtype))
@@ -181,7 +182,7 @@ def _laplace_candidates(target: Target, starts: Array, *, ends_only: bool = Fals
     Factorisations run on the host in float64: exact enough for any covariance that float32
     can hold, and away from XLA's LAPACK calls.
     """
-    hessian = jit_with(hessian_of, target.log_density)
+    hessian = jit_with(hessian_of, target.log_density, effort="least")
     dtype = starts.dtype
 
     objective = host_objective(target, dtype)
@@ -238,7 +239,9 @@ def _natural_ascent(
     takes their noise away. Factorisations on the host in float64.
     """
     dim, dtype = target.dim, scale_tril.dtype
-    expectations = jit_with(_expectations, target.log_density, static_argnames="num_draws")
+    expectations = jit_with(
+        _expectations, target.log_density, effort="least", static_argnames="num_draws"
+    )
     mean = np.asarray(loc, np.float64)
     factor = np.asarray(scale_tril, np.float64)
     inverse = scipy.linalg.solve_triangular(factor, np.eye(dim), lower=True)

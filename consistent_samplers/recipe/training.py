@@ -1,10 +1,12 @@
 """The whole recipe with good defaults: fit a base, distil a sampler, calibrate, check."""
 
+import dataclasses
 import functools
 import math
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +18,16 @@ from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.algorithms.base import check_base
 from consistent_samplers.bases import Base, fit_base, fit_gaussian, refit_base
 from consistent_samplers.checks import check_integer, check_key, check_widths
+from consistent_samplers.compilation import as_partial, jit_with
 from consistent_samplers.diagnostics import exploration_check
-from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.estimate import evidence
 from consistent_samplers.recipe.settings import Settings
 from consistent_samplers.recipe.shared import Stage
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.schedules import check_max_steps
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.training import FitResult, TrainingDivergedError, fit
-from consistent_samplers.types import Array, PRNGKey
+from consistent_samplers.types import Array, Draws, PRNGKey
 
 # Draws on which the stages of the recipe are compared with each other.
 _NUM_CHECK_DRAWS = 4_000
@@ -141,6 +144,8 @@ def train_sampler(
     check_integer("num_iterations", num_iterations)
     check_integer("num_calibration_iterations", num_calibration_iterations)
     key_base = jax.random.split(rng_key, 4)[0]
+    # Its functions of the density are then compiled once, for every part of what follows.
+    target = dataclasses.replace(target, log_density=as_partial(target.log_density))
     budget = (num_iterations, num_calibration_iterations)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     if start is not None:
@@ -188,7 +193,8 @@ def _train(
     warm = start.trained
     distillation = Stage(settings, "distilled", budget[0])
     algorithm = distillation.algorithm(target, start.base)
-    untrained = algorithm.init(key_fit)
+    # Compiled as one, instead of by the operation.
+    untrained = jit_with(_init, algorithm.init, effort="least")(key_fit)
     state = untrained if warm is None else _going_on(algorithm, warm.state, budget[0])
     run = functools.partial(_fit_or_keep, warm=warm is not None, progress_bar=progress_bar)
     distilled, interrupted = run(key_fit, algorithm, distillation, state, folder)
@@ -204,13 +210,14 @@ def _train(
         calibrated, interrupted = run(key_calibrate, calibration, stage, state, folder)
         histories["calibrated"] = calibrated.history
 
-    def check(state: SamplerState) -> Evidence:
-        return evidence(algorithm.sample(key_check, state, _NUM_CHECK_DRAWS))
+    def check(state: SamplerState) -> Draws:
+        return algorithm.sample(key_check, state, _NUM_CHECK_DRAWS)
 
     # An untrained control is zero: its single step is the base itself.
     states = {"base": untrained, "distilled": distilled.state, "calibrated": calibrated.state}
     try:
-        stages = {name: check(state) for name, state in states.items()}
+        draws = {name: check(state) for name, state in states.items()}
+        stages = {name: evidence(drawn) for name, drawn in draws.items()}
     except ValueError as error:
         raise TrainingDivergedError(
             f"The sampler of target {target.name!r} was trained, but its draws cannot be weighed: "
@@ -231,11 +238,10 @@ def _train(
         )
     exploration = None
     if start.explored and not interrupted:
-        draws = algorithm.sample(key_check, states[best], _NUM_CHECK_DRAWS, bound=None)
         exploration = exploration_check(
             key_explore,
             target,
-            draws.position,
+            draws[best].position,
             float(stages[best].log_z),
             particle_log_z=start.particle_log_z,
         )
@@ -253,6 +259,10 @@ def _train(
         settings,
         warm is not None,
     )
+
+
+def _init(init: Callable[[PRNGKey], SamplerState], rng_key: PRNGKey) -> SamplerState:
+    return init(rng_key)
 
 
 def _settings_of(start: TrainedSampler, target: Target) -> Settings:
@@ -332,6 +342,8 @@ def _fit_or_keep(
             # The same for every budget of a stage, as what is compiled depends on it.
             chunk_size=min(_CHUNK_SIZE, stage.num_iterations),
             checkpoint_dir=None if folder is None else folder / stage.name,
+            # In many dimensions running takes longer than compiling.
+            compile_effort="least" if stage.settings.network == "general" else "less",
         )
     except TrainingDivergedError as error:
         warnings.warn(f"{error} The recipe goes on from that state.", stacklevel=4)

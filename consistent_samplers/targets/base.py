@@ -88,7 +88,7 @@ class Target:
 
 def log_densities(target: Target, points: Array) -> Array:
     """Log densities at points: ``[num_points, dim] -> [num_points]``, compiled."""
-    return jit_with(_log_densities, target.log_density)(points)
+    return jit_with(_log_densities, target.log_density, effort="least")(points)
 
 
 def _log_densities(log_density: LogDensityFn, points: Array) -> Array:
