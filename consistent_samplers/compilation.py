@@ -10,8 +10,9 @@ from jax.tree_util import Partial
 
 Effort: TypeAlias = Literal["full", "less", "least"]
 """What XLA does on CPUs to make code fast: ``"full"`` all, which is the only choice for what may be
-called inside another compiled function; ``"less"`` compiles in three quarters of the time to code as
-fast as far as we measured; ``"least"`` in half of it, to code that takes up to 1.6 times as long."""
+called inside another compiled function; ``"less"`` compiles in three quarters of the time to code
+as fast as far as we measured; ``"least"`` in half of it, to code that takes up to 1.6 times as
+long."""
 
 _OPTIONS: dict[Effort, dict[str, Any]] = {
     "full": {},

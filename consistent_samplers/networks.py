@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from consistent_samplers.checks import check_widths
 from consistent_samplers.log_det import LowRank
@@ -93,6 +94,7 @@ class Trunk(nn.Module):
     Attributes:
       hidden: widths of the hidden layers.
       num_frequencies: sine and cosine features of t and of log2 d.
+      dtype: in which the layers over x are computed; that of x and the parameters if None.
 
     Example:
       >>> import jax
@@ -108,6 +110,7 @@ class Trunk(nn.Module):
 
     hidden: tuple[int, ...]
     num_frequencies: int = 8
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, t: Array, d: Array) -> tuple[Array, Array]:
@@ -121,9 +124,9 @@ class Trunk(nn.Module):
         hidden = x
         for width in self.hidden:
             modulation = nn.Dense(2 * width, kernel_init=nn.initializers.normal(0.02))(embedding)
-            scale, shift = jnp.split(modulation, 2)
-            hidden = nn.silu(nn.Dense(width)(hidden) * (1.0 + scale) + shift)
-        return hidden, embedding
+            scale, shift = jnp.split(modulation.astype(self.dtype or modulation.dtype), 2)
+            hidden = nn.silu(nn.Dense(width, dtype=self.dtype)(hidden) * (1.0 + scale) + shift)
+        return hidden.astype(x.dtype), embedding
 
 
 def _beside(x: Array, features: Array | None) -> Array:
@@ -140,6 +143,7 @@ class StepConditionedMLP(nn.Module):
       hidden: widths of the hidden layers.
       initial_gate: weight of the guidance in the untrained network.
       elementwise_gain: also scale each coordinate of x by an output of its own.
+      dtype: in which the hidden layers are computed; that of x if None.
 
     Example:
       >>> import jax
@@ -156,13 +160,14 @@ class StepConditionedMLP(nn.Module):
     hidden: tuple[int, ...] = (64, 64)
     initial_gate: float = 0.0
     elementwise_gain: bool = True
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
         self, x: Array, t: Array, d: Array, guidance: Array | None, features: Array | None
     ) -> Array:
         """The control at ``x [dim]``: ``[dim]``."""
-        hidden, embedding = Trunk(self.hidden)(_beside(x, features), t, d)
+        hidden, embedding = Trunk(self.hidden, dtype=self.dtype)(_beside(x, features), t, d)
         # Shift and elementwise gain: funnels and hierarchies rescale some coordinates by others.
         # A gain above -1 keeps each coordinate's own scaling positive in a step of any size.
         num_outputs = 2 * self.dim if self.elementwise_gain else self.dim
@@ -299,6 +304,7 @@ def step_conditioned_mlp(
     initial_gate: float = 0.0,
     elementwise_gain: bool = True,
     features: Array | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Network:
     """The default control network.
 
@@ -310,6 +316,8 @@ def step_conditioned_mlp(
       initial_gate: weight of the guidance in the untrained network.
       elementwise_gain: also scale each coordinate of x by an output of its own.
       features: ``[num_features]``, further input: the component of the base, for one.
+      dtype: in which the hidden layers are computed, ``jnp.bfloat16`` for one; that of x if None.
+        Parameters and output keep their own.
 
     Example:
       >>> import jax
@@ -321,7 +329,7 @@ def step_conditioned_mlp(
       [0.0, 0.0]
     """
     check_widths(hidden)
-    module = StepConditionedMLP(dim, tuple(hidden), initial_gate, elementwise_gain)
+    module = StepConditionedMLP(dim, tuple(hidden), initial_gate, elementwise_gain, dtype)
 
     def guide(x: Array, t: Array) -> Array | None:
         return None if guidance_fn is None else guidance_fn(x, t)

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from consistent_samplers import networks, simulate
 from consistent_samplers.bases import Base, Component
@@ -40,6 +41,8 @@ class Control:
       shown_step: step size that the networks are shown whatever the step, or None for its own.
       base: where samples start.
       in_frame: makes the control of another component of the base; None where it has one.
+      path_network: the network in less precision, for the stochastic paths of training; None
+        where they take `network`.
     """
 
     network: Network
@@ -53,10 +56,17 @@ class Control:
     shown_step: float | None = None
     base: Base | None = None
     in_frame: Callable[[Component], "Control"] | None = None
+    path_network: Network | None = None
 
     def at(self, component: Component) -> "Control":
         """The control in the frame of a component of the base, with the same parameters."""
         return self if self.in_frame is None else self.in_frame(component)
+
+    def on_training_paths(self) -> "Control":
+        """What the stochastic paths of training are simulated and weighed with."""
+        if self.path_network is None:
+            return self
+        return dataclasses.replace(self, network=self.path_network)
 
     def draw_components(self, rng_key: PRNGKey, num: int) -> Component:
         """Components of ``num`` base draws, stacked."""
@@ -128,6 +138,7 @@ def build_control(
     learned_kernels: LearnedKernels = None,
     step_conditioned: bool = True,
     network: NetworkKind = "general",
+    path_dtype: DTypeLike | None = None,
 ) -> Control:
     """A control with the default networks.
 
@@ -146,15 +157,21 @@ def build_control(
         the finest.
       network: ``"general"`` a perceptron, or ``"structured"`` for many dimensions
         (`networks.structured`, as many units as the widest hidden layer).
+      path_dtype: in which a general network's hidden layers are computed along the stochastic
+        paths of training: ``jnp.bfloat16`` is faster where a device is made for it. Weights of such
+        paths are those of the transitions actually taken. Deterministic maps, whose determinants
+        must be exact, and all draws keep the full precision.
 
     Raises:
       ValueError: an option has no such choice, or a structured network is asked to hold the
-        target's gradient, which has no such structure.
+        target's gradient, which has no such structure, or given a ``path_dtype``.
     """
     if network not in ("general", "structured"):
         raise ValueError(f"network must be 'general' or 'structured', got {network!r}.")
     if network == "structured" and guidance is not None:
         raise ValueError("network='structured' goes with guidance=None only.")
+    if network == "structured" and path_dtype is not None:
+        raise ValueError("path_dtype goes with network='general' only.")
     if learned_kernels not in (None, "backward", "both"):
         raise ValueError(
             f"learned_kernels must be None, 'backward' or 'both', got {learned_kernels!r}."
@@ -172,7 +189,7 @@ def build_control(
         elif guidance == "interpolated":
             guidance_fn = networks.interpolated_guidance(log_density, process)
 
-        def build_network(freeze: bool) -> Network:
+        def build_network(freeze: bool, dtype: DTypeLike | None = None) -> Network:
             if network == "structured":
                 return networks.structured(dim, rank=max(hidden), features=features)
             if guidance_fn is None or not freeze:
@@ -190,6 +207,7 @@ def build_control(
                 initial_gate=1.0 if guidance == "interpolated" else 0.0,
                 elementwise_gain=elementwise_gain,
                 features=features,
+                dtype=dtype,
             )
 
         learn = functools.partial(networks.kernel_correction, dim, hidden=hidden, features=features)
@@ -204,6 +222,7 @@ def build_control(
             learn() if learned_kernels == "both" else None,
             None if step_conditioned else 1.0 / max_steps,
             base,
+            path_network=None if path_dtype is None else build_network(False, path_dtype),
         )
 
     first = base.draw_component(jax.random.key(0))

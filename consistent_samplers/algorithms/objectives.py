@@ -144,10 +144,10 @@ def build_objective(
         component = control.draw_components(jax.random.fold_in(key_base, 1), batch_size)
 
         def one(key: PRNGKey, x: Array, component: Component) -> simulate.StochasticPath:
-            kernels = control.at(component).kernels(params)
-            weighing = None
+            here = control.at(component).on_training_paths()
+            kernels, weighing = here.kernels(params), None
             if loss == "path_gradient":
-                still = control.at(component).kernels(jax.lax.stop_gradient(params))
+                still = here.kernels(jax.lax.stop_gradient(params))
                 weighing = kernels._replace(forward=still.forward)
             log_rho = tempered(component, temper)
             return simulate.stochastic_path(
@@ -168,7 +168,7 @@ def build_objective(
         if loss != "sub_trajectory_balance":
 
             def path_log_weight(path: Array, component: Component) -> Array:
-                kernels = control.at(component).kernels(params)
+                kernels = control.at(component).on_training_paths().kernels(params)
                 log_ratio = simulate.path_log_ratio(path, kernels, num_steps)
                 return simulate.path_log_weight(path, log_ratio, tempered(component, temper))
 
@@ -183,7 +183,7 @@ def build_objective(
         first = jax.random.randint(rng_key, (position.shape[0],), 0, num_steps - length + 1)
 
         def segment_loss(path: Array, first: Array, component: Component) -> Array:
-            kernels = control.at(component).kernels(params)
+            kernels = control.at(component).on_training_paths().kernels(params)
             stretch = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
             log_ratio = simulate.path_log_ratio(stretch, kernels, num_steps, first)
             index = first + jnp.arange(length + 1)

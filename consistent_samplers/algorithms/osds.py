@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from consistent_samplers import log_det, losses, schedules, simulate
 from consistent_samplers.algorithms import objectives
@@ -88,6 +89,7 @@ def _osds(
     guidance: Guidance = "ratio",
     elementwise_gain: bool = True,
     network: NetworkKind = "general",
+    path_dtype: DTypeLike | None = None,
     schedule: schedules.Schedule | None = None,
     integrator: Integrator = "exponential",
     learned_kernels: LearnedKernels = None,
@@ -123,6 +125,7 @@ def _osds(
       elementwise_gain: let the network also scale each coordinate of x.
       network: ``"general"``, or ``"structured"`` for many dimensions, with determinants of the
         size of its widest hidden layer (see `control.build_control`).
+      path_dtype: precision of the stochastic paths of training, see `control.build_control`.
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.
       learned_kernels: corrections to the kernels of the stochastic paths, see
@@ -168,6 +171,7 @@ def _osds(
         elementwise_gain=elementwise_gain,
         learned_kernels=learned_kernels,
         network=network,
+        path_dtype=path_dtype,
     )
     control_objective = objectives.build_objective(
         control, target.dim, loss=control_loss, batch_size=batch_size, hidden=hidden

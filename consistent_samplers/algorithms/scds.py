@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from consistent_samplers import losses, schedules
 from consistent_samplers.algorithms import objectives
@@ -87,6 +88,7 @@ def _scds(
     guidance: Guidance = None,
     elementwise_gain: bool = True,
     network: NetworkKind = "general",
+    path_dtype: DTypeLike | None = None,
     schedule: schedules.Schedule | None = None,
     integrator: Integrator = "exponential",
     learned_kernels: LearnedKernels = None,
@@ -121,6 +123,7 @@ def _scds(
       elementwise_gain: let the network also scale each coordinate of x.
       network: ``"general"``, or ``"structured"`` for many dimensions, with determinants of the
         map by parts (`networks.structured`).
+      path_dtype: precision of the stochastic paths of training, see `control.build_control`.
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.
       learned_kernels: corrections to the kernels of the stochastic paths, see
@@ -159,6 +162,7 @@ def _scds(
         elementwise_gain=elementwise_gain,
         learned_kernels=learned_kernels,
         network=network,
+        path_dtype=path_dtype,
     )
     objective = objectives.build_objective(
         control, target.dim, loss=control_loss, batch_size=batch_size, hidden=hidden

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from consistent_samplers import schedules
 from consistent_samplers.algorithms import objectives, replay
@@ -77,6 +78,7 @@ class StochasticSettings(TypedDict, total=False):
       elementwise_gain: let the network also scale each coordinate of x.
       network: ``"general"``, or ``"structured"`` for many dimensions: no guidance, and exact
         determinants of the deterministic map by parts (`networks.structured`).
+      path_dtype: precision of the paths of training, see `control.build_control`.
       learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, bounded;
         ``"both"`` the scale of the generative ones as well; None keeps the process's own. Train
         such kernels at the numbers of steps that will be sampled (``train_steps``).
@@ -96,6 +98,7 @@ class StochasticSettings(TypedDict, total=False):
     guidance: Guidance
     elementwise_gain: bool
     network: NetworkKind
+    path_dtype: DTypeLike | None
     learned_kernels: LearnedKernels
 
 
@@ -119,6 +122,7 @@ def stochastic_sampler(
     guidance: Guidance = None,
     elementwise_gain: bool = True,
     network: NetworkKind = "general",
+    path_dtype: DTypeLike | None = None,
     learned_kernels: LearnedKernels = None,
     bounds: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic"),
 ) -> Algorithm:
@@ -143,6 +147,7 @@ def stochastic_sampler(
       guidance: see there.
       elementwise_gain: see there.
       network: see there.
+      path_dtype: see there.
       learned_kernels: see there.
       bounds: kinds of weight it can give.
 
@@ -187,6 +192,7 @@ def stochastic_sampler(
         elementwise_gain=elementwise_gain,
         learned_kernels=learned_kernels,
         network=network,
+        path_dtype=path_dtype,
         # The control of the continuous process has no step size, and a network that is shown one
         # may go anywhere at a size it was not trained at. Learned kernels depend on the size.
         step_conditioned=learned_kernels is not None,
