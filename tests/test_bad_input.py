@@ -149,9 +149,9 @@ TRAINING = {
         "power of two",
     ),
     "no iterations": (
-        lambda: train(base=cs.bases.standard_normal(2), num_iterations=0),
+        lambda: train(base=cs.bases.standard_normal(2), num_calibration_iterations=0),
         ValueError,
-        "num_iterations must be a positive integer",
+        "num_calibration_iterations must be a positive integer",
     ),
     "half an iteration": (
         lambda: train(num_calibration_iterations=2.5),

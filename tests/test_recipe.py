@@ -130,7 +130,7 @@ def test_wrong_number_of_steps(trained):
 
 def test_divergence_keeps_the_last_good_state(monkeypatch):
     # A learning rate without bounds: the first update throws the parameters away.
-    monkeypatch.setattr(shared, "_warmup_cosine", lambda peak, num_iterations: 1e30)
+    monkeypatch.setattr(shared, "_warmup_cosine", lambda *_: optax.constant_schedule(1e30))
     with pytest.warns(Warning) as caught:
         trained = cs.train_sampler(
             KEY,
@@ -173,6 +173,66 @@ def test_draws_that_cannot_be_weighed_do_not_lose_the_training(monkeypatch):
     assert caught.value.result.state.iteration == 3
 
 
+# ---- rounds of calibration
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_calibration_ends_with_the_round_that_is_enough(monkeypatch, tmp_path, far):
+    monkeypatch.setattr(recipe, "_CALIBRATION_ROUNDS", (20, 10))
+    # Normal but for its location, which the untrained network does not know.
+    target = cs.targets.gaussian(jnp.full(2, 3.0 if far else 0.1), jnp.eye(2))
+
+    def train():
+        return cs.train_sampler(
+            KEY,
+            target,
+            base=cs.bases.standard_normal(2),
+            max_steps=2,
+            hidden=(8,),
+            num_iterations=2,
+            progress_bar=False,
+            checkpoint_dir=tmp_path,
+        )
+
+    trained = train()
+    ess = float(trained.stages["calibrated"].ess)
+    assert (ess < recipe._EFFECTIVE_ENOUGH) == far
+    history = trained.histories["calibrated"]
+    assert history.loss.shape == history.elbo.shape == (30 if far else 20,)
+    assert int(trained.one_step_state.iteration) == len(history.loss)
+    # Read from the checkpoints of every round, and not trained again.
+    monkeypatch.setattr("consistent_samplers.training._run_chunk", lambda *_: 1 / 0)
+    again = train()
+    jax.tree.map(
+        np.testing.assert_array_equal, again.one_step_state.params, trained.one_step_state.params
+    )
+    np.testing.assert_array_equal(again.histories["calibrated"].loss, history.loss)
+
+
+def test_without_distillation(trained):
+    one_step = cs.train_sampler(
+        KEY,
+        banana(),
+        max_steps=4,
+        hidden=(32,),
+        explore=False,
+        num_iterations=0,
+        num_calibration_iterations=200,
+        progress_bar=False,
+    )
+    assert list(one_step.stages) == ["base", "calibrated"]
+    assert list(one_step.histories) == ["calibrated"]
+    calibrated, base = one_step.stages["calibrated"], one_step.stages["base"]
+    assert calibrated.elbo > 0.5 * base.elbo  # a log Z of 0: half the gap is gone
+    # More steps are the base.
+    draws = one_step.sample(jax.random.key(1), NUM, num_steps=4)
+    np.testing.assert_allclose(
+        draws.log_weight,
+        draws.log_density - one_step.base.log_prob(draws.position),
+        atol=1e-3,
+    )
+
+
 # ---- going on from a trained sampler
 
 
@@ -185,8 +245,9 @@ def test_a_warm_start_needs_a_sampler_of_the_recipe_and_the_dimension(trained):
 
 
 def test_a_warm_start_goes_on_late_in_the_schedule(trained):
-    algorithm = shared.Stage(trained.settings, "calibrated", 300).algorithm(banana(), trained.base)
-    state = recipe._going_on(algorithm, trained.one_step_state, 300)
+    stage = shared.Stage(trained.settings, "calibrated", (100, 200))
+    algorithm = stage.algorithm(banana(), trained.base)
+    state = recipe._going_on(algorithm, trained.one_step_state, stage)
     schedules = [
         part
         for part in jax.tree.leaves(

@@ -6,6 +6,7 @@ compiled already.
 """
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
 import optax
@@ -29,16 +30,26 @@ class Stage:
     Attributes:
       settings: of the network and its steps.
       name: ``"distilled"`` trains OSDS, ``"calibrated"`` its single step.
-      num_iterations: that its learning rate is planned for.
+      rounds: iterations that its learning rate is planned for: each round warms up and anneals, so
+        that training may end after any of them.
     """
 
     settings: Settings
     name: Literal["distilled", "calibrated"]
-    num_iterations: int
+    rounds: tuple[int, ...]
+
+    @property
+    def num_iterations(self) -> int:
+        """Of all rounds."""
+        return sum(self.rounds)
 
     def algorithm(self, target: Target, base: Base) -> Algorithm:
         """What this stage trains on a target."""
-        learning_rate = _warmup_cosine(_PEAK_LEARNING_RATE[self.name], self.num_iterations)
+        peak = _PEAK_LEARNING_RATE[self.name]
+        learning_rate = optax.join_schedules(
+            [_warmup_cosine(peak, num) for num in self.rounds],
+            list(itertools.accumulate(self.rounds))[:-1],
+        )
         if self.name == "distilled":
             own = self.settings.build(target, base, learning_rate)
         else:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from consistent_samplers.algorithms import Algorithm, SamplerState
@@ -39,6 +40,10 @@ _MAX_GENERAL_DIM = 100
 _WARM_SHARE = 1 / 3
 _WARM_ENOUGH = 0.5
 _CHUNK_SIZE = 100
+# Calibration of a general network: what most targets need, and what the others get in addition. The
+# second round is run where less than this share of the draws is effective after the first.
+_CALIBRATION_ROUNDS = (250, 1_250)
+_EFFECTIVE_ENOUGH = 0.9
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
 _SAME_ELBO = 1e-3
 
@@ -57,6 +62,18 @@ class _Start(NamedTuple):
     particle_log_z: float
     explored: bool
     trained: TrainedSampler | None
+
+
+class _Budget(NamedTuple):
+    """Iterations of the stages.
+
+    Attributes:
+      distillation: of OSDS.
+      calibration: of each round of calibration.
+    """
+
+    distillation: int
+    calibration: tuple[int, ...]
 
 
 def train_sampler(
@@ -84,9 +101,11 @@ def train_sampler(
         for fitting the base.
       max_steps: number N of finest steps of the distilled sampler.
       hidden: widths of the network's hidden layers.
-      num_iterations: iterations of OSDS; 300 if None, 100 above 100 dimensions.
-      num_calibration_iterations: iterations of calibration; 1,500 if None, 300 above 100
-        dimensions.
+      num_iterations: iterations of OSDS; 300 if None, 100 above 100 dimensions. 0 leaves them out:
+        quicker where one step is all that is wanted, as calibration does not need them. More steps
+        are then no better than the base.
+      num_calibration_iterations: iterations of calibration. If None 250, and 1,250 more where less
+        than nine tenths of the draws are effective by then; 300 above 100 dimensions.
       explore: look for modes by many optimiser starts and tempered SMC, and take the best of a
         Gaussian, a mixture and a product of mixtures as base (`bases.fit_base`); afterwards look
         again from fresh starts for modes that the draws do not show, and warn of them. False fits
@@ -139,14 +158,15 @@ def train_sampler(
     large = target.dim > _MAX_GENERAL_DIM
     if num_iterations is None:
         num_iterations = 100 if large else 300
-    if num_calibration_iterations is None:
-        num_calibration_iterations = 300 if large else 1_500
-    check_integer("num_iterations", num_iterations)
-    check_integer("num_calibration_iterations", num_calibration_iterations)
+    check_integer("num_iterations", num_iterations, minimum=0)
+    rounds = (300,) if large else _CALIBRATION_ROUNDS
+    if num_calibration_iterations is not None:
+        check_integer("num_calibration_iterations", num_calibration_iterations)
+        rounds = (num_calibration_iterations,)
     key_base = jax.random.split(rng_key, 4)[0]
     # Its functions of the density are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
-    budget = (num_iterations, num_calibration_iterations)
+    budget = _Budget(num_iterations, rounds)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     if start is not None:
         settings = _settings_of(start, target)
@@ -182,7 +202,7 @@ def _train(
     target: Target,
     start: _Start,
     settings: Settings,
-    budget: tuple[int, int],
+    budget: _Budget,
     progress_bar: bool,
     folder: Path | None,
     begin: float,
@@ -191,30 +211,39 @@ def _train(
     _, key_fit, key_calibrate, key_check = jax.random.split(rng_key, 4)
     key_explore = jax.random.fold_in(rng_key, 4)
     warm = start.trained
-    distillation = Stage(settings, "distilled", budget[0])
+    distillation = Stage(settings, "distilled", (max(budget.distillation, 1),))
     algorithm = distillation.algorithm(target, start.base)
     # Compiled as one, instead of by the operation.
     untrained = jit_with(_init, algorithm.init, effort="least")(key_fit)
-    state = untrained if warm is None else _going_on(algorithm, warm.state, budget[0])
-    run = functools.partial(_fit_or_keep, warm=warm is not None, progress_bar=progress_bar)
-    distilled, interrupted = run(key_fit, algorithm, distillation, state, folder)
-    calibrated, histories = distilled, {"distilled": distilled.history}
-    if not interrupted:
-        stage = Stage(settings, "calibrated", budget[1])
-        calibration = stage.algorithm(target, start.base)
-        state = (
-            calibration.restart(distilled.state)
-            if warm is None
-            else _going_on(calibration, warm.one_step_state, budget[1])
-        )
-        calibrated, interrupted = run(key_calibrate, calibration, stage, state, folder)
-        histories["calibrated"] = calibrated.history
+    run = functools.partial(_fit_or_keep, progress_bar=progress_bar, folder=folder)
 
     def check(state: SamplerState) -> Draws:
         return algorithm.sample(key_check, state, _NUM_CHECK_DRAWS)
 
+    state = untrained if warm is None else _going_on(algorithm, warm.state, distillation)
+    distilled, interrupted = FitResult(state, None), False
+    if budget.distillation:
+        num = _num_warm(distillation) if warm else budget.distillation
+        distilled, interrupted = run(key_fit, algorithm, distillation, state, num, "distilled")
+    calibrated, histories = distilled, {"distilled": distilled.history}
+    if not interrupted:
+        stage = Stage(settings, "calibrated", budget.calibration)
+        calibration = stage.algorithm(target, start.base)
+        if warm is None:
+            state, rounds = calibration.restart(distilled.state), budget.calibration
+        else:
+            state = _going_on(calibration, warm.one_step_state, stage)
+            rounds = (_num_warm(stage),)
+        calibrated, interrupted = _calibrate(
+            run, key_calibrate, calibration, stage, state, rounds, check
+        )
+        histories["calibrated"] = calibrated.history
+    histories = {name: history for name, history in histories.items() if history is not None}
+
     # An untrained control is zero: its single step is the base itself.
     states = {"base": untrained, "distilled": distilled.state, "calibrated": calibrated.state}
+    if not budget.distillation:
+        del states["distilled"]
     try:
         draws = {name: check(state) for name, state in states.items()}
         stages = {name: evidence(drawn) for name, drawn in draws.items()}
@@ -279,12 +308,43 @@ def _settings_of(start: TrainedSampler, target: Target) -> Settings:
     return start.settings
 
 
-def _going_on(algorithm: Algorithm, state: SamplerState, num_iterations: int) -> SamplerState:
+def _calibrate(
+    run: Callable[..., tuple[FitResult, bool]],
+    rng_key: PRNGKey,
+    algorithm: Algorithm,
+    stage: Stage,
+    state: SamplerState,
+    rounds: tuple[int, ...],
+    check: Callable[[SamplerState], Draws],
+) -> tuple[FitResult, bool]:
+    """Rounds of calibration until one is enough; and whether Ctrl-C cut them short."""
+    histories = []
+    for i, num in enumerate(rounds):
+        name = stage.name if i == 0 else f"{stage.name}-{i + 1}"
+        result, interrupted = run(rng_key, algorithm, stage, state, num, name)
+        state = result.state
+        histories.append(result.history)
+        last = i == len(rounds) - 1 or len(result.history.loss) < num
+        if last or _is_effective(check(state)):
+            break
+    history = jax.tree.map(lambda *parts: np.concatenate(parts), *histories)
+    return FitResult(state, history), interrupted
+
+
+def _is_effective(draws: Draws) -> bool:
+    """Whether calibration may end: never on draws that cannot be weighed."""
+    try:
+        return bool(evidence(draws).ess >= _EFFECTIVE_ENOUGH)
+    except ValueError:
+        return False
+
+
+def _going_on(algorithm: Algorithm, state: SamplerState, stage: Stage) -> SamplerState:
     """A trained state with a fresh optimiser, its learning rate late in the schedule.
 
     What has been done counts: nothing is annealed or warmed up again.
     """
-    begun = num_iterations - _num_warm(num_iterations)
+    begun = stage.num_iterations - _num_warm(stage)
 
     def late(part: Any) -> Any:
         if isinstance(part, optax.ScaleByScheduleState):
@@ -298,8 +358,8 @@ def _going_on(algorithm: Algorithm, state: SamplerState, num_iterations: int) ->
     return restarted._replace(opt_state=opt_state, iteration=state.iteration)
 
 
-def _num_warm(num_iterations: int) -> int:
-    return max(1, round(_WARM_SHARE * num_iterations))
+def _num_warm(stage: Stage) -> int:
+    return max(1, round(_WARM_SHARE * stage.num_iterations))
 
 
 def _where_it_falls_short(trained: TrainedSampler, start: TrainedSampler) -> str | None:
@@ -325,13 +385,13 @@ def _fit_or_keep(
     algorithm: Algorithm,
     stage: Stage,
     state: SamplerState,
-    folder: Path | None,
+    num_iterations: int,
+    name: str,
     *,
-    warm: bool,
+    folder: Path | None,
     progress_bar: bool,
 ) -> tuple[FitResult, bool]:
     """`fit`, going on with the last good state if it diverges; and whether Ctrl-C cut it short."""
-    num_iterations = _num_warm(stage.num_iterations) if warm else stage.num_iterations
     try:
         result = fit(
             rng_key,
@@ -341,7 +401,7 @@ def _fit_or_keep(
             progress_bar=progress_bar,
             # The same for every budget of a stage, as what is compiled depends on it.
             chunk_size=min(_CHUNK_SIZE, stage.num_iterations),
-            checkpoint_dir=None if folder is None else folder / stage.name,
+            checkpoint_dir=None if folder is None else folder / name,
             # In many dimensions running takes longer than compiling.
             compile_effort="least" if stage.settings.network == "general" else "less",
         )
