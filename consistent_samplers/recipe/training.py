@@ -213,8 +213,7 @@ def _train(
     warm = start.trained
     distillation = Stage(settings, "distilled", (max(budget.distillation, 1),))
     algorithm = distillation.algorithm(target, start.base)
-    # Compiled as one, instead of by the operation.
-    untrained = jit_with(_init, algorithm.init, effort="least")(key_fit)
+    untrained = _at_once(algorithm.init, key_fit)
     run = functools.partial(_fit_or_keep, progress_bar=progress_bar, folder=folder)
 
     def check(state: SamplerState) -> Draws:
@@ -230,7 +229,7 @@ def _train(
         stage = Stage(settings, "calibrated", budget.calibration)
         calibration = stage.algorithm(target, start.base)
         if warm is None:
-            state, rounds = calibration.restart(distilled.state), budget.calibration
+            state, rounds = _at_once(calibration.restart, distilled.state), budget.calibration
         else:
             state = _going_on(calibration, warm.one_step_state, stage)
             rounds = (_num_warm(stage),)
@@ -290,8 +289,13 @@ def _train(
     )
 
 
-def _init(init: Callable[[PRNGKey], SamplerState], rng_key: PRNGKey) -> SamplerState:
-    return init(rng_key)
+def _at_once(function: Callable[[Any], SamplerState], argument: Any) -> SamplerState:
+    """Compiled as one, where every operation would be compiled by itself."""
+    return jit_with(_call, function, effort="least")(argument)
+
+
+def _call(function: Callable[[Any], SamplerState], argument: Any) -> SamplerState:
+    return function(argument)
 
 
 def _settings_of(start: TrainedSampler, target: Target) -> Settings:
@@ -351,7 +355,7 @@ def _going_on(algorithm: Algorithm, state: SamplerState, stage: Stage) -> Sample
             return part._replace(count=jnp.full_like(part.count, begun))
         return part
 
-    restarted = algorithm.restart(state)
+    restarted = _at_once(algorithm.restart, state)
     opt_state = jax.tree.map(
         late, restarted.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
     )
