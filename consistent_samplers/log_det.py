@@ -6,6 +6,7 @@ in one compiled computation can wait for each other for ever. Larger matrices go
 one batched call; callers stack the matrices of all their steps so that there is only one.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -77,7 +78,7 @@ class Sylvester:
     @property
     def mT(self) -> "Sylvester":  # noqa: N802 - the array API's name of the transpose
         """The transposed matrix."""
-        return self.replace(transposed=not self.transposed)
+        return dataclasses.replace(self, transposed=not self.transposed)
 
     @property
     def factors(self) -> Array:
@@ -107,7 +108,7 @@ class Sylvester:
         """The matrix itself, ``[..., dim, dim]``."""
         product = (self.left * self.gain[..., None, :]) @ self.right
         eye = jnp.eye(self.diagonal.shape[-1], dtype=product.dtype)
-        full = (product + eye) * self.diagonal[..., None, :]
+        full = (product + jnp.broadcast_to(eye, product.shape)) * self.diagonal[..., None, :]
         return full.mT if self.transposed else full
 
 

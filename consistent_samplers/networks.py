@@ -453,9 +453,7 @@ def structured(dim: int, *, rank: int = 64, features: Array | None = None) -> Ne
         zero, one = jnp.zeros(()), jnp.ones(())
         return module.init(rng_key, jnp.zeros(dim), zero, one, zero, features)
 
-    def split(
-        params: Params, x: Array, t: Array, d: Array, c: Array
-    ) -> tuple[Array, Sylvester]:
+    def split(params: Params, x: Array, t: Array, d: Array, c: Array) -> tuple[Array, Sylvester]:
         out = module.apply(params, x, jnp.asarray(t), jnp.asarray(d), jnp.asarray(c), features)
         return cast(tuple[Array, Sylvester], out)
 

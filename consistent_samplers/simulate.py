@@ -350,7 +350,7 @@ def flow_step_and_jacobian(
     if isinstance(control, StructuredControl):
         of_position, of_control = process.flow_weights(t, d)
         u, jacobian = control.split(x, t, d, of_control / of_position)
-        scaled = jacobian.replace(diagonal=of_position * jacobian.diagonal)
+        scaled = dataclasses.replace(jacobian, diagonal=of_position * jacobian.diagonal)
         return process.flow_step(x, u, t, d), scaled
     return log_det.value_and_jacobian(lambda y: flow_step(control, process, y, t, d), x)
 
