@@ -259,13 +259,12 @@ def solve_triangular(triangle: Array, rhs: Array, gain: Array | float = 1.0) -> 
     """
     gain = jnp.broadcast_to(gain, rhs.shape)
     pivot = 1.0 + gain * jnp.diagonal(triangle)
-    units = jnp.arange(rhs.shape[-1])
 
     def unit(w: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
         row, gain, rhs, pivot, is_unit = inputs
         return w + jnp.where(is_unit, (rhs - gain * (row @ w)) / pivot, 0.0), None
 
-    inputs = (triangle, gain, rhs, pivot, units[:, None] == units)
+    inputs = (triangle, gain, rhs, pivot, jnp.eye(rhs.shape[-1], dtype=bool))
     w, _ = jax.lax.scan(unit, jnp.zeros_like(rhs), inputs, reverse=True)
     return w
 
