@@ -25,9 +25,11 @@ from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices
 from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
 
-# Floats of Jacobians held at once while drawing with exact weights: 64 MiB.
+# Floats of full Jacobians held at once while drawing with exact weights: 64 MiB.
 _MAX_JACOBIAN_FLOATS = 2**24
-_MAX_CHUNK = 16_384
+# Points of one chunk, and floats of theirs: 2 MiB. With a few such arrays the caches are full.
+_MAX_CHUNK = 4_096
+_MAX_FLOATS = 2**19
 _NUM_ROUND_TRIPS = 256
 # A point counts as inverted if the map returns to it within this many standard deviations.
 MAX_INVERSION_ERROR = 1e-2
@@ -131,12 +133,13 @@ def batched(
       default_steps: number of steps unless told.
       per_draw: the functions of one point.
     """
-    jacobian_floats = _jacobian_floats(control, dim)
+    most = max(1, min(_MAX_CHUNK, _MAX_FLOATS // dim))
 
     def chunk_size(num_steps: int, bound: Bound | None) -> int:
-        if bound != "lower-if-injective":
-            return _MAX_CHUNK
-        return min(_MAX_CHUNK, max(1, _MAX_JACOBIAN_FLOATS // (num_steps * jacobian_floats)))
+        # A Jacobian by its parts takes no more than a point does.
+        if bound != "lower-if-injective" or control.network.split is not None:
+            return most
+        return max(1, min(most, _MAX_JACOBIAN_FLOATS // (num_steps * dim**2)))
 
     draw = jit_with(
         _draw,
@@ -183,7 +186,7 @@ def batched(
             state.ema_params,
             keys,
             num_steps=num_steps,
-            batch_size=max(1, _MAX_JACOBIAN_FLOATS // jacobian_floats),
+            batch_size=chunk_size(1, "lower-if-injective"),
         )
         measured = draws.flow.round_trip_error.at[:num].set(errors)
         return draws.replace(flow=draws.flow._replace(round_trip_error=measured))
@@ -258,11 +261,6 @@ def _reverse(
         (jax.random.split(rng_key, position.shape[0]), position),
         batch_size=batch_size,
     )
-
-
-def _jacobian_floats(control: Control, dim: int) -> int:
-    """Numbers that the Jacobian of one step takes."""
-    return dim**2 if control.network.split is None else 2 * dim
 
 
 def _check_bound(bound: Bound | None, bounds: tuple[Bound | None, ...]) -> None:
