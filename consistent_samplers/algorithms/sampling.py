@@ -169,7 +169,7 @@ def batched(
         _check_bound(bound, (None, *bounds))
         if mesh is not None:
             check_mesh(mesh)
-        draws = draw(
+        draws, keys = draw(
             rng_key,
             state.ema_params,
             num_samples=num_samples,
@@ -180,15 +180,13 @@ def batched(
         )
         if draws.flow is None:
             return draws
-        num = min(num_samples, _NUM_ROUND_TRIPS)
-        keys = jax.random.split(rng_key, num_samples)[:num]
         errors = round_trip_errors(
             state.ema_params,
             keys,
             num_steps=num_steps,
             batch_size=chunk_size(1, "lower-if-injective"),
         )
-        measured = draws.flow.round_trip_error.at[:num].set(errors)
+        measured = draws.flow.round_trip_error.at[: len(errors)].set(errors)
         return draws.replace(flow=draws.flow._replace(round_trip_error=measured))
 
     def reverse_log_weight(
@@ -224,7 +222,9 @@ def _draw(
     bound: Bound | None,
     batch_size: int,
     mesh: Mesh | None,
-) -> Draws:
+) -> tuple[Draws, Array]:
+    """The draws, and the keys of those whose round trips are made."""
+
     def draw(one_draw: DrawFn, params: Params, keys: Array) -> Draws:
         return jax.lax.map(
             lambda key: one_draw(params, key, num_steps, bound), keys, batch_size=batch_size
@@ -232,11 +232,11 @@ def _draw(
 
     keys = jax.random.split(rng_key, num_samples)
     if mesh is None:
-        return draw(one_draw, params, keys)
+        return draw(one_draw, params, keys), keys[:_NUM_ROUND_TRIPS]
     # The last key again, as often as it takes for every device to have as many.
     index = jnp.minimum(jnp.arange(num_samples + -num_samples % num_devices(mesh)), num_samples - 1)
     draws = map_over_mesh(draw, mesh, 2)(as_partial(one_draw), params, keys[index])
-    return jax.tree.map(lambda x: x[:num_samples], draws)
+    return jax.tree.map(lambda x: x[:num_samples], draws), keys[:_NUM_ROUND_TRIPS]
 
 
 def _round_trip_errors(
