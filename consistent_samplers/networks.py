@@ -389,7 +389,7 @@ class _Structured(nn.Module):
         )
         width = jnp.exp(by_time("width", zeros, self.dim))
         centre = by_time("centre", nn.initializers.constant(0.3), self.dim)
-        bend = jnp.tanh(0.5 * x / width + centre)
+        bend = jnp.tanh(x * (0.5 / width) + centre)
         elementwise = shift + outside * x + 2.0 * width * (inside - outside) * bend
         slope = outside + (inside - outside) * (1.0 - bend**2)
 

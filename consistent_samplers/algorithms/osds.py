@@ -121,8 +121,8 @@ def _osds(
       guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
         the paper's, or None.
       elementwise_gain: let the network also scale each coordinate of x.
-      network: ``"general"``, or ``"structured"`` for many dimensions, with determinants of the
-        size of its widest hidden layer (see `control.build_control`).
+      network: ``"general"``, or ``"structured"`` for many dimensions, with determinants
+        that are products (see `control.build_control`).
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.
       learned_kernels: corrections to the kernels of the stochastic paths, see

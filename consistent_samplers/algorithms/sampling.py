@@ -28,7 +28,7 @@ from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Para
 # Floats of full Jacobians held at once while drawing with exact weights: 64 MiB.
 _MAX_JACOBIAN_FLOATS = 2**24
 # Points of one chunk, and floats of theirs: 2 MiB. With a few such arrays the caches are full.
-_MAX_CHUNK = 4_096
+_MAX_CHUNK = 2_048
 _MAX_FLOATS = 2**19
 _NUM_ROUND_TRIPS = 256
 # A point counts as inverted if the map returns to it within this many standard deviations.

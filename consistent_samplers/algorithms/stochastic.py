@@ -76,7 +76,7 @@ class StochasticSettings(TypedDict, total=False):
         lerp(∇ log p0, ∇ log ρ, t), or None.
       elementwise_gain: let the network also scale each coordinate of x.
       network: ``"general"``, or ``"structured"`` for many dimensions: no guidance, and exact
-        determinants of the deterministic map by parts (`networks.structured`).
+        determinants of the deterministic map as products (`networks.structured`).
       learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, bounded;
         ``"both"`` the scale of the generative ones as well; None keeps the process's own. Train
         such kernels at the numbers of steps that will be sampled (``train_steps``).
