@@ -290,43 +290,31 @@ def value_and_jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, A
     return value, jax.vmap(jvp, out_axes=-1)(jnp.eye(x.shape[-1], dtype=x.dtype))
 
 
-def symmetric_product(matrix: Jacobian) -> Callable[[Array], Array]:
-    """The product of (J + Jᵀ) / 2 with a vector ``[dim]``, as a function of it.
+def symmetric_part(matrix: Jacobian) -> tuple[Callable[[Array], Array], Array]:
+    """The symmetric part S = (J + Jᵀ) / 2 of one matrix, as its products with vectors.
 
     Args:
       matrix: ``[dim, dim]``, in full or by its parts.
 
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> multiply = cs.log_det.symmetric_product(jnp.array([[1.0, 2.0], [0.0, 1.0]]))
-      >>> multiply(jnp.array([1.0, 0.0])).tolist()
-      [1.0, 1.0]
-    """
-    if isinstance(matrix, Sylvester):
-        return lambda vector: 0.5 * (matrix @ vector + matrix.mT @ vector)
-    symmetric = 0.5 * (matrix + matrix.T)
-    return lambda vector: symmetric @ vector
-
-
-def distance_from_identity(matrix: Jacobian) -> Array:
-    """An upper bound on the spectral norm of J - I for one matrix ``[dim, dim]``: ``[]``.
-
-    Args:
-      matrix: ``[dim, dim]``, in full or by its parts.
+    Returns:
+      ``v [dim] -> S v``, and an upper bound on the spectral norm of S - I ``[]``.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> float(cs.log_det.distance_from_identity(jnp.diag(jnp.array([1.5, 1.0]))))
-      0.5
+      >>> multiply, distance = cs.log_det.symmetric_part(jnp.array([[1.0, 2.0], [0.0, 1.0]]))
+      >>> multiply(jnp.array([1.0, 0.0])).tolist(), round(float(distance), 3)
+      ([1.0, 1.0], 1.414)
     """
     if isinstance(matrix, Sylvester):
-        # That of a product of vectors is the product of their norms.
+        # The norm of a product of two vectors is the product of theirs.
         norms = jnp.linalg.norm(matrix.left, axis=-2) * jnp.linalg.norm(matrix.right, axis=-1)
         rest = jnp.abs(matrix.diagonal).max() * jnp.sum(jnp.abs(matrix.gain) * norms)
-        return jnp.abs(matrix.diagonal - 1.0).max() + rest
-    return jnp.linalg.norm(matrix - jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
+        distance = jnp.abs(matrix.diagonal - 1.0).max() + rest
+        return lambda vector: 0.5 * (matrix @ vector + matrix.mT @ vector), distance
+    symmetric = 0.5 * (matrix + matrix.T)
+    distance = jnp.linalg.norm(symmetric - jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
+    return lambda vector: symmetric @ vector, distance
 
 
 def hutchinson_trace(fn: Callable[[Array], Array], x: Array, probe: Array) -> Array:

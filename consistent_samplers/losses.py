@@ -308,14 +308,12 @@ def monotonicity_shortfall(
       >>> float(cs.losses.monotonicity_shortfall(safe, probe, 0.0))
       0.0
     """
-    frozen = jax.lax.stop_gradient(jacobian)
-    multiply_frozen = log_det.symmetric_product(frozen)
     # Steps are near the identity: iterate on what is left, shifted to be positive.
-    shift = log_det.distance_from_identity(frozen)
+    symmetric, shift = log_det.symmetric_part(jax.lax.stop_gradient(jacobian))
     tiny = jnp.finfo(probe.dtype).tiny
 
     def multiply(_: int, v: Array) -> Array:
-        v = (1.0 + shift) * v - multiply_frozen(v)
+        v = (1.0 + shift) * v - symmetric(v)
         return v / (jnp.linalg.norm(v) + tiny)
 
     v = jax.lax.fori_loop(0, num_iterations, multiply, probe / jnp.linalg.norm(probe))
