@@ -481,7 +481,7 @@ def _from_algorithm(
         )
 
     bounds, left_out = algorithm.bounds, None
-    if algorithm.base.dim > _MAX_FACTORISED_DIM and algorithm.control.network.jacobian is None:
+    if algorithm.base.dim > _MAX_FACTORISED_DIM and algorithm.control.network.split is None:
         bounds = tuple(bound for bound in bounds if bound != "lower-if-injective")
         left_out = (
             f"exact weights of the map: a general network in {algorithm.base.dim} dimensions takes "

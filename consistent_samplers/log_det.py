@@ -7,6 +7,7 @@ for ever. Larger matrices go to LAPACK in one batched call; callers stack the ma
 steps so that there is only one.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -40,55 +41,79 @@ class LogDet(NamedTuple):
 
 
 @flax.struct.dataclass
-class LowRank:
-    """A matrix diag(diagonal) + left @ right that is never formed, with ``...`` batch dimensions.
+class Sylvester:
+    """A matrix (I + left diag(gain) right) diag(diagonal) with right @ left upper triangular.
 
-    The Jacobian of an elementwise map plus V φ(U x): all that is asked of it costs
-    O(dim · rank²), where the full matrix would cost O(dim³).
+    The Jacobian of an elementwise map followed by y + V φ(U y + b), where U V is triangular (van
+    den Berg et al., 2018, Sylvester normalizing flows, eq. 9 to 13): the matrix is never formed,
+    and neither is its determinant's rank × rank one. Of a batch, only ``diagonal`` and ``gain``
+    differ from point to point.
 
     Attributes:
       diagonal: ``[..., dim]``.
+      gain: ``[..., rank]``.
       left: ``[..., dim, rank]``.
       right: ``[..., rank, dim]``.
+      triangle: ``[..., rank, rank]``, right @ left.
+      transposed: whether the transposed matrix is meant.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> matrix = cs.log_det.LowRank(jnp.ones(3), left=jnp.ones((3, 1)), right=jnp.ones((1, 3)))
+      >>> left, right = jnp.ones((3, 1)), jnp.ones((1, 3))
+      >>> diagonal = jnp.array([1.0, 2.0, 1.0])
+      >>> matrix = cs.log_det.Sylvester(diagonal, jnp.ones(1), left, right, right @ left)
       >>> matrix.dense().tolist()
-      [[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0]]
-      >>> (matrix @ jnp.ones(3)).tolist()
-      [4.0, 4.0, 4.0]
+      [[2.0, 2.0, 1.0], [1.0, 4.0, 1.0], [1.0, 2.0, 2.0]]
+      >>> (matrix @ jnp.ones(3)).tolist(), (matrix.mT @ jnp.ones(3)).tolist()
+      ([5.0, 6.0, 5.0], [4.0, 8.0, 4.0])
     """
 
     diagonal: Array
+    gain: Array
     left: Array
     right: Array
+    triangle: Array
+    transposed: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
-    def mT(self) -> "LowRank":  # noqa: N802 - the array API's name of the transpose
+    def mT(self) -> "Sylvester":  # noqa: N802 - the array API's name of the transpose
         """The transposed matrix."""
-        return LowRank(self.diagonal, self.right.mT, self.left.mT)
+        return dataclasses.replace(self, transposed=not self.transposed)
+
+    @property
+    def factors(self) -> Array:
+        """What the determinant of I + left diag(gain) right is the product of: ``[..., rank]``."""
+        return 1.0 + self.gain * jnp.diagonal(self.triangle, axis1=-2, axis2=-1)
 
     def __matmul__(self, vector: Array) -> Array:
         """Product with ``vector [dim]``; no batch dimensions."""
-        return self.diagonal * vector + self.left @ (self.right @ vector)
+        if self.transposed:
+            inner = vector + self.right.mT @ (self.gain * (self.left.mT @ vector))
+            return self.diagonal * inner
+        vector = self.diagonal * vector
+        return vector + self.left @ (self.gain * (self.right @ vector))
 
-    def small(self) -> Array:
-        """I + right diag(1 / diagonal) left, ``[..., rank, rank]``."""
-        scaled = self.right / self.diagonal[..., None, :]
-        product = scaled @ self.left
-        eye = jnp.eye(self.right.shape[-2], dtype=product.dtype)
-        return product + jnp.broadcast_to(eye, product.shape)
+    def solve(self, rhs: Array) -> Array:
+        """Solution for ``rhs [dim]``, by Woodbury's identity; no batch dimensions."""
+        if self.transposed:
+            rhs = rhs / self.diagonal
+            inner = self.gain * (self.left.mT @ rhs)
+            # Lower triangular: the same from the last unit to the first.
+            flipped = solve_triangular(self.triangle.mT[::-1, ::-1], inner[::-1], self.gain[::-1])
+            return rhs - self.right.mT @ flipped[::-1]
+        inner = solve_triangular(self.triangle, self.gain * (self.right @ rhs), self.gain)
+        return (rhs - self.left @ inner) / self.diagonal
 
     def dense(self) -> Array:
         """The matrix itself, ``[..., dim, dim]``."""
-        product = self.left @ self.right
+        product = (self.left * self.gain[..., None, :]) @ self.right
         eye = jnp.eye(self.diagonal.shape[-1], dtype=product.dtype)
-        return product + self.diagonal[..., None] * jnp.broadcast_to(eye, product.shape)
+        full = (product + jnp.broadcast_to(eye, product.shape)) * self.diagonal[..., None, :]
+        return full.mT if self.transposed else full
 
 
-Jacobian: TypeAlias = Array | LowRank
+Jacobian: TypeAlias = Array | Sylvester
 """``[..., dim, dim]``, in full or by its parts."""
 
 
@@ -169,8 +194,7 @@ def _small_slogdet_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
 def slogdet(matrices: Jacobian) -> LogDet:
     """Determinants of a batch of square matrices, with gradients of any order.
 
-    Of a `LowRank` by Sylvester's identity, det(D + L R) = det D det(I + R D⁻¹ L) (as van den Berg
-    et al., 2018, eq. 6, for D = I).
+    Of a `Sylvester` by the identity of that name, det(I + L G R) = det(I + G R L): a product.
 
     Args:
       matrices: ``[..., dim, dim]``.
@@ -184,18 +208,17 @@ def slogdet(matrices: Jacobian) -> LogDet:
       >>> matrices = jnp.stack([jnp.eye(2), 3.0 * jnp.eye(2)])
       >>> [round(float(value), 3) for value in cs.log_det.slogdet(matrices).log_abs_det]
       [0.0, 2.197]
-      >>> parts = cs.log_det.LowRank(
-      ...     jnp.ones(500), 0.1 * jnp.ones((500, 1)), 0.1 * jnp.ones((1, 500))
-      ... )
+      >>> left, right = 0.1 * jnp.ones((500, 1)), 0.1 * jnp.ones((1, 500))
+      >>> parts = cs.log_det.Sylvester(jnp.ones(500), jnp.ones(1), left, right, right @ left)
       >>> round(float(cs.log_det.slogdet(parts).log_abs_det), 3)  # log(1 + 500 · 0.01)
       1.792
     """
-    if isinstance(matrices, LowRank):
-        rest = slogdet(matrices.small())
-        return LogDet(
-            rest.sign * jnp.sign(matrices.diagonal).prod(-1),
-            rest.log_abs_det + jnp.log(jnp.abs(matrices.diagonal)).sum(-1),
-        )
+    if isinstance(matrices, Sylvester):
+        # Apart, as they differ in size: joined they would first be copied.
+        parts = (matrices.diagonal, matrices.factors)
+        signs = [jnp.sign(part).prod(-1) for part in parts]
+        logs = [jnp.log(jnp.abs(part)).sum(-1) for part in parts]
+        return LogDet(signs[0] * signs[1], logs[0] + logs[1])
     dim = matrices.shape[-1]
     if dim <= MAX_ELIMINATION_DIM:
         flat = matrices.reshape((-1, dim, dim))
@@ -219,15 +242,44 @@ def solve(matrix: Jacobian, rhs: Array) -> Array:
       >>> cs.log_det.solve(jnp.array([[2.0, 0.0], [0.0, 4.0]]), jnp.array([1.0, 1.0])).tolist()
       [0.5, 0.25]
     """
-    if isinstance(matrix, LowRank):
-        # Woodbury's identity.
-        scaled = rhs / matrix.diagonal
-        correction = solve(matrix.small(), matrix.right @ scaled)
-        return scaled - (matrix.left @ correction) / matrix.diagonal
+    if isinstance(matrix, Sylvester):
+        return matrix.solve(rhs)
     if matrix.shape[-1] <= MAX_ELIMINATION_DIM:
         _, inverse = gauss_jordan(matrix)
         return inverse @ rhs
     return jnp.linalg.solve(matrix, rhs)
+
+
+def solve_triangular(triangle: Array, rhs: Array, gain: Array | float = 1.0) -> Array:
+    """Solves (I + diag(gain) triangle) w = rhs for an upper triangle by back-substitution.
+
+    A batch in which only ``gain`` and ``rhs`` differ needs no matrix of its own for each point.
+
+    Args:
+      triangle: ``[rank, rank]``, zero below its diagonal.
+      rhs: ``[rank]``.
+      gain: ``[rank]`` or ``[]``.
+
+    Returns:
+      w ``[rank]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> triangle = jnp.array([[1.0, 2.0], [0.0, 3.0]])
+      >>> cs.log_det.solve_triangular(triangle, jnp.array([6.0, 8.0])).tolist()
+      [1.0, 2.0]
+    """
+    gain = jnp.broadcast_to(gain, rhs.shape)
+    pivot = 1.0 + gain * jnp.diagonal(triangle)
+
+    def unit(w: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
+        row, gain, rhs, pivot, is_unit = inputs
+        return w + jnp.where(is_unit, (rhs - gain * (row @ w)) / pivot, 0.0), None
+
+    inputs = (triangle, gain, rhs, pivot, jnp.eye(rhs.shape[-1], dtype=bool))
+    w, _ = jax.lax.scan(unit, jnp.zeros_like(rhs), inputs, reverse=True)
+    return w
 
 
 def value_and_jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
@@ -251,43 +303,31 @@ def value_and_jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, A
     return value, jax.vmap(jvp, out_axes=-1)(jnp.eye(x.shape[-1], dtype=x.dtype))
 
 
-def symmetric_part(matrix: Jacobian) -> Jacobian:
-    """(J + Jᵀ) / 2 of one matrix ``[dim, dim]``; a `LowRank` of twice the rank stays one.
+def symmetric_part(matrix: Jacobian) -> tuple[Callable[[Array], Array], Array]:
+    """The symmetric part S = (J + Jᵀ) / 2 of one matrix, as its products with vectors.
 
     Args:
       matrix: ``[dim, dim]``, in full or by its parts.
 
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> cs.log_det.symmetric_part(jnp.array([[1.0, 2.0], [0.0, 1.0]])).tolist()
-      [[1.0, 1.0], [1.0, 1.0]]
-    """
-    if isinstance(matrix, LowRank):
-        return LowRank(
-            matrix.diagonal,
-            0.5 * jnp.concatenate([matrix.left, matrix.right.mT], axis=-1),
-            jnp.concatenate([matrix.right, matrix.left.mT], axis=-2),
-        )
-    return 0.5 * (matrix + matrix.T)
-
-
-def distance_from_identity(matrix: Jacobian) -> Array:
-    """An upper bound on the spectral norm of J - I for one matrix ``[dim, dim]``: ``[]``.
-
-    Args:
-      matrix: ``[dim, dim]``, in full or by its parts.
+    Returns:
+      ``v [dim] -> S v``, and an upper bound on the spectral norm of S - I ``[]``.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> float(cs.log_det.distance_from_identity(jnp.diag(jnp.array([1.5, 1.0]))))
-      0.5
+      >>> multiply, distance = cs.log_det.symmetric_part(jnp.array([[1.0, 2.0], [0.0, 1.0]]))
+      >>> multiply(jnp.array([1.0, 0.0])).tolist(), round(float(distance), 3)
+      ([1.0, 1.0], 1.414)
     """
-    if isinstance(matrix, LowRank):
-        rest = jnp.linalg.norm(matrix.left) * jnp.linalg.norm(matrix.right)
-        return jnp.abs(matrix.diagonal - 1.0).max() + rest
-    return jnp.linalg.norm(matrix - jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
+    if isinstance(matrix, Sylvester):
+        # The norm of a product of two vectors is the product of theirs.
+        norms = jnp.linalg.norm(matrix.left, axis=-2) * jnp.linalg.norm(matrix.right, axis=-1)
+        rest = jnp.abs(matrix.diagonal).max() * jnp.sum(jnp.abs(matrix.gain) * norms)
+        distance = jnp.abs(matrix.diagonal - 1.0).max() + rest
+        return lambda vector: 0.5 * (matrix @ vector + matrix.mT @ vector), distance
+    symmetric = 0.5 * (matrix + matrix.T)
+    distance = jnp.linalg.norm(symmetric - jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
+    return lambda vector: symmetric @ vector, distance
 
 
 def hutchinson_trace(fn: Callable[[Array], Array], x: Array, probe: Array) -> Array:

@@ -165,7 +165,7 @@ class StepPair(NamedTuple):
       student: ``[dim]``, where the big step lands.
       teacher: ``[dim]``, where the half steps land; no gradient.
       jacobians: ``[3, dim, dim]`` of the two half steps (no gradient) and the big step, a
-        ``LowRank`` where the control has one, or None.
+        ``Sylvester`` where the control has one, or None.
 
     Example:
       >>> import jax.numpy as jnp
@@ -308,16 +308,14 @@ def monotonicity_shortfall(
       >>> float(cs.losses.monotonicity_shortfall(safe, probe, 0.0))
       0.0
     """
-    symmetric = log_det.symmetric_part(jacobian)
-    frozen = jax.lax.stop_gradient(symmetric)
     # Steps are near the identity: iterate on what is left, shifted to be positive.
-    shift = log_det.distance_from_identity(frozen)
+    symmetric, shift = log_det.symmetric_part(jax.lax.stop_gradient(jacobian))
     tiny = jnp.finfo(probe.dtype).tiny
 
     def multiply(_: int, v: Array) -> Array:
-        v = (1.0 + shift) * v - frozen @ v
+        v = (1.0 + shift) * v - symmetric(v)
         return v / (jnp.linalg.norm(v) + tiny)
 
     v = jax.lax.fori_loop(0, num_iterations, multiply, probe / jnp.linalg.norm(probe))
     v = jax.lax.stop_gradient(v)
-    return jnp.maximum(margin * jnp.sum(v**2) - v @ (symmetric @ v), 0.0) ** 2
+    return jnp.maximum(margin * jnp.sum(v**2) - v @ (jacobian @ v), 0.0) ** 2

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from consistent_samplers.checks import check_widths
-from consistent_samplers.log_det import LowRank
+from consistent_samplers.log_det import Sylvester, solve_triangular
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.types import Array, Params, PRNGKey
 
@@ -27,8 +27,8 @@ class Network(NamedTuple):
       init: ``(rng_key) -> params``.
       apply: ``(params, x [dim], t [], d []) -> control [dim]``; see
         ``OrnsteinUhlenbeck.score`` for what the control stands for.
-      jacobian: ``(params, x, t, d) -> ∂control/∂x`` by its parts, or None for a network without
-        structure.
+      split: ``(params, x, t, d, c []) -> (u, ∂(x + c u)/∂x)``, the control of a step x + c u, and
+        the step's Jacobian by its parts; None for a network without structure.
 
     Example:
       >>> import jax
@@ -44,7 +44,7 @@ class Network(NamedTuple):
 
     init: Callable[[PRNGKey], Params]
     apply: Callable[[Params, Array, Array, Array], Array]
-    jacobian: Callable[[Params, Array, Array, Array], LowRank] | None = None
+    split: Callable[[Params, Array, Array, Array, Array], tuple[Array, Sylvester]] | None = None
 
 
 class KernelNetwork(NamedTuple):
@@ -346,16 +346,36 @@ def step_conditioned_mlp(
     return Network(init, apply)
 
 
+def _orthonormal(w: Array) -> Array:
+    """Orthonormal columns ``[dim, rank]`` near those of ``w``, rank <= dim: reflections' product.
+
+    The j-th Householder reflection takes the j-th unit vector to w's j-th column, normalised. All
+    are multiplied at once (compact WY form: Schreiber & Van Loan, 1989), without LAPACK.
+    """
+    dim, rank = w.shape
+    eye = jnp.eye(dim, rank, dtype=w.dtype)
+
+    def normalised(columns: Array) -> Array:
+        square = jnp.sum(columns**2, axis=0)
+        return columns * jax.lax.rsqrt(jnp.where(square > 0.0, square, 1.0))
+
+    y = normalised(normalised(w) - eye)
+    # (½ I + the strictly upper part of Yᵀ Y)⁻¹ Yᵀ, of the first rows.
+    triangle = 2.0 * jnp.triu(y.T @ y, 1)
+    inner = jax.vmap(lambda rhs: solve_triangular(triangle, rhs), 1, 1)(2.0 * y[:rank].T)
+    return eye - y @ inner
+
+
 class _Structured(nn.Module):
-    """An elementwise map plus V φ(U x + c), and its Jacobian."""
+    """An elementwise map e(x) plus V φ(U y + b) at y = x + c e(x), and its step's Jacobian."""
 
     dim: int
     rank: int
 
     @nn.compact
     def __call__(
-        self, x: Array, t: Array, d: Array, features: Array | None
-    ) -> tuple[Array, LowRank]:
+        self, x: Array, t: Array, d: Array, c: Array, features: Array | None
+    ) -> tuple[Array, Sylvester]:
         # At the first, biggest step all of these but the constant vanish: the one-step map has
         # parameters of its own, as few as can be. In many dimensions each costs gradient noise.
         step = jnp.log2(d) / 8.0
@@ -369,41 +389,58 @@ class _Structured(nn.Module):
 
         zeros = nn.initializers.zeros
         shift = by_time("shift", zeros, self.dim)
-        # Slopes at the outside and at the centre of a bend: both above -1, so that by itself the
-        # elementwise part never folds a step, and bounded, so that none runs off.
+        # Slopes at the outside and at the centre of a bend: both above -1, so that the elementwise
+        # part never folds a step, and bounded, so that none runs off.
         outside, inside = (
             MAX_GAIN * jnp.tanh((nn.softplus(raw + math.log(math.e - 1.0)) - 1.0) / MAX_GAIN)
             for raw in (by_time("outside", zeros, self.dim), by_time("inside", zeros, self.dim))
         )
         width = jnp.exp(by_time("width", zeros, self.dim))
         centre = by_time("centre", nn.initializers.constant(0.3), self.dim)
-        bend = jnp.tanh(0.5 * x / width + centre)
+        bend = jnp.tanh(x * (0.5 / width) + centre)
         elementwise = shift + outside * x + 2.0 * width * (inside - outside) * bend
         slope = outside + (inside - outside) * (1.0 - bend**2)
 
+        left, right, triangle = self._units()
+        rank = left.shape[-1]
+        inner = right @ (x + c * elementwise) + by_time("offset", nn.initializers.normal(0.5), rank)
+        if features is not None:
+            inner += nn.Dense(rank, use_bias=False)(features)
+        # Below 2, as what it multiplies in the triangle's diagonal is above -1/2.
+        strength = 2.0 * nn.sigmoid(by_time("strength", zeros, rank))
+        hidden = jnp.tanh(inner)
+        out = elementwise + left @ (strength * hidden)
+        gain = c * strength * (1.0 - hidden**2)
+        return out, Sylvester(1.0 + c * slope, gain, left, right, triangle)
+
+    def _units(self) -> tuple[Array, Array, Array]:
+        """V ``[dim, rank]``, U ``[rank, dim]`` and U V, upper triangular."""
+        rank = min(self.rank, self.dim)
+        zeros = nn.initializers.zeros
         # Scaled so that a unit's size, and what an optimiser's step does to it, do not grow with
         # the dimension.
-        u = self.param("u", nn.initializers.normal(1.0), (self.rank, self.dim))
-        v = self.param("v", zeros, (self.dim, self.rank))
-        u, v = u / math.sqrt(self.dim), v / math.sqrt(self.dim)
-        inner = u @ x + by_time("offset", nn.initializers.normal(0.5), self.rank)
-        if features is not None:
-            inner += nn.Dense(self.rank, use_bias=False)(features)
-        strength = by_time("strength", nn.initializers.ones, self.rank)
-        out = elementwise + v @ (strength * jnp.tanh(inner))
-        rows = (strength * (1.0 - jnp.tanh(inner) ** 2))[:, None] * u
-        return out, LowRank(slope, v, rows)
+        q = _orthonormal(self.param("u", nn.initializers.normal(1.0), (self.dim, rank)))
+        v = self.param("v", zeros, (self.dim, rank)) / math.sqrt(self.dim)
+        scale = jnp.exp(self.param("scale", zeros, (rank,)))
+        mixing = jnp.triu(self.param("mixing", zeros, (rank, rank)), 1) + jnp.diag(scale)
+        # What V writes where U reads is made triangular, with a diagonal of U V above -1/2.
+        free = q.T @ v
+        kept = jnp.triu(free, 1) + jnp.diag(0.5 * nn.elu(2.0 * jnp.diagonal(free)) / scale)
+        return v + q @ (kept - free), mixing @ q.T, jnp.triu(mixing @ kept)
 
 
 def structured(dim: int, *, rank: int = 64, features: Array | None = None) -> Network:
-    """A control for many dimensions: an elementwise map plus ``rank`` hidden units, V φ(U x + c).
+    """A control for many dimensions: an elementwise map, then hidden units V φ(U y + b).
 
-    The determinant of its step is one of rank × rank, whatever the dimension (van den Berg et al.,
-    2018, the elementwise map added). Zero while untrained.
+    In a step x + c u the units act where the elementwise map e has led, y = x + c e(x): the step is
+    a composition. U V is upper triangular, so that each of the two determinants is a product (van
+    den Berg et al., 2018, section 3, where V and U span one subspace; here V may also write outside
+    of U's), all of whose factors are positive for c up to 1: the step is injective by construction.
+    Zero while untrained.
 
     Args:
       dim: dimension of x.
-      rank: number of hidden units.
+      rank: number of hidden units, of which ``dim`` at most are used.
       features: ``[num_features]``, further input: the component of the base, for one.
 
     Example:
@@ -412,20 +449,26 @@ def structured(dim: int, *, rank: int = 64, features: Array | None = None) -> Ne
       >>> import consistent_samplers as cs
       >>> network = cs.networks.structured(100, rank=4)
       >>> params = network.init(jax.random.key(0))
-      >>> jacobian = network.jacobian(params, jnp.ones(100), 0.0, 1.0)
-      >>> jacobian.diagonal.shape, jacobian.left.shape
-      ((100,), (100, 4))
+      >>> control, jacobian = network.split(params, jnp.ones(100), 0.0, 1.0, 0.9)
+      >>> control.shape, jacobian.diagonal.shape, jacobian.gain.shape
+      ((100,), (100,), (4,))
+      >>> cs.log_det.slogdet(jacobian).sign.item()
+      1.0
     """
     module = _Structured(dim, rank)
 
     def init(rng_key: PRNGKey) -> Params:
-        return module.init(rng_key, jnp.zeros(dim), jnp.zeros(()), jnp.ones(()), features)
+        zero, one = jnp.zeros(()), jnp.ones(())
+        return module.init(rng_key, jnp.zeros(dim), zero, one, zero, features)
 
-    def both(params: Params, x: Array, t: Array, d: Array) -> tuple[Array, LowRank]:
-        out = module.apply(params, x, jnp.asarray(t), jnp.asarray(d), features)
-        return cast(tuple[Array, LowRank], out)
+    def split(params: Params, x: Array, t: Array, d: Array, c: Array) -> tuple[Array, Sylvester]:
+        out = module.apply(params, x, jnp.asarray(t), jnp.asarray(d), jnp.asarray(c), features)
+        return cast(tuple[Array, Sylvester], out)
 
-    return Network(init, lambda *args: both(*args)[0], lambda *args: both(*args)[1])
+    def apply(params: Params, x: Array, t: Array, d: Array) -> Array:
+        return split(params, x, t, d, jnp.zeros(()))[0]
+
+    return Network(init, apply, split)
 
 
 def ratio_guidance(

@@ -21,7 +21,6 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from consistent_samplers.log_det import LowRank
 from consistent_samplers.schedules import Schedule, linear
 from consistent_samplers.types import Array, PRNGKey
 
@@ -141,16 +140,10 @@ class OrnsteinUhlenbeck:
         beta = self.schedule.rate(t)
         return x + (0.5 * beta * x + 0.5 * beta * self.score(x, control, t)) * d
 
-    def flow_jacobian(self, control_jacobian: LowRank, t: Array, d: Array) -> LowRank:
-        """∂x_{t+d}/∂x_t of one step of the probability flow, given ∂u/∂x."""
-        # A step is linear in position and control.
+    def flow_weights(self, t: Array, d: Array) -> tuple[Array, Array]:
+        """What a step of the probability flow takes of position and control: ``[]`` each."""
         zero, one = jnp.zeros(()), jnp.ones(())
-        of_position, of_control = self.flow_step(one, zero, t, d), self.flow_step(zero, one, t, d)
-        return LowRank(
-            of_position + of_control * control_jacobian.diagonal,
-            of_control * control_jacobian.left,
-            control_jacobian.right,
-        )
+        return self.flow_step(one, zero, t, d), self.flow_step(zero, one, t, d)
 
     def flow_divergence(self, control_divergence: Array, t: Array, d: Array) -> Array:
         """The trace d · tr ∂(drift)/∂x of the probability flow at time t, given tr ∂u/∂x.

@@ -6,6 +6,7 @@ go through ``jax.vmap``. Steps run in ``jax.lax.scan``, so compile time does not
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,27 +24,30 @@ ControlFn: TypeAlias = Callable[[Array, Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class StructuredControl:
-    """A `ControlFn` whose Jacobian is known by its parts, so that determinants are cheap.
+    """A `ControlFn` of two parts that a step of the flow takes in turn: its determinant is cheap.
+
+    As a function it is the sum of its parts, the control of a short step.
 
     Attributes:
-      value: the control function.
-      jacobian: ``(x [dim], t [], d []) -> ∂u/∂x``.
+      split: ``(x [dim], t [], d [], c []) -> (u, ∂(x + c u)/∂x)``, the control that takes the
+        second part where the first has led in a step x + c u.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> jacobian = cs.log_det.LowRank(jnp.full(2, 0.5), jnp.zeros((2, 1)), jnp.zeros((1, 2)))
-      >>> control = cs.simulate.StructuredControl(lambda x, t, d: 0.5 * x, lambda x, t, d: jacobian)
-      >>> control(jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)).tolist()
-      [0.5, 0.5]
+      >>> network = cs.networks.structured(2, rank=1)
+      >>> params = network.init(jax.random.key(0))
+      >>> control = cs.simulate.StructuredControl(lambda *args: network.split(params, *args))
+      >>> control(jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)).tolist()  # untrained
+      [0.0, 0.0]
     """
 
-    value: ControlFn
-    jacobian: Callable[[Array, Array, Array], log_det.LowRank]
+    split: Callable[[Array, Array, Array, Array], tuple[Array, log_det.Sylvester]]
 
     def __call__(self, x: Array, t: Array, d: Array) -> Array:
         """The control."""
-        return self.value(x, t, d)
+        return self.split(x, t, d, jnp.zeros(()))[0]
 
 
 class PathKernels(NamedTuple):
@@ -97,7 +101,7 @@ class FlowPath(NamedTuple):
       position: ``[num_steps + 1, dim]``.
       log_abs_det: ``[num_steps]``, log |det| of each discrete step actually taken, in nats.
       sign: ``[num_steps]``, sign of each step's determinant; not 1 where the map folds.
-      jacobian: ``[num_steps, dim, dim]``, or a ``LowRank`` of as many.
+      jacobian: ``[num_steps, dim, dim]``, or a ``Sylvester`` of as many.
 
     Example:
       >>> import jax.numpy as jnp
@@ -126,7 +130,8 @@ def standard_normal_log_prob(x: Array) -> Array:
       >>> round(float(cs.simulate.standard_normal_log_prob(jnp.zeros(2))), 4)  # -log 2π
       -1.8379
     """
-    return jax.scipy.stats.norm.logpdf(x).sum()
+    # A quarter of the time of a sum over the log density of each coordinate.
+    return -0.5 * (jnp.sum(x**2) + x.shape[-1] * math.log(2.0 * math.pi))
 
 
 def noising_kernels(control: ControlFn, process: OrnsteinUhlenbeck) -> PathKernels:
@@ -323,6 +328,8 @@ def flow_step(
       >>> cs.simulate.flow_step(lambda x, t, d: x, process, x, t, d).tolist()
       [2.0, 2.0]
     """
+    if isinstance(control, StructuredControl):
+        return flow_step_and_jacobian(control, process, x, t, d)[0]
     return process.flow_step(x, control(x, t, d), t, d)
 
 
@@ -351,8 +358,10 @@ def flow_step_and_jacobian(
       [[2.0, 0.0], [0.0, 2.0]]
     """
     if isinstance(control, StructuredControl):
-        jacobian = process.flow_jacobian(control.jacobian(x, t, d), t, d)
-        return flow_step(control, process, x, t, d), jacobian
+        of_position, of_control = process.flow_weights(t, d)
+        u, jacobian = control.split(x, t, d, of_control / of_position)
+        scaled = dataclasses.replace(jacobian, diagonal=of_position * jacobian.diagonal)
+        return process.flow_step(x, u, t, d), scaled
     return log_det.value_and_jacobian(lambda y: flow_step(control, process, y, t, d), x)
 
 
@@ -519,7 +528,7 @@ def flow_path_gradient(
 
     def forward(score: Array, step: tuple[Any, Any]) -> tuple[Array, None]:
         jacobian, inverse_transposed = step
-        if isinstance(jacobian, log_det.LowRank):
+        if isinstance(jacobian, log_det.Sylvester):
             return log_det.solve(jacobian.mT, score), None
         return inverse_transposed @ score, None
 
@@ -608,7 +617,7 @@ def invert_step(
       y: ``[dim]``, where the step ends.
       t: ``[]``, where it starts in time.
       d: ``[]``, its size.
-      num_iterations: Newton iterations.
+      num_iterations: most Newton iterations; fewer where y is met to rounding before.
 
     Returns:
       A point ``[dim]`` that the step takes to y, if the iteration converged.
@@ -625,17 +634,30 @@ def invert_step(
       [1.0, 1.0]
     """
     damping = 2.0 ** -jnp.arange(0.0, 6.0)
+    # Rounding leaves about a tenth of it.
+    enough = (10.0 * jnp.finfo(y.dtype).eps) ** 2 * jnp.sum(1.0 + y**2)
 
-    def newton(_: int, x: Array) -> Array:
+    def residual(x: Array) -> Array:
+        return jnp.sum((flow_step(control, process, x, t, d) - y) ** 2)
+
+    def unfinished(carry: tuple[Array, Array, Array]) -> Array:
+        index, _, left = carry
+        # A residual that is not finite is never small enough.
+        return (index < num_iterations) & ~(left <= enough)
+
+    def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        index, x, _ = carry
         value, jacobian = flow_step_and_jacobian(control, process, x, t, d)
         move = log_det.solve(jacobian, y - value)
         move = jnp.where(jnp.isfinite(move), move, 0.0)
         # Backtracking: far from the solution a full Newton step may lead away from it.
         trials = x + damping[:, None] * move
-        values = jax.vmap(lambda z: flow_step(control, process, z, t, d))(trials)
-        return trials[jnp.argmin(jnp.sum((values - y) ** 2, axis=-1))]
+        left = jax.vmap(residual)(trials)
+        best = jnp.argmin(left)
+        return index + 1, trials[best], left[best]
 
-    return jax.lax.fori_loop(0, num_iterations, newton, y)
+    _, x, _ = jax.lax.while_loop(unfinished, newton, (jnp.zeros((), int), y, residual(y)))
+    return x
 
 
 def invert_flow(control: ControlFn, process: OrnsteinUhlenbeck, x1: Array, num_steps: int) -> Array:

@@ -77,7 +77,7 @@ def test_draws_of_every_kind_and_their_evidence(name):
         assert "func.func" in lower(lambda key, bound=bound: run(key, bound), data(KEY))
 
 
-@pytest.mark.parametrize("name", ["osds", "dis"])
+@pytest.mark.parametrize("name", ["osds", "dis", "structured"])
 def test_reverse_weights_and_round_trips(name):
     algorithm = build(name)
     params = algorithm.init(KEY).ema_params

@@ -7,10 +7,15 @@ import pytest
 
 import consistent_samplers as cs
 from consistent_samplers import log_det, losses, networks, simulate
-from consistent_samplers.processes import OrnsteinUhlenbeck
+from consistent_samplers.algorithms.cdds import DenoisingProcess
+from consistent_samplers.processes import INTEGRATORS, OrnsteinUhlenbeck
 
 DIM = 3
 PROCESS = OrnsteinUhlenbeck()
+OTHER_PROCESSES = [
+    *(OrnsteinUhlenbeck(integrator=name) for name in INTEGRATORS if name != PROCESS.integrator),
+    DenoisingProcess(skip="flow"),
+]
 ZERO, ONE = jnp.zeros(()), jnp.ones(())
 
 
@@ -39,39 +44,91 @@ def bound(kind: str) -> simulate.ControlFn:
         network = networks.step_conditioned_mlp(DIM, hidden=(8,))
         params = shaken(network)
         return lambda x, t, d: network.apply(params, x, t, d)
-    network = networks.structured(DIM, rank=5)
-    params = shaken(network)
-    assert network.jacobian is not None
-    return simulate.StructuredControl(
-        lambda x, t, d: network.apply(params, x, t, d),
-        lambda x, t, d: network.jacobian(params, x, t, d),
-    )
+    return structured(DIM, 5, 0.1)
+
+
+def structured(dim: int, rank: int, scale: float) -> simulate.StructuredControl:
+    network = networks.structured(dim, rank=rank)
+    params = shaken(network, scale)
+    return simulate.StructuredControl(lambda *args: network.split(params, *args))
 
 
 def log_density(x):
     return -0.5 * jnp.sum(x**2) - jnp.sum(jnp.cos(x))
 
 
-@pytest.mark.parametrize("time", [(0.0, 1.0), (0.25, 0.25)])
-def test_structured_jacobian_is_the_network_s_own(time):
-    control = bound("structured")
-    t, d = map(jnp.asarray, time)
-    x = jnp.array([0.3, -1.2, 2.0])
-    expected = jax.jacfwd(lambda y: control(y, t, d))(x)
-    assert float(jnp.abs(expected).max()) > 0.05
-    np.testing.assert_allclose(control.jacobian(x, t, d).dense(), expected, atol=1e-5)
+@pytest.mark.parametrize(
+    ("dim", "rank", "process"),
+    [(1, 3, PROCESS), (3, 5, PROCESS), (20, 7, PROCESS), *((4, 4, p) for p in OTHER_PROCESSES)],
+)
+def test_structured_step_has_the_jacobian_and_determinant_of_the_step(dim, rank, process):
+    network = networks.structured(dim, rank=rank)
+    params = [shaken(network, scale) for scale in (0.1, 1.0, 4.0)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    x = jax.random.normal(jax.random.key(2), (dim,))
 
+    def by_parts_and_in_full(params, t, d):
+        control = simulate.StructuredControl(lambda *args: network.split(params, *args))
+        landed, jacobian = simulate.flow_step_and_jacobian(control, process, x, t, d)
+        full = log_det.value_and_jacobian(
+            lambda y: simulate.flow_step(control, process, y, t, d), x
+        )
+        return landed, jacobian.dense(), log_det.slogdet(jacobian), full
 
-@pytest.mark.parametrize("integrator", ["exponential", "denoising", "euler_maruyama"])
-def test_structured_step_has_the_jacobian_of_the_step(integrator):
-    process = OrnsteinUhlenbeck(integrator=integrator)
-    control, x, t, d = bound("structured"), jnp.array([0.3, -1.2, 2.0]), 0.5 * ONE, 0.25 * ONE
-    landed, jacobian = simulate.flow_step_and_jacobian(control, process, x, t, d)
-    plain, expected = log_det.value_and_jacobian(
-        lambda y: simulate.flow_step(control, process, y, t, d), x
+    # All parameters, each at three times.
+    at_times = jax.vmap(by_parts_and_in_full, (None, 0, 0))
+    times = jnp.array([0.0, 0.25, 0.5]), jnp.array([1.0, 0.25, 0.125])
+    landed, dense, det, (plain, expected) = jax.jit(jax.vmap(at_times, (0, None, None)))(
+        stacked, *times
     )
-    np.testing.assert_allclose(landed, plain, atol=1e-6)
-    np.testing.assert_allclose(jacobian.dense(), expected, atol=1e-5)
+    assert float(jnp.abs(expected - jnp.eye(dim)).max((-2, -1)).min()) > 1e-3
+    np.testing.assert_allclose(landed, plain, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dense, expected, rtol=1e-4, atol=1e-4)
+    sign, log_abs = np.linalg.slogdet(np.asarray(expected, np.float64))
+    # Injective by construction, whatever the parameters.
+    assert (sign == 1.0).all() and (det.sign == 1.0).all()
+    np.testing.assert_allclose(det.log_abs_det, log_abs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_structured_step_is_undone_whatever_its_parameters():
+    x0 = jax.random.normal(jax.random.key(3), (64, 20))
+    network = networks.structured(20, rank=7)
+
+    @jax.jit
+    def there_and_back(params):
+        def one(x):
+            control = simulate.StructuredControl(lambda *args: network.split(params, *args))
+            y = simulate.flow_map(control, PROCESS, x, 2)
+            return y, simulate.invert_flow(control, PROCESS, y, 2)
+
+        return jax.vmap(one)(x0)
+
+    for scale in (0.3, 2.0):
+        landed, back = there_and_back(shaken(network, scale))
+        assert float(jnp.abs(landed - x0).max()) > 0.5
+        np.testing.assert_allclose(back, x0, atol=1e-3)
+
+
+def test_gradients_of_a_structured_step_are_finite_from_the_start_on():
+    network = networks.structured(8, rank=5)
+    x = jax.random.normal(jax.random.key(4), (8,))
+
+    @jax.jit
+    @jax.grad
+    def by_params(params):
+        control = simulate.StructuredControl(lambda *args: network.split(params, *args))
+        path = simulate.flow_path(control, PROCESS, x, 1)
+        return path.log_abs_det.sum() + path.position[-1].sum()
+
+    start = network.init(jax.random.key(0))
+    # Columns along their unit vectors, where a reflection is no more than the identity.
+    along = jax.tree.map(lambda leaf: leaf, start)
+    along["params"]["u"] = jnp.eye(8, 5)
+    for params in (start, along, shaken(network, 3.0)):
+        grads = by_params(params)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
+    # The hidden units start to move at once.
+    assert float(jnp.abs(by_params(start)["params"]["v"]).max()) > 0.0
 
 
 def test_an_untrained_structured_network_is_zero_and_many_dimensions_are_cheap():
@@ -79,9 +136,12 @@ def test_an_untrained_structured_network_is_zero_and_many_dimensions_are_cheap()
     params = network.init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (1_000,))
     np.testing.assert_array_equal(network.apply(params, x, ZERO, ONE), 0.0)
-    assert network.jacobian is not None
-    shapes = jax.eval_shape(network.jacobian, params, x, ZERO, ONE)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 20_000
+    # Of a batch, each point has a diagonal and a gain of its own, and shares all else.
+    axes = log_det.Sylvester(0, 0, None, None, None)
+    jax.eval_shape(
+        jax.vmap(lambda x: network.split(params, x, ZERO, ONE, ONE), out_axes=(0, axes)),
+        jnp.stack([x, x]),
+    )
 
 
 @pytest.mark.parametrize("kind", ["general", "structured"])
@@ -204,7 +264,7 @@ def test_a_structured_teacher_and_its_student_weigh_their_maps_exactly():
         state = algorithm.restart(shaken_state(algorithm))
         draws = algorithm.sample(jax.random.key(4), state, 8, num_steps, bound="lower-if-injective")
         control = algorithm.control
-        assert control.network.jacobian is not None and control.shown_step == at
+        assert control.network.split is not None and control.shown_step == at
         u = control.bind(state.params)
 
         def by_brute_force(z1, control=control, u=u, num_steps=num_steps):

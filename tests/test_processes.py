@@ -419,3 +419,24 @@ def test_invert_flow_does_not_find_its_way_back_through_a_fold():
 
     with jax.numpy_rank_promotion("allow"):
         assert float((error(x0) > 0.1).mean()) > 0.5
+
+
+def test_newton_stops_where_it_has_arrived():
+    process, calls = OrnsteinUhlenbeck(), []
+
+    def counted(x, t, d):
+        calls.append(None)
+        return 0.5 * x
+
+    y = simulate.flow_step(counted, process, jnp.ones(2), jnp.zeros(()), jnp.ones(()))
+    counts = []
+    # Run step by step, so that evaluations are seen: a linear map is solved by one iteration.
+    for most in (1, 10):
+        calls.clear()
+        with jax.disable_jit(), jax.numpy_rank_promotion("allow"):
+            x = simulate.invert_step(
+                counted, process, y, jnp.zeros(()), jnp.ones(()), num_iterations=most
+            )
+        np.testing.assert_allclose(x, 1.0, rtol=1e-5)
+        counts.append(len(calls))
+    assert counts[0] == counts[1]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -94,16 +94,14 @@ class Control:
         return self._bind(self.frozen_network, params)
 
     def _bind(self, network: Network, params: Params) -> simulate.ControlFn:
-        def bound(function: Callable[..., Any]) -> Callable[..., Any]:
-            if self.shown_step is None:
-                return functools.partial(function, params["control"])
-            shown = jnp.asarray(self.shown_step)
-            return lambda x, t, d: function(params["control"], x, t, shown)
+        def shown(d: Array) -> Array:
+            return d if self.shown_step is None else jnp.asarray(self.shown_step)
 
-        value = bound(network.apply)
-        if network.jacobian is None:
-            return value
-        return simulate.StructuredControl(value, bound(network.jacobian))
+        own = params["control"]
+        split = network.split
+        if split is None:
+            return lambda x, t, d: network.apply(own, x, t, shown(d))
+        return simulate.StructuredControl(lambda x, t, d, c: split(own, x, t, shown(d), c))
 
     def kernels(self, params: Params) -> simulate.PathKernels:
         """The transitions of the stochastic sampler, corrected where they are learned."""

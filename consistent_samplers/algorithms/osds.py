@@ -123,8 +123,8 @@ def _osds(
       guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
         the paper's, or None.
       elementwise_gain: let the network also scale each coordinate of x.
-      network: ``"general"``, or ``"structured"`` for many dimensions, with determinants of the
-        size of its widest hidden layer (see `control.build_control`).
+      network: ``"general"``, or ``"structured"`` for many dimensions, with determinants
+        that are products (see `control.build_control`).
       path_dtype: precision of the stochastic paths of training, see `control.build_control`.
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.
@@ -195,31 +195,32 @@ def _osds(
         component = jax.tree.map(lambda c: c[:num], paths.component)
         probe = jax.random.normal(key_probe, x.shape)
 
-        def step_pair(x: Array, t: Array, d: Array, component: Component) -> losses.StepPair:
+        def gaps(
+            x: Array, t: Array, d: Array, component: Component, probe: Array
+        ) -> tuple[Array, Array, Array]:
             here = control.at(component)
             student, ema = here.bind(params), here.bind(teacher)
             exact = volume == "exact"
-            return losses.step_pair(student, ema, process, x, t, d, with_jacobians=exact)
+            pair = losses.step_pair(student, ema, process, x, t, d, with_jacobians=exact)
+            state_gap, shortfall = losses.state_consistency(pair), jnp.zeros(())
+            if pair.jacobians is None:
+                log_volumes = _trace_volumes(here, params, teacher, x, t, d, probe)
+            else:
+                log_volumes = log_det.slogdet(pair.jacobians).log_abs_det
+                big = jax.tree.map(lambda parts: parts[-1], pair.jacobians)
+                shortfall = losses.monotonicity_shortfall(big, probe, monotonicity_margin)
+            return state_gap, losses.volume_consistency(log_volumes), shortfall
 
-        pairs = jax.vmap(step_pair)(x, t, d, component)
-        state_gap = jax.vmap(losses.state_consistency)(pairs).mean()
-        penalty = jnp.zeros(())
-        if pairs.jacobians is not None:
-            log_volumes = log_det.slogdet(pairs.jacobians).log_abs_det
-            shortfall = jax.vmap(
-                lambda j, v: losses.monotonicity_shortfall(j, v, monotonicity_margin)
-            )(jax.tree.map(lambda parts: parts[:, -1], pairs.jacobians), probe)
-            penalty += monotonicity_weight * shortfall.mean()
-        else:
-            log_volumes = jax.vmap(
-                lambda c, *args: _trace_volumes(control.at(c), params, teacher, *args)
-            )(component, x, t, d, probe)
+        state_gap, volume_gap, shortfall = (
+            values.mean() for values in jax.vmap(gaps)(x, t, d, component, probe)
+        )
+        penalty = monotonicity_weight * shortfall
         if jacobian_weight > 0.0:
             roughness = jax.vmap(
                 lambda c, *args: losses.jacobian_penalty(control.at(c).bind(params), *args)
             )
             penalty += jacobian_weight * roughness(component, x, t, d, probe).mean()
-        return state_gap, losses.volume_consistency(log_volumes).mean(), penalty
+        return state_gap, volume_gap, penalty
 
     def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, OSDSInfo]:
         key_path, key_pair = jax.random.split(rng_key)

@@ -4,7 +4,7 @@ Chunked, so that memory does not grow with the number of draws.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,25 @@ from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices
 from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
 
-# Floats of Jacobians held at once while drawing with exact weights: 1 MiB on CPUs, where more than
-# fits their caches doubles the cost of a draw; 256 MiB where small batches leave a device idle.
-_MAX_JACOBIAN_FLOATS = {"cpu": 2**18}
-_MAX_JACOBIAN_FLOATS_ELSEWHERE = 2**26
-_MAX_CHUNK = 16_384
+
+class _Chunk(NamedTuple):
+    """The most that is computed at once.
+
+    Attributes:
+      points: draws.
+      floats: of one array of them.
+      jacobian_floats: of their full Jacobians.
+    """
+
+    points: int
+    floats: int
+    jacobian_floats: int
+
+
+# On CPUs a few arrays of a chunk, and its Jacobians (1 MiB), have to fit the caches: beyond them a
+# weighted draw takes twice the time. Other devices idle over small batches.
+_CHUNKS = {"cpu": _Chunk(2_048, 2**19, 2**18)}
+_CHUNK_ELSEWHERE = _Chunk(2**17, 2**26, 2**26)
 _NUM_ROUND_TRIPS = 256
 # A point counts as inverted if the map returns to it within this many standard deviations.
 MAX_INVERSION_ERROR = 1e-2
@@ -136,14 +150,14 @@ def batched(
       default_steps: number of steps unless told.
       per_draw: the functions of one point.
     """
-    jacobian_floats = _jacobian_floats(control, dim)
-
-    def with_jacobians(num_steps: int) -> int:
-        most = _MAX_JACOBIAN_FLOATS.get(jax.default_backend(), _MAX_JACOBIAN_FLOATS_ELSEWHERE)
-        return min(_MAX_CHUNK, max(1, most // (num_steps * jacobian_floats)))
 
     def chunk_size(num_steps: int, bound: Bound | None) -> int:
-        return with_jacobians(num_steps) if bound == "lower-if-injective" else _MAX_CHUNK
+        limit = _CHUNKS.get(jax.default_backend(), _CHUNK_ELSEWHERE)
+        most = min(limit.points, limit.floats // dim)
+        # A Jacobian by its parts takes no more than a point does.
+        if bound == "lower-if-injective" and control.network.split is None:
+            most = min(most, limit.jacobian_floats // (num_steps * dim**2))
+        return max(1, most)
 
     draw = jit_with(
         _draw,
@@ -173,7 +187,7 @@ def batched(
         _check_bound(bound, (None, *bounds))
         if mesh is not None:
             check_mesh(mesh)
-        draws = draw(
+        draws, keys = draw(
             rng_key,
             state.ema_params,
             num_samples=num_samples,
@@ -184,15 +198,13 @@ def batched(
         )
         if draws.flow is None:
             return draws
-        num = min(num_samples, _NUM_ROUND_TRIPS)
-        keys = jax.random.split(rng_key, num_samples)[:num]
         errors = round_trip_errors(
             state.ema_params,
             keys,
             num_steps=num_steps,
-            batch_size=with_jacobians(1),
+            batch_size=chunk_size(1, "lower-if-injective"),
         )
-        measured = draws.flow.round_trip_error.at[:num].set(errors)
+        measured = draws.flow.round_trip_error.at[: len(errors)].set(errors)
         return draws.replace(flow=draws.flow._replace(round_trip_error=measured))
 
     def reverse_log_weight(
@@ -228,17 +240,19 @@ def _draw(
     bound: Bound | None,
     batch_size: int,
     mesh: Mesh | None,
-) -> Draws:
+) -> tuple[Draws, Array]:
+    """The draws, and the keys of those whose round trips are made."""
+
     def draw(one_draw: DrawFn, params: Params, keys: Array) -> Draws:
         return _in_chunks(lambda key: one_draw(params, key, num_steps, bound), keys, batch_size)
 
     keys = jax.random.split(rng_key, num_samples)
     if mesh is None:
-        return draw(one_draw, params, keys)
+        return draw(one_draw, params, keys), keys[:_NUM_ROUND_TRIPS]
     # The last key again, as often as it takes for every device to have as many.
     index = jnp.minimum(jnp.arange(num_samples + -num_samples % num_devices(mesh)), num_samples - 1)
     draws = map_over_mesh(draw, mesh, 2)(as_partial(one_draw), params, keys[index])
-    return jax.tree.map(lambda x: x[:num_samples], draws)
+    return jax.tree.map(lambda x: x[:num_samples], draws), keys[:_NUM_ROUND_TRIPS]
 
 
 def _round_trip_errors(
@@ -277,20 +291,6 @@ def _in_chunks(function: Callable[[Any], Any], inputs: Any, most: int) -> Any:
     index = jnp.minimum(jnp.arange(num_chunks * size), num - 1).reshape(num_chunks, size)
     outputs = jax.lax.map(lambda i: jax.vmap(function)(jax.tree.map(lambda x: x[i], inputs)), index)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], outputs)
-
-
-def _jacobian_floats(control: Control, dim: int) -> int:
-    """Numbers that the Jacobian of one step takes."""
-    by_parts = control.network.jacobian
-    if by_parts is None:
-        return dim**2
-    shapes = jax.eval_shape(
-        lambda key, x, t: by_parts(control.network.init(key), x, t, t),
-        jax.random.key(0),
-        jnp.zeros(dim),
-        jnp.ones(()),
-    )
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def _check_bound(bound: Bound | None, bounds: tuple[Bound | None, ...]) -> None:

@@ -122,7 +122,7 @@ def _scds(
         the paper's, or None.
       elementwise_gain: let the network also scale each coordinate of x.
       network: ``"general"``, or ``"structured"`` for many dimensions, with determinants of the
-        map by parts (`networks.structured`).
+        map that are products (`networks.structured`).
       path_dtype: precision of the stochastic paths of training, see `control.build_control`.
       schedule: noising rate; linear from 10 to 0.1 if None.
       integrator: discretisation of the SDE and the flow.

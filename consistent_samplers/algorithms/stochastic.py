@@ -77,7 +77,7 @@ class StochasticSettings(TypedDict, total=False):
         lerp(∇ log p0, ∇ log ρ, t), or None.
       elementwise_gain: let the network also scale each coordinate of x.
       network: ``"general"``, or ``"structured"`` for many dimensions: no guidance, and exact
-        determinants of the deterministic map by parts (`networks.structured`).
+        determinants of the deterministic map as products (`networks.structured`).
       path_dtype: precision of the paths of training, see `control.build_control`.
       learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, bounded;
         ``"both"`` the scale of the generative ones as well; None keeps the process's own. Train
