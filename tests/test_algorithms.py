@@ -316,7 +316,7 @@ def test_points_without_density_have_no_weight(bound):
 
 def test_more_draws_than_a_chunk_holds():
     num = 20_000
-    assert num > sampling._MAX_CHUNK and num % sampling._MAX_CHUNK
+    assert num > sampling._CHUNKS["cpu"].points and num % sampling._CHUNKS["cpu"].points
     draws = build("osds").sample(KEY, initial_state("osds"), num, bound=None)
     assert draws.position.shape == (num, 2)
     np.testing.assert_allclose(draws.position.mean(0), BASE.loc, atol=0.04)
