@@ -45,7 +45,7 @@ class _Chunk(NamedTuple):
 
 # On CPUs a few arrays of a chunk, and its Jacobians (1 MiB), have to fit the caches: beyond them a
 # weighted draw takes twice the time. Other devices idle over small batches.
-_CHUNKS = {"cpu": _Chunk(2_048, 2**19, 2**18)}
+_CHUNKS = {"cpu": _Chunk(8_192, 2**18, 2**18)}
 _CHUNK_ELSEWHERE = _Chunk(2**17, 2**26, 2**26)
 _NUM_ROUND_TRIPS = 256
 # A point counts as inverted if the map returns to it within this many standard deviations.
