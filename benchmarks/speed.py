@@ -96,7 +96,7 @@ def _with_other_targets(new: dict[str, Any], old: dict[str, Any]) -> dict[str, A
     """What was measured against NUTS, and what is kept of other targets."""
     targets = {row["target"] for row in new["rows"]}
     rows = [row for row in old["rows"] if row["target"] not in targets]
-    goals = [row for row in old["goals"] if row["what"].split(":")[0] not in targets]
+    goals = [row for row in old["goals"] if row["what"].split(",")[0] not in targets]
     return {"rows": [*rows, *new["rows"]], "goals": [*goals, *new["goals"]]}
 
 
@@ -158,10 +158,12 @@ def _table(part: str, rows: list[dict[str, Any]]) -> list[str]:
         flat = [
             {
                 "target": row["target"],
+                "settings": row["settings"],
                 "seed": i,
                 "ours [s]": ours["seconds"],
                 "training [s]": ours["training_seconds"],
                 "our draws": ours["draws"],
+                "our share effective": ours["effective"] / ours["draws"],
                 "ours, further [1/s]": ours["rate"],
                 "NUTS [s]": theirs["seconds"],
                 "warm-up [s]": theirs["warm_up_seconds"],

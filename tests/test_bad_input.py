@@ -153,6 +153,11 @@ TRAINING = {
         ValueError,
         "num_calibration_iterations must be a positive integer",
     ),
+    "no such network": (
+        lambda: train(network="deep"),
+        ValueError,
+        "network must be one of",
+    ),
     "half an iteration": (
         lambda: train(num_calibration_iterations=2.5),
         ValueError,

@@ -173,6 +173,23 @@ def test_draws_that_cannot_be_weighed_do_not_lose_the_training(monkeypatch):
     assert caught.value.result.state.iteration == 3
 
 
+def test_a_structured_network_on_request():
+    trained = cs.train_sampler(
+        KEY,
+        banana(),
+        max_steps=2,
+        hidden=(8,),
+        network="structured",
+        explore=False,
+        num_iterations=0,
+        num_calibration_iterations=100,
+        progress_bar=False,
+    )
+    assert trained.settings.network == "structured"
+    assert float(trained.stages["calibrated"].elbo) > float(trained.stages["base"].elbo)
+    assert float(trained.stages["calibrated"].folded) == 0.0
+
+
 # ---- rounds of calibration
 
 

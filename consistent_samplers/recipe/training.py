@@ -16,7 +16,8 @@ import numpy as np
 import optax
 
 from consistent_samplers.algorithms import Algorithm, SamplerState
-from consistent_samplers.algorithms.base import check_base
+from consistent_samplers.algorithms.base import check_base, check_choice
+from consistent_samplers.algorithms.control import NetworkKind
 from consistent_samplers.bases import Base, fit_base, fit_gaussian, refit_base
 from consistent_samplers.checks import check_integer, check_key, check_widths
 from consistent_samplers.compilation import as_partial, jit_with
@@ -84,6 +85,7 @@ def train_sampler(
     init_position: Array | None = None,
     max_steps: int = 16,
     hidden: tuple[int, ...] = (64, 64),
+    network: NetworkKind | None = None,
     num_iterations: int | None = None,
     num_calibration_iterations: int | None = None,
     explore: bool = True,
@@ -101,6 +103,9 @@ def train_sampler(
         for fitting the base.
       max_steps: number N of finest steps of the distilled sampler.
       hidden: widths of the network's hidden layers.
+      network: ``"general"``, the default up to 100 dimensions, or ``"structured"``, the default
+        above: a looser bound and a smaller share of effective draws, but weighted draws for the
+        price of a few network evaluations instead of ``dim + 1``, and quicker training.
       num_iterations: iterations of OSDS; 300 if None, 100 above 100 dimensions. 0 leaves them out:
         quicker where one step is all that is wanted, as calibration does not need them. More steps
         are then no better than the base.
@@ -112,8 +117,9 @@ def train_sampler(
         a Gaussian at once: quicker, where the target is known to have one mode.
       start: a sampler of a similar target, such as the posterior of other data, to go on from: its
         base is moved and its network trained for a third of the iterations, without a new
-        exploration; ``max_steps`` and ``hidden`` are its own. Where that ends with less than half
-        its share of effective draws, or misses modes, a warning says so and training begins anew.
+        exploration; ``max_steps``, ``hidden`` and ``network`` are its own. Where that ends with
+        less than half its share of effective draws, or misses modes, a warning says so and training
+        begins anew.
       progress_bar: show progress with the current ELBO.
       checkpoint_dir: folder to keep the training in: a call that was killed and is made again
         goes on from there (the base is fitted anew, with the same result). One folder for each
@@ -156,6 +162,9 @@ def train_sampler(
     check_max_steps(max_steps)
     check_widths(hidden)
     large = target.dim > _MAX_GENERAL_DIM
+    if network is None:
+        network = "structured" if large else "general"
+    check_choice("network", network, ("general", "structured"))
     if num_iterations is None:
         num_iterations = 100 if large else 300
     check_integer("num_iterations", num_iterations, minimum=0)
@@ -181,7 +190,7 @@ def train_sampler(
             f"The warm start on target {target.name!r} {short}: training begins anew.",
             stacklevel=2,
         )
-        max_steps, hidden = settings.max_steps, settings.hidden
+        max_steps, hidden, network = settings
     particle_log_z = math.nan
     explored = base is None and explore
     if base is None and explore:
@@ -192,7 +201,7 @@ def train_sampler(
     else:
         check_base(target, base)
         check_density(target, base.sample(key_base, 64))
-    settings = Settings(max_steps, tuple(hidden), "structured" if large else "general")
+    settings = Settings(max_steps, tuple(hidden), network)
     cold = _Start(base, particle_log_z, explored, None)
     return _train(rng_key, target, cold, settings, budget, progress_bar, folder, begin)
 
@@ -407,7 +416,7 @@ def _fit_or_keep(
             chunk_size=min(_CHUNK_SIZE, stage.num_iterations),
             checkpoint_dir=None if folder is None else folder / name,
             # In many dimensions running takes longer than compiling.
-            compile_effort="least" if stage.settings.network == "general" else "less",
+            compile_effort="less" if algorithm.base.dim > _MAX_GENERAL_DIM else "least",
         )
     except TrainingDivergedError as error:
         warnings.warn(f"{error} The recipe goes on from that state.", stacklevel=4)
