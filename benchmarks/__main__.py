@@ -6,7 +6,17 @@ from typing import Any
 
 _POSTERIORS = ("seeds", "cancer", "funnel")
 _PARTS = ("recipe", "baselines")
-_SPEED_PARTS = ("draws", "weights", "training", "nuts", "compile", "memory", "scaling", "profile")
+_SPEED_PARTS = (
+    "draws",
+    "weights",
+    "training",
+    "nuts",
+    "compile",
+    "memory",
+    "device",
+    "scaling",
+    "profile",
+)
 _SPEED_TARGETS = ("seeds", "sonar", "ionosphere", "credit", "cancer")
 _RESULTS = Path(__file__).parent / "results"
 _COPIES = Path(__file__).parents[1] / "build" / "notebooks"
@@ -143,6 +153,7 @@ def _add_speed(commands: Any) -> None:
     sub.add_argument("--parts", nargs="+", choices=_SPEED_PARTS, default=_SPEED_PARTS)
     sub.add_argument("--targets", nargs="+", choices=_SPEED_TARGETS, help="of the part nuts")
     sub.add_argument("--rounds", type=int, help="repetitions of everything")
+    sub.add_argument("--peak-tflops", type=float, help="the device's, for the part device")
     sub.add_argument("--quick", action="store_true", help="tiny sizes, to try the command")
     sub.add_argument("--keep", action="store_true", help="keep other parts of an earlier run")
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import speed_compute, speed_figure, speed_process, speed_profile
+from benchmarks import speed_compute, speed_device, speed_figure, speed_process, speed_profile
 from benchmarks.rows import cell, number, versions_and_device, write_json
 from benchmarks.speed_cases import QUICK, Sizes
 
@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[Sizes], dict[str, Any]]] = {
     "nuts": speed_process.nuts,
     "compile": speed_process.compilation,
     "memory": speed_process.memory,
+    "device": speed_device.device,
     "scaling": speed_compute.scaling,
     "profile": speed_profile.profile,
 }
@@ -31,6 +32,7 @@ def run(
     quick: bool,
     keep: bool,
     output: Path,
+    peak_tflops: float | None = None,
 ) -> dict[str, Any]:
     """Measures the parts and holds them to their goals.
 
@@ -42,6 +44,7 @@ def run(
       quick: tiny sizes, to try the command: the figures mean nothing.
       keep: leave what an earlier run measured of other parts in place, and of other targets.
       output: folder for speed.json, .md and .png.
+      peak_tflops: of the device, for the shares of it in the part ``device``.
 
     Returns:
       What was written to the JSON file.
@@ -59,6 +62,9 @@ def run(
             raise ValueError(f"rounds must be positive, got {rounds}.")
         sizes = dataclasses.replace(sizes, rounds=rounds, process_rounds=rounds)
         command += ["--rounds", str(rounds)]
+    if peak_tflops is not None:
+        sizes = dataclasses.replace(sizes, peak_tflops=peak_tflops)
+        command += ["--peak-tflops", f"{peak_tflops:g}"]
     command += ["--quick"] * quick
     path = output / "speed.json"
     output.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,9 @@ class Sizes:
       large: target whose training memory is measured.
       large_train: settings of ``train_sampler`` for it: memory does not grow with iterations.
       hidden: widths of every network.
+      device_batch: points at which the network is evaluated for a share of the device's peak.
+      device_width: width of a wide network beside the default one.
+      peak_tflops: of the device, where it is known.
     """
 
     rounds: int = 7
@@ -79,6 +82,9 @@ class Sizes:
         default_factory=lambda: {"num_iterations": 10, "num_calibration_iterations": 10}
     )
     hidden: tuple[int, ...] = (64, 64)
+    device_batch: int = 65_536
+    device_width: int = 1_024
+    peak_tflops: float | None = None
 
 
 _TINY = {
@@ -113,6 +119,8 @@ QUICK = Sizes(
     large="funnel",
     large_train=_TINY,
     hidden=(4,),
+    device_batch=16,
+    device_width=8,
 )
 
 
