@@ -69,5 +69,6 @@ def _scaling(axis: Axes, lines: list[dict[str, Any]], against: str) -> None:
     axis.set_xlabel(against)
     if against == _AGAINST[0]:
         axis.set_ylabel("seconds")
-    axis.legend(frameon=False, fontsize=6)
+    # Below: the lines fill the panel.
+    axis.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     axis.spines[["top", "right"]].set_visible(False)
