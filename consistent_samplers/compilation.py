@@ -3,16 +3,19 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 Effort: TypeAlias = Literal["full", "less", "least"]
-"""What XLA does on CPUs to make code fast: ``"full"`` all, which is the only choice for what may be
-called inside another compiled function; ``"less"`` compiles in three quarters of the time to code
-as fast as far as we measured; ``"least"`` in half of it, to code that takes up to 1.6 times as
-long."""
+"""What XLA does on CPUs to make code fast: ``"full"`` all; ``"less"`` compiles in three quarters of
+the time to code as fast as far as we measured; ``"least"`` in half of it, to code that takes 1.6
+times as long, or five times where it is element by element (a logistic likelihood). What is called
+inside another compiled function takes that one's."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _OPTIONS: dict[Effort, dict[str, Any]] = {
     "full": {},
@@ -61,6 +64,37 @@ def jit_with(
     return _jit(functools.partial(function, first), effort, options)
 
 
+def jit(*, effort: Effort, **jit_options: Any) -> Callable[[_Function], _Function]:
+    """A decorator: ``jax.jit`` with an effort, for functions at the top of a module.
+
+    Args:
+      effort: what compiling may cost; see `Effort`.
+      **jit_options: hashable options of ``jax.jit``.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.compilation import jit
+      >>> @jit(effort="least")
+      ... def double(x):
+      ...     return 2.0 * x
+      >>> float(double(2.0)), float(jax.jit(double)(2.0))
+      (4.0, 4.0)
+    """
+
+    def decorate(function: _Function) -> _Function:
+        # When it is first called: asking for the backend starts it.
+        compiled = functools.cache(lambda: _jit(function, effort, tuple(jit_options.items())))
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return compiled()(*args, **kwargs)
+
+        return cast(_Function, call)
+
+    return decorate
+
+
 def as_partial(function: Callable[..., Any]) -> Partial:
     """A function as a ``jax.tree_util.Partial``: an argument of compiled functions.
 
@@ -100,7 +134,36 @@ def _jit(
         for name, value in _OPTIONS[effort].items()
         if name not in own_flags and _is_known(name, value, jax.default_backend())
     }
-    return jax.jit(function, compiler_options=compiler_options or None, **dict(options))
+    plain = jax.jit(function, **dict(options))
+    if not compiler_options:
+        return plain
+    outermost = jax.jit(function, compiler_options=compiler_options, **dict(options))
+
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return outermost(*args, **kwargs)
+        except ValueError:
+            # JAX takes options of the outermost compiled function only.
+            if not is_traced((args, kwargs)):
+                raise
+        return plain(*args, **kwargs)
+
+    return compiled
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether what is computed from a tree of arrays here and now is part of a JAX transformation.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.compilation import is_traced
+      >>> is_traced(jnp.ones(2)), bool(jax.jit(lambda: is_traced(2.0))())
+      (False, True)
+    """
+    # A constant is traced as well while a function is being compiled.
+    leaves = [*jax.tree.leaves(tree), jnp.zeros(())]
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 @functools.cache

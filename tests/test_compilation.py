@@ -27,9 +27,23 @@ def test_every_effort_computes_the_same(monkeypatch, effort, as_partial):
     first = Partial(density) if as_partial else density
     compiled = jit_with(scaled, first, effort=effort)
     np.testing.assert_allclose(compiled(jnp.ones(3)), -3.0)
-    # What may be called inside another compiled function asks for nothing of its own.
-    if effort == "full":
-        np.testing.assert_allclose(jax.jit(compiled)(jnp.ones(3)), -3.0)
+    # Inside what transforms it as well, where JAX takes no options.
+    np.testing.assert_allclose(jax.jit(compiled)(jnp.ones(3)), -3.0)
+    np.testing.assert_allclose(jax.vmap(compiled)(jnp.ones((2, 3))), -3.0)
+    np.testing.assert_allclose(jax.grad(compiled)(jnp.ones(3)), -2.0)
+
+
+def test_errors_of_what_is_compiled_are_its_own(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    traced = []
+
+    def fail(first, x):
+        traced.append(x)
+        raise ValueError("of its own")
+
+    with pytest.raises(ValueError, match="of its own"):
+        jit_with(fail, jnp.sum, effort="least")(jnp.ones(3))
+    assert len(traced) == 1
 
 
 def asked_for(monkeypatch, effort, flags, backend="cpu"):

@@ -23,7 +23,7 @@ from consistent_samplers.algorithms.base import (
 from consistent_samplers.algorithms.control import Control
 from consistent_samplers.bases import Base, Component
 from consistent_samplers.checks import check_integer, check_key
-from consistent_samplers.compilation import as_partial, jit_with
+from consistent_samplers.compilation import as_partial, is_traced, jit, jit_with
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices
 from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, Params, PRNGKey
@@ -47,6 +47,10 @@ class _Chunk(NamedTuple):
 # weighted draw takes twice the time. Other devices idle over small batches.
 _CHUNKS = {"cpu": _Chunk(8_192, 2**18, 2**18)}
 _CHUNK_ELSEWHERE = _Chunk(2**17, 2**26, 2**26)
+# From half a block to this many, draws are made in blocks of the same size, so that what is compiled
+# for one number serves the others. More draws take long enough to be compiled for.
+_BLOCK_SIZES = (1_024, 4_096)
+_MAX_IN_BLOCKS = 65_536
 _NUM_ROUND_TRIPS = 256
 # A point counts as inverted if the map returns to it within this many standard deviations.
 MAX_INVERSION_ERROR = 1e-2
@@ -162,14 +166,27 @@ def batched(
     draw = jit_with(
         _draw,
         per_draw.draw,
+        effort="less",
         static_argnames=("num_samples", "num_steps", "bound", "batch_size", "mesh"),
+    )
+    draw_block = jit_with(
+        _draw_block,
+        per_draw.draw,
+        effort="less",
+        static_argnames=("num_steps", "bound", "batch_size"),
     )
     # Compiled apart from the draws: one compilation serves every number of samples.
     round_trip_errors = jit_with(
-        _round_trip_errors, per_draw.round_trip, static_argnames=("num_steps", "batch_size")
+        _round_trip_errors,
+        per_draw.round_trip,
+        effort="least",
+        static_argnames=("num_steps", "batch_size"),
     )
     reverse = jit_with(
-        _reverse, per_draw.reverse, static_argnames=("num_steps", "bound", "batch_size")
+        _reverse,
+        per_draw.reverse,
+        effort="less",
+        static_argnames=("num_steps", "bound", "batch_size"),
     )
 
     def sample(
@@ -187,15 +204,19 @@ def batched(
         _check_bound(bound, (None, *bounds))
         if mesh is not None:
             check_mesh(mesh)
-        draws, keys = draw(
-            rng_key,
-            state.ema_params,
-            num_samples=num_samples,
-            num_steps=num_steps,
-            bound=bound,
-            batch_size=chunk_size(num_steps, bound),
-            mesh=mesh,
-        )
+        size = chunk_size(num_steps, bound)
+        settings = {"num_steps": num_steps, "bound": bound, "batch_size": size}
+        smallest, largest = _BLOCK_SIZES
+        block_size = min(max(size, smallest), largest)
+        few = block_size <= 2 * num_samples <= 2 * _MAX_IN_BLOCKS
+        if few and mesh is None and not is_traced((rng_key, state.ema_params)):
+            blocks, keys = _blocks(rng_key, num_samples, block_size)
+            parts = [draw_block(state.ema_params, block, **settings) for block in blocks]
+            draws = _join(parts, num_samples=num_samples)
+        else:
+            draws, keys = draw(
+                rng_key, state.ema_params, num_samples=num_samples, mesh=mesh, **settings
+            )
         if draws.flow is None:
             return draws
         errors = round_trip_errors(
@@ -244,7 +265,7 @@ def _draw(
     """The draws, and the keys of those whose round trips are made."""
 
     def draw(one_draw: DrawFn, params: Params, keys: Array) -> Draws:
-        return _in_chunks(lambda key: one_draw(params, key, num_steps, bound), keys, batch_size)
+        return _draw_block(one_draw, params, keys, num_steps, bound, batch_size)
 
     keys = jax.random.split(rng_key, num_samples)
     if mesh is None:
@@ -253,6 +274,30 @@ def _draw(
     index = jnp.minimum(jnp.arange(num_samples + -num_samples % num_devices(mesh)), num_samples - 1)
     draws = map_over_mesh(draw, mesh, 2)(as_partial(one_draw), params, keys[index])
     return jax.tree.map(lambda x: x[:num_samples], draws), keys[:_NUM_ROUND_TRIPS]
+
+
+def _draw_block(
+    one_draw: DrawFn,
+    params: Params,
+    keys: Array,
+    num_steps: int,
+    bound: Bound | None,
+    batch_size: int,
+) -> Draws:
+    return _in_chunks(lambda key: one_draw(params, key, num_steps, bound), keys, batch_size)
+
+
+@jit(effort="least", static_argnames=("num_samples", "block_size"))
+def _blocks(rng_key: PRNGKey, num_samples: int, block_size: int) -> tuple[list[Array], Array]:
+    """The keys of all draws in blocks, the last filled up, and those of the round trips."""
+    keys = jax.random.split(rng_key, num_samples)
+    index = jnp.minimum(jnp.arange(num_samples + -num_samples % block_size), num_samples - 1)
+    return list(keys[index].reshape(-1, block_size)), keys[:_NUM_ROUND_TRIPS]
+
+
+@jit(effort="least", static_argnames="num_samples")
+def _join(parts: list[Draws], num_samples: int) -> Draws:
+    return jax.tree.map(lambda *p: jnp.concatenate(p)[:num_samples], *parts)
 
 
 def _round_trip_errors(

@@ -22,9 +22,12 @@ from consistent_samplers.bases.gaussian_fit import (
     hessian_of,
     host_objective,
 )
-from consistent_samplers.compilation import jit_with
+from consistent_samplers.compilation import jit, jit_with
 from consistent_samplers.targets.base import Target, check_density, log_densities
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+
+NUM_PARTICLES = 2_000
+"""Particles of the tempered SMC."""
 
 # Two optima are one if they lie within this many standard deviations a dimension.
 _SAME_MODE = 0.5
@@ -90,7 +93,7 @@ def explore(
     *,
     init_position: Array | None = None,
     num_starts: int = 512,
-    num_particles: int = 2_000,
+    num_particles: int = NUM_PARTICLES,
 ) -> Exploration:
     """Looks for the target's mass by optimiser starts and tempered SMC.
 
@@ -99,7 +102,7 @@ def explore(
       target: the target.
       init_position: ``[dim]`` or ``[n, dim]`` points known to have mass.
       num_starts: optimiser starts; at most 16 above 200 dimensions.
-      num_particles: particles of the SMC.
+      num_particles: particles of the SMC; 0 leaves it out, and the second climb with it.
 
     Raises:
       ValueError: the density is NaN, +inf, or zero at every start.
@@ -115,20 +118,37 @@ def explore(
       >>> bool(abs(found.log_z - target.log_z) < 0.5)
       True
     """
-    key_modes, key_particles, key_choose, key_wide = jax.random.split(rng_key, 4)
+    key_modes, key_particles, key_again = jax.random.split(rng_key, 3)
     modes = find_modes(key_modes, target, init_position=init_position, num_starts=num_starts)
-    if target.dim > MAX_DENSE_DIM:
+    if target.dim > MAX_DENSE_DIM or num_particles == 0:
         return Exploration(modes, np.zeros((0, target.dim)), math.nan)
     particles, log_z = tempered_particles(key_particles, target, modes, num_particles=num_particles)
-    # Again from where the particles are, and around what was found at its own scale.
+    # Again from where the particles are, and around what was found at its own scale. As many as
+    # before, for what is compiled.
     loc, scale = _wide_start(modes, target.dim)
-    num = num_starts // 2
-    chosen = jax.random.choice(key_choose, jnp.asarray(particles), (num,))
-    wide = loc + scale * jax.random.normal(key_wide, (num, target.dim))
-    points = jnp.concatenate([chosen, wide, jnp.asarray(modes.loc, wide.dtype)])
-    step = np.linalg.norm(scale) / math.sqrt(target.dim)
-    found = _distinct(target, *_climb(target, points, jnp.full(len(points), step)))
+    starts = _starts_around(
+        key_again,
+        jnp.asarray(particles),
+        jnp.asarray(modes.loc[:num_starts], particles.dtype),
+        jnp.asarray(loc, particles.dtype),
+        jnp.asarray(scale, particles.dtype),
+        num_starts,
+    )
+    step = np.full(num_starts, np.linalg.norm(scale) / math.sqrt(target.dim), particles.dtype)
+    found = _distinct(target, *_climb(target, starts, jnp.asarray(step)))
     return Exploration(found, particles, log_z)
+
+
+@jit(effort="least", static_argnames="num")
+def _starts_around(
+    rng_key: PRNGKey, particles: Array, modes: Array, loc: Array, scale: Array, num: int
+) -> Array:
+    """Starts ``[num, dim]``: the modes, half of the rest particles, the others N(loc, scale²)."""
+    key_choose, key_wide = jax.random.split(rng_key)
+    num_chosen = (num - len(modes)) // 2
+    chosen = jax.random.choice(key_choose, particles, (num_chosen,))
+    wide = jax.random.normal(key_wide, (num - len(modes) - num_chosen, len(loc)), loc.dtype)
+    return jnp.concatenate([modes, chosen, loc + scale * wide])
 
 
 def find_modes(
@@ -137,7 +157,7 @@ def find_modes(
     *,
     init_position: Array | None = None,
     num_starts: int = 512,
-    num_iterations: int = 400,
+    num_iterations: int = 100,
     max_modes: int = _MAX_MODES,
 ) -> Modes:
     """Distinct optima of the density, from starts at scales of 0.1 to 100.
@@ -167,8 +187,7 @@ def find_modes(
     dim = target.dim
     if dim > MAX_DENSE_DIM:
         num_starts = min(num_starts, 16)
-    scale = jnp.geomspace(0.1, 100.0, num_starts)
-    starts = scale[:, None] * jax.random.normal(rng_key, (num_starts, dim))
+    starts, scale = _starts_at_all_scales(rng_key, num_starts, dim)
     if init_position is not None:
         given = jnp.atleast_2d(jnp.asarray(init_position, starts.dtype))
         if given.shape[1] != dim:
@@ -186,8 +205,15 @@ def find_modes(
     return _distinct(target, *_climb(target, starts, scale, num_iterations), max_modes)
 
 
+@jit(effort="least", static_argnames=("num", "dim"))
+def _starts_at_all_scales(rng_key: PRNGKey, num: int, dim: int) -> tuple[Array, Array]:
+    """Starts ``[num, dim]`` and the scale of each, ``[num]``."""
+    scale = jnp.geomspace(0.1, 100.0, num)
+    return scale[:, None] * jax.random.normal(rng_key, (num, dim)), scale
+
+
 def _climb(
-    target: Target, starts: Array, scale: Array, num_iterations: int = 400
+    target: Target, starts: Array, scale: Array, num_iterations: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where Adam ends from starts ``[n, dim]``, and the log densities there, the highest first.
 
@@ -195,7 +221,7 @@ def _climb(
     to zero settles.
     """
     climb = jit_with(
-        _climb_all, target.log_density, effort="least", static_argnames="num_iterations"
+        _climb_all, target.log_density, effort="less", static_argnames="num_iterations"
     )
     ends, values = (np.asarray(a) for a in climb(starts, scale, num_iterations=num_iterations))
     good = np.isfinite(values) & np.isfinite(ends).all(axis=1)
@@ -209,7 +235,8 @@ def _climb_all(
 ) -> tuple[Array, Array]:
     optimizer = optax.adam(optax.cosine_decay_schedule(1.0, num_iterations))
     value_and_grad = jax.vmap(jax.value_and_grad(lambda x: -log_density(x)))
-    step_size = (jnp.maximum(scale, 0.5) / 40.0)[:, None]
+    # In all up to five times the scale, whatever the number of iterations.
+    step_size = (10.0 * jnp.maximum(scale, 0.5) / num_iterations)[:, None]
 
     def body(carry: tuple[Array, Any], _: None) -> tuple[tuple[Array, Any], None]:
         x, state = carry
@@ -280,7 +307,7 @@ def tempered_particles(
     target: Target,
     modes: Modes,
     *,
-    num_particles: int = 2_000,
+    num_particles: int = NUM_PARTICLES,
     num_moves: int = 5,
     num_leapfrog: int = 5,
 ) -> tuple[np.ndarray, float]:
@@ -305,11 +332,11 @@ def tempered_particles(
     advance = jit_with(
         _advance,
         target.log_density,
-        effort="least",
+        effort="less",
         static_argnames=("num_moves", "num_leapfrog"),
     )
     key_start, key_run = jax.random.split(rng_key)
-    start = loc + scale * jax.random.normal(key_start, (num_particles, target.dim))
+    start = _wide_draws(key_start, jnp.asarray(loc), jnp.asarray(scale), num_particles)
     state = blackjax.smc.tempered.init(start)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0
     for i in range(_MAX_ROUNDS):
@@ -328,6 +355,11 @@ def tempered_particles(
         if float(state.tempering_param) >= 1.0 or not np.isfinite(log_z):
             break
     return np.asarray(state.particles), log_z
+
+
+@jit(effort="least", static_argnames="num")
+def _wide_draws(rng_key: PRNGKey, loc: Array, scale: Array, num: int) -> Array:
+    return loc + scale * jax.random.normal(rng_key, (num, len(loc)), loc.dtype)
 
 
 def _advance(

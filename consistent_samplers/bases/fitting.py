@@ -10,7 +10,7 @@ import optax
 import scipy.linalg
 
 from consistent_samplers.bases.base import Base
-from consistent_samplers.bases.exploration import Exploration, explore
+from consistent_samplers.bases.exploration import NUM_PARTICLES, Exploration, Modes, explore
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.bases.gaussian_fit import MAX_DENSE_DIM, fit_gaussian
 from consistent_samplers.bases.mixture import (
@@ -26,6 +26,8 @@ from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 _NUM_JUDGE_DRAWS = 4_096
 # Share of effective draws above which a start is not trained.
 _GOOD_ENOUGH = 0.98
+# Share of a Gaussian's effective draws above which particles are not looked at.
+_EVEN = 0.9
 # An optimum with a smaller share of the largest one's evidence does not count as a mode.
 _MINOR = 0.01
 # Nats by which the particles' log Z must exceed the Gaussian's ELBO to look further.
@@ -120,10 +122,16 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     bases: dict[str, Base] = {
         "gaussian": fit_gaussian(key_gaussian, target, init_position=init_position)
     }
-    found = explore(key_explore, target, init_position=init_position)
     fits = {"gaussian": judge(key_judge, target, bases["gaussian"])}
-    log_evidence = found.modes.log_evidence
-    num_modes = int(np.sum(log_evidence > log_evidence.max(initial=-np.inf) + math.log(_MINOR)))
+    # Particles set out from around the optima: where there is one, of which a Gaussian shows all
+    # but a few percent, they see no more than its draws do.
+    even = fits["gaussian"].ess > _EVEN
+    num = 0 if even else NUM_PARTICLES
+    found = explore(key_explore, target, init_position=init_position, num_particles=num)
+    num_modes = _num_major(found.modes)
+    if even and num_modes > 1:
+        found = explore(key_explore, target, init_position=init_position)
+        num_modes = _num_major(found.modes)
     simple = num_modes <= 1 and not found.log_z > fits["gaussian"].elbo + _UNSEEN_NATS
     if not simple and target.dim <= MAX_DENSE_DIM:
         bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
@@ -139,6 +147,12 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
         if fits[kind].elbo >= best.elbo - margin:
             return FittedBase(bases[kind], kind, fits, found)
     return FittedBase(bases["gaussian"], "gaussian", fits, found)
+
+
+def _num_major(modes: Modes) -> int:
+    """Optima that count as modes."""
+    evidence = modes.log_evidence
+    return int(np.sum(evidence > evidence.max(initial=-np.inf) + math.log(_MINOR)))
 
 
 def fit_mixture(

@@ -106,7 +106,7 @@ def fit_gaussian(
         maximise_elbo = jit_with(
             _maximise_elbo,
             target.log_density,
-            effort="least",
+            effort="less",
             static_argnames=("num_iterations", "batch_size", "learning_rate"),
         )
         fitted = maximise_elbo(

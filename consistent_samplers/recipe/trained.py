@@ -37,10 +37,10 @@ class TrainedSampler:
 
     Attributes:
       algorithm: what was trained (holds the target and the base).
-      state: the distilled sampler, for any number of steps.
+      state: the distilled sampler, for any number of steps; untrained where nothing was distilled.
       one_step_state: the same network calibrated for one step.
-      stages: evidence after each stage, on the same number of draws: ``"base"``,
-        ``"distilled"`` and ``"calibrated"``, all at one step.
+      stages: evidence after each stage, on the same number of draws, all at one step: ``"base"``,
+        ``"distilled"`` where that was asked for, and ``"calibrated"``.
       histories: training history of ``"distilled"`` and ``"calibrated"``, as far as they went.
       training_seconds: wall time of `train_sampler`, compilation included.
       exploration: what an independent look for modes found, or None without exploration.
@@ -105,8 +105,8 @@ class TrainedSampler:
         Args:
           rng_key: key.
           num_samples: number of draws.
-          num_steps: sampler steps, a power of two up to ``algorithm.max_steps``. One step is
-            calibrated on its exact likelihood, and usually the best.
+          num_steps: sampler steps, a power of two up to the ``max_steps`` that it was trained with.
+            One step is calibrated on its exact likelihood, and usually the best.
           bound: kind of weights (see `Algorithm.sample`); None for draws without weights,
             which costs one network evaluation a step and nothing else.
           mesh: devices to spread the draws over; the draws are the same.
@@ -129,8 +129,8 @@ class TrainedSampler:
     ) -> Evidence:
         """ELBO and log Z with their standard errors from fresh draws.
 
-        ``bound="lower"`` uses the distilled sampler's stochastic path: usually looser, but a
-        bound by construction.
+        ``bound="lower"`` uses the stochastic path of `state`: usually looser, but a bound by
+        construction.
         """
 
         def sample(rng_key: PRNGKey, num_samples: int) -> Draws:
