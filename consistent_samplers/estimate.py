@@ -319,10 +319,10 @@ def checked_log_weight(draws: Draws) -> Array:
         log_weight = log_weight.astype(float)
     if isinstance(log_weight, jax.core.Tracer):
         return log_weight
-    num_bad, all_zero = _count_unusable(log_weight)
-    if num_bad > 0:
+    num_bad, all_zero = map(int, _count_unusable(log_weight))
+    if num_bad:
         raise ValueError(
-            f"{int(num_bad)} of {log_weight.shape[0]} log weights are NaN or +inf. Check that the "
+            f"{num_bad} of {log_weight.shape[0]} log weights are NaN or +inf. Check that the "
             "target's log_density is finite where the sampler draws, or train with a smaller "
             "learning rate."
         )

@@ -214,7 +214,7 @@ def stochastic_path(
 
     keys = jax.random.split(rng_key, num_steps)
     noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape, x0.dtype))(keys)
-    _, (path, log_ratio) = jax.lax.scan(step, x0, (time_grid(num_steps), noise))
+    _, (path, log_ratio) = _scan(step, x0, (time_grid(num_steps), noise))
     position = jnp.concatenate([x0[None], path])
     return StochasticPath(position, log_ratio, path_log_weight(position, log_ratio, log_density))
 
@@ -251,7 +251,7 @@ def backward_path(rng_key: PRNGKey, x1: Array, kernels: PathKernels, num_steps: 
         return x, x
 
     keys = jax.random.split(rng_key, num_steps)
-    _, path = jax.lax.scan(step, x1, (time_grid(num_steps), keys), reverse=True)
+    _, path = _scan(step, x1, (time_grid(num_steps), keys), reverse=True)
     return jnp.concatenate([path, x1[None]])
 
 
@@ -387,7 +387,7 @@ def flow_map(control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_step
     def step(x: Array, t: Array) -> tuple[Array, None]:
         return flow_step(control, process, x, t, d), None
 
-    x1, _ = jax.lax.scan(step, x0, time_grid(num_steps))
+    x1, _ = _scan(step, x0, time_grid(num_steps))
     return x1
 
 
@@ -445,7 +445,7 @@ def flow_jacobians(
         x_next, jacobian = flow_step_and_jacobian(control, process, x, t, d)
         return x_next, (x_next, jacobian)
 
-    _, (path, jacobians) = jax.lax.scan(step, x0, time_grid(num_steps))
+    _, (path, jacobians) = _scan(step, x0, time_grid(num_steps))
     return jnp.concatenate([x0[None], path]), jacobians
 
 
@@ -532,7 +532,7 @@ def flow_path_gradient(
             return log_det.solve(jacobian.mT, score), None
         return inverse_transposed @ score, None
 
-    score, _ = jax.lax.scan(forward, score, (jacobians, by_jacobian))
+    score, _ = _scan(forward, score, (jacobians, by_jacobian))
     log_rho, gradient = jax.value_and_grad(log_density)(position[-1])
     path = FlowPath(position, det.log_abs_det, det.sign, jacobians)
     log_weight = log_rho - standard_normal_log_prob(x0) + det.log_abs_det.sum()
@@ -593,7 +593,7 @@ def heuristic_flow_log_weight(
 
     keys = jax.random.split(rng_key, num_steps)
     carry = (x0, jnp.zeros((), x0.dtype))
-    (x1, log_volume), _ = jax.lax.scan(step, carry, (time_grid(num_steps), keys))
+    (x1, log_volume), _ = _scan(step, carry, (time_grid(num_steps), keys))
     return x1, log_density(x1) - standard_normal_log_prob(x0) + log_volume
 
 
@@ -683,5 +683,15 @@ def invert_flow(control: ControlFn, process: OrnsteinUhlenbeck, x1: Array, num_s
     def undo(y: Array, t: Array) -> tuple[Array, None]:
         return invert_step(control, process, y, t, d), None
 
-    x0, _ = jax.lax.scan(undo, x1, time_grid(num_steps), reverse=True)
+    x0, _ = _scan(undo, x1, time_grid(num_steps), reverse=True)
     return x0
+
+
+def _scan(
+    step: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any, *, reverse: bool = False
+) -> tuple[Any, Any]:
+    """``jax.lax.scan``; one step without a loop, which halves what there is to trace and compile."""
+    if jax.tree.leaves(inputs)[0].shape[0] > 1:
+        return jax.lax.scan(step, start, inputs, reverse=reverse)
+    end, out = step(start, jax.tree.map(lambda x: x[0], inputs))
+    return end, jax.tree.map(lambda y: y[None], out)

@@ -225,8 +225,7 @@ def batched(
             num_steps=num_steps,
             batch_size=chunk_size(1, "lower-if-injective"),
         )
-        measured = draws.flow.round_trip_error.at[: len(errors)].set(errors)
-        return draws.replace(flow=draws.flow._replace(round_trip_error=measured))
+        return draws.replace(flow=_with_errors(draws.flow, errors))
 
     def reverse_log_weight(
         rng_key: PRNGKey,
@@ -298,6 +297,12 @@ def _blocks(rng_key: PRNGKey, num_samples: int, block_size: int) -> tuple[list[A
 @jit(effort="least", static_argnames="num_samples")
 def _join(parts: list[Draws], num_samples: int) -> Draws:
     return jax.tree.map(lambda *p: jnp.concatenate(p)[:num_samples], *parts)
+
+
+@jit(effort="least")
+def _with_errors(flow: FlowDiagnostics, errors: Array) -> FlowDiagnostics:
+    measured = flow.round_trip_error.at[: len(errors)].set(errors)
+    return flow._replace(round_trip_error=measured)
 
 
 def _round_trip_errors(

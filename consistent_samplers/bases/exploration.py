@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import scipy.linalg
 import scipy.optimize
+from jax.typing import ArrayLike
 
 from consistent_samplers.bases.gaussian_fit import (
     MAX_DENSE_DIM,
@@ -135,7 +136,7 @@ def explore(
         num_starts,
     )
     step = np.full(num_starts, np.linalg.norm(scale) / math.sqrt(target.dim), particles.dtype)
-    found = _distinct(target, *_climb(target, starts, jnp.asarray(step)))
+    found = _distinct(target, *_climb(target, starts, step))
     return Exploration(found, particles, log_z)
 
 
@@ -187,21 +188,22 @@ def find_modes(
     dim = target.dim
     if dim > MAX_DENSE_DIM:
         num_starts = min(num_starts, 16)
-    starts, scale = _starts_at_all_scales(rng_key, num_starts, dim)
+    # The rest on the host: every small operation on arrays would be compiled by itself.
+    starts, scale = map(np.asarray, _starts_at_all_scales(rng_key, num_starts, dim))
     if init_position is not None:
-        given = jnp.atleast_2d(jnp.asarray(init_position, starts.dtype))
+        given = np.atleast_2d(np.asarray(init_position, starts.dtype))
         if given.shape[1] != dim:
             raise ValueError(f"init_position must have {dim} columns, got {given.shape}.")
-        starts = jnp.concatenate([given, starts])
-        scale = jnp.concatenate([jnp.ones(len(given)), scale])
+        starts = np.concatenate([given, starts])
+        scale = np.concatenate([np.ones(len(given), scale.dtype), scale])
     # Far out a density may overflow; it has to be usable somewhere.
-    usable = jnp.isfinite(log_densities(target, starts))
+    usable = np.isfinite(np.asarray(log_densities(target, jnp.asarray(starts))))
     if not usable.any():
-        check_density(target, starts)
+        check_density(target, jnp.asarray(starts))
     # As many as before, for what is compiled: the first usable one stands in for the others.
-    first = jnp.argmax(usable)
-    starts = jnp.where(usable[:, None], starts, starts[first])
-    scale = jnp.where(usable, scale, scale[first])
+    first = np.argmax(usable)
+    starts = np.where(usable[:, None], starts, starts[first])
+    scale = np.where(usable, scale, scale[first])
     return _distinct(target, *_climb(target, starts, scale, num_iterations), max_modes)
 
 
@@ -213,7 +215,7 @@ def _starts_at_all_scales(rng_key: PRNGKey, num: int, dim: int) -> tuple[Array, 
 
 
 def _climb(
-    target: Target, starts: Array, scale: Array, num_iterations: int = 100
+    target: Target, starts: ArrayLike, scale: ArrayLike, num_iterations: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where Adam ends from starts ``[n, dim]``, and the log densities there, the highest first.
 
@@ -223,7 +225,8 @@ def _climb(
     climb = jit_with(
         _climb_all, target.log_density, effort="less", static_argnames="num_iterations"
     )
-    ends, values = (np.asarray(a) for a in climb(starts, scale, num_iterations=num_iterations))
+    arrived = climb(jnp.asarray(starts), jnp.asarray(scale), num_iterations=num_iterations)
+    ends, values = map(np.asarray, arrived)
     good = np.isfinite(values) & np.isfinite(ends).all(axis=1)
     ends, values = ends[good], values[good]
     order = np.argsort(-values)
@@ -325,10 +328,7 @@ def tempered_particles(
       num_moves: HMC transitions at each temperature.
       num_leapfrog: leapfrog steps of a transition.
     """
-    import blackjax
-
     loc, scale = _wide_start(modes, target.dim)
-
     advance = jit_with(
         _advance,
         target.log_density,
@@ -336,16 +336,17 @@ def tempered_particles(
         static_argnames=("num_moves", "num_leapfrog"),
     )
     key_start, key_run = jax.random.split(rng_key)
-    start = _wide_draws(key_start, jnp.asarray(loc), jnp.asarray(scale), num_particles)
-    state = blackjax.smc.tempered.init(start)
+    loc, scale = jnp.asarray(loc), jnp.asarray(scale)
+    state = _first_state(key_start, loc, scale, num_particles)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0
     for i in range(_MAX_ROUNDS):
         state, increment, accepted = advance(
-            jax.random.fold_in(key_run, i),
+            key_run,
+            np.int32(i),
             state,
-            jnp.asarray(step_size),
-            jnp.asarray(loc, start.dtype),
-            jnp.asarray(scale, start.dtype),
+            loc.dtype.type(step_size),
+            loc,
+            scale,
             num_moves=num_moves,
             num_leapfrog=num_leapfrog,
         )
@@ -358,13 +359,18 @@ def tempered_particles(
 
 
 @jit(effort="least", static_argnames="num")
-def _wide_draws(rng_key: PRNGKey, loc: Array, scale: Array, num: int) -> Array:
-    return loc + scale * jax.random.normal(rng_key, (num, len(loc)), loc.dtype)
+def _first_state(rng_key: PRNGKey, loc: Array, scale: Array, num: int) -> Any:
+    """Of the SMC: particles from N(loc, scale²)."""
+    import blackjax
+
+    start = loc + scale * jax.random.normal(rng_key, (num, len(loc)), loc.dtype)
+    return blackjax.smc.tempered.init(start)
 
 
 def _advance(
     log_density: LogDensityFn,
     rng_key: PRNGKey,
+    index: Array,
     state: Any,
     step_size: Array,
     loc: Array,
@@ -396,7 +402,7 @@ def _advance(
         target_ess=0.7,
         num_mcmc_steps=num_moves,
     )
-    state, info = smc.step(rng_key, state)
+    state, info = smc.step(jax.random.fold_in(rng_key, index), state)
     accepted = jnp.mean(info.update_info.acceptance_rate)
     return state, info.log_likelihood_increment, accepted
 

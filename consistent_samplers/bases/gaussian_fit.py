@@ -16,7 +16,7 @@ import scipy.linalg
 import scipy.optimize
 
 from consistent_samplers.bases.gaussian import GaussianBase
-from consistent_samplers.compilation import jit_with
+from consistent_samplers.compilation import jit, jit_with
 from consistent_samplers.targets.base import Target, check_density, log_densities
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
@@ -130,9 +130,7 @@ def _start_points(
     num_given = 0 if init_position is None else len(jnp.atleast_2d(jnp.asarray(init_position)))
     # The origin and one random point stay, however many points are given.
     num_random = max(num_starts - num_given - 1, 1)
-    scales = jnp.geomspace(0.1, 3.0, num_random)[::-1, None]
-    random = scales * jax.random.normal(rng_key, (num_random, target.dim))
-    points = jnp.concatenate([jnp.zeros((1, target.dim)), random])
+    points = _random_points(rng_key, num_random, target.dim)
     if init_position is not None:
         given = jnp.atleast_2d(jnp.asarray(init_position, points.dtype))
         if given.ndim != 2 or given.shape[1] != target.dim:
@@ -143,6 +141,13 @@ def _start_points(
         points = jnp.concatenate([given, points])
     check_density(target, points)
     return points
+
+
+@jit(effort="least", static_argnames=("num", "dim"))
+def _random_points(rng_key: PRNGKey, num: int, dim: int) -> Array:
+    scales = jnp.geomspace(0.1, 3.0, num)[::-1, None]
+    random = scales * jax.random.normal(rng_key, (num, dim))
+    return jnp.concatenate([jnp.zeros((1, dim)), random])
 
 
 def host_objective(

@@ -176,7 +176,7 @@ def train_sampler(
     if num_calibration_iterations is not None:
         check_integer("num_calibration_iterations", num_calibration_iterations)
         rounds = (num_calibration_iterations,)
-    key_base = jax.random.split(rng_key, 4)[0]
+    key_base, *_ = jax.random.split(rng_key, 4)
     # Its functions of the density are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
     budget = _Budget(num_iterations, rounds)
@@ -351,7 +351,7 @@ def _calibrate(
 def _is_effective(draws: Draws) -> bool:
     """Whether calibration may end: never on draws that cannot be weighed."""
     try:
-        return bool(evidence(draws).ess >= _EFFECTIVE_ENOUGH)
+        return float(evidence(draws).ess) >= _EFFECTIVE_ENOUGH
     except ValueError:
         return False
 

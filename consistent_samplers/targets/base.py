@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from consistent_samplers.checks import check_integer
@@ -128,21 +129,21 @@ def check_density(target: Target, points: Array) -> None:
         ...
       ValueError: The log density of target 'half' is NaN at 1 of 2 points tried. ...
     """
-    values = log_densities(target, points)
-    num_nan = int(jnp.isnan(values).sum())
+    values = np.asarray(log_densities(target, points))
+    num_nan = int(np.isnan(values).sum())
     if num_nan:
         raise ValueError(
             f"The log density of target {target.name!r} is NaN at {num_nan} of {len(points)} "
             "points tried. Look for log or sqrt of a negative number, 0/0 or inf - inf; return "
             "-inf where the density is zero."
         )
-    num_inf = int(jnp.isposinf(values).sum())
+    num_inf = int(np.isposinf(values).sum())
     if num_inf:
         raise ValueError(
             f"The log density of target {target.name!r} is +inf at {num_inf} of {len(points)} "
             "points tried. A density must be finite: look for an overflow or a division by zero."
         )
-    if bool(jnp.isneginf(values).all()):
+    if bool(np.isneginf(values).all()):
         raise ValueError(
             f"The log density of target {target.name!r} is -inf at all {len(points)} points "
             "tried: none of them has any density. Move or rescale the target, or map its support "
