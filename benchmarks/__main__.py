@@ -97,6 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, default=1, help="number of seeds")
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
     sub = commands.add_parser(
+        "steps",
+        help="what distillation and more steps add to the calibrated single step",
+        description="Trains with and without distillation, and prints the ELBO of the calibrated "
+        "step beside those of 1 to 16 distilled steps; saves steps.json and .md.",
+    )
+    sub.add_argument("--targets", nargs="+", default=["seeds", "funnel", "mw54", "rings"])
+    sub.add_argument("--num-samples", type=int, default=4_096)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    sub = commands.add_parser(
         "evidence",
         help="evidence at one step on every benchmark, with the defaults, against its goal",
         description="Runs cs.train_sampler(rng_key, target) on every target with a goal and "
@@ -199,6 +209,10 @@ def _run(command: str, options: dict[str, Any]) -> None:
         from benchmarks import heuristic
 
         heuristic.run(**options)
+    elif command == "steps":
+        from benchmarks import steps
+
+        steps.run(**options)
     elif command == "evidence":
         from benchmarks import evidence
 

@@ -195,26 +195,29 @@ def _stochastic_step(
 
 def _further(rng_key: PRNGKey, trained: cs.TrainedSampler, num_samples: int) -> list[dict]:
     """What more steps and more work a draw bring, where one step falls short."""
-    algorithm, truth = trained.algorithm, trained.target.log_z
-    assert truth is not None
+    target, truth = trained.target, trained.target.log_z
+    assert truth is not None and trained.settings is not None
     found = []
 
     def add(what: str, draws: Draws, start: float) -> None:
         seconds = time.perf_counter() - start
         found.append({"what": what, "seconds": seconds, **_measured(cs.evidence(draws), truth)})
 
+    start = time.perf_counter()
+    algorithm = trained.settings._replace(max_steps=16).build(target, trained.base)
+    distilled = algorithm.restart(trained.state)
+    distilled = cs.fit(rng_key, algorithm, 300, state=distilled, progress_bar=False).state
+    draws = algorithm.sample(rng_key, distilled, num_samples, 16, bound="lower")
+    add("16 stochastic steps, distilled for 300 iterations", draws, start)
     for num_steps in (2, 4, 8):
         start = time.perf_counter()
         step = cs.calibration(algorithm, num_steps=num_steps)
-        state = step.restart(trained.state)
+        state = step.restart(distilled)
         state = cs.fit(rng_key, step, 500, state=state, progress_bar=False).state
         draws = step.sample(rng_key, state, num_samples, num_steps)
-        add(f"{num_steps} steps, calibrated for 500 iterations", draws, start)
+        add(f"{num_steps} steps, calibrated for 500 iterations more", draws, start)
     start = time.perf_counter()
-    draws = algorithm.sample(rng_key, trained.state, num_samples, 16, bound="lower")
-    add("16 stochastic steps", draws, start)
-    start = time.perf_counter()
-    result = annealed(rng_key, algorithm, trained.one_step_state, num_samples // 4)
+    result = annealed(rng_key, trained.algorithm, trained.one_step_state, num_samples // 4)
     add("one step, annealed over 8 temperatures", result.draws, start)
     return found
 

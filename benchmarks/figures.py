@@ -139,14 +139,18 @@ def _pair(
 
 
 def _training_curve(axis: Axes, trained: TrainedSampler, log_z: float) -> None:
-    """Gap of the ELBO to log Z over both stages, and of the base."""
+    """Gap of the ELBO to log Z over the stages, and of the base."""
     offset = 0
-    names = {"distilled": "OSDS, SDE paths", "calibrated": "calibration, one step"}
-    for (stage, history), color in zip(trained.histories.items(), (NUTS, ONE_STEP), strict=True):
+    styles = {
+        "distilled": ("OSDS, SDE paths", NUTS),
+        "calibrated": ("calibration, one step", ONE_STEP),
+    }
+    for stage, history in trained.histories.items():
+        name, color = styles[stage]
         window = 25
         smooth = np.convolve(log_z - history.elbo, np.ones(window) / window, mode="valid")
         steps = offset + np.arange(window - 1, len(history.elbo))
-        axis.plot(steps, np.maximum(smooth, 1e-3), color=color, label=names[stage])
+        axis.plot(steps, np.maximum(smooth, 1e-3), color=color, label=name)
         offset += len(history.elbo)
     base_gap = log_z - float(trained.stages["base"].elbo)
     axis.axhline(base_gap, color=TRUTH, linestyle=":", linewidth=1.2, label="base alone")

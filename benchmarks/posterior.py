@@ -87,7 +87,9 @@ def run(name: str, seed: int, num_samples: int, num_steps: int, output: Path) ->
       What was written to the JSON file.
     """
     posterior = getattr(models, name)()
-    sampler = OneStepSampler(posterior.model, num_samples=num_samples, num_steps=num_steps)
+    sampler = OneStepSampler(
+        posterior.model, num_samples=num_samples, num_steps=num_steps, max_steps=num_steps
+    )
     start = time.perf_counter()
     sampler.run(jax.random.key(seed), *posterior.arguments)
     run_seconds = time.perf_counter() - start

@@ -690,7 +690,7 @@ def invert_flow(control: ControlFn, process: OrnsteinUhlenbeck, x1: Array, num_s
 def _scan(
     step: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any, *, reverse: bool = False
 ) -> tuple[Any, Any]:
-    """``jax.lax.scan``; one step without a loop, which halves what there is to trace and compile."""
+    """``jax.lax.scan``; a single step without the loop, which is less to lower and to compile."""
     if jax.tree.leaves(inputs)[0].shape[0] > 1:
         return jax.lax.scan(step, start, inputs, reverse=reverse)
     end, out = step(start, jax.tree.map(lambda x: x[0], inputs))

@@ -31,9 +31,7 @@ NUM = 4_000
 
 TINY = {
     "num_samples": NUM,
-    "max_steps": 1,
     "hidden": (8,),
-    "num_iterations": 10,
     "num_calibration_iterations": 20,
     "explore": False,
     "progress_bar": False,
@@ -589,7 +587,7 @@ def test_summary_has_the_habits_of_mcmc(sampler, capsys):
 
 def test_diagnostics_are_plain_numbers(sampler):
     result = sampler.diagnostics()
-    assert set(result["stage_elbos"]) == {"base", "distilled", "calibrated"}
+    assert set(result["stage_elbos"]) == set(sampler.trained.stages) >= {"base", "calibrated"}
     assert 0.5 < result["ess"] <= 1.0 and result["pareto_k"] < 0.7
     assert result["folded"] == 0.0 and result["round_trip_error"] < 0.1
     assert result["bound"] == "lower-if-injective" and result["reweighted"] is True

@@ -17,9 +17,7 @@ from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
 KEY = jax.random.key(0)
 TINY = {
     "num_samples": 100,
-    "max_steps": 1,
     "hidden": (8,),
-    "num_iterations": 10,
     "num_calibration_iterations": 20,
     "explore": False,
     "progress_bar": False,

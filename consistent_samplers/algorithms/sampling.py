@@ -3,6 +3,8 @@
 Chunked, so that memory does not grow with the number of draws.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,8 +49,8 @@ class _Chunk(NamedTuple):
 # weighted draw takes twice the time. Other devices idle over small batches.
 _CHUNKS = {"cpu": _Chunk(8_192, 2**18, 2**18)}
 _CHUNK_ELSEWHERE = _Chunk(2**17, 2**26, 2**26)
-# From half a block to this many, draws are made in blocks of the same size, so that what is compiled
-# for one number serves the others. More draws take long enough to be compiled for.
+# From half a block to this many, draws are made in blocks of one size, so that what is compiled for
+# one number serves the others. More draws take long enough to be compiled for.
 _BLOCK_SIZES = (1_024, 4_096)
 _MAX_IN_BLOCKS = 65_536
 _NUM_ROUND_TRIPS = 256
@@ -225,7 +227,7 @@ def batched(
             num_steps=num_steps,
             batch_size=chunk_size(1, "lower-if-injective"),
         )
-        return draws.replace(flow=_with_errors(draws.flow, errors))
+        return dataclasses.replace(draws, flow=_with_errors(draws.flow, errors))
 
     def reverse_log_weight(
         rng_key: PRNGKey,
@@ -262,10 +264,7 @@ def _draw(
     mesh: Mesh | None,
 ) -> tuple[Draws, Array]:
     """The draws, and the keys of those whose round trips are made."""
-
-    def draw(one_draw: DrawFn, params: Params, keys: Array) -> Draws:
-        return _draw_block(one_draw, params, keys, num_steps, bound, batch_size)
-
+    draw = functools.partial(_draw_block, num_steps=num_steps, bound=bound, batch_size=batch_size)
     keys = jax.random.split(rng_key, num_samples)
     if mesh is None:
         return draw(one_draw, params, keys), keys[:_NUM_ROUND_TRIPS]
@@ -296,7 +295,8 @@ def _blocks(rng_key: PRNGKey, num_samples: int, block_size: int) -> tuple[list[A
 
 @jit(effort="least", static_argnames="num_samples")
 def _join(parts: list[Draws], num_samples: int) -> Draws:
-    return jax.tree.map(lambda *p: jnp.concatenate(p)[:num_samples], *parts)
+    joined: Draws = jax.tree.map(lambda *p: jnp.concatenate(p)[:num_samples], *parts)
+    return joined
 
 
 @jit(effort="least")

@@ -328,7 +328,7 @@ def tempered_particles(
       num_moves: HMC transitions at each temperature.
       num_leapfrog: leapfrog steps of a transition.
     """
-    loc, scale = _wide_start(modes, target.dim)
+    loc, scale = map(jnp.asarray, _wide_start(modes, target.dim))
     advance = jit_with(
         _advance,
         target.log_density,
@@ -336,7 +336,6 @@ def tempered_particles(
         static_argnames=("num_moves", "num_leapfrog"),
     )
     key_start, key_run = jax.random.split(rng_key)
-    loc, scale = jnp.asarray(loc), jnp.asarray(scale)
     state = _first_state(key_start, loc, scale, num_particles)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0
     for i in range(_MAX_ROUNDS):

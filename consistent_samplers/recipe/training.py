@@ -112,8 +112,8 @@ def train_sampler(
         above: a looser bound and a smaller share of effective draws, but weighted draws for the
         price of a few network evaluations instead of ``dim + 1``, and quicker training.
       num_iterations: iterations of OSDS. If None, 300, or 100 above 100 dimensions, where
-        ``max_steps`` exceeds one, and none elsewhere. Without any, more steps than one are no better
-        than the base.
+        ``max_steps`` exceeds one, and none elsewhere. Without any, more steps than one are no
+        better than the base.
       num_calibration_iterations: iterations of calibration. If None 250, and 1,250 more where less
         than nine tenths of the draws are effective by then; 300 above 100 dimensions.
       explore: look for modes by many optimiser starts and tempered SMC, and take the best of a
