@@ -29,13 +29,14 @@ from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 NUM_PARTICLES = 2_000
 """Particles of the tempered SMC."""
+MAX_MODES = 128
+"""Optima kept."""
 
 # Two optima are one if they lie within this many standard deviations a dimension.
 _SAME_MODE = 0.5
 # Relative to the largest curvature; flatter directions have no Laplace width of their own.
 _MIN_CURVATURE = 1e-6
 _MAX_ROUNDS = 60
-_MAX_MODES = 128
 _MAX_DROP = 200.0
 # Ends in a row that are no new mode, after which the rest is left.
 _MAX_IN_VAIN = 16
@@ -158,8 +159,8 @@ def find_modes(
     *,
     init_position: Array | None = None,
     num_starts: int = 512,
-    num_iterations: int = 100,
-    max_modes: int = _MAX_MODES,
+    num_iterations: int = 400,
+    max_modes: int = MAX_MODES,
 ) -> Modes:
     """Distinct optima of the density, from starts at scales of 0.1 to 100.
 
@@ -215,7 +216,7 @@ def _starts_at_all_scales(rng_key: PRNGKey, num: int, dim: int) -> tuple[Array, 
 
 
 def _climb(
-    target: Target, starts: ArrayLike, scale: ArrayLike, num_iterations: int = 100
+    target: Target, starts: ArrayLike, scale: ArrayLike, num_iterations: int = 400
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where Adam ends from starts ``[n, dim]``, and the log densities there, the highest first.
 
@@ -253,7 +254,7 @@ def _climb_all(
 
 
 def _distinct(
-    target: Target, points: np.ndarray, values: np.ndarray, max_modes: int = _MAX_MODES
+    target: Target, points: np.ndarray, values: np.ndarray, max_modes: int = MAX_MODES
 ) -> Modes:
     """Optima from points in order of their densities ``values``, polished, one of each."""
     # An end far below the best carries no mass, and every end costs a Hessian.

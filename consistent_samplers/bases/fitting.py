@@ -10,7 +10,13 @@ import optax
 import scipy.linalg
 
 from consistent_samplers.bases.base import Base
-from consistent_samplers.bases.exploration import NUM_PARTICLES, Exploration, Modes, explore
+from consistent_samplers.bases.exploration import (
+    MAX_MODES,
+    NUM_PARTICLES,
+    Exploration,
+    Modes,
+    explore,
+)
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.bases.gaussian_fit import MAX_DENSE_DIM, fit_gaussian
 from consistent_samplers.bases.mixture import (
@@ -20,7 +26,7 @@ from consistent_samplers.bases.mixture import (
     stretch,
 )
 from consistent_samplers.compilation import as_partial, jit_with
-from consistent_samplers.targets.base import Target, check_density
+from consistent_samplers.targets.base import Target, check_density, log_densities
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 _NUM_JUDGE_DRAWS = 4_096
@@ -30,6 +36,9 @@ _GOOD_ENOUGH = 0.98
 _EVEN = 0.9
 # An optimum with a smaller share of the largest one's evidence does not count as a mode.
 _MINOR = 0.01
+# Nor does one on the way to which the density falls by less than this, in nats.
+_DIP = 1.0
+_NUM_BETWEEN = 17
 # Nats by which the particles' log Z must exceed the Gaussian's ELBO to look further.
 _UNSEEN_NATS = 2.0
 # Nats by which components of one mode must beat a Gaussian before calibration.
@@ -96,10 +105,10 @@ class FittedBase(NamedTuple):
 def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None) -> FittedBase:
     """Explores a target and fits a Gaussian, a mixture and a product of mixtures to it.
 
-    Where the optima share one mode's mass, and the particles see little more than the Gaussian
-    does, the Gaussian it is: one step of a flow shapes a single mode better than more components
-    do. Otherwise the best ELBO of all wins. An ELBO judges what was found: it does not know of a
-    mode that no exploration met.
+    Where no dip of the density lies between the optima, and the particles see little more than the
+    Gaussian does, the Gaussian it is: one step of a flow shapes a single mode better than more
+    components do. Otherwise the best ELBO of all wins. An ELBO judges what was found: it does not
+    know of a mode that no exploration met.
 
     Args:
       rng_key: key.
@@ -128,10 +137,10 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     even = fits["gaussian"].ess > _EVEN
     num = 0 if even else NUM_PARTICLES
     found = explore(key_explore, target, init_position=init_position, num_particles=num)
-    num_modes = _num_major(found.modes)
+    num_modes = _num_separate(target, found.modes)
     if even and num_modes > 1:
         found = explore(key_explore, target, init_position=init_position)
-        num_modes = _num_major(found.modes)
+        num_modes = _num_separate(target, found.modes)
     simple = num_modes <= 1 and not found.log_z > fits["gaussian"].elbo + _UNSEEN_NATS
     if not simple and target.dim <= MAX_DENSE_DIM:
         bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
@@ -149,10 +158,23 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     return FittedBase(bases["gaussian"], "gaussian", fits, found)
 
 
-def _num_major(modes: Modes) -> int:
-    """Optima that count as modes."""
+def _num_separate(target: Target, modes: Modes) -> int:
+    """Optima of some evidence between which and the best one the density dips.
+
+    Optimisers end in many places along a ridge or a flat neck, all of them in one mode.
+    """
     evidence = modes.log_evidence
-    return int(np.sum(evidence > evidence.max(initial=-np.inf) + math.log(_MINOR)))
+    loc = modes.loc[evidence > evidence.max(initial=-np.inf) + math.log(_MINOR)]
+    if len(loc) <= 1:
+        return len(loc)
+    part = np.linspace(0.0, 1.0, _NUM_BETWEEN)[:, None]
+    between = (1.0 - part) * loc[0] + part * loc[1:, None]
+    # As many as there may ever be, for what is compiled.
+    points = np.resize(between, (MAX_MODES * _NUM_BETWEEN, target.dim))
+    values = np.asarray(log_densities(target, jnp.asarray(points, float)), np.float64)
+    values = values[: between.shape[0] * _NUM_BETWEEN].reshape(between.shape[:2])
+    lowest = np.where(np.isnan(values), -np.inf, values).min(axis=1)
+    return 1 + int(np.sum(np.minimum(values[:, 0], values[:, -1]) - lowest > _DIP))
 
 
 def fit_mixture(
