@@ -19,6 +19,7 @@ from benchmarks import (
     registry,
     rows,
     speed_process,
+    steps,
     table,
     timing,
 )
@@ -232,6 +233,40 @@ def test_evidence_rows_show_their_goals_and_what_is_missed():
     assert set(evidence.GOALS) <= set(registry.TARGETS)
     with pytest.raises(ValueError, match="target must be one of"):
         evidence.run(["nothing"], 10, 1, ["recipe"], None)
+
+
+@pytest.mark.slow
+def test_steps_end_to_end(tmp_path, capsys):
+    results = steps.run(["gmm9"], 256, 0, tmp_path)
+    found = [(row["sampler"], row["num_steps"]) for row in results["rows"]]
+    assert found[:3] == [
+        ("base alone", 1),
+        ("calibrated", 1),
+        ("distilled, then calibrated", 1),
+    ]
+    assert found[3:] == [("distilled", k) for k in (1, 2, 4, 8, 16)]
+    assert (tmp_path / "steps.md").read_text() in capsys.readouterr().out
+
+
+def test_steps_are_shown_as_gaps():
+    row = {
+        "target": "funnel",
+        "true_log_z": 0.5,
+        "sampler": "calibrated",
+        "num_steps": 1,
+        "seconds": 20.4,
+        "elbo": 0.25,
+        "elbo_stderr": 0.01,
+        "ess": 0.75,
+        "folded": 0.0,
+    }
+    text = steps.markdown({"command": "python", "rows": [row, row | {"seconds": 0.0}]})
+    assert "| funnel | calibrated | 1 | 0.25 ± 0.01 | 0.75 | 0 | 20 |" in text
+    assert text.rstrip().endswith("| 0 |  |")
+    with pytest.raises(ValueError, match="target must be one of"):
+        steps.run(["nothing"], 10, 0, None)
+    with pytest.raises(ValueError, match="not known"):
+        steps.run(["dw4"], 10, 0, None)
 
 
 def test_honesty_counts_what_passes_and_what_is_wrong():

@@ -11,6 +11,7 @@ import scipy.stats
 import consistent_samplers as cs
 from consistent_samplers import bases
 from consistent_samplers.algorithms import SamplerState
+from consistent_samplers.bases import Modes, fitting
 
 KEY = jax.random.key(0)
 
@@ -244,7 +245,8 @@ def test_one_mode_takes_the_simple_base():
     assert fitted.kind == "gaussian"
     assert set(fitted.fits) == {"gaussian"}
     assert abs(fitted.fits["gaussian"].elbo - target.log_z) < 0.01
-    assert abs(fitted.exploration.log_z - target.log_z) < 0.3
+    # Particles would see no more than such a Gaussian's draws do.
+    assert len(fitted.exploration.modes.loc) == 1 and len(fitted.exploration.particles) == 0
 
 
 def test_several_modes_take_the_base_that_holds_them():
@@ -252,6 +254,30 @@ def test_several_modes_take_the_base_that_holds_them():
     assert fitted.kind == "mixture"
     assert fitted.fits["mixture"].elbo > fitted.fits["gaussian"].elbo + 1.0
     assert set(fitted.fits) == {"gaussian", "mixture", "product"}
+    # The Gaussian fits its own mode, and there are others: particles are looked at after all.
+    assert fitted.fits["gaussian"].ess > 0.9 and len(fitted.exploration.particles)
+
+
+def test_optima_are_modes_where_the_density_dips_between_them():
+    def modes_at(loc, log_evidence=None):
+        num, dim = loc.shape
+        return Modes(
+            loc,
+            np.tile(np.eye(dim), (num, 1, 1)),
+            np.zeros(num) if log_evidence is None else np.asarray(log_evidence),
+        )
+
+    normal, gmm9 = cs.targets.gaussian(np.zeros(2), np.ones(2)), cs.targets.gmm9()
+    anywhere = np.random.default_rng(0).normal(size=(5, 2))
+    assert fitting._num_separate(normal, modes_at(anywhere)) == 1
+    centres = np.stack(np.meshgrid([-5.0, 0.0, 5.0], [-5.0, 0.0, 5.0]), -1).reshape(-1, 2)
+    assert fitting._num_separate(gmm9, modes_at(centres)) == 9
+    # Two of hardly any mass do not count, nor does none.
+    assert fitting._num_separate(gmm9, modes_at(centres[:4], [0.0, 0.0, -9.0, -9.0])) == 2
+    assert fitting._num_separate(gmm9, modes_at(centres[:0])) == 0
+    # A density that is zero or not a number between them dips.
+    split = cs.Target(lambda x: jnp.sqrt(jnp.abs(x[0]) - 1.0) - x @ x, 2)
+    assert fitting._num_separate(split, modes_at(np.array([[-2.0, 0.0], [2.0, 0.0]]))) == 2
 
 
 # ---- looked at from outside

@@ -254,6 +254,35 @@ def test_without_distillation(trained):
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({}, {"calibrated": 5}),
+        ({"max_steps": 2}, {"distilled": 300, "calibrated": 5}),
+        ({"num_iterations": 7}, {"distilled": 7, "calibrated": 5}),
+    ],
+)
+def test_distillation_is_for_more_steps_than_one(monkeypatch, settings, stages):
+    asked = {}
+
+    def fit_two(rng_key, algorithm, stage, state, num_iterations, name, **rest):
+        asked[name] = num_iterations
+        return fit_or_keep(rng_key, algorithm, stage, state, 2, name, **rest)
+
+    fit_or_keep = recipe._fit_or_keep
+    monkeypatch.setattr(recipe, "_fit_or_keep", fit_two)
+    base = cs.bases.standard_normal(2)
+    settings = {"hidden": (8,), "num_calibration_iterations": 5, "base": base} | settings
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Calibration did not improve")
+        sampler = cs.train_sampler(KEY, banana(), progress_bar=False, **settings)
+    assert asked == stages
+    assert list(sampler.stages) == ["base", *stages]
+    if "max_steps" not in settings:
+        with pytest.raises(ValueError, match="train with more max_steps"):
+            sampler.sample(KEY, 10, num_steps=2)
+
+
 # ---- going on from a trained sampler
 
 
