@@ -110,6 +110,9 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     components do. Otherwise the best ELBO of all wins. An ELBO judges what was found: it does not
     know of a mode that no exploration met.
 
+    Tempered particles are left out where more than nine tenths of the Gaussian's own draws are
+    effective and optimisers find no other mode.
+
     Args:
       rng_key: key.
       target: the target.
