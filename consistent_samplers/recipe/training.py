@@ -96,8 +96,8 @@ def train_sampler(
     """Trains a one-step sampler: fits a base, and calibrates a single step from it.
 
     Asked for more steps, it first distils a sampler of all numbers of steps by OSDS. The single
-    step is calibrated on its exact likelihood in either case, is no better for the distillation, and
-    has a tighter ELBO than 2 to 16 distilled steps (``python -m benchmarks steps``).
+    step is calibrated on its exact likelihood in either case, is no better for the distillation,
+    and has a tighter ELBO than 2 to 16 distilled steps (``python -m benchmarks steps``).
 
     Args:
       rng_key: key.
