@@ -49,8 +49,9 @@ class _Chunk(NamedTuple):
 # weighted draw takes twice the time. Other devices idle over small batches.
 _CHUNKS = {"cpu": _Chunk(8_192, 2**18, 2**18)}
 _CHUNK_ELSEWHERE = _Chunk(2**17, 2**26, 2**26)
-# From half a block to this many, draws are made in blocks of one size, so that what is compiled for
-# one number serves the others. More draws take long enough to be compiled for.
+# From half a block to this many, draws with full Jacobians are made in blocks of one size, so that
+# what is compiled for one number serves the others. More draws take long enough to be compiled for,
+# and cheaper ones would take up to half as long again for being joined.
 _BLOCK_SIZES = (1_024, 4_096)
 _MAX_IN_BLOCKS = 65_536
 _NUM_ROUND_TRIPS = 256
@@ -157,11 +158,14 @@ def batched(
       per_draw: the functions of one point.
     """
 
+    def has_jacobians(bound: Bound | None) -> bool:
+        # A Jacobian by its parts takes no more than a point does.
+        return bound == "lower-if-injective" and control.network.split is None
+
     def chunk_size(num_steps: int, bound: Bound | None) -> int:
         limit = _CHUNKS.get(jax.default_backend(), _CHUNK_ELSEWHERE)
         most = min(limit.points, limit.floats // dim)
-        # A Jacobian by its parts takes no more than a point does.
-        if bound == "lower-if-injective" and control.network.split is None:
+        if has_jacobians(bound):
             most = min(most, limit.jacobian_floats // (num_steps * dim**2))
         return max(1, most)
 
@@ -210,8 +214,8 @@ def batched(
         settings = {"num_steps": num_steps, "bound": bound, "batch_size": size}
         smallest, largest = _BLOCK_SIZES
         block_size = min(max(size, smallest), largest)
-        few = block_size <= 2 * num_samples <= 2 * _MAX_IN_BLOCKS
-        if few and mesh is None and not is_traced((rng_key, state.ema_params)):
+        in_blocks = has_jacobians(bound) and block_size <= 2 * num_samples <= 2 * _MAX_IN_BLOCKS
+        if in_blocks and mesh is None and not is_traced((rng_key, state.ema_params)):
             blocks, keys = _blocks(rng_key, num_samples, block_size)
             parts = [draw_block(state.ema_params, block, **settings) for block in blocks]
             draws = _join(parts, num_samples=num_samples)
