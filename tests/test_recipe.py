@@ -230,7 +230,8 @@ def test_calibration_ends_with_the_round_that_is_enough(monkeypatch, tmp_path, f
     np.testing.assert_array_equal(again.histories["calibrated"].loss, history.loss)
 
 
-def test_without_distillation(trained):
+@pytest.mark.slow
+def test_without_distillation():
     one_step = cs.train_sampler(
         KEY,
         banana(),
@@ -259,7 +260,6 @@ def test_without_distillation(trained):
     [
         ({}, {"calibrated": 5}),
         ({"max_steps": 2}, {"distilled": 300, "calibrated": 5}),
-        ({"num_iterations": 7}, {"distilled": 7, "calibrated": 5}),
     ],
 )
 def test_distillation_is_for_more_steps_than_one(monkeypatch, settings, stages):

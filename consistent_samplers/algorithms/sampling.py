@@ -172,7 +172,6 @@ def batched(
     draw = jit_with(
         _draw,
         per_draw.draw,
-        effort="less",
         static_argnames=("num_samples", "num_steps", "bound", "batch_size", "mesh"),
     )
     draw_block = jit_with(
