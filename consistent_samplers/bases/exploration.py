@@ -329,6 +329,8 @@ def tempered_particles(
       num_moves: HMC transitions at each temperature.
       num_leapfrog: leapfrog steps of a transition.
     """
+    import blackjax  # not while tracing, where it would count as compiling
+
     loc, scale = map(jnp.asarray, _wide_start(modes, target.dim))
     advance = jit_with(
         _advance,
@@ -337,7 +339,10 @@ def tempered_particles(
         static_argnames=("num_moves", "num_leapfrog"),
     )
     key_start, key_run = jax.random.split(rng_key)
-    state = _first_state(key_start, loc, scale, num_particles)
+    start = _wide_draws(key_start, loc, scale, num_particles)
+    # As `init` makes it, without compiling its small operations one by one.
+    weights = np.full(num_particles, 1.0 / num_particles, start.dtype)
+    state = blackjax.smc.tempered.TemperedSMCState(start, weights, 0.0)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0
     for i in range(_MAX_ROUNDS):
         state, increment, accepted = advance(
@@ -359,12 +364,9 @@ def tempered_particles(
 
 
 @jit(effort="least", static_argnames="num")
-def _first_state(rng_key: PRNGKey, loc: Array, scale: Array, num: int) -> Any:
-    """Of the SMC: particles from N(loc, scale²)."""
-    import blackjax
-
-    start = loc + scale * jax.random.normal(rng_key, (num, len(loc)), loc.dtype)
-    return blackjax.smc.tempered.init(start)
+def _wide_draws(rng_key: PRNGKey, loc: Array, scale: Array, num: int) -> Array:
+    """Draws ``[num, dim]`` of N(loc, scale²)."""
+    return loc + scale * jax.random.normal(rng_key, (num, len(loc)), loc.dtype)
 
 
 def _advance(
