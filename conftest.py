@@ -14,6 +14,8 @@ import pytest
 _SETTINGS = {
     "xla_backend_optimization_level": 0,
     "xla_force_host_platform_device_count": 8,
+    # As the package itself asks for; here JAX may start before it is imported.
+    "xla_cpu_enable_concurrency_optimized_scheduler": "false",
 }
 # XLA ends the process at a flag that it does not know (any more).
 if jax.__version_info__ < (0, 11):

@@ -7,6 +7,10 @@ the package stays cheap.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from consistent_samplers.guard import choose_scheduler
+
+choose_scheduler()
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

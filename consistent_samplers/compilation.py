@@ -128,16 +128,11 @@ def _shared(
 def _jit(
     function: Callable[..., Any], effort: Effort, options: tuple[tuple[str, Any], ...]
 ) -> Callable[..., Any]:
-    own_flags = os.environ.get("XLA_FLAGS", "")
-    compiler_options = {
-        name: value
-        for name, value in _OPTIONS[effort].items()
-        if name not in own_flags and _is_known(name, value, jax.default_backend())
-    }
+    options_of = compiler_options(effort)
     plain = jax.jit(function, **dict(options))
-    if not compiler_options:
+    if not options_of:
         return plain
-    outermost = jax.jit(function, compiler_options=compiler_options, **dict(options))
+    outermost = jax.jit(function, compiler_options=options_of, **dict(options))
 
     def compiled(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -149,6 +144,22 @@ def _jit(
         return plain(*args, **kwargs)
 
     return compiled
+
+
+def compiler_options(effort: Effort) -> dict[str, Any]:
+    """What XLA is told for an effort, on this backend; a flag of the user's wins.
+
+    Example:
+      >>> from consistent_samplers.compilation import compiler_options
+      >>> compiler_options("full")
+      {}
+    """
+    own_flags = os.environ.get("XLA_FLAGS", "")
+    return {
+        name: value
+        for name, value in _OPTIONS[effort].items()
+        if name not in own_flags and _is_known(name, value, jax.default_backend())
+    }
 
 
 def is_traced(tree: Any) -> bool:

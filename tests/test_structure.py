@@ -11,9 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NAME = "consistent_samplers"
 # A module may import from earlier ones and from its own package only.
 ORDER = [
+    "guard",
     "types",
     "checks",
     "compilation",
+    "registry",
+    "kernels",
     "targets",
     "bases",
     "schedules",

@@ -1,0 +1,63 @@
+"""A guard against a fault of XLA on CPUs that makes some compiled computations wait for ever.
+
+In the versions of jaxlib concerned, the scheduler that runs independent parts of one computation
+side by side may lose a task where several of them call LAPACK (triangular solves, Cholesky factors,
+determinants): met in NumPyro models with ``LKJCholesky`` on two cores. The older scheduler does not.
+XLA reads its flags when its first backend starts, so that the package asks for the older one when it
+is imported.
+"""
+
+import os
+import sys
+import warnings
+from importlib import metadata
+
+FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
+"""XLA's flag for the scheduler at fault."""
+
+# First version with the fault, and first one without it again. XLA ends the process at a flag that
+# it does not know: all of these know it.
+_FIRST_CONCERNED, _FIRST_MENDED = (0, 8), (0, 12)
+
+
+def choose_scheduler() -> None:
+    """Turns the scheduler at fault off, where this jaxlib has it and no flag of the user's names it.
+
+    Warns:
+      RuntimeWarning: a CPU backend runs already and has read its flags.
+
+    Example:
+      >>> from consistent_samplers.guard import choose_scheduler
+      >>> choose_scheduler()  # as ``import consistent_samplers`` does
+    """
+    if not is_concerned(metadata.version("jaxlib")) or FLAG in os.environ.get("XLA_FLAGS", ""):
+        return
+    if _cpu_backend_runs():
+        warnings.warn(
+            "JAX was in use before consistent_samplers was imported. With this version of jaxlib a "
+            "density that solves triangular systems or factorises matrices may then wait for ever "
+            f"on CPUs. Import consistent_samplers first, or set XLA_FLAGS=--{FLAG}=false.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=false".strip()
+
+
+def is_concerned(version: str) -> bool:
+    """Whether a version of jaxlib has the fault.
+
+    Example:
+      >>> from consistent_samplers.guard import is_concerned
+      >>> [is_concerned(version) for version in ("0.7.2", "0.10.2", "0.12.0")]
+      [False, True, False]
+    """
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return _FIRST_CONCERNED <= (major, minor) < _FIRST_MENDED
+
+
+def _cpu_backend_runs() -> bool:
+    """Whether JAX has started its CPU backend, without starting one."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return "cpu" in getattr(bridge, "_backends", {})

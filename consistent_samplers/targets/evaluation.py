@@ -1,0 +1,213 @@
+"""The only way to a density: three batched functions of points.
+
+Values, values and gradients, Hessian products. Each is compiled once for a density and a few fixed
+batch sizes; a batch of any size is cut into these and its rest filled up. So a model is compiled
+three times at most, however many parts of a training ask for it, and nothing else is compiled with
+it. Inside a computation that JAX traces they are parts of that computation.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from consistent_samplers.compilation import as_partial, compiler_options, is_traced
+from consistent_samplers.types import Array, LogDensityFn
+
+_Kind: TypeAlias = Literal["values", "values_and_grads", "hessian_products"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """Batch sizes that are compiled, ascending."""
+
+    values: tuple[int, ...]
+    values_and_grads: tuple[int, ...]
+    hessian_products: tuple[int, ...]
+
+
+# On CPUs batches that fit the caches, and single points for optimisers on the host. Other devices
+# idle over small batches.
+_SIZES = {"cpu": _Sizes((1_024,), (1, 128), (128,))}
+_SIZES_ELSEWHERE = _Sizes((4_096, 65_536), (128, 4_096), (4_096,))
+# Programs of a density: three kinds at their sizes share one entry each. The last eight densities
+# are kept.
+_MAX_PROGRAMS = 24
+
+
+def values(log_density: LogDensityFn, points: ArrayLike) -> Array:
+    """Log densities at points, in nats: ``[n]``.
+
+    Args:
+      log_density: of one point, ``[dim] -> []``; a ``jax.tree_util.Partial`` brings its data along
+        as inputs of what is compiled.
+      points: ``[n, dim]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.targets import evaluation
+      >>> evaluation.values(lambda x: -0.5 * jnp.sum(x**2), jnp.ones((3, 2))).tolist()
+      [-1.0, -1.0, -1.0]
+    """
+    if _is_traced(log_density, points):
+        return _values(as_partial(log_density), jnp.asarray(points))
+    # A few points take the gradients' program, which a training compiles in any case.
+    if len(points) <= _sizes("values_and_grads")[-1] < _sizes("values")[0]:  # type: ignore[arg-type]
+        return _in_batches("values_and_grads", log_density, points)[0]
+    return _in_batches("values", log_density, points)
+
+
+def values_and_grads(log_density: LogDensityFn, points: ArrayLike) -> tuple[Array, Array]:
+    """Log densities ``[n]`` and their gradients ``[n, dim]`` at points.
+
+    Args:
+      log_density: see `values`.
+      points: ``[n, dim]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.targets import evaluation
+      >>> value, grad = evaluation.values_and_grads(lambda x: -0.5 * jnp.sum(x**2), jnp.ones((1, 2)))
+      >>> value.tolist(), grad.tolist()
+      ([-1.0], [[-1.0, -1.0]])
+    """
+    if _is_traced(log_density, points):
+        return _values_and_grads(as_partial(log_density), jnp.asarray(points))
+    return _in_batches("values_and_grads", log_density, points)
+
+
+def hessian_products(log_density: LogDensityFn, points: ArrayLike, vectors: ArrayLike) -> Array:
+    """Products ∇²log ρ(x) v of Hessians with vectors: ``[n, dim]``.
+
+    Args:
+      log_density: see `values`.
+      points: ``[n, dim]``.
+      vectors: ``[n, dim]``, one for each point.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.targets import evaluation
+      >>> def log_density(x):
+      ...     return -jnp.sum(x**3)
+      >>> evaluation.hessian_products(log_density, jnp.ones((1, 2)), jnp.eye(2)[:1]).tolist()
+      [[-6.0, 0.0]]
+    """
+    if _is_traced(log_density, (points, vectors)):
+        return _hessian_products(as_partial(log_density), jnp.asarray(points), jnp.asarray(vectors))
+    return _in_batches("hessian_products", log_density, points, vectors)
+
+
+def hessians(log_density: LogDensityFn, points: ArrayLike) -> np.ndarray:
+    """Hessians at points as host arrays in float64: ``[n, dim, dim]``, made of products.
+
+    Args:
+      log_density: see `values`.
+      points: ``[n, dim]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.targets import evaluation
+      >>> evaluation.hessians(lambda x: -jnp.sum(x**2), jnp.ones((1, 2))).tolist()
+      [[[-2.0, -0.0], [-0.0, -2.0]]]
+    """
+    points = np.asarray(points)
+    num, dim = points.shape
+    vectors = np.tile(np.eye(dim, dtype=points.dtype), (num, 1))
+    products = hessian_products(log_density, np.repeat(points, dim, axis=0), vectors)
+    return np.asarray(products, np.float64).reshape(num, dim, dim)
+
+
+def cost(log_density: LogDensityFn, dim: int) -> float:
+    """Floating-point operations of one value and gradient, as the compiler counts them.
+
+    Loops count once. The same on every machine, unlike a time.
+
+    Args:
+      log_density: see `values`.
+      dim: dimension of its points.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.targets import evaluation
+      >>> evaluation.cost(lambda x: -0.5 * jnp.sum(x**2), dim=100) < 1_000
+      True
+    """
+    size = _sizes("values_and_grads")[-1]
+    density = as_partial(log_density)
+    points = jax.ShapeDtypeStruct((size, dim), jnp.zeros(0).dtype)
+    lowered = _program("values_and_grads", jax.tree.structure(density)).lower(density, points)
+    analysis = lowered.cost_analysis() or {}
+    return float(analysis.get("flops", 0.0)) / size
+
+
+def _values(density: Partial, points: Array) -> Array:
+    return jax.vmap(density)(points)
+
+
+def _values_and_grads(density: Partial, points: Array) -> tuple[Array, Array]:
+    return jax.vmap(jax.value_and_grad(lambda x: density(x)))(points)
+
+
+def _hessian_products(density: Partial, points: Array, vectors: Array) -> Array:
+    def product(x: Array, v: Array) -> Array:
+        return jax.jvp(jax.grad(lambda y: density(y)), (x,), (v,))[1]
+
+    return jax.vmap(product)(points, vectors)
+
+
+_FUNCTIONS: dict[_Kind, Callable[..., Any]] = {
+    "values": _values,
+    "values_and_grads": _values_and_grads,
+    "hessian_products": _hessian_products,
+}
+
+
+@functools.lru_cache(maxsize=_MAX_PROGRAMS)
+def _program(kind: _Kind, structure: Any) -> Any:
+    """The compiled function of a kind, for densities of one structure: its code without its data."""
+    # A function of its own: what JAX keeps for it goes with it.
+    options = compiler_options("less") or None
+    return jax.jit(functools.partial(_FUNCTIONS[kind]), compiler_options=options)
+
+
+def _sizes(kind: _Kind) -> tuple[int, ...]:
+    sizes: tuple[int, ...] = getattr(_SIZES.get(jax.default_backend(), _SIZES_ELSEWHERE), kind)
+    return sizes
+
+
+def _is_traced(log_density: LogDensityFn, points: Any) -> bool:
+    return is_traced((points, as_partial(log_density)))
+
+
+def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> Any:
+    """A program's outputs for inputs ``[n, dim]`` of any length."""
+    density = as_partial(log_density)
+    program = functools.partial(_program(kind, jax.tree.structure(density)), density)
+    num = len(inputs[0])  # type: ignore[arg-type]
+    sizes = _sizes(kind)
+    size = next((s for s in sizes if s >= num), sizes[-1])
+    if num == size:
+        return program(*map(jnp.asarray, inputs))
+    if num < size:
+        outputs = program(*(_filled(np.asarray(x), size) for x in inputs))
+        return jax.tree.map(lambda y: jnp.asarray(np.asarray(y)[:num]), outputs)
+    # On the host: slices and joins of every length would each be compiled.
+    host = [np.asarray(x) for x in inputs]
+    parts = [
+        program(*(_filled(x[begin : begin + size], size) for x in host))
+        for begin in range(0, num, size)
+    ]
+    return jax.tree.map(lambda *p: jnp.asarray(np.concatenate([*map(np.asarray, p)])[:num]), *parts)
+
+
+def _filled(batch: np.ndarray, size: int) -> Array:
+    """A batch filled up to a size with its last row."""
+    if len(batch) < size:
+        batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+    return jnp.asarray(batch)

@@ -1,0 +1,89 @@
+"""The three batched functions of a density against the density itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from consistent_samplers.targets import evaluation
+
+
+def log_density(scale, x):
+    return -jnp.sum(jnp.cosh(x / scale)) + x[0] * x[1]
+
+
+DENSITY = Partial(log_density, jnp.asarray(1.5))
+
+
+def points(num):
+    return jax.random.normal(jax.random.key(num), (num, 3))
+
+
+@pytest.mark.parametrize("num", [1, 5, 128, 129, 1_024, 2_500])
+def test_batches_of_every_length_agree_with_single_points(num):
+    x = points(num)
+    value, grad = jax.vmap(jax.value_and_grad(lambda y: DENSITY(y)))(x)
+    np.testing.assert_allclose(evaluation.values(DENSITY, x), value, rtol=1e-5)
+    found = evaluation.values_and_grads(DENSITY, x)
+    np.testing.assert_allclose(found[0], value, rtol=1e-5)
+    np.testing.assert_allclose(found[1], grad, rtol=1e-4, atol=1e-5)
+    v = points(num + 1)[:num]
+    products = jax.vmap(lambda y, w: jax.hessian(lambda z: DENSITY(z))(y) @ w)(x, v)
+    found = evaluation.hessian_products(DENSITY, x, v)
+    np.testing.assert_allclose(found, products, rtol=1e-4, atol=1e-5)
+
+
+def test_hessians_are_made_of_products():
+    x = points(7)
+    expected = jax.vmap(jax.hessian(lambda y: DENSITY(y)))(x)
+    np.testing.assert_allclose(evaluation.hessians(DENSITY, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_other_data_compile_nothing():
+    calls = []
+
+    def counted(scale, x):
+        calls.append(None)
+        return -jnp.sum((x / scale) ** 2)
+
+    for scale in (1.0, 2.0):
+        density = Partial(counted, jnp.asarray(scale))
+        found = evaluation.values(density, jnp.ones((2_000, 3)))
+        np.testing.assert_allclose(found, -3.0 / scale**2)
+        if scale == 1.0:
+            traced = len(calls)
+    assert len(calls) == traced > 0
+
+
+def test_few_batch_sizes_are_compiled():
+    evaluation._program.cache_clear()
+    density = Partial(log_density, jnp.asarray(0.7))
+    for num in (1, 2, 100, 128, 200, 900, 1_025, 5_000):
+        evaluation.values_and_grads(density, points(num))
+    program = evaluation._program("values_and_grads", jax.tree.structure(density))
+    assert program._cache_size() == 2
+
+
+def test_inside_a_traced_computation_they_are_part_of_it():
+    x, v = points(4), points(5)[:4]
+
+    def total(x):
+        value, grad = evaluation.values_and_grads(DENSITY, x)
+        product = evaluation.hessian_products(DENSITY, x, v)
+        return evaluation.values(DENSITY, x).sum() + value.sum() + grad.sum() + product.sum()
+
+    eager = total(x)
+    np.testing.assert_allclose(jax.jit(total)(x), eager, rtol=1e-5)
+    assert jnp.isfinite(jax.grad(total)(x)).all()
+    # Points that are constants of the computation as well.
+    constant = jax.jit(lambda: evaluation.values(DENSITY, x))()
+    np.testing.assert_allclose(constant, evaluation.values(DENSITY, x), rtol=1e-6)
+
+
+def test_cost_grows_with_the_density():
+    def dense(matrix, x):
+        return -jnp.sum((matrix @ x) ** 2)
+
+    small, large = (evaluation.cost(Partial(dense, jnp.ones((n, 8))), 8) for n in (10, 1_000))
+    assert 50 < large / small < 200
