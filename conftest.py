@@ -25,6 +25,8 @@ for _flag, _value in _SETTINGS.items():
         os.environ["XLA_FLAGS"] = f"{_flags} --{_flag}={_value}".strip()
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tests neither read nor fill the user's folder of compiled programs.
+os.environ.setdefault("CONSISTENT_SAMPLERS_CACHE", "off")
 
 
 @pytest.fixture(autouse=True)

@@ -1,22 +1,766 @@
-"""Compiled programs of our own, without anybody's density in them."""
+"""Compiled programs of our own, kept from one process to the next.
 
+What `kernel` decorates is compiled once a machine instead of once a process: the program goes to
+a folder of the user's cache, and the next process reads it. Only what consists of this package's
+code alone is kept, never a density or anything else of a user's, and every reason not to use what
+is kept (another version, another processor, a damaged file) means that JAX compiles as usual.
+
+The environment variable ``CONSISTENT_SAMPLERS_CACHE`` names another folder, or is ``off``. Whoever
+can write to the folder can run code as whoever reads it, as with every cache of programs.
+"""
+
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
+import jax.export
+import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import SingleDeviceSharding
+
+from consistent_samplers import registry
+from consistent_samplers.compilation import Effort, compiler_options, is_traced
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_VARIABLE = "CONSISTENT_SAMPLERS_CACHE"
+_MAX_BYTES = 256 * 2**20
+_MAGIC = b"consistent_samplers program 1\n"
+_SUFFIX = ".program"
+_PACKAGE = Path(__file__).resolve().parent
 
-def kernel(*, static: tuple[str, ...] = ()) -> Callable[[_Function], _Function]:
-    """A decorator: a pure function of arrays, compiled once for each shape.
+# What changes the meaning of a program without being among its arguments.
+_MEANING = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+    "jax_random_seed_offset",
+)
+# JAX's own cache, while one of our programs is compiled; see `_own_cache`.
+_SETTINGS: dict[str, Any] = {
+    "jax_enable_compilation_cache": True,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+    "jax_persistent_cache_enable_xla_caches": "none",
+    "jax_compilation_cache_max_size": -1,
+    "jax_compilation_cache_check_contents": False,
+    "jax_compilation_cache_expect_pgle": False,
+}
+
+# The settings of JAX's cache are the process's, so that one program at a time is compiled.
+_lock = threading.RLock()
+_thread = threading.local()
+_warned = False
+_unwritable: set[Path] = set()
+_warmer: Callable[..., Any] | None = None
+
+
+def kernel(
+    *, static: tuple[str, ...] = (), store: bool = False, effort: Effort = "full"
+) -> Callable[[_Function], _Function]:
+    """A decorator: a pure function of arrays, compiled once a machine for each shape.
+
+    Inside of another JAX transformation, with arguments on several devices, or where something of
+    a user's is among the arguments, it is an ordinary ``jax.jit``.
 
     Args:
-      static: names of arguments that are part of what is compiled.
+      static: names of arguments that are part of what is compiled, by keyword or by position.
+      store: whether the programs of a function outside of this package may be kept as well; it
+        must depend on nothing but its module's source and its arguments.
+      effort: what compiling may cost; see `consistent_samplers.compilation.Effort`.
+
+    Raises:
+      TypeError: the function has no such arguments, or takes ``*args`` after static ones.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.kernels import kernel
+      >>> @kernel(static=("power",))
+      ... def total(x, *, power):
+      ...     return jnp.sum(x**power)
+      >>> float(total(jnp.arange(3.0), power=2))
+      5.0
     """
 
     def decorate(function: _Function) -> _Function:
-        return cast(_Function, functools.wraps(function)(jax.jit(function, static_argnames=static)))
+        return cast(_Function, _decorate(function, static, store, effort))
 
     return decorate
+
+
+class Info(NamedTuple):
+    """What is kept on disk.
+
+    Attributes:
+      folder: where, or None if nothing is to be kept.
+      enabled: whether programs are read and kept there.
+      num_programs: number of programs, those of other versions of JAX included.
+      num_bytes: their size.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from consistent_samplers.kernels import Info
+      >>> print(Info(Path("cache"), True, 3, 1_500_000))
+      3 compiled programs, 1.5 MB in cache
+    """
+
+    folder: Path | None
+    enabled: bool
+    num_programs: int
+    num_bytes: int
+
+    def __str__(self) -> str:
+        if not self.enabled:
+            return f"No compiled programs are kept ({_VARIABLE}=off)."
+        plural = "" if self.num_programs == 1 else "s"
+        size = f"{self.num_bytes / 1e6:.1f} MB"
+        return f"{self.num_programs} compiled program{plural}, {size} in {self.folder}"
+
+
+def info() -> Info:
+    """What is kept on disk, and where.
+
+    Example:
+      >>> from consistent_samplers import kernels
+      >>> kernels.info().num_programs >= 0
+      True
+    """
+    if (root := _root()) is None:
+        return Info(None, False, 0, 0)
+    sizes = [size for _, size, _ in _programs(root)]
+    return Info(root, True, len(sizes), sum(sizes))
+
+
+def clear() -> int:
+    """Removes what is kept on disk; what this process has compiled stays.
+
+    Returns:
+      Number of programs removed.
+
+    Example:
+      >>> from consistent_samplers import kernels
+      >>> kernels.clear()  # doctest: +SKIP
+      12
+    """
+    if (root := _root()) is None:
+        return 0
+    return sum(_remove(path) for _, _, path in _programs(root))
+
+
+def on_warm(function: _Function) -> _Function:
+    """Makes a function the one that `warm` calls; a decorator.
+
+    Args:
+      function: of ``dim`` and options, by keyword.
+
+    Example:
+      >>> from consistent_samplers import kernels
+      >>> @kernels.on_warm  # doctest: +SKIP
+      ... def warm(*, dim, num_samples=1_000):
+      ...     draw_once(dim, num_samples)
+    """
+    global _warmer
+    _warmer = function
+    return function
+
+
+def warm(*, dim: int, **options: Any) -> Any:
+    """Compiles ahead of time what training and sampling in some dimension need.
+
+    Args:
+      dim: dimension of the densities to come.
+      **options: what else decides which programs they need, as given to ``cs.train_sampler``.
+
+    Returns:
+      What the recipe returns.
+
+    Example:
+      >>> from consistent_samplers import kernels
+      >>> kernels.warm(dim=10)  # doctest: +SKIP
+    """
+    if _warmer is None:
+        # By name: the recipe is made of kernels, and not the other way round.
+        importlib.import_module("consistent_samplers.recipe")
+    if _warmer is None:
+        raise RuntimeError("No recipe has said what to compile; see consistent_samplers.kernels.")
+    return _warmer(dim=dim, **options)
+
+
+class _Miss(Exception):  # noqa: N818 (no error: the program is to be fetched)
+    """Raised while JAX traces a kernel for arguments that no program was offered for."""
+
+    def __init__(self, signature: tuple[Any, ...]) -> None:
+        super().__init__("no program")
+        self.signature = signature
+
+
+class _Kept(NamedTuple):
+    """One program as it is kept.
+
+    Attributes:
+      out: structure of what it returns, encoded with numbers as leaves.
+      keys: implementations of those of its outputs that are typed keys, by number.
+      program: serialized ``jax.export.Exported``.
+      entries: files of JAX's compilation cache, by name.
+    """
+
+    out: registry.JSON
+    keys: dict[int, str]
+    program: bytes
+    entries: dict[str, bytes]
+
+
+@dataclasses.dataclass(eq=False)
+class _Variant:
+    """A kernel with its static arguments filled in.
+
+    Attributes:
+      filled: the function of the other arguments.
+      static: the static arguments; also keeps those alive that are told apart by identity.
+      plain: as JAX compiles it.
+      fast: the same, made of the programs offered to it.
+      refused: signatures whose programs are not kept.
+    """
+
+    filled: Callable[..., Any]
+    static: dict[str, Any]
+    plain: Callable[..., Any] = dataclasses.field(init=False)
+    fast: Any = dataclasses.field(init=False)
+    refused: set[Any] = dataclasses.field(default_factory=set)
+
+
+def _decorate(
+    function: Callable[..., Any], static: tuple[str, ...], store: bool, effort: Effort
+) -> Callable[..., Any]:
+    defaults, positional = _static_arguments(function, static)
+    name = f"consistent_samplers_{function.__name__}"
+    storable = _is_storable(function, store)
+    variants: dict[tuple[Any, ...], _Variant] = {}
+    # Types of leaves that are no tracers: grows to the few that there are.
+    concrete: set[type] = set()
+
+    def variant(values: tuple[Any, ...]) -> _Variant:
+        # 1, 1.0 and True are equal, and not the same.
+        key: tuple[Any, ...] = (*values, *map(type, values))
+        try:
+            return variants[key]
+        except KeyError:
+            pass
+        except TypeError:  # not hashable
+            key = tuple(_Identity(value) for value in values)
+            if key in variants:
+                return variants[key]
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+            raise TypeError(f"Static arguments of {function.__name__} must not be traced.")
+        if len(variants) >= 64:
+            # A process that meets many in turn does not keep them all.
+            variants.pop(next(iter(variants)), None)
+        made = _make_variant(function, dict(zip(static, values, strict=True)), name, effort)
+        return variants.setdefault(key, made)
+
+    def fetch(chosen: _Variant, signature: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
+        if is_traced((args, kwargs)):
+            return chosen.plain(*args, **kwargs)
+        problem = None
+        with _lock:
+            try:
+                if not (storable and _prepare(function, chosen, signature, effort, args, kwargs)):
+                    chosen.refused.add(signature)
+            except Exception as error:  # whatever it is that this version of JAX raises
+                chosen.refused.add(signature)
+                problem = error
+        try:
+            result = chosen.fast(*args, **kwargs)
+        except _Miss:  # a version of JAX that does not reuse what was compiled ahead of time
+            result = chosen.plain(*args, **kwargs)
+        if problem is not None:
+            # Not before: a mistake in the arguments shows as an error of the function itself.
+            _warn(f"{function.__name__} was compiled without being kept: {problem!r}")
+        return result
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if positional is not None and len(args) > positional[0]:
+            args, kwargs = _by_name(function, args, kwargs, positional)
+        try:
+            values = [kwargs.pop(n) if n in kwargs else defaults[n] for n in static]
+        except KeyError as error:
+            raise TypeError(f"{function.__name__}() needs the argument {error}.") from None
+        chosen = variant(tuple(values))
+        leaves = jax.tree.leaves((args, kwargs))
+        if not concrete.issuperset(map(type, leaves)):
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+                return chosen.plain(*args, **kwargs)
+            concrete.update(map(type, leaves))
+        if _has_many_devices() and _is_spread(leaves):
+            return chosen.plain(*args, **kwargs)
+        try:
+            return chosen.fast(*args, **kwargs)
+        except _Miss as miss:
+            signature = miss.signature
+        except ValueError:
+            # Arrays on another platform than the program's, or options inside of another program.
+            return chosen.plain(*args, **kwargs)
+        return fetch(chosen, signature, args, kwargs)
+
+    return call
+
+
+def _make_variant(
+    function: Callable[..., Any], static: dict[str, Any], name: str, effort: Effort
+) -> _Variant:
+    def filled(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs, **static)
+
+    filled.__name__ = filled.__qualname__ = function.__name__
+    made = _Variant(filled, static)
+
+    def fast(*args: Any, **kwargs: Any) -> Any:
+        # Runs when JAX traces: once for every structure, shapes and settings.
+        if _setting("jax_disable_jit"):
+            return filled(*args, **kwargs)
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        signature = _signature(leaves, structure)
+        if signature in made.refused:
+            return filled(*args, **kwargs)
+        if getattr(_thread, "signature", None) == signature:
+            return _thread.program(leaves)
+        raise _Miss(signature)
+
+    fast.__name__ = fast.__qualname__ = name
+    made.plain = jax.jit(filled)
+    made.fast = jax.jit(fast, compiler_options=compiler_options(effort) or None)
+    return made
+
+
+class _Identity:
+    """Stands for a static argument that cannot be hashed: it equals itself only."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.value is other.value
+
+
+def _static_arguments(
+    function: Callable[..., Any], static: tuple[str, ...]
+) -> tuple[dict[str, Any], tuple[int, tuple[str, ...]] | None]:
+    """Defaults of static arguments, and where the positional ones start among which names."""
+    parameters = inspect.signature(function).parameters
+    kinds = inspect.Parameter
+    named = (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    if unknown := [n for n in static if n not in parameters or parameters[n].kind not in named]:
+        raise TypeError(f"{function.__name__}() has no arguments {unknown} that can be static.")
+    defaults = {n: p.default for n in static if (p := parameters[n]).default is not kinds.empty}
+    if all(parameters[name].kind is kinds.KEYWORD_ONLY for name in static):
+        return defaults, None
+    if any(p.kind is kinds.VAR_POSITIONAL for p in parameters.values()):
+        raise TypeError(f"{function.__name__}(): make static arguments beside *args keyword-only.")
+    names = tuple(
+        name
+        for name, p in parameters.items()
+        if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    )
+    return defaults, (min(names.index(name) for name in static if name in names), names)
+
+
+def _by_name(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    positional: tuple[int, tuple[str, ...]],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments, by name from the first static one on."""
+    first, names = positional
+    given = dict(zip(names[first:], args[first:], strict=False))
+    if len(args) > len(names) or given.keys() & kwargs.keys():
+        inspect.signature(function).bind(*args, **kwargs)  # raises a TypeError that says which
+    return args[:first], kwargs | given
+
+
+@functools.cache
+def _has_many_devices() -> bool:
+    return jax.device_count() > 1
+
+
+def _is_spread(leaves: list[Any]) -> bool:
+    """Whether an array lives on several devices."""
+    for leaf in leaves:
+        sharding = getattr(leaf, "sharding", None)
+        if (
+            sharding is not None
+            and type(sharding) is not SingleDeviceSharding
+            and len(sharding.device_set) > 1
+        ):
+            return True
+    return False
+
+
+def _is_storable(function: Callable[..., Any], store: bool) -> bool:
+    """Whether a function is what its module's source says, whenever it is read."""
+    ours = function.__module__.startswith(f"{__name__.partition('.')[0]}.")
+    made_elsewhere = function.__closure__ or "<locals>" in function.__qualname__
+    return (ours or store) and not made_elsewhere
+
+
+def _signature(leaves: list[Any], structure: Any) -> tuple[Any, ...]:
+    """What a program is made for, of traced arguments."""
+    avals = tuple(
+        (leaf.shape, leaf.dtype, bool(getattr(jax.typeof(leaf), "weak_type", False)))
+        for leaf in leaves
+    )
+    return structure, avals, tuple(map(_setting, _MEANING))
+
+
+def _setting(name: str) -> Any:
+    """A setting of JAX as it holds here and now; None if this version has none of that name."""
+    return getattr(jax.config, name, None)
+
+
+def _prepare(
+    function: Callable[..., Any],
+    variant: _Variant,
+    signature: tuple[Any, ...],
+    effort: Effort,
+    args: Any,
+    kwargs: Any,
+) -> bool:
+    """Compiles a variant for a signature from what is kept, or keeps it; whether either was so."""
+    # Another default device may be of another platform.
+    if (root := _root()) is None or _setting("jax_default_device") is not None:
+        return False
+    try:
+        key = _key(function, variant, signature, effort)
+        path = _folder(root) / f"{key}{_SUFFIX}"
+        kept = found = _read(path, key)
+        if kept is None:
+            if root in _unwritable:
+                return False
+            kept = _export(variant.filled, signature)
+        structure = jax.tree.structure(registry.decode(kept.out, []))
+    except registry.EncodeError:
+        return False
+    exported = jax.export.deserialize(bytearray(kept.program))
+
+    def run(leaves: list[Any]) -> Any:
+        results = exported.call(*map(_without_key, leaves))
+        return jax.tree.unflatten(
+            structure,
+            [
+                jax.random.wrap_key_data(result, impl=kept.keys[i]) if i in kept.keys else result
+                for i, result in enumerate(results)
+            ],
+        )
+
+    with _own_cache(kept.entries) as folder:
+        _thread.signature, _thread.program = signature, run
+        try:
+            variant.fast.lower(*args, **kwargs).compile()
+        finally:
+            _thread.signature = _thread.program = None
+        # By name: another thread of the user's may have compiled something meanwhile.
+        entries = {
+            file.name: file.read_bytes()
+            for file in folder.glob(f"*{function.__name__}*-cache")
+            if file.name not in kept.entries
+        }
+    if entries or found is None:
+        _write(root, path, key, kept._replace(entries=entries))
+    return True
+
+
+def _export(filled: Callable[..., Any], signature: tuple[Any, ...]) -> _Kept:
+    """A program to keep, not yet compiled."""
+    structure, avals, _ = signature
+    impls = [_impl(dtype) for _, dtype, _ in avals]
+    out: registry.JSON = None
+    keys: dict[int, str] = {}
+
+    def flat(*leaves: Any) -> list[Any]:
+        nonlocal out
+        pairs = zip(leaves, impls, strict=True)
+        leaves = tuple(jax.random.wrap_key_data(x, impl=impl) if impl else x for x, impl in pairs)
+        args, kwargs = jax.tree.unflatten(structure, leaves)
+        results, out_structure = jax.tree.flatten(filled(*args, **kwargs))
+        out = _encode_structure(out_structure)
+        keys.update({i: impl for i, x in enumerate(results) if (impl := _impl(jnp.result_type(x)))})
+        return [_without_key(result) for result in results]
+
+    def without_key(shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.eval_shape(_without_key, jax.ShapeDtypeStruct(shape, dtype))
+
+    inputs = [
+        without_key(shape, dtype) if impl else jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
+        for (shape, dtype, weak), impl in zip(avals, impls, strict=True)
+    ]
+    program = jax.export.export(jax.jit(flat))(*inputs).serialize()
+    return _Kept(out, keys, bytes(program), {})
+
+
+def _is_key(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _without_key(leaf: Any) -> Any:
+    """An array as it is, a typed key as its data."""
+    return jax.random.key_data(leaf) if _is_key(jnp.result_type(leaf)) else leaf
+
+
+def _impl(dtype: Any) -> str | None:
+    """Name of the implementation of typed keys; None for other types."""
+    if not _is_key(dtype):
+        return None
+    found = []
+    jax.eval_shape(
+        lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct((), dtype)
+    )
+    if not isinstance(found[0], str):
+        raise registry.EncodeError(f"Keys of {found[0]} cannot be stored.")
+    return found[0]
+
+
+def _encode_structure(structure: Any) -> registry.JSON:
+    """A structure of arrays as JSON: a value with numbers as its leaves."""
+    skeleton = jax.tree.unflatten(structure, range(structure.num_leaves))
+    encoded, arrays = registry.encode(skeleton, users=False)
+    if arrays:
+        raise registry.EncodeError("The structure itself holds arrays.")
+    return encoded
+
+
+def _key(
+    function: Callable[..., Any], variant: _Variant, signature: tuple[Any, ...], effort: Effort
+) -> str:
+    """Identifies a program: everything that it depends on."""
+    structure, avals, settings = signature
+    static, arrays = registry.encode(variant.static, users=False)
+    parts = [
+        f"{function.__module__}:{function.__qualname__}",
+        static,
+        [[str(a.dtype), a.shape, hashlib.sha256(a.tobytes()).hexdigest()] for a in arrays],
+        _encode_structure(structure),
+        [[shape, str(dtype), weak] for shape, dtype, weak in avals],
+        [str(setting) for setting in settings],
+        sorted(compiler_options(effort).items()),
+        [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
+        _versions(),
+        _source(),
+        _source_of(inspect.getfile(function)),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    return tuple(metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax"))
+
+
+@functools.cache
+def _source() -> str:
+    """Identifies the package's own code."""
+    code = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        code.update(str(path.relative_to(_PACKAGE)).encode() + path.read_bytes())
+    return code.hexdigest()
+
+
+@functools.cache
+def _source_of(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+@functools.cache
+def _machine() -> str:
+    """Identifies the processor: code for one may crash on another."""
+    lines = []
+    with contextlib.suppress(OSError):
+        block = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        names = ("vendor_id", "model name", "flags", "Features", "CPU part")
+        lines = [line for line in block if line.startswith(names)]
+    # XLA divides work among as many threads as there are cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind = jax.local_devices()[0].device_kind
+    lines += [platform.system(), platform.machine(), platform.processor(), str(cores), kind]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _own_cache(entries: dict[str, bytes]) -> Iterator[Path]:
+    """JAX's compilation cache in a folder of our own, for one program; then as it was.
+
+    Only the cache itself knows how executables are written and read. What the user has set for it,
+    and what is in it, stays the user's.
+    """
+    before = {
+        name: getattr(jax.config, name)
+        for name in ("jax_compilation_cache_dir", *_SETTINGS)
+        if hasattr(jax.config, name)
+    }
+    with tempfile.TemporaryDirectory(prefix="consistent_samplers-") as temporary:
+        folder = Path(temporary)
+        for name, content in entries.items():
+            (folder / Path(name).name).write_bytes(content)
+        try:
+            for name in before:
+                jax.config.update(name, _SETTINGS.get(name, str(folder)))
+            compilation_cache.reset_cache()
+            yield folder
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+def _root() -> Path | None:
+    """The folder of folders of programs, or None if nothing is to be kept."""
+    value = os.environ.get(_VARIABLE, "").strip()
+    if value.lower() == "off":
+        return None
+    if value:
+        return Path(value).expanduser()
+    import platformdirs
+
+    return platformdirs.user_cache_path("consistent_samplers", appauthor=False)
+
+
+def _folder(root: Path) -> Path:
+    """Where programs for this version of JAX and this machine are."""
+    return root / f"{jax.__version__}-{jax.default_backend()}-{_machine()}"
+
+
+def _read(path: Path, key: str) -> _Kept | None:
+    """A program that is kept, or None; one that cannot be used is as good as none."""
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        _warn(f"{path} cannot be read: {error}.")
+        return None
+    try:
+        kept = _from_bytes(content, key)
+    except (ValueError, TypeError, LookupError) as error:
+        _warn(f"{path} is damaged and will be replaced: {error}.")
+        return None
+    # The least recently used ones go first.
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return kept
+
+
+def _write(root: Path, path: Path, key: str, kept: _Kept) -> None:
+    """Keeps a program, whole or not at all."""
+    partial = path.with_name(f".{key[:16]}.{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            partial.write_bytes(_to_bytes(kept, key))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        _unwritable.add(root)
+        _warn(f"Programs cannot be kept in {root}: {error}.")
+    else:
+        _make_room(root)
+
+
+def _to_bytes(kept: _Kept, key: str) -> bytes:
+    header = json.dumps(
+        {
+            "key": key,
+            "out": kept.out,
+            "keys": list(kept.keys.items()),
+            "program": len(kept.program),
+            "entries": [[name, len(content)] for name, content in kept.entries.items()],
+        }
+    ).encode()
+    size = len(header).to_bytes(8, "big")
+    body = b"".join([size, header, kept.program, *kept.entries.values()])
+    return _MAGIC + hashlib.sha256(body).digest() + body
+
+
+def _from_bytes(content: bytes, key: str) -> _Kept:
+    """What `_to_bytes` was given; raises a ValueError, TypeError or LookupError if it is not."""
+    start = len(_MAGIC) + 32
+    digest, body = content[len(_MAGIC) : start], content[start:]
+    if not content.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
+        raise ValueError("its contents do not match its checksum")
+    end = 8 + int.from_bytes(body[:8], "big")
+    header = json.loads(body[8:end])
+    if header["key"] != key:
+        raise ValueError("it holds another program")
+    program = body[end : end + header["program"]]
+    entries, end = {}, end + header["program"]
+    for name, size in header["entries"]:
+        entries[name], end = body[end : end + size], end + size
+    return _Kept(header["out"], dict(header["keys"]), program, entries)
+
+
+def _programs(root: Path) -> list[tuple[float, int, Path]]:
+    """When each program was last used, its size, and where it is."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in root.glob(f"*/*{_SUFFIX}"):
+            # Another process may have removed it.
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                found.append((stat.st_mtime, stat.st_size, path))
+    return found
+
+
+def _make_room(root: Path) -> None:
+    """Removes the programs longest unused, and what killed processes left, above the bound."""
+    programs = sorted(_programs(root))
+    excess = sum(size for _, size, _ in programs) - _MAX_BYTES
+    for _, size, path in programs:
+        if excess <= 0:
+            break
+        _remove(path)
+        excess -= size
+    with contextlib.suppress(OSError):
+        for path in root.glob("*/.*.partial"):
+            if path.stat().st_mtime < time.time() - 3_600:
+                _remove(path)
+
+
+def _remove(path: Path) -> bool:
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _warn(message: str) -> None:
+    """Says once a process why programs are compiled again; it is slower, and nothing else."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"{message} Results are the same, only compiling takes its time again. "
+            f"{_VARIABLE}=off turns this off.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
