@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import operator
 import os
 import platform
 import tempfile
@@ -46,13 +47,19 @@ _PACKAGE = Path(__file__).resolve().parent
 
 # What changes the meaning of a program without being among its arguments.
 _MEANING = (
-    "jax_enable_x64",
+    "jax_default_device",
     "jax_default_matmul_precision",
     "jax_default_prng_impl",
-    "jax_threefry_partitionable",
+    "jax_disable_jit",
+    "jax_enable_x64",
     "jax_numpy_dtype_promotion",
     "jax_random_seed_offset",
+    "jax_threefry_partitionable",
 )
+_settings = operator.attrgetter(*(name for name in _MEANING if hasattr(jax.config, name)))
+# What JAX compiles for. Attributes of arrays that cost nothing: this is done for every leaf of
+# every call.
+_mark = operator.attrgetter("aval", "committed")
 # JAX's own cache, while one of our programs is compiled; see `_own_cache`.
 _SETTINGS: dict[str, Any] = {
     "jax_enable_compilation_cache": True,
@@ -66,7 +73,6 @@ _SETTINGS: dict[str, Any] = {
 
 # The settings of JAX's cache are the process's, so that one program at a time is compiled.
 _lock = threading.RLock()
-_thread = threading.local()
 _warned = False
 _unwritable: set[Path] = set()
 _warmer: Callable[..., Any] | None = None
@@ -203,14 +209,6 @@ def warm(*, dim: int, **options: Any) -> Any:
     return _warmer(dim=dim, **options)
 
 
-class _Miss(Exception):  # noqa: N818 (no error: the program is to be fetched)
-    """Raised while JAX traces a kernel for arguments that no program was offered for."""
-
-    def __init__(self, signature: tuple[Any, ...]) -> None:
-        super().__init__("no program")
-        self.signature = signature
-
-
 class _Kept(NamedTuple):
     """One program as it is kept.
 
@@ -233,24 +231,21 @@ class _Variant:
 
     Attributes:
       filled: the function of the other arguments.
-      static: the static arguments; also keeps those alive that are told apart by identity.
+      static: the static arguments.
       plain: as JAX compiles it.
-      fast: the same, made of the programs offered to it.
-      refused: signatures whose programs are not kept.
+      programs: compiled functions of the leaves of the arguments, by what they are compiled for.
     """
 
     filled: Callable[..., Any]
     static: dict[str, Any]
-    plain: Callable[..., Any] = dataclasses.field(init=False)
-    fast: Any = dataclasses.field(init=False)
-    refused: set[Any] = dataclasses.field(default_factory=set)
+    plain: Callable[..., Any]
+    programs: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
 
 def _decorate(
     function: Callable[..., Any], static: tuple[str, ...], store: bool, effort: Effort
 ) -> Callable[..., Any]:
     defaults, positional = _static_arguments(function, static)
-    name = f"consistent_samplers_{function.__name__}"
     storable = _is_storable(function, store)
     variants: dict[tuple[Any, ...], _Variant] = {}
     # Types of leaves that are no tracers: grows to the few that there are.
@@ -264,36 +259,18 @@ def _decorate(
         except KeyError:
             pass
         except TypeError:  # not hashable
-            key = tuple(_Identity(value) for value in values)
+            key = tuple(map(_Identity, values))
             if key in variants:
                 return variants[key]
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
             raise TypeError(f"Static arguments of {function.__name__} must not be traced.")
-        if len(variants) >= 64:
-            # A process that meets many in turn does not keep them all.
-            variants.pop(next(iter(variants)), None)
-        made = _make_variant(function, dict(zip(static, values, strict=True)), name, effort)
-        return variants.setdefault(key, made)
+        given = dict(zip(static, values, strict=True))
 
-    def fetch(chosen: _Variant, signature: tuple[Any, ...], args: Any, kwargs: Any) -> Any:
-        if is_traced((args, kwargs)):
-            return chosen.plain(*args, **kwargs)
-        problem = None
-        with _lock:
-            try:
-                if not (storable and _prepare(function, chosen, signature, effort, args, kwargs)):
-                    chosen.refused.add(signature)
-            except Exception as error:  # whatever it is that this version of JAX raises
-                chosen.refused.add(signature)
-                problem = error
-        try:
-            result = chosen.fast(*args, **kwargs)
-        except _Miss:  # a version of JAX that does not reuse what was compiled ahead of time
-            result = chosen.plain(*args, **kwargs)
-        if problem is not None:
-            # Not before: a mistake in the arguments shows as an error of the function itself.
-            _warn(f"{function.__name__} was compiled without being kept: {problem!r}")
-        return result
+        def filled(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs, **given)
+
+        filled.__name__ = filled.__qualname__ = function.__name__
+        return _keep_few(variants, key, _Variant(filled, given, jax.jit(filled)))
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -304,7 +281,7 @@ def _decorate(
         except KeyError as error:
             raise TypeError(f"{function.__name__}() needs the argument {error}.") from None
         chosen = variant(tuple(values))
-        leaves = jax.tree.leaves((args, kwargs))
+        leaves, structure = jax.tree.flatten((args, kwargs))
         if not concrete.issuperset(map(type, leaves)):
             if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
                 return chosen.plain(*args, **kwargs)
@@ -312,42 +289,77 @@ def _decorate(
         if _has_many_devices() and _is_spread(leaves):
             return chosen.plain(*args, **kwargs)
         try:
-            return chosen.fast(*args, **kwargs)
-        except _Miss as miss:
-            signature = miss.signature
+            marks = tuple(map(_mark, leaves))
+        except AttributeError:
+            marks = tuple(map(_mark_of_any, leaves))
+        signature = (structure, marks, _settings(jax.config))
+        program = chosen.programs.get(signature)
+        if program is None:
+            # What is computed inside of another program is part of that one.
+            if is_traced(leaves) or _setting("jax_disable_jit"):
+                return chosen.plain(*args, **kwargs)
+            return _first_call(function, storable, effort, chosen, signature, leaves)
+        try:
+            return program(*leaves)
         except ValueError:
             # Arrays on another platform than the program's, or options inside of another program.
             return chosen.plain(*args, **kwargs)
-        return fetch(chosen, signature, args, kwargs)
 
     return call
 
 
-def _make_variant(
-    function: Callable[..., Any], static: dict[str, Any], name: str, effort: Effort
-) -> _Variant:
-    def filled(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs, **static)
+def _first_call(
+    function: Callable[..., Any],
+    storable: bool,
+    effort: Effort,
+    variant: _Variant,
+    signature: tuple[Any, ...],
+    leaves: list[Any],
+) -> Any:
+    """The result of a call that nothing is compiled for yet in this process."""
+    program = problem = None
+    if storable:
+        with _lock:
+            try:
+                program = _prepare(function, variant, effort, signature[0], leaves)
+            except Exception as error:  # whatever it is that this version of JAX raises
+                problem = error
+    if program is None:
+        program = _of_leaves(variant.filled, signature[0], effort)
+    result = program(*leaves)
+    # Not before: a mistake in the arguments shows as an error of the function itself.
+    if problem is not None:
+        _warn(f"{function.__name__} was compiled without being kept: {problem!r}.")
+    _keep_few(variant.programs, signature, program)
+    return result
 
-    filled.__name__ = filled.__qualname__ = function.__name__
-    made = _Variant(filled, static)
 
-    def fast(*args: Any, **kwargs: Any) -> Any:
-        # Runs when JAX traces: once for every structure, shapes and settings.
-        if _setting("jax_disable_jit"):
-            return filled(*args, **kwargs)
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        signature = _signature(leaves, structure)
-        if signature in made.refused:
-            return filled(*args, **kwargs)
-        if getattr(_thread, "signature", None) == signature:
-            return _thread.program(leaves)
-        raise _Miss(signature)
+def _of_leaves(filled: Callable[..., Any], structure: Any, effort: Effort) -> Callable[..., Any]:
+    """A function of the leaves of its arguments, as JAX compiles it."""
 
-    fast.__name__ = fast.__qualname__ = name
-    made.plain = jax.jit(filled)
-    made.fast = jax.jit(fast, compiler_options=compiler_options(effort) or None)
-    return made
+    def flat(*leaves: Any) -> Any:
+        args, kwargs = jax.tree.unflatten(structure, leaves)
+        return filled(*args, **kwargs)
+
+    flat.__name__ = flat.__qualname__ = filled.__name__
+    return jax.jit(flat, compiler_options=compiler_options(effort) or None)
+
+
+def _keep_few(kept: dict[Any, Any], key: Any, value: Any) -> Any:
+    """Adds to what a process keeps, and returns it; one that meets hundreds keeps the last."""
+    while len(kept) >= 64:
+        try:
+            kept.pop(next(iter(kept)), None)
+        except (StopIteration, RuntimeError):  # another thread does the same
+            break
+    return kept.setdefault(key, value)
+
+
+def _mark_of_any(leaf: Any) -> Any:
+    """As `_mark`, of what may be a number or an array of NumPy."""
+    if isinstance(leaf, jax.Array):
+        return _mark(leaf)
+    return type(leaf), getattr(leaf, "shape", ()), getattr(leaf, "dtype", None)
 
 
 class _Identity:
@@ -424,15 +436,6 @@ def _is_storable(function: Callable[..., Any], store: bool) -> bool:
     return (ours or store) and not made_elsewhere
 
 
-def _signature(leaves: list[Any], structure: Any) -> tuple[Any, ...]:
-    """What a program is made for, of traced arguments."""
-    avals = tuple(
-        (leaf.shape, leaf.dtype, bool(getattr(jax.typeof(leaf), "weak_type", False)))
-        for leaf in leaves
-    )
-    return structure, avals, tuple(map(_setting, _MEANING))
-
-
 def _setting(name: str) -> Any:
     """A setting of JAX as it holds here and now; None if this version has none of that name."""
     return getattr(jax.config, name, None)
@@ -441,58 +444,65 @@ def _setting(name: str) -> Any:
 def _prepare(
     function: Callable[..., Any],
     variant: _Variant,
-    signature: tuple[Any, ...],
     effort: Effort,
-    args: Any,
-    kwargs: Any,
-) -> bool:
-    """Compiles a variant for a signature from what is kept, or keeps it; whether either was so."""
+    structure: Any,
+    leaves: list[Any],
+) -> Callable[..., Any] | None:
+    """A compiled function of the leaves: one that is kept, or is from now on, or None."""
     # Another default device may be of another platform.
     if (root := _root()) is None or _setting("jax_default_device") is not None:
-        return False
+        return None
     try:
-        key = _key(function, variant, signature, effort)
+        avals = _avals(leaves)
+        key = _key(function, variant, effort, structure, avals)
         path = _folder(root) / f"{key}{_SUFFIX}"
         kept = found = _read(path, key)
         if kept is None:
             if root in _unwritable:
-                return False
-            kept = _export(variant.filled, signature)
-        structure = jax.tree.structure(registry.decode(kept.out, []))
+                return None
+            kept = _export(variant.filled, structure, avals)
+        out_structure = jax.tree.structure(registry.decode(kept.out, []))
     except registry.EncodeError:
-        return False
-    exported = jax.export.deserialize(bytearray(kept.program))
+        return None
+    keys, exported = kept.keys, jax.export.deserialize(bytearray(kept.program))
 
-    def run(leaves: list[Any]) -> Any:
+    def run(*leaves: Any) -> Any:
         results = exported.call(*map(_without_key, leaves))
-        return jax.tree.unflatten(
-            structure,
-            [
-                jax.random.wrap_key_data(result, impl=kept.keys[i]) if i in kept.keys else result
-                for i, result in enumerate(results)
-            ],
-        )
+        for i, impl in keys.items():
+            results[i] = jax.random.wrap_key_data(results[i], impl=impl)
+        return jax.tree.unflatten(out_structure, results)
 
+    run.__name__ = run.__qualname__ = f"consistent_samplers_{function.__name__}"
+    program = jax.jit(run, compiler_options=compiler_options(effort) or None)
     with _own_cache(kept.entries) as folder:
-        _thread.signature, _thread.program = signature, run
-        try:
-            variant.fast.lower(*args, **kwargs).compile()
-        finally:
-            _thread.signature = _thread.program = None
+        # Compiled, not run: the settings of the cache are the user's again before it runs.
+        program.lower(*leaves).compile()
         # By name: another thread of the user's may have compiled something meanwhile.
         entries = {
             file.name: file.read_bytes()
-            for file in folder.glob(f"*{function.__name__}*-cache")
+            for file in folder.glob(f"*{run.__name__}-*-cache")
             if file.name not in kept.entries
         }
     if entries or found is None:
-        _write(root, path, key, kept._replace(entries=entries))
-    return True
+        _write(root, path, key, kept._replace(entries={**kept.entries, **entries}))
+    return program
 
 
-def _export(filled: Callable[..., Any], signature: tuple[Any, ...]) -> _Kept:
+def _avals(leaves: list[Any]) -> list[tuple[tuple[int, ...], Any, bool]]:
+    """Shapes, types, and whether these are weak, as JAX takes them."""
+    found: list[tuple[tuple[int, ...], Any, bool]] = []
+
+    def look(*leaves: Any) -> None:
+        found.extend((x.shape, x.dtype, jax.typeof(x).weak_type) for x in leaves)
+
+    jax.eval_shape(look, *leaves)
+    return found
+
+
+def _export(
+    filled: Callable[..., Any], structure: Any, avals: list[tuple[tuple[int, ...], Any, bool]]
+) -> _Kept:
     """A program to keep, not yet compiled."""
-    structure, avals, _ = signature
     impls = [_impl(dtype) for _, dtype, _ in avals]
     out: registry.JSON = None
     keys: dict[int, str] = {}
@@ -550,10 +560,13 @@ def _encode_structure(structure: Any) -> registry.JSON:
 
 
 def _key(
-    function: Callable[..., Any], variant: _Variant, signature: tuple[Any, ...], effort: Effort
+    function: Callable[..., Any],
+    variant: _Variant,
+    effort: Effort,
+    structure: Any,
+    avals: list[tuple[tuple[int, ...], Any, bool]],
 ) -> str:
     """Identifies a program: everything that it depends on."""
-    structure, avals, settings = signature
     static, arrays = registry.encode(variant.static, users=False)
     parts = [
         f"{function.__module__}:{function.__qualname__}",
@@ -561,7 +574,7 @@ def _key(
         [[str(a.dtype), a.shape, hashlib.sha256(a.tobytes()).hexdigest()] for a in arrays],
         _encode_structure(structure),
         [[shape, str(dtype), weak] for shape, dtype, weak in avals],
-        [str(setting) for setting in settings],
+        [str(_setting(name)) for name in _MEANING],
         sorted(compiler_options(effort).items()),
         [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
         _versions(),
