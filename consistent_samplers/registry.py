@@ -84,9 +84,7 @@ def register(cls: _Class, name: str | None = None) -> _Class:
         )
     name = name or (cls.__qualname__ if _is_ours(cls) else _path(cls))
     if name != _path(cls) and _importable(name):
-        raise ValueError(
-            f"{name!r} is where a class of {name.split('.')[0]} lives; choose another."
-        )
+        raise ValueError(f"{name!r} could be a class of another package; choose another name.")
     other = _named.get(name)
     # A cell of a notebook that runs again defines its class again.
     if other is not None and _path(other) != _path(cls):
@@ -140,7 +138,9 @@ def decode(json: JSON, arrays: Sequence[np.ndarray]) -> Any:
     """
     try:
         return _decode(json, arrays)
-    except (LookupError, AttributeError, ValueError) as error:
+    except EncodeError:
+        raise
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise EncodeError(f"Damaged: this is no value that was encoded ({error!r}).") from error
 
 
