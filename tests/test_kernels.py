@@ -477,6 +477,27 @@ def test_a_program_is_compiled_once_and_then_called():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_arrays_put_on_a_device_need_no_other_compilation():
+    # JAX compiles for them once more; that is kept in the same file.
+    x, hits = jnp.ones(3), []
+    leaves = (x, jax.device_put(x, jax.devices()[0]))
+    flow = made(_flow)
+    for leaf in leaves:
+        flow(leaf)
+
+    def listen(event, **kwargs):
+        hits.append(event.endswith("cache_hits"))
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        flow = made(_flow)
+        for leaf in leaves:
+            flow(leaf)
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+    assert sum(hits) == 2
+
+
 def test_warm_calls_what_was_said(monkeypatch):
     monkeypatch.setattr(kernels, "_warmer", None)
 
