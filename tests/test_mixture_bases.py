@@ -228,10 +228,10 @@ def test_fit_mixture_is_exact_on_a_mixture(found):
 
 
 @pytest.mark.slow
-def test_fit_product_holds_modes_that_multiply():
+def test_product_mixture_holds_modes_that_multiply():
     target = cs.targets.double_wells(6, 6, 2.0)
     found = bases.explore(KEY, target, num_starts=16, num_particles=1_000)
-    base = bases.fit_product(KEY, target, exploration=found)
+    base = bases.fit_product_mixture(KEY, target, exploration=found)
     assert base.loc.shape in ((6, 2), (6, 3))
     fit = bases.judge(KEY, target, base)
     assert target.log_z - 0.3 < fit.elbo <= target.log_z + 3 * fit.elbo_stderr

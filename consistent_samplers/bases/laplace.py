@@ -1,0 +1,163 @@
+"""Optimisers on the host, and the Laplace approximations along their paths.
+
+Factorisations run on the host in float64: exact enough for any covariance that float32 can hold,
+and away from XLA's LAPACK calls.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+
+from consistent_samplers.bases.iterating import one_thread
+from consistent_samplers.targets import evaluation
+from consistent_samplers.targets.base import Target, check_density
+
+_OUTSIDE = 1e30
+# Points of a path that are made candidates.
+_NUM_ON_PATH = 5
+# Ends are one if their log densities differ by less than this, in nats, and their places by less
+# than this part of their size.
+_SAME_VALUE, _SAME_PLACE = 0.1, 1e-2
+
+
+class Gaussians(NamedTuple):
+    """Gaussians to choose from: ``loc [n, dim]``, ``scale_tril [n, dim, dim]``, on the host."""
+
+    loc: np.ndarray
+    scale_tril: np.ndarray
+
+
+def maximise(
+    target: Target, start: np.ndarray, *, callback: Any = None, **options: Any
+) -> tuple[np.ndarray, float]:
+    """Where L-BFGS ends, ``[dim]`` in float64, and the log density there, -inf outside the support.
+
+    Args:
+      target: the target.
+      start: ``[dim]``, of the type in which the density is evaluated.
+      callback: called with the point after each iteration.
+      **options: of ``scipy.optimize.minimize(method="L-BFGS-B")``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.bases.laplace import maximise
+      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> maximise(target, np.zeros(1, np.float32))[0].round(3).tolist()
+      [1.0]
+    """
+
+    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, grad = evaluation.values_and_grads(target.log_density, x[None].astype(start.dtype))
+        fall, slope = -float(np.asarray(value)[0]), -np.asarray(grad, np.float64)[0]
+        # Outside the support the line search must turn back, not stop.
+        if not np.isfinite(fall) or not np.isfinite(slope).all():
+            return _OUTSIDE, np.zeros_like(slope)
+        return fall, slope
+
+    found = scipy.optimize.minimize(
+        objective,
+        start.astype(np.float64),
+        jac=True,
+        method="L-BFGS-B",
+        callback=callback,
+        options=options,
+    )
+    return found.x, -found.fun if found.fun < _OUTSIDE else -np.inf
+
+
+@one_thread
+def paths(target: Target, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct ends of L-BFGS, the highest first, and points on the ways there: ``[n, dim]`` each.
+
+    The end is the mode where there is one; the early points are what is left where there is none.
+
+    Args:
+      target: the target.
+      starts: ``[num_starts, dim]``.
+    """
+    found, ways = [], []
+    for start in starts:
+        way = [start.astype(np.float64)]
+        _, value = maximise(
+            target, start, callback=lambda x, way=way: way.append(x.copy()), maxiter=200, maxcor=20
+        )
+        keep = np.unique(np.geomspace(1, len(way), num=_NUM_ON_PATH).astype(int)) - 1
+        ways += [way[i] for i in keep[:-1]]
+        found.append((way[-1], value))
+    ends: list[tuple[np.ndarray, float]] = []
+    for x, value in sorted(found, key=lambda end: -end[1]):
+        if not any(
+            np.isclose(value, other_value, rtol=0.0, atol=_SAME_VALUE)
+            and np.linalg.norm(x - other) < _SAME_PLACE * (1.0 + np.linalg.norm(other))
+            for other, other_value in ends
+        ):
+            ends.append((x, value))
+    return np.stack([x for x, _ in ends]), np.asarray(ways).reshape(-1, target.dim)
+
+
+@one_thread
+def laplace(
+    target: Target, points: np.ndarray, dtype: Any, *, ridges: tuple[float, ...]
+) -> Gaussians:
+    """Laplace approximations at points, one for each ridge added to the curvatures.
+
+    Args:
+      target: the target.
+      points: ``[n, dim]``.
+      dtype: in which the density is evaluated.
+      ridges: for flat and saddle directions; several, since none fits all.
+    """
+    locs, factors = [], []
+    hessians = evaluation.hessians(target.log_density, points.astype(dtype))
+    for loc, hessian in zip(points, hessians, strict=True):
+        if not np.isfinite(hessian).all():
+            continue
+        eigenvalues, vectors = np.linalg.eigh(-0.5 * (hessian + hessian.T))
+        curvature = np.abs(eigenvalues)
+        for ridge in ridges:
+            # The floor keeps a singular Hessian from giving an infinite covariance.
+            total = np.maximum(curvature + ridge, 1e-6 * max(float(curvature.max()), 1e-6))
+            factors.append(scipy.linalg.cholesky((vectors / total) @ vectors.T, lower=True))
+            locs.append(loc)
+    if not locs:
+        return Gaussians(points[:1], np.eye(target.dim)[None])
+    return Gaussians(np.stack(locs), np.stack(factors))
+
+
+def usable_everywhere(values: np.ndarray) -> bool:
+    """Whether log densities are numbers or -inf, and not all of them -inf.
+
+    Args:
+      values: ``[n]``.
+
+    Example:
+      >>> import numpy as np
+      >>> from consistent_samplers.bases.laplace import usable_everywhere
+      >>> usable_everywhere(np.array([-np.inf, 0.0])), usable_everywhere(np.array([np.nan, 0.0]))
+      (True, False)
+    """
+    return bool(-np.inf < values.max() < np.inf)
+
+
+def check_starts(
+    target: Target, points: np.ndarray, allowed: Callable[[np.ndarray], bool]
+) -> np.ndarray:
+    """Log densities at starts: ``[n]``.
+
+    Args:
+      target: the target.
+      points: ``[n, dim]``.
+      allowed: whether one can start from points of such log densities.
+
+    Raises:
+      ValueError: it cannot, and the words of `targets.check_density` say why.
+    """
+    values = np.asarray(evaluation.values(target.log_density, points))
+    if not allowed(values):
+        check_density(target, points)
+    return values
