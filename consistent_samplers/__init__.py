@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         corrections,
         diagnostics,
         estimate,
+        kernels,
         log_det,
         losses,
+        maps,
         networks,
         plotting,
         processes,
@@ -47,10 +49,14 @@ if TYPE_CHECKING:
     from consistent_samplers.checkpoint import CheckpointError
     from consistent_samplers.estimate import Evidence, evidence
     from consistent_samplers.recipe import TrainedSampler, load, train_sampler
+    from consistent_samplers.registry import register as register_base
+    from consistent_samplers.registry import register as register_network
+    from consistent_samplers.sampler import Sampler
     from consistent_samplers.targets import Target
     from consistent_samplers.training import FitResult, TrainingDivergedError, fit
     from consistent_samplers.types import Draws
 
+# Where a public name lives, and what it is called there if it is called otherwise.
 _HOME = {
     "Algorithm": "algorithms",
     "SamplerState": "algorithms",
@@ -71,6 +77,9 @@ _HOME = {
     "train_sampler": "recipe",
     "load": "recipe",
     "CheckpointError": "checkpoint",
+    "register_base": "registry.register",
+    "register_network": "registry.register",
+    "Sampler": "sampler",
     "Target": "targets",
     "Draws": "types",
 }
@@ -81,8 +90,10 @@ _MODULES = (
     "corrections",
     "diagnostics",
     "estimate",
+    "kernels",
     "log_det",
     "losses",
+    "maps",
     "networks",
     "plotting",
     "processes",
@@ -102,6 +113,7 @@ __all__ = [
     "Draws",
     "Evidence",
     "FitResult",
+    "Sampler",
     "SamplerState",
     "Target",
     "TrainedSampler",
@@ -118,9 +130,11 @@ __all__ = [
     "estimate",
     "evidence",
     "fit",
+    "kernels",
     "load",
     "log_det",
     "losses",
+    "maps",
     "networks",
     "osds",
     "pis",
@@ -128,6 +142,8 @@ __all__ = [
     "processes",
     "progressive_distillation",
     "recipe",
+    "register_base",
+    "register_network",
     "scds",
     "schedules",
     "sharding",
@@ -144,7 +160,8 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _HOME:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        module, _, own_name = _HOME[name].partition(".")
+        value = getattr(importlib.import_module(f"{__name__}.{module}"), own_name or name)
         # A submodule may share the name (evidence, fit): the public name is the function.
         globals()[name] = value
         return value

@@ -1,5 +1,6 @@
 """Checks of arguments, for errors that say what was wrong and what to do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -74,3 +75,17 @@ def check_key(rng_key: Any) -> None:
             return
     got = type(rng_key).__name__ + ("" if shape is None else f" of shape {shape}")
     raise TypeError(f"rng_key must be one key, such as jax.random.key(0), got {got}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises unless an option has one of its values.
+
+    Raises:
+      ValueError: it has not.
+
+    Example:
+      >>> from consistent_samplers.checks import check_choice
+      >>> check_choice("skip", "flow", ("flow", "paper"))
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}.")

@@ -1,9 +1,9 @@
-"""What is compiled once and for whom."""
+"""What the compiler is asked for, and what JAX knows again."""
 
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,84 +15,11 @@ the time to code as fast as far as we measured; ``"least"`` in half of it, to co
 times as long, or five times where it is element by element (a logistic likelihood). What is called
 inside another compiled function takes that one's."""
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
 _OPTIONS: dict[Effort, dict[str, Any]] = {
     "full": {},
     "less": {"xla_backend_optimization_level": 1},
     "least": {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False},
 }
-
-
-def jit_with(
-    function: Callable[..., Any],
-    first: Callable[..., Any],
-    *,
-    effort: Effort = "full",
-    **jit_options: Any,
-) -> Callable[..., Any]:
-    """Compiles ``function`` with its first argument, itself a function, filled in.
-
-    A first argument that is a ``jax.tree_util.Partial`` brings its arrays along as inputs, and what
-    is compiled serves every other with an equal function and arrays of the same shapes: the
-    density of other data, say; the last few are kept. Any other one is a constant, and what was
-    compiled for it goes when it goes.
-
-    Args:
-      function: of the first argument and others; defined once, at the top of a module.
-      first: its first argument.
-      effort: what compiling may cost; see `Effort`.
-      **jit_options: hashable options of ``jax.jit``.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from jax.tree_util import Partial
-      >>> from consistent_samplers.compilation import jit_with
-      >>> def density(scale, x):
-      ...     return -0.5 * jnp.sum((x / scale) ** 2)
-      >>> def evaluate(log_density, x):
-      ...     return log_density(x)
-      >>> compiled = jit_with(evaluate, Partial(density, jnp.asarray(2.0)))
-      >>> float(compiled(jnp.ones(2)))
-      -0.25
-    """
-    options = tuple(jit_options.items())
-    if isinstance(first, Partial):
-        structure = jax.tree.structure(first)
-        return functools.partial(_shared(function, effort, options, structure), first)
-    return _jit(functools.partial(function, first), effort, options)
-
-
-def jit(*, effort: Effort, **jit_options: Any) -> Callable[[_Function], _Function]:
-    """A decorator: ``jax.jit`` with an effort, for functions at the top of a module.
-
-    Args:
-      effort: what compiling may cost; see `Effort`.
-      **jit_options: hashable options of ``jax.jit``.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.compilation import jit
-      >>> @jit(effort="least")
-      ... def double(x):
-      ...     return 2.0 * x
-      >>> float(double(2.0)), float(jax.jit(double)(2.0))
-      (4.0, 4.0)
-    """
-
-    def decorate(function: _Function) -> _Function:
-        # When it is first called: asking for the backend starts it.
-        compiled = functools.cache(lambda: _jit(function, effort, tuple(jit_options.items())))
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return compiled()(*args, **kwargs)
-
-        return cast(_Function, call)
-
-    return decorate
 
 
 def as_partial(function: Callable[..., Any]) -> Partial:
@@ -110,40 +37,6 @@ def as_partial(function: Callable[..., Any]) -> Partial:
       3.0
     """
     return function if isinstance(function, Partial) else Partial(function)
-
-
-# A density takes about fifteen of them: two or three in turn stay compiled, and a process that
-# meets hundreds does not keep them all.
-@functools.lru_cache(maxsize=48)
-def _shared(
-    function: Callable[..., Any],
-    effort: Effort,
-    options: tuple[tuple[str, Any], ...],
-    structure: Any,
-) -> Callable[..., Any]:
-    # A function of its own: what JAX keeps for it goes with it.
-    return _jit(functools.partial(function), effort, options)
-
-
-def _jit(
-    function: Callable[..., Any], effort: Effort, options: tuple[tuple[str, Any], ...]
-) -> Callable[..., Any]:
-    options_of = compiler_options(effort)
-    plain = jax.jit(function, **dict(options))
-    if not options_of:
-        return plain
-    outermost = jax.jit(function, compiler_options=options_of, **dict(options))
-
-    def compiled(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return outermost(*args, **kwargs)
-        except ValueError:
-            # JAX takes options of the outermost compiled function only.
-            if not is_traced((args, kwargs)):
-                raise
-        return plain(*args, **kwargs)
-
-    return compiled
 
 
 def compiler_options(effort: Effort) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-from consistent_samplers.compilation import jit
+from consistent_samplers.kernels import kernel
 from consistent_samplers.types import BOUNDS, Array, Bound, Draws, FlowDiagnostics
 
 MIN_TAIL = 5
@@ -97,7 +97,7 @@ class Evidence:
         return "\n".join(lines)
 
 
-@jit(effort="least")
+@kernel(effort="least")
 def effective_sample_size(log_weight: Array) -> Array:
     """Share of effective samples, ``(sum w)^2 / (n sum w^2)`` (Kish 1965).
 
@@ -119,7 +119,7 @@ def effective_sample_size(log_weight: Array) -> Array:
     return jnp.where(jnp.all(log_weight == -jnp.inf), 0.0, jnp.minimum(jnp.exp(log_ess), 1.0))
 
 
-@jit(effort="least")
+@kernel(effort="least")
 def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
     """Pareto-smoothed importance sampling (Vehtari et al. 2024, JMLR 25:72).
 
@@ -174,7 +174,7 @@ def tail_size(num_samples: int) -> int:
     return int(min(num_samples / 5.0, 3.0 * math.sqrt(num_samples)))
 
 
-@jit(effort="least")
+@kernel(effort="least")
 def tail_index(tail: Array, cutoff: Array) -> Array:
     """Pareto k of the largest weights alone, as `pareto_smooth` finds it among all.
 
@@ -334,7 +334,7 @@ def checked_log_weight(draws: Draws) -> Array:
     return log_weight
 
 
-@jit(effort="least")
+@kernel(effort="least")
 def _estimates(log_weight: Array) -> dict[str, Array]:
     """The entries of Evidence made from the raw weights, in one compiled computation."""
     n = log_weight.shape[0]
@@ -353,7 +353,7 @@ def _estimates(log_weight: Array) -> dict[str, Array]:
     }
 
 
-@jit(effort="least")
+@kernel(effort="least")
 def _count_unusable(log_weight: Array) -> tuple[Array, Array]:
     """``(number of NaN or +inf, whether all are -inf)``."""
     bad = jnp.isnan(log_weight) | (log_weight == jnp.inf)
@@ -387,7 +387,7 @@ def flow_summary(flow: FlowDiagnostics | None) -> tuple[Array | None, Array | No
     return folded, round_trip_error
 
 
-@jit(effort="least")
+@kernel(effort="least")
 def _flow_summary(flow: FlowDiagnostics) -> tuple[Array, Array]:
     """``(share folded, 99 % quantile of the measured round-trip errors, NaN without any)``."""
     # "higher": the quantile is one of the errors, and an infinite one does not turn into NaN.

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from consistent_samplers.schedules import Schedule, linear
+from consistent_samplers.schedules import NoisingRate, linear
 from consistent_samplers.types import Array, PRNGKey
 
 Integrator: TypeAlias = Literal["exponential", "denoising", "euler_maruyama"]
@@ -84,7 +84,7 @@ class OrnsteinUhlenbeck:
       [1.0, 1.0]
     """
 
-    schedule: Schedule = dataclasses.field(default_factory=linear)
+    schedule: NoisingRate = dataclasses.field(default_factory=linear)
     integrator: Integrator = "exponential"
 
     def __post_init__(self) -> None:

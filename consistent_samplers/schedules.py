@@ -6,15 +6,28 @@ large near the base, where the marginals are smooth, and small near the target.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Protocol
 
 import jax.numpy as jnp
 
 from consistent_samplers.types import Array
 
 
+class NoisingRate(Protocol):
+    """A noising rate β(t) on [0, 1] and its integral."""
+
+    def rate(self, t: Array | float) -> Array:
+        """β(t) > 0: ``[] -> []``."""
+        ...
+
+    def integral(self, t0: Array | float, t1: Array | float) -> Array:
+        """∫β from t0 to t1, in closed form."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A noising rate.
+    """A noising rate of one's own, as two functions.
 
     Attributes:
       rate: β(t), ``[] -> []``, positive on [0, 1].
@@ -34,7 +47,70 @@ class Schedule:
     integral: Callable[[Array | float, Array | float], Array]
 
 
-def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Schedule:
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """See `linear`. Compared by its numbers, like the other schedules of this module."""
+
+    beta_min: float
+    beta_max: float
+
+    def __post_init__(self) -> None:
+        _check_rates("linear", self.beta_min, self.beta_max)
+
+    def rate(self, t: Array | float) -> Array:
+        """β(t)."""
+        return jnp.asarray(self.beta_max - (self.beta_max - self.beta_min) * t)
+
+    def integral(self, t0: Array | float, t1: Array | float) -> Array:
+        """∫β from t0 to t1."""
+        # The trapezium is exact for a linear rate, and free of cancellation for short steps.
+        return 0.5 * (self.rate(t0) + self.rate(t1)) * (t1 - t0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """See `cosine`."""
+
+    beta_min: float
+    beta_max: float
+
+    def __post_init__(self) -> None:
+        _check_rates("cosine", self.beta_min, self.beta_max)
+
+    def rate(self, t: Array | float) -> Array:
+        """β(t)."""
+        wave = jnp.cos(0.5 * jnp.pi * t) ** 2
+        return jnp.asarray(self.beta_min + (self.beta_max - self.beta_min) * wave)
+
+    def integral(self, t0: Array | float, t1: Array | float) -> Array:
+        """∫β from t0 to t1."""
+        # sin a - sin b as a product: exact for short steps, where the difference cancels.
+        wave = jnp.cos(0.5 * jnp.pi * (t0 + t1)) * jnp.sin(0.5 * jnp.pi * (t1 - t0)) / jnp.pi
+        rise = (self.beta_max - self.beta_min) * (0.5 * (t1 - t0) + wave)
+        return self.beta_min * (t1 - t0) + rise
+
+
+@dataclasses.dataclass(frozen=True)
+class Brownian:
+    """See `brownian`."""
+
+    def rate(self, t: Array | float) -> Array:
+        """β(t)."""
+        return 1.0 / jnp.asarray(t)
+
+    def integral(self, t0: Array | float, t1: Array | float) -> Array:
+        """∫β from t0 to t1."""
+        return jnp.log(t1 / jnp.asarray(t0))
+
+
+def _check_rates(name: str, beta_min: float, beta_max: float) -> None:
+    if not 0.0 < beta_min <= beta_max:
+        raise ValueError(
+            f"A {name} schedule needs 0 < beta_min <= beta_max, got {beta_min} and {beta_max}."
+        )
+
+
+def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Linear:
     """β falls linearly from ``beta_max`` at the base to ``beta_min`` at the target.
 
     The variance-preserving schedule of Song et al. (2021), eq. 32, in generative time.
@@ -54,22 +130,10 @@ def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Schedule:
       >>> round(float(schedule.integral(0.0, 1.0)), 3)
       5.05
     """
-    if not 0.0 < beta_min <= beta_max:
-        raise ValueError(
-            f"A linear schedule needs 0 < beta_min <= beta_max, got {beta_min} and {beta_max}."
-        )
-
-    def rate(t: Array | float) -> Array:
-        return jnp.asarray(beta_max - (beta_max - beta_min) * t)
-
-    def integral(t0: Array | float, t1: Array | float) -> Array:
-        # The trapezium is exact for a linear rate, and free of cancellation for short steps.
-        return 0.5 * (rate(t0) + rate(t1)) * (t1 - t0)
-
-    return Schedule(rate, integral)
+    return Linear(beta_min, beta_max)
 
 
-def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Schedule:
+def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Cosine:
     """β falls from ``beta_max`` at the base to ``beta_min`` as cos²(πt/2): the OSDS release's.
 
     Args:
@@ -85,23 +149,10 @@ def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Schedule:
       >>> round(float(schedule.rate(1.0)), 3), round(float(schedule.integral(0.0, 1.0)), 3)
       (0.01, 5.005)
     """
-    if not 0.0 < beta_min <= beta_max:
-        raise ValueError(
-            f"A cosine schedule needs 0 < beta_min <= beta_max, got {beta_min} and {beta_max}."
-        )
-
-    def rate(t: Array | float) -> Array:
-        return jnp.asarray(beta_min + (beta_max - beta_min) * jnp.cos(0.5 * jnp.pi * t) ** 2)
-
-    def integral(t0: Array | float, t1: Array | float) -> Array:
-        # sin a - sin b as a product: exact for short steps, where the difference cancels.
-        wave = jnp.cos(0.5 * jnp.pi * (t0 + t1)) * jnp.sin(0.5 * jnp.pi * (t1 - t0)) / jnp.pi
-        return beta_min * (t1 - t0) + (beta_max - beta_min) * (0.5 * (t1 - t0) + wave)
-
-    return Schedule(rate, integral)
+    return Cosine(beta_min, beta_max)
 
 
-def constant(beta: float = 5.0) -> Schedule:
+def constant(beta: float = 5.0) -> Linear:
     """β is the same everywhere.
 
     Args:
@@ -115,10 +166,10 @@ def constant(beta: float = 5.0) -> Schedule:
       >>> float(cs.schedules.constant(5.0).integral(0.0, 0.5))
       2.5
     """
-    return linear(beta, beta)
+    return Linear(beta, beta)
 
 
-def brownian() -> Schedule:
+def brownian() -> Brownian:
     """β(t) = 1 / t: the noising of a Brownian motion pinned at the origin, in scaled coordinates.
 
     For a Brownian motion X from X_0 = 0 the variable X_t / √t is an Ornstein-Uhlenbeck process
@@ -132,14 +183,7 @@ def brownian() -> Schedule:
       >>> round(float(jnp.exp(-0.5 * schedule.integral(0.25, 1.0))), 3)  # the signal a(t) = √t
       0.5
     """
-
-    def rate(t: Array | float) -> Array:
-        return 1.0 / jnp.asarray(t)
-
-    def integral(t0: Array | float, t1: Array | float) -> Array:
-        return jnp.log(t1 / jnp.asarray(t0))
-
-    return Schedule(rate, integral)
+    return Brownian()
 
 
 def check_num_steps(num_steps: int, max_steps: int) -> None:

@@ -195,6 +195,36 @@ def stochastic_path(
       >>> bool(jnp.abs(path.log_weight) < 1e-3)  # no control is needed, at any number of steps
       True
     """
+    position, log_ratio = simulate_path(
+        rng_key, x0, kernels, num_steps, density_kernels=density_kernels
+    )
+    return StochasticPath(position, log_ratio, path_log_weight(position, log_ratio, log_density))
+
+
+def simulate_path(
+    rng_key: PRNGKey,
+    x0: Array,
+    kernels: PathKernels,
+    num_steps: int,
+    *,
+    density_kernels: PathKernels | None = None,
+) -> tuple[Array, Array]:
+    """Simulates the generative SDE: points ``[num_steps + 1, dim]``, log ratios ``[num_steps]``.
+
+    `stochastic_path` without the density; arguments as there.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> position, log_ratio = cs.simulate.simulate_path(
+      ...     jax.random.key(0), jnp.ones(2), kernels, 4
+      ... )
+      >>> position.shape, log_ratio.shape
+      ((5, 2), (4,))
+    """
     weighing = kernels if density_kernels is None else density_kernels
     d = jnp.asarray(1.0 / num_steps)
 
@@ -215,8 +245,7 @@ def stochastic_path(
     keys = jax.random.split(rng_key, num_steps)
     noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape, x0.dtype))(keys)
     _, (path, log_ratio) = _scan(step, x0, (time_grid(num_steps), noise))
-    position = jnp.concatenate([x0[None], path])
-    return StochasticPath(position, log_ratio, path_log_weight(position, log_ratio, log_density))
+    return jnp.concatenate([x0[None], path]), log_ratio
 
 
 def backward_path(rng_key: PRNGKey, x1: Array, kernels: PathKernels, num_steps: int) -> Array:
@@ -475,6 +504,52 @@ def flow_log_weight(path: FlowPath, log_density: LogDensityFn) -> Array:
     )
 
 
+def flow_score(
+    control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int
+) -> tuple[FlowPath, Array]:
+    """The map, and the score ∇ log q of its own density at where it lands ``[dim]``.
+
+    For x = T(x0), ∇ log q(x) = J⁻ᵀ ∇ [log p0 - log |det J|](x0).
+
+    Args:
+      control: the control; its parameters are taken as constant.
+      process: noising process.
+      x0: ``[dim]``, a draw of the base.
+      num_steps: number of steps.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> _, score = cs.simulate.flow_score(lambda x, t, d: jnp.zeros(2), process, jnp.ones(2), 2)
+      >>> score.tolist()  # of N(0, 1)
+      [-1.0, -1.0]
+    """
+
+    def carried(x: Array) -> tuple[Array, log_det.Jacobian]:
+        return flow_jacobians(control, process, x, num_steps)
+
+    (position, jacobians), pull_back = jax.vjp(carried, x0)
+
+    def log_abs_dets(jacobians: log_det.Jacobian) -> tuple[Array, log_det.LogDet]:
+        det = log_det.slogdet(jacobians)
+        return det.log_abs_det.sum(), det
+
+    # For a full matrix this gradient is its inverse, transposed: no further factorisation.
+    by_jacobian, det = jax.grad(log_abs_dets, has_aux=True)(jacobians)
+    (by_x0,) = pull_back((jnp.zeros_like(position), by_jacobian))
+    score = jax.grad(standard_normal_log_prob)(x0) - by_x0
+
+    def forward(score: Array, step: tuple[Any, Any]) -> tuple[Array, None]:
+        jacobian, inverse_transposed = step
+        if isinstance(jacobian, log_det.Sylvester):
+            return log_det.solve(jacobian.mT, score), None
+        return inverse_transposed @ score, None
+
+    score, _ = _scan(forward, score, (jacobians, by_jacobian))
+    return FlowPath(position, det.log_abs_det, det.sign, jacobians), score
+
+
 def flow_path_gradient(
     control: ControlFn,
     process: OrnsteinUhlenbeck,
@@ -484,7 +559,7 @@ def flow_path_gradient(
 ) -> tuple[FlowPath, Array, Array]:
     """The map, its log weight, and the path gradient of the reverse KL at where it lands.
 
-    The density q of T(x0) has the score ∇ log q = J⁻ᵀ ∇ [log p0 - log |det J|]. In expectation the
+    With the score ∇ log q of the map's own density (`flow_score`): in expectation the
     gradient of the reverse KL by T's parameters is that of T itself, pulled by ∇ log q - ∇ log ρ:
     the direct dependence of log q on the parameters has mean zero, and only adds noise, which here
     vanishes as q approaches the target (Roeder et al., 2017; Vaitl et al., 2022). Nothing is
@@ -511,31 +586,9 @@ def flow_path_gradient(
       >>> float(log_weight), pull.tolist()  # exact already: nothing pulls
       (0.0, [0.0, 0.0])
     """
-
-    def carried(x: Array) -> tuple[Array, log_det.Jacobian]:
-        return flow_jacobians(control, process, x, num_steps)
-
-    (position, jacobians), pull_back = jax.vjp(carried, x0)
-
-    def log_abs_dets(jacobians: log_det.Jacobian) -> tuple[Array, log_det.LogDet]:
-        det = log_det.slogdet(jacobians)
-        return det.log_abs_det.sum(), det
-
-    # For a full matrix this gradient is its inverse, transposed: no further factorisation.
-    by_jacobian, det = jax.grad(log_abs_dets, has_aux=True)(jacobians)
-    (by_x0,) = pull_back((jnp.zeros_like(position), by_jacobian))
-    score = jax.grad(standard_normal_log_prob)(x0) - by_x0
-
-    def forward(score: Array, step: tuple[Any, Any]) -> tuple[Array, None]:
-        jacobian, inverse_transposed = step
-        if isinstance(jacobian, log_det.Sylvester):
-            return log_det.solve(jacobian.mT, score), None
-        return inverse_transposed @ score, None
-
-    score, _ = _scan(forward, score, (jacobians, by_jacobian))
-    log_rho, gradient = jax.value_and_grad(log_density)(position[-1])
-    path = FlowPath(position, det.log_abs_det, det.sign, jacobians)
-    log_weight = log_rho - standard_normal_log_prob(x0) + det.log_abs_det.sum()
+    path, score = flow_score(control, process, x0, num_steps)
+    log_rho, gradient = jax.value_and_grad(log_density)(path.position[-1])
+    log_weight = log_rho - standard_normal_log_prob(x0) + path.log_abs_det.sum()
     return path, log_weight, score - gradient
 
 
@@ -579,6 +632,35 @@ def heuristic_flow_log_weight(
       >>> x1.shape, log_weight.shape
       ((2,), ())
     """
+    x1, log_volume = heuristic_log_volume(rng_key, x0, control, frozen_control, process, num_steps)
+    return x1, log_density(x1) - standard_normal_log_prob(x0) + log_volume
+
+
+def heuristic_log_volume(
+    rng_key: PRNGKey,
+    x0: Array,
+    control: ControlFn,
+    frozen_control: ControlFn,
+    process: OrnsteinUhlenbeck,
+    num_steps: int,
+) -> tuple[Array, Array]:
+    """Where the map lands ``[dim]`` and the sum ``[]`` of the OSDS paper's traces.
+
+    `heuristic_flow_log_weight` without the density; arguments as there.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> def control(x, t, d):
+      ...     return 0.1 * x
+      >>> x1, log_volume = cs.simulate.heuristic_log_volume(
+      ...     jax.random.key(0), jnp.ones(2), control, control, process, 4
+      ... )
+      >>> x1.shape, log_volume.shape
+      ((2,), ())
+    """
     d = jnp.asarray(1.0 / num_steps)
 
     def step(
@@ -594,7 +676,7 @@ def heuristic_flow_log_weight(
     keys = jax.random.split(rng_key, num_steps)
     carry = (x0, jnp.zeros((), x0.dtype))
     (x1, log_volume), _ = _scan(step, carry, (time_grid(num_steps), keys))
-    return x1, log_density(x1) - standard_normal_log_prob(x0) + log_volume
+    return x1, log_volume
 
 
 def invert_step(

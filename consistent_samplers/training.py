@@ -1,6 +1,7 @@
 """The training loop: chunks of compiled iterations that can be watched, stopped and resumed."""
 
 import dataclasses
+import functools
 import os
 import time
 import warnings
@@ -11,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from tqdm.auto import tqdm
 
 from consistent_samplers import checkpoint
-from consistent_samplers.algorithms.base import Algorithm, SamplerState
+from consistent_samplers.algorithms.base import Algorithm, SamplerState, learn
 from consistent_samplers.checks import check_integer, check_key
-from consistent_samplers.compilation import Effort, jit_with
+from consistent_samplers.compilation import Effort, as_partial, compiler_options
 from consistent_samplers.sharding import (
     on_mesh,
     replicate,
@@ -162,9 +164,9 @@ def fit(
     key_init, key_steps = jax.random.split(rng_key)
     if state is None:
         state = algorithm.init(key_init)
-    run_chunk = jit_with(
-        _run_chunk, algorithm.step, effort=compile_effort, static_argnames="chunk_size"
-    )
+    # On CPUs with the density outside, compiled by itself; elsewhere many iterations a dispatch.
+    outside = algorithm.asks_outside and mesh is None and jax.default_backend() == "cpu"
+    run_chunk = _outside if outside else _inside(algorithm, compile_effort)
 
     def info_like() -> Any:
         return jax.eval_shape(algorithm.step, key_steps, state)[1]
@@ -197,9 +199,8 @@ def fit(
                 num_run = min(chunk_size, num_iterations - run.done)
                 with on_mesh(mesh):
                     new_state, info = run_chunk(
-                        key_steps, run.state, jnp.asarray(num_run), chunk_size=chunk_size
+                        algorithm, key_steps, run.state, num_run, chunk_size
                     )
-                info = jax.tree.map(lambda x, n=num_run: np.asarray(x)[:n], info)
                 bad = _is_bad(info)
                 if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(new_state.params):
                     run = _lower_or_stop(run, algorithm, bad, info_like)
@@ -249,24 +250,88 @@ def fit(
     return run.result(info_like)
 
 
-def _run_chunk(
-    step: Callable[[PRNGKey, SamplerState], tuple[SamplerState, Any]],
+def _outside(
+    algorithm: Algorithm, rng_key: PRNGKey, state: SamplerState, num_run: int, chunk_size: int
+) -> tuple[SamplerState, Any]:
+    """Iterations of three calls each: our points, the user's density, our update."""
+    infos = []
+    for _ in range(num_run):
+        state, info = algorithm.advance(rng_key, state)
+        infos.append(info)
+    # Read at the end only: a value that is read is waited for.
+    return state, jax.tree.map(lambda *x: np.stack([*map(np.asarray, x)]), *infos)
+
+
+def _inside(algorithm: Algorithm, effort: Effort) -> Callable[..., tuple[SamplerState, Any]]:
+    """Iterations in one compiled computation that holds the density."""
+    density = as_partial(algorithm.target.log_density)
+    compiled = _chunk_program(effort, jax.tree.structure(density))
+
+    def run(
+        algorithm: Algorithm, rng_key: PRNGKey, state: SamplerState, num_run: int, chunk_size: int
+    ) -> tuple[SamplerState, Any]:
+        state, infos = compiled(
+            density,
+            algorithm.control,
+            algorithm.extra,
+            rng_key,
+            state,
+            jnp.asarray(num_run),
+            objective=algorithm.objective,
+            optimizer=algorithm.optimizer,
+            chunk_size=chunk_size,
+        )
+        return state, jax.tree.map(lambda x: np.asarray(x)[:num_run], infos)
+
+    return run
+
+
+# Programs of the last densities are kept; of a process that meets hundreds, not all.
+@functools.lru_cache(maxsize=16)
+def _chunk_program(effort: Effort, structure: Any) -> Any:
+    return jax.jit(
+        functools.partial(_chunk),
+        static_argnames=("objective", "optimizer", "chunk_size"),
+        compiler_options=compiler_options(effort) or None,
+    )
+
+
+def _chunk(
+    density: Partial,
+    control: Any,
+    extra: Any,
     rng_key: PRNGKey,
     state: SamplerState,
     num_run: jax.Array,
+    *,
+    objective: Any,
+    optimizer: Any,
     chunk_size: int,
 ) -> tuple[SamplerState, Any]:
     """The first ``num_run`` iterations of a chunk, and room for the infos of all of them.
 
     How many is not part of what is compiled: one compilation serves the last chunk as well.
     """
-    step = jax.jit(step)  # traced once for what follows
-    info = jax.eval_shape(step, rng_key, state)[1]
+
+    def step(state: SamplerState) -> tuple[SamplerState, Any]:
+        return learn(
+            density,
+            None,
+            control,
+            extra,
+            rng_key,
+            state,
+            objective=objective,
+            optimizer=optimizer,
+            fold=True,
+        )
+
+    info = jax.eval_shape(step, state)[1]
     infos = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), info)
 
     def iterate(i: jax.Array, carry: tuple[SamplerState, Any]) -> tuple[SamplerState, Any]:
         state, infos = carry
-        state, info = step(jax.random.fold_in(rng_key, state.iteration), state)
+        state, info = step(state)
         return state, jax.tree.map(lambda all_of, one: all_of.at[i].set(one), infos, info)
 
     return share(jax.lax.fori_loop(0, num_run, iterate, (state, infos)))

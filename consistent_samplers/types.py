@@ -36,6 +36,29 @@ BOUNDS: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic")
 """All values of `Bound`."""
 
 
+Method: TypeAlias = Literal["map", "path", "heuristic"]
+"""Which transitions make a draw and its weight.
+
+- ``"map"``: the deterministic map with the exact determinant of the discrete steps taken; weights of
+  ``"lower-if-injective"``.
+- ``"path"``: the stochastic path against its noising; weights of ``"lower"``.
+- ``"heuristic"``: the map with the OSDS paper's trace; weights of ``"heuristic"``.
+"""
+
+METHODS: tuple[Method, ...] = ("map", "path", "heuristic")
+"""All values of `Method`."""
+
+BOUND_OF: dict[Method, Bound] = {
+    "map": "lower-if-injective",
+    "path": "lower",
+    "heuristic": "heuristic",
+}
+"""The kind of weight that each method gives."""
+
+GradientFn: TypeAlias = Callable[[Array], Array]
+"""Gradient of a log density at one point, ``[dim] -> [dim]``."""
+
+
 class FlowDiagnostics(NamedTuple):
     """Measured evidence that a deterministic map is injective, one entry a sample.
 

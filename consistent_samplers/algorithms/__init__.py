@@ -1,6 +1,15 @@
 """Training algorithms, one file each, all of one protocol (`base.Algorithm`)."""
 
-from consistent_samplers.algorithms.base import Algorithm, SamplerState
+from consistent_samplers.algorithms.base import (
+    Adam,
+    Algorithm,
+    Constructor,
+    Loss,
+    Now,
+    Objective,
+    SamplerState,
+    build,
+)
 from consistent_samplers.algorithms.calibration import calibration
 from consistent_samplers.algorithms.cdds import cdds
 from consistent_samplers.algorithms.dds import dds
@@ -9,10 +18,19 @@ from consistent_samplers.algorithms.osds import osds
 from consistent_samplers.algorithms.pis import pis
 from consistent_samplers.algorithms.progressive import progressive_distillation
 from consistent_samplers.algorithms.scds import scds
+from consistent_samplers.algorithms.stochastic import OnPaths, Stochastic
 
 __all__ = [
+    "Adam",
     "Algorithm",
+    "Constructor",
+    "Loss",
+    "Now",
+    "Objective",
+    "OnPaths",
     "SamplerState",
+    "Stochastic",
+    "build",
     "calibration",
     "cdds",
     "dds",

@@ -1,21 +1,55 @@
-"""What every algorithm is: pure functions over a state of arrays."""
+"""What every algorithm is: an objective, a control, an optimiser, and pure functions over a state.
+
+An objective is written once, as the loss of a batch that asks for the density with one call,
+
+    log_rho = evaluate(points)          # [n, dim] -> [n], differentiable in the points
+
+and is run in one of two ways. With the density *outside*, the loss is run up to that call to learn
+the points, the density is evaluated at them by programs of its own, and the loss is run again with
+the answer: a value whose derivative by the points is the gradient found there. So nothing of ours
+is compiled with anybody's density. With the density *inside* the loss runs once; that is how it is
+traced as part of a larger computation, and how guided controls run, whose every step asks for it.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeAlias
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
-from consistent_samplers.algorithms.control import Control
+from consistent_samplers import bases
 from consistent_samplers.bases import Base
-from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, ArrayTree, Bound, Draws, Params, PRNGKey
+from consistent_samplers.bases.base import as_pytree
+from consistent_samplers.checks import check_choice, check_widths
+from consistent_samplers.compilation import as_partial, is_traced
+from consistent_samplers.kernels import kernel
+from consistent_samplers.maps import Control
+from consistent_samplers.networks import Structured
+from consistent_samplers.sampler import Sampler, method_of_bound
+from consistent_samplers.schedules import check_max_steps
+from consistent_samplers.targets import Target, evaluation
+from consistent_samplers.types import (
+    Array,
+    ArrayTree,
+    Bound,
+    Draws,
+    GradientFn,
+    Method,
+    Params,
+    PRNGKey,
+)
 
-_P = ParamSpec("_P")
+NetworkKind: TypeAlias = Literal["general", "structured"]
+Evaluate: TypeAlias = Callable[[Array], Array]
+"""Log densities of a batch, ``[n, dim] -> [n]``, differentiable in the points."""
+
+_UNSET: Any = object()
 
 
 class SamplerState(NamedTuple):
@@ -34,7 +68,8 @@ class SamplerState(NamedTuple):
     Example:
       >>> import jax
       >>> import consistent_samplers as cs
-      >>> state = cs.dis(cs.targets.funnel(2), max_steps=2, hidden=(8,)).init(jax.random.key(0))
+      >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
+      >>> state = cs.dis(target, base=base, max_steps=2, hidden=(8,)).init(jax.random.key(0))
       >>> int(state.iteration), sorted(state.params)
       (0, ['control'])
     """
@@ -47,190 +82,381 @@ class SamplerState(NamedTuple):
     step_scale: Array | float = 1.0
 
 
-class SampleFn(Protocol):
-    """``(rng_key, state, num_samples, num_steps=..., *, bound=..., mesh=...) -> Draws``."""
-
-    def __call__(
-        self,
-        rng_key: PRNGKey,
-        state: SamplerState,
-        num_samples: int,
-        num_steps: int = ...,
-        *,
-        bound: Bound | None = ...,
-        mesh: Mesh | None = ...,
-    ) -> Draws:
-        """Draws ``num_samples`` points in ``num_steps`` steps each."""
-        ...
-
-
-class ReverseFn(Protocol):
-    """``(rng_key, state, position, num_steps=..., *, bound=...) -> log_weight``."""
-
-    def __call__(
-        self,
-        rng_key: PRNGKey,
-        state: SamplerState,
-        position: Array,
-        num_steps: int = ...,
-        *,
-        bound: Bound = ...,
-    ) -> Array:
-        """Log weights ``[n]`` of given points ``[n, dim]`` under the sampler run in reverse."""
-        ...
-
-
-DrawFn: TypeAlias = Callable[[Params, PRNGKey, int, Bound | None], Draws]
-"""``(params, rng_key, num_steps, bound)``: one draw."""
-
-ReverseOneFn: TypeAlias = Callable[[Params, PRNGKey, Array, int, Bound], Array]
-"""``(params, rng_key, position, num_steps, bound)``: one point's log weight."""
-
-RoundTripFn: TypeAlias = Callable[[Params, PRNGKey, int], Array]
-"""``(params, rng_key, num_steps)``: distance from the base draw of that key to what the inverse
-map makes of its image, in base standard deviations."""
-
-
-class PerDraw(NamedTuple):
-    """What an algorithm does for one draw: pure, to be mapped, sharded or compiled as one likes.
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    """The optimiser unless another is given: Adam on gradients clipped by their global norm.
 
     Attributes:
-      draw: one draw.
-      reverse: the log weight of one point.
-      round_trip: what the deterministic map's numerical inverse misses.
+      learning_rate: a number, or an optax schedule of the iteration.
+      clip: largest global norm; None for no limit.
+
+    Example:
+      >>> from consistent_samplers.algorithms import Adam
+      >>> Adam(1e-3).transformation().init({"w": 0.0})[0]
+      EmptyState()
     """
 
-    draw: DrawFn
-    reverse: ReverseOneFn
-    round_trip: RoundTripFn
+    learning_rate: float | optax.Schedule
+    clip: float | None = 1.0
+
+    def transformation(self) -> optax.GradientTransformation:
+        """As optax has it."""
+        adam = optax.adam(self.learning_rate)
+        if self.clip is None:
+            return adam
+        return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+
+
+class Now(NamedTuple):
+    """What an objective knows of an iteration beside the parameters that it differentiates.
+
+    Attributes:
+      rng_key: key of the iteration.
+      control: the control.
+      state: the training state; its parameters are constants here.
+      extra: constants of the algorithm: the teacher of a distillation.
+      gradient: of the target's log density, for guided controls; None for others.
+    """
+
+    rng_key: PRNGKey
+    control: Control
+    state: SamplerState
+    extra: ArrayTree = ()
+    gradient: GradientFn | None = None
+
+
+class Loss(NamedTuple):
+    """What an objective makes of a batch.
+
+    Attributes:
+      parts: what is minimised, the sum of ``[]``.
+      info: a NamedTuple of ``[]``, what the iteration reports: at least ``loss``, ``elbo`` and
+        ``gradient_norm``, which the caller fills in.
+      memory: `SamplerState.memory` after the iteration.
+    """
+
+    parts: tuple[Array, ...]
+    info: Any
+    memory: ArrayTree = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What an algorithm minimises, and its settings: a frozen dataclass, one a paper.
+
+    Attributes:
+      max_steps: number N of finest steps, a power of two. Sampling may take any power of two up to
+        it.
+      batch_size: draws of one iteration.
+      learning_rate: Adam's; a number or an optax schedule.
+      gradient_clip: on the global norm.
+      ema_decay: of the parameters that sample.
+    """
+
+    max_steps: int = 1
+    batch_size: int = 128
+    learning_rate: float | optax.Schedule = 1e-3
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.99
+
+    name: ClassVar[str] = "objective"
+    methods: ClassVar[tuple[Method, ...]] = ("map",)
+    part_clip: ClassVar[str | None] = None
+    """Name of the setting that clips the gradient of each part by itself, if any."""
+
+    @property
+    def default_steps(self) -> int:
+        """Number of steps of a draw unless told."""
+        return 1
+
+    def optimizer(self) -> Adam:
+        """The optimiser unless another is given."""
+        return Adam(self.learning_rate, None if self.part_clip else self.gradient_clip)
+
+    def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
+        """Parameters of the loss's own, beside the control's."""
+        return {}
+
+    def init_memory(self, control: Control, params: Params) -> ArrayTree:
+        """`SamplerState.memory` of fresh parameters."""
+        return ()
+
+    def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
+        """The loss of one iteration.
+
+        ``evaluate`` may be called once at most, outside of anything that JAX transforms
+        (``jax.vmap``, ``jax.grad``, ``jax.lax.scan``): the loss itself is differentiated outside.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no loss: write its equation as __call__."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """A trainable sampler, as pure functions.
+    """A trainable sampler.
 
     Attributes:
       name: label for progress bars and tables.
       target: what is sampled.
-      base: where samples start.
-      max_steps: the number N of finest steps.
-      control: the control and its dynamics.
-      init: ``(rng_key) -> SamplerState``.
-      restart: ``(state) -> SamplerState``, a fresh optimiser on a trained state's parameters;
-        the state may come from another algorithm with the same network.
-      step: ``(rng_key, state) -> (state, info)``, one training iteration; pure and jittable.
-        ``info`` is a NamedTuple of scalars with at least ``loss`` and ``elbo``.
-      sample: ``(rng_key, state, num_samples, num_steps, *, bound, mesh) -> Draws``. ``bound``
-        chooses the weights: ``"lower-if-injective"`` the deterministic map with its exact
-        determinant, ``"lower"`` the stochastic path, ``"heuristic"`` the OSDS paper's trace,
-        None draws without weights. Few-step samplers take one step and the map by default,
-        iterative ones all their steps and the path. ``mesh`` spreads the draws over devices.
-      reverse_log_weight: ``(rng_key, state, position, num_steps, *, bound) -> log_weight``:
-        what a draw that ended at each point ``[n, dim]`` would weigh, with the path back to the
-        base made up by the backward kernels, or by inverting the map (NaN where that fails).
-        The mean over exact draws of the target is an evidence upper bound.
-      bounds: kinds of weight that it can give, its default first.
-      per_draw: what `sample` and `reverse_log_weight` do for one point.
+      control: the control, its dynamics and its base.
+      objective: what is minimised, with its settings.
+      optimizer: `Adam`, or an optax transformation.
+      extra: constants of the objective.
 
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
-      >>> algorithm = cs.dis(target, max_steps=2, hidden=(8,), batch_size=8)
+      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> algorithm = cs.dis(target, base=base, max_steps=2, hidden=(8,), batch_size=8)
       >>> state = algorithm.init(jax.random.key(0))
       >>> _, info = jax.eval_shape(algorithm.step, jax.random.key(1), state)
       >>> info._fields
       ('loss', 'elbo', 'num_steps', 'gradient_norm')
-      >>> algorithm.bounds
-      ('lower', 'lower-if-injective', 'heuristic')
-      >>> draws = algorithm.sample(jax.random.key(2), state, 16, num_steps=1, bound=None)
+      >>> algorithm.methods
+      ('path', 'map', 'heuristic')
+      >>> draws = algorithm.sample(jax.random.key(2), state, 16, num_steps=1, weights=False)
       >>> draws.position.shape
       (16, 1)
     """
 
     name: str
     target: Target
-    base: Base
-    max_steps: int
     control: Control
-    init: Callable[[PRNGKey], SamplerState]
-    restart: Callable[[SamplerState], SamplerState]
-    step: Callable[[PRNGKey, SamplerState], tuple[SamplerState, Any]]
-    sample: SampleFn
-    reverse_log_weight: ReverseFn
-    bounds: tuple[Bound, ...]
-    per_draw: PerDraw
+    objective: Objective
+    optimizer: Any
+    extra: ArrayTree = ()
 
+    @property
+    def base(self) -> Base:
+        """Where samples start."""
+        return getattr(self.control.base, "own", self.control.base)
 
-class WithPaperPreset(Generic[_P]):
-    """An algorithm's constructor, with the settings of its paper as ``.paper(...)``."""
+    @property
+    def max_steps(self) -> int:
+        """The number N of finest steps."""
+        return self.objective.max_steps
 
-    def __init__(
-        self, constructor: Callable[_P, Algorithm], paper: Callable[..., Algorithm]
-    ) -> None:
-        self._constructor = constructor
-        self.paper = paper
-        functools.update_wrapper(self, constructor)
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Which transitions its draws can take, the default first."""
+        return self.objective.methods
 
-    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> Algorithm:
-        """Builds the algorithm with the defaults of this package."""
-        return self._constructor(*args, **kwargs)
+    @property
+    def asks_outside(self) -> bool:
+        """Whether its iterations run with the density outside."""
+        return not self.control.guided
 
+    def init(self, rng_key: PRNGKey) -> SamplerState:
+        """Fresh parameters and a fresh optimiser."""
+        params = _init_params(self.control, rng_key)
+        params = params | self.objective.init(rng_key, self.control, self._values)
+        return self._from_params(params)
 
-def check_base(target: Target, base: Base) -> None:
-    """Raises unless base and target live in the same space.
+    def restart(self, state: SamplerState) -> SamplerState:
+        """A fresh optimiser on a trained state's moving average.
 
-    Raises:
-      ValueError: their dimensions differ.
-    """
-    if base.dim != target.dim:
-        raise ValueError(
-            f"The base has dimension {base.dim} but target {target.name!r} has {target.dim}. "
-            f"Build the base for this target, e.g. cs.bases.fit_gaussian(rng_key, target)."
+        The state may come from another algorithm with the same network.
+        """
+        return self._from_params(state.ema_params)
+
+    def step(self, rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, Any]:
+        """One training iteration; pure and jittable.
+
+        Returns:
+          The next state, and a NamedTuple of scalars with at least ``loss`` and ``elbo``.
+        """
+        return self._step(rng_key, state, fold=False)
+
+    def advance(self, rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, Any]:
+        """`step` with the key ``fold_in(rng_key, state.iteration)``: what `fit` repeats."""
+        return self._step(rng_key, state, fold=True)
+
+    def sampler(self, state: SamplerState) -> Sampler:
+        """The sampler of a state: a pytree without the density and the optimiser."""
+        return Sampler(
+            self.control,
+            state.ema_params,
+            self.max_steps,
+            self.methods,
+            self.objective.default_steps,
         )
 
+    def sample(
+        self,
+        rng_key: PRNGKey,
+        state: SamplerState,
+        num_samples: int,
+        num_steps: int | None = None,
+        *,
+        method: Method | None = None,
+        weights: bool = True,
+        mesh: Mesh | None = None,
+        bound: Bound | None = _UNSET,
+    ) -> Draws:
+        """Draws ``num_samples`` points; see `Sampler.sample`.
 
-def check_one_frame(teacher: Algorithm) -> None:
-    """Raises unless the teacher's base is a Gaussian.
-
-    Raises:
-      ValueError: it has several components.
-    """
-    if teacher.control.in_frame is not None:
-        raise ValueError(
-            f"The teacher {teacher.name!r} starts from a base of several components, which "
-            "distillation of a teacher does not follow. Train the teacher on a Gaussian base, or "
-            "use cs.osds or cs.scds, which distil themselves on any base."
+        Few-step samplers take one step of the map by default, iterative ones all their steps and
+        the path. ``bound`` is the earlier spelling of ``method`` and warns.
+        """
+        if bound is not _UNSET:
+            method, weights = method_of_bound(bound, method)
+        return self.sampler(state).sample(
+            rng_key, self.target, num_samples, num_steps, method=method, weights=weights, mesh=mesh
         )
 
+    def reverse_log_weight(
+        self,
+        rng_key: PRNGKey,
+        state: SamplerState,
+        position: Array,
+        num_steps: int | None = None,
+        *,
+        method: Method | None = None,
+        bound: Bound | None = _UNSET,
+    ) -> Array:
+        """Log weights ``[n]`` of given points ``[n, dim]``; see `Sampler.log_weight`."""
+        if bound is not _UNSET:
+            method, _ = method_of_bound(bound, method)
+        return self.sampler(state).log_weight(
+            rng_key, self.target, position, num_steps, method=method
+        )
 
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raises unless an option has one of its values.
+    def _values(self, points: Array) -> Array:
+        return evaluation.values(self.target.log_density, points)
 
-    Raises:
-      ValueError: it has not.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}.")
+    def _from_params(self, params: Params) -> SamplerState:
+        return _init_state(self.control, params, objective=self.objective, optimizer=self.optimizer)
 
-
-def init_and_restart(
-    init_params: Callable[[PRNGKey], Params],
-    optimizer: optax.GradientTransformation,
-    init_memory: Callable[[Params], ArrayTree] = lambda params: (),
-) -> tuple[Callable[[PRNGKey], SamplerState], Callable[[SamplerState], SamplerState]]:
-    """`Algorithm.init` and `Algorithm.restart` of parameters and their optimiser."""
-
-    def from_params(params: Params) -> SamplerState:
-        iteration, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
-        memory = init_memory(params)
-        return SamplerState(params, params, opt_state, iteration, memory, jnp.ones(()))
-
-    return (lambda key: from_params(init_params(key))), (lambda s: from_params(s.ema_params))
+    def _step(self, rng_key: PRNGKey, state: SamplerState, fold: bool) -> tuple[SamplerState, Any]:
+        density = as_partial(self.target.log_density)
+        learned = functools.partial(
+            learn, objective=self.objective, optimizer=self.optimizer, fold=fold
+        )
+        if self.control.guided or is_traced((rng_key, state, density)):
+            return learned(density, None, self.control, self.extra, rng_key, state)
+        points = _ask(self.control, self.extra, rng_key, state, objective=self.objective, fold=fold)
+        answer = None if points is None else evaluation.values_and_grads(density, points)
+        return learned(None, answer, self.control, self.extra, rng_key, state)
 
 
-def apply_gradients(
+@kernel(effort="least")
+def _init_params(control: Control, rng_key: PRNGKey) -> Params:
+    return control.init(jax.random.split(rng_key)[0])
+
+
+@kernel(static=("objective", "optimizer"), effort="least")
+def _init_state(
+    control: Control, params: Params, *, objective: Objective, optimizer: Any
+) -> SamplerState:
+    iteration, memory = jnp.zeros((), jnp.int32), objective.init_memory(control, params)
+    opt_state = _transformation(optimizer).init(params)
+    return SamplerState(params, params, opt_state, iteration, memory, jnp.ones(()))
+
+
+class _AskedError(Exception):
+    """Carries the points out of an objective that asks for their densities."""
+
+
+@kernel(static=("objective", "fold"), effort="less")
+def _ask(
+    control: Control,
+    extra: ArrayTree,
+    rng_key: PRNGKey,
+    state: SamplerState,
+    *,
+    objective: Objective,
+    fold: bool,
+) -> Array | None:
+    """The points ``[n, dim]`` whose densities an iteration asks for; None for none."""
+
+    def ask(points: Array) -> Array:
+        raise _AskedError(points)
+
+    try:
+        objective(state.params, _now(control, extra, rng_key, state, fold, None), ask)
+    except _AskedError as asked:
+        points: Array = asked.args[0]
+        return points
+    return None
+
+
+@kernel(static=("objective", "optimizer", "fold"), effort="less")
+def learn(
+    density: Partial | None,
+    answer: tuple[Array, Array] | None,
+    control: Control,
+    extra: ArrayTree,
+    rng_key: PRNGKey,
+    state: SamplerState,
+    *,
+    objective: Objective,
+    optimizer: Any,
+    fold: bool,
+) -> tuple[SamplerState, Any]:
+    """One iteration, given the density itself or its values and gradients."""
+    gradient = None if density is None else jax.grad(lambda x: density(x))
+    now = _now(control, extra, rng_key, state, fold, gradient)
+
+    def evaluate(points: Array) -> Array:
+        if density is not None:
+            return jax.vmap(lambda x: density(x))(points)
+        assert answer is not None
+        return _answered(points, *answer)
+
+    def parts(params: Params) -> tuple[tuple[Array, ...], Loss]:
+        loss = objective(params, now, evaluate)
+        return loss.parts, loss
+
+    values, pull_back, loss = jax.vjp(parts, state.params, has_aux=True)
+    ones = [jnp.ones_like(value) for value in values]
+    if objective.part_clip is None:
+        (grads,) = pull_back(tuple(ones))
+        norm = optax.tree.norm(grads)
+    else:
+        limit = optax.clip_by_global_norm(getattr(objective, objective.part_clip))
+        each = [
+            pull_back(tuple(one if i == k else jnp.zeros_like(one) for i, one in enumerate(ones)))[
+                0
+            ]
+            for k in range(len(ones))
+        ]
+        norm = jnp.stack([optax.tree.norm(g) for g in each]).sum()
+        clipped = [limit.update(g, optax.EmptyState())[0] for g in each]
+        grads = jax.tree.map(lambda *g: sum(g[1:], g[0]), *clipped)
+    new_state = _updated(_transformation(optimizer), state, grads, objective.ema_decay)
+    return new_state._replace(memory=loss.memory), loss.info._replace(gradient_norm=norm)
+
+
+def _now(
+    control: Control,
+    extra: ArrayTree,
+    rng_key: PRNGKey,
+    state: SamplerState,
+    fold: bool,
+    gradient: GradientFn | None,
+) -> Now:
+    if fold:
+        rng_key = jax.random.fold_in(rng_key, state.iteration)
+    return Now(rng_key, control, state, extra, gradient)
+
+
+@jax.custom_jvp
+def _answered(points: Array, values: Array, grads: Array) -> Array:
+    """Log densities ``[n]`` that were found, as a function of the points ``[n, dim]``."""
+    return values
+
+
+@_answered.defjvp
+def _answered_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    _, values, grads = primals
+    # Where the density is zero or overflows its gradient says nothing.
+    grads = jnp.where(jnp.isfinite(grads), grads, 0.0)
+    return values, jnp.sum(grads * tangents[0], axis=-1)
+
+
+def _updated(
     optimizer: optax.GradientTransformation,
     state: SamplerState,
     grads: Params,
@@ -246,7 +472,156 @@ def apply_gradients(
     params = optax.apply_updates(state.params, updates)
     # A young average follows closely, so that it is never stuck at its starting point.
     decay = jnp.minimum(ema_decay, (1.0 + state.iteration) / (10.0 + state.iteration))
-    ema_params = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema_params, params)
+    ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
     new_state = state._replace(params=params, ema_params=ema_params, opt_state=opt_state)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
     return kept._replace(iteration=state.iteration + 1)
+
+
+def _transformation(optimizer: Any) -> optax.GradientTransformation:
+    return optimizer.transformation() if isinstance(optimizer, Adam) else optimizer
+
+
+def build(
+    target: Target,
+    objective: Objective,
+    *,
+    control: Control,
+    optimizer: optax.GradientTransformation | None = None,
+    extra: ArrayTree = (),
+    name: str | None = None,
+) -> Algorithm:
+    """The algorithm of an objective.
+
+    Args:
+      target: what to sample.
+      objective: what is minimised.
+      control: what is trained.
+      optimizer: any optax transformation; the objective's own `Adam` if None.
+      extra: constants that the objective finds in `Now.extra`.
+      name: for tables; the objective's if None.
+
+    Raises:
+      TypeError: the optimiser is none.
+      ValueError: base and target differ in dimension, or ``max_steps`` is not a power of two.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.algorithms import build
+      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), hidden=(8,))
+      >>> build(algorithm.target, algorithm.objective, control=algorithm.control).name
+      'osds'
+    """
+    check_base(target, control.base)
+    check_max_steps(objective.max_steps)
+    is_optax = callable(getattr(optimizer, "update", None))
+    if optimizer is not None and not (is_optax or isinstance(optimizer, Adam)):
+        raise TypeError(
+            "optimizer must be an optax transformation such as optax.adam(1e-3), got "
+            f"{type(optimizer).__name__}."
+        )
+    chosen = objective.optimizer() if optimizer is None else optimizer
+    return Algorithm(name or objective.name, target, control, objective, chosen, extra)
+
+
+def choose_base(target: Target, base: Base | None) -> Base:
+    """The base of an algorithm: the one given, or what the recipe would fit to the target.
+
+    From N(0, 1) a reverse KL would end in whatever mode it meets first, without a word.
+
+    Raises:
+      ValueError: base and target differ in dimension.
+    """
+    if base is None:
+        return bases.fit(jax.random.key(0), target)
+    check_base(target, base)
+    return as_pytree(base)
+
+
+def choose_network(
+    network: Any, dim: int, default: Callable[[], Any], hidden: tuple[int, ...]
+) -> Any:
+    """The network of a control, by its kind or as it is given.
+
+    Args:
+      network: ``"general"``, ``"structured"`` (`networks.Structured`, as many units as the widest
+        hidden layer), a linen module or anything else with ``init`` and ``apply``, called as
+        (x [dim], t [], d []) -> [dim].
+      dim: dimension of the space.
+      default: makes the general one.
+      hidden: widths of the hidden layers.
+
+    Raises:
+      TypeError: it has no ``init`` and ``apply``, or its control has another shape.
+      ValueError: no such kind.
+    """
+    if isinstance(network, str):
+        check_choice("network", network, ("general", "structured"))
+        check_widths(hidden)
+        return default() if network == "general" else Structured(dim, max(hidden))
+    if not (callable(getattr(network, "init", None)) and callable(getattr(network, "apply", None))):
+        raise TypeError(
+            "network must be 'general', 'structured', a linen module, or anything with init and "
+            f"apply (cs.networks.Network), got {type(network).__name__}."
+        )
+    return network
+
+
+def check_base(target: Target, base: Base) -> None:
+    """Raises unless base and target live in the same space.
+
+    Raises:
+      ValueError: their dimensions differ.
+    """
+    if base.dim != target.dim:
+        raise ValueError(
+            f"The base has dimension {base.dim} but target {target.name!r} has {target.dim}. "
+            f"Build the base for this target, e.g. cs.bases.fit_gaussian(rng_key, target)."
+        )
+
+
+class Constructor:
+    """An algorithm's constructor, ``(target, *, settings) -> Algorithm``, and its paper's preset.
+
+    Attributes:
+      paper: the same with the settings of the paper, ``(target, *, overrides) -> Algorithm``.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Algorithm],
+        objective: type[Objective],
+        paper: Callable[..., dict[str, Any]],
+    ) -> None:
+        self._make, self._paper, self._objective = make, paper, objective
+        functools.update_wrapper(self, make)
+        own = [
+            p for p in inspect.signature(make).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
+        taken = {p.name for p in own}
+        settings = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+            for f in dataclasses.fields(objective)
+            if f.name not in taken
+        ]
+        self.__signature__ = inspect.Signature([*own, *settings], return_annotation=Algorithm)
+
+    def __call__(self, target: Target, **settings: Any) -> Algorithm:
+        """Builds the algorithm with the defaults of this package."""
+        self._check(settings)
+        return self._make(target, **settings)
+
+    def paper(self, target: Target, **overrides: Any) -> Algorithm:
+        """Builds it with the settings of its paper: N(0, I) as the base unless one is given."""
+        self._check(overrides)
+        algorithm = self._make(target, **(self._paper(target, overrides) | overrides))
+        return dataclasses.replace(algorithm, name=f"{algorithm.name}.paper")
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        unknown = settings.keys() - self.__signature__.parameters.keys()
+        if unknown:
+            known = ", ".join(list(self.__signature__.parameters)[1:])
+            raise TypeError(
+                f"cs.{self._objective.name} has no setting {sorted(unknown)[0]!r}. It takes: "
+                f"{known}."
+            )

@@ -13,23 +13,18 @@ change of variables needs to be a bound.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from consistent_samplers import losses, simulate
-from consistent_samplers.algorithms.base import (
-    Algorithm,
-    SamplerState,
-    apply_gradients,
-    init_and_restart,
-)
+from consistent_samplers.algorithms.base import Algorithm, Evaluate, Loss, Now, Objective
 from consistent_samplers.bases import Component
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.sharding import shard_batch
-from consistent_samplers.types import Array, Params, PRNGKey
+from consistent_samplers.types import Array, Method, Params, PRNGKey
 
 
 class CalibrationInfo(NamedTuple):
@@ -50,18 +45,131 @@ class CalibrationInfo(NamedTuple):
     gradient_norm: Array
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration(Objective):
+    """Settings of calibration, beside those of `Objective`.
+
+    Attributes:
+      num_steps: K, the number of steps of the map to calibrate.
+      alpha: divergence that is minimised: 0 the reverse KL, which ends in the tightest ELBO but may
+        leave modes; 1 the importance-weighted forward KL, which covers what the draws reach; values
+        between them in between (`losses.pull_weight`).
+      monotonicity_weight: weight of the injectivity penalty. Each fold adds up to log 2 nats to
+        what the reverse KL sees, so that a light penalty is bought off.
+      monotonicity_margin: smallest eigenvalue asked of the Jacobian's symmetric part.
+      wide_scale: the penalty is also taken at base draws stretched by this factor, since folds
+        start in the tails, where a batch has few draws.
+      calibrated: name and methods of the algorithm that is calibrated, and its default steps.
+    """
+
+    learning_rate: Any = 3e-3
+    num_steps: int = 1
+    alpha: float = 0.0
+    monotonicity_weight: float = 1_000.0
+    monotonicity_margin: float = 0.05
+    wide_scale: float = 1.3
+    calibrated: tuple[str, tuple[Method, ...], int] = ("", ("map",), 1)
+
+    name: ClassVar[str] = "calibration"
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0.0:
+            raise ValueError(f"alpha must not be negative, got {self.alpha}.")
+
+    @property
+    def methods(self) -> tuple[Method, ...]:  # type: ignore[override]
+        """Those of the algorithm that is calibrated."""
+        return self.calibrated[1]
+
+    @property
+    def default_steps(self) -> int:
+        """That of the algorithm that is calibrated."""
+        return self.calibrated[2]
+
+    def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
+        """The reverse KL along its path gradient, or in full, and the injectivity penalty."""
+        control, stop = now.control, jax.lax.stop_gradient
+        key_base, key_probe = jax.random.split(now.rng_key)
+        half = jax.random.normal(key_base, ((self.batch_size + 1) // 2, control.dim))
+        x0 = shard_batch(jnp.concatenate([half, -half])[: self.batch_size])
+        component = control.draw_components(jax.random.fold_in(key_base, 1), self.batch_size)
+
+        def flow(params: Params, component: Component) -> simulate.ControlFn:
+            return control.bind(params, component, now.gradient)
+
+        def landing(x0: Array, component: Component) -> Array:
+            u = flow(params, component)
+            return simulate.flow_map(u, control.process, x0, self.num_steps)
+
+        def place(z: Array, component: Component) -> tuple[Array, Array]:
+            x = control.base.unwhiten(z, component)
+            return x, control.base.log_correction(x, component)
+
+        landed = jax.vmap(landing)(x0, component)
+        x, correction = jax.vmap(place)(landed, component)
+        log_rho = evaluate(x) + correction
+        log_p0 = jax.vmap(simulate.standard_normal_log_prob)(x0)
+
+        def score(x0: Array, component: Component) -> tuple[Array, Array, Array]:
+            u = flow(stop(params), component)
+            path, of_density = simulate.flow_score(u, control.process, x0, self.num_steps)
+            return path.log_abs_det.sum(), of_density, jnp.any(path.sign <= 0)
+
+        log_abs_det, of_density, folded = stop(jax.vmap(score)(x0, component))
+        log_weight = stop(log_rho) - log_p0 + log_abs_det
+        pull = losses.pull_weight(log_weight, self.alpha)
+        # None where the density is zero.
+        usable = jnp.isfinite(pull) & jnp.isfinite(log_weight) & jnp.isfinite(of_density).all(-1)
+        pull = jnp.where(usable, pull, 0.0)
+
+        def along_path(_: None) -> Array:
+            # Where T(x0) lies, pulled by the difference of the two scores.
+            towards = jnp.sum(jnp.where(usable[:, None], of_density, 0.0) * landed, axis=-1)
+            return (pull * (towards - jnp.where(usable, log_rho, 0.0))).mean()
+
+        def in_full(_: None) -> Array:
+            def log_det(x0: Array, component: Component) -> Array:
+                u = flow(params, component)
+                return simulate.flow_path(u, control.process, x0, self.num_steps).log_abs_det.sum()
+
+            log_weight = log_rho - log_p0 + jax.vmap(log_det)(x0, component)
+            return losses.reverse_kl(losses.tame(log_weight)).mean()
+
+        # What the path gradient leaves out has mean zero for injective maps only: where a map
+        # folds, the determinant's own gradient is what holds it back. And far from the target its
+        # pull is the noisier one.
+        far = jnp.abs(log_weight - jnp.median(log_weight)).max() > losses.TAME_LIMIT
+        divergence = jax.lax.cond(folded.any() | far, in_full, along_path, None)
+        penalty = self._penalty(params, now, key_probe, x0, component)
+        weighted = self.monotonicity_weight * penalty
+        elbo, reverse_kl = log_weight.mean(), losses.reverse_kl(losses.tame(log_weight)).mean()
+        info = CalibrationInfo(reverse_kl + weighted, elbo, penalty, folded.mean(), elbo)
+        return Loss((divergence + weighted,), info)
+
+    def _penalty(
+        self, params: Params, now: Now, rng_key: PRNGKey, x0: Array, component: Component
+    ) -> Array:
+        """Mean shortfall of the steps' smallest eigenvalues, at base draws and wider ones."""
+        num, control = -(-self.batch_size // 4), now.control
+        held = shard_batch(jnp.concatenate([x0[:num], self.wide_scale * x0[:num]]))
+        probe = jax.random.normal(rng_key, held.shape)
+        twice = jax.tree.map(lambda c: jnp.concatenate([c[:num], c[:num]]), component)
+
+        def shortfall(x0: Array, probe: Array, component: Component) -> Array:
+            u = control.bind(params, component, now.gradient)
+            _, jacobians = simulate.flow_jacobians(u, control.process, x0, self.num_steps)
+            return jax.vmap(
+                lambda j: losses.monotonicity_shortfall(j, probe, self.monotonicity_margin)
+            )(jacobians).sum()
+
+        return jax.vmap(shortfall)(held, probe, twice).mean()
+
+
 def calibration(
     algorithm: Algorithm,
     *,
-    num_steps: int = 1,
-    alpha: float = 0.0,
-    batch_size: int = 128,
-    learning_rate: float | optax.Schedule = 3e-3,
-    monotonicity_weight: float = 1_000.0,
-    monotonicity_margin: float = 0.05,
-    wide_scale: float = 1.3,
-    ema_decay: float = 0.99,
-    gradient_clip: float = 1.0,
+    optimizer: optax.GradientTransformation | None = None,
+    **settings: Any,
 ) -> Algorithm:
     """Turns a trained algorithm into one that calibrates its ``num_steps``-step map.
 
@@ -70,19 +178,8 @@ def calibration(
 
     Args:
       algorithm: any algorithm with a deterministic map.
-      num_steps: K, the number of steps of the map to calibrate.
-      alpha: divergence that is minimised: 0 the reverse KL, which ends in the tightest ELBO but may
-        leave modes; 1 the importance-weighted forward KL, which covers what the draws reach; values
-        between them in between (`losses.pull_weight`).
-      batch_size: base draws of one iteration.
-      learning_rate: Adam's.
-      monotonicity_weight: weight of the injectivity penalty. Each fold adds up to log 2 nats to
-        what the reverse KL sees, so that a light penalty is bought off.
-      monotonicity_margin: smallest eigenvalue asked of the Jacobian's symmetric part.
-      wide_scale: the penalty is also taken at base draws stretched by this factor, since folds
-        start in the tails, where a batch has few draws.
-      ema_decay: of the parameters that sample.
-      gradient_clip: on the global norm.
+      optimizer: an optax transformation; Adam at ``learning_rate`` if None.
+      **settings: see `Calibration`.
 
     Raises:
       ValueError: ``num_steps`` is not one the algorithm was trained for, or ``alpha`` is negative.
@@ -91,92 +188,24 @@ def calibration(
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
-      >>> algorithm = cs.osds(target, max_steps=2, hidden=(8,), guidance=None)
+      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> algorithm = cs.osds(target, base=base, max_steps=2, hidden=(8,), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # train it: cs.fit
       >>> step = cs.calibration(algorithm, batch_size=16)
       >>> _, info = jax.eval_shape(step.step, jax.random.key(1), step.restart(state))
       >>> info._fields
       ('loss', 'elbo', 'monotonicity_penalty', 'folded', 'gradient_norm')
     """
-    check_num_steps(num_steps, algorithm.control.max_flow_steps)
-    if alpha < 0.0:
-        raise ValueError(f"alpha must not be negative, got {alpha}.")
-    control, dim = algorithm.control, algorithm.base.dim
-    optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
-
-    init, restart = init_and_restart(control.init, optimizer)
-
-    def path_gradient(
-        params: Params, x0: Array, component: Component
-    ) -> tuple[Array, Array, Array]:
-        """Log weight, where to pull T(x0), and whether a step folds, of one base draw."""
-        here = control.at(component)
-        path, log_weight, gradient = simulate.flow_path_gradient(
-            here.bind(params), here.process, x0, here.log_density, num_steps
-        )
-        return log_weight, gradient, jnp.any(path.sign <= 0)
-
-    def exact_log_weight(params: Params, x0: Array, component: Component) -> Array:
-        here = control.at(component)
-        path = simulate.flow_path(here.bind(params), here.process, x0, num_steps)
-        return simulate.flow_log_weight(path, here.log_density)
-
-    def landing(params: Params, x0: Array, component: Component) -> Array:
-        here = control.at(component)
-        return simulate.flow_map(here.bind(params), here.process, x0, num_steps)
-
-    def shortfall(params: Params, x0: Array, probe: Array, component: Component) -> Array:
-        here = control.at(component)
-        _, jacobians = simulate.flow_jacobians(here.bind(params), here.process, x0, num_steps)
-        return jax.vmap(
-            lambda jacobian: losses.monotonicity_shortfall(jacobian, probe, monotonicity_margin)
-        )(jacobians).sum()
-
-    def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, CalibrationInfo]:
-        key_base, key_probe = jax.random.split(rng_key)
-        half = jax.random.normal(key_base, ((batch_size + 1) // 2, dim))
-        x0 = shard_batch(jnp.concatenate([half, -half])[:batch_size])
-        component = control.draw_components(jax.random.fold_in(key_base, 1), batch_size)
-        log_weight, gradient, folded = jax.vmap(path_gradient, (None, 0, 0))(
-            state.params, x0, component
-        )
-        pull = losses.pull_weight(log_weight, alpha)[:, None] * gradient
-        # None where the density is zero.
-        pull = jnp.where(jnp.isfinite(pull), pull, 0.0)
-
-        num_held = -(-batch_size // 4)
-        held = shard_batch(jnp.concatenate([x0[:num_held], wide_scale * x0[:num_held]]))
-        probe = jax.random.normal(key_probe, held.shape)
-        held_component = jax.tree.map(
-            lambda c: jnp.concatenate([c[:num_held], c[:num_held]]), component
-        )
-
-        def penalty_of(params: Params) -> Array:
-            return jax.vmap(shortfall, (None, 0, 0, 0))(params, held, probe, held_component).mean()
-
-        def along_path(params: Params) -> Array:
-            landed = jax.vmap(landing, (None, 0, 0))(params, x0, component)
-            return jnp.sum(pull * landed, axis=-1).mean()
-
-        def in_full(params: Params) -> Array:
-            log_weight = jax.vmap(exact_log_weight, (None, 0, 0))(params, x0, component)
-            return losses.reverse_kl(losses.tame(log_weight)).mean()
-
-        # What the path gradient leaves out has mean zero for injective maps only: where a map
-        # folds, the determinant's own gradient is what holds it back. And far from the target its
-        # pull is the noisier one.
-        far = jnp.abs(log_weight - jnp.median(log_weight)).max() > losses.TAME_LIMIT
-        grads = jax.lax.cond(
-            folded.any() | far, jax.grad(in_full), jax.grad(along_path), state.params
-        )
-        penalty, of_penalty = jax.value_and_grad(penalty_of)(state.params)
-        grads = jax.tree.map(lambda g, p: g + monotonicity_weight * p, grads, of_penalty)
-        elbo = log_weight.mean()
-        loss = losses.reverse_kl(losses.tame(log_weight)).mean() + monotonicity_weight * penalty
-        info = CalibrationInfo(loss, elbo, penalty, folded.mean(), optax.tree.norm(grads))
-        return apply_gradients(optimizer, state, grads, ema_decay), info
-
+    own = algorithm.objective
+    objective = Calibration(
+        max_steps=own.max_steps,
+        calibrated=(algorithm.name, own.methods, own.default_steps),
+        **settings,
+    )
+    check_num_steps(objective.num_steps, algorithm.control.max_flow_steps)
     return dataclasses.replace(
-        algorithm, name=f"{algorithm.name}.calibration", init=init, step=step, restart=restart
+        algorithm,
+        name=f"{algorithm.name}.calibration",
+        objective=objective,
+        optimizer=objective.optimizer() if optimizer is None else optimizer,
     )

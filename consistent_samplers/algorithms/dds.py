@@ -11,33 +11,50 @@ the target as a gated input.
 """
 
 import dataclasses
-from typing import Any, Unpack
+from typing import Any, ClassVar
+
+import optax
 
 from consistent_samplers import schedules
-from consistent_samplers.algorithms.base import Algorithm, WithPaperPreset
-from consistent_samplers.algorithms.stochastic import StochasticSettings, stochastic_sampler
-from consistent_samplers.bases import Base
-from consistent_samplers.processes import OrnsteinUhlenbeck
-from consistent_samplers.targets.base import Target
+from consistent_samplers.algorithms.base import Algorithm, Constructor
+from consistent_samplers.algorithms.stochastic import Stochastic, build_on_paths
+from consistent_samplers.bases import Base, standard_normal
+from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
+from consistent_samplers.targets import Target
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDS(Stochastic):
+    """Settings of DDS: those of `Stochastic`. The noising rate is 10 to 0.01 as cos² if None."""
+
+    integrator: Integrator = "denoising"
+
+    name: ClassVar[str] = "dds"
+
+    def process(self) -> OrnsteinUhlenbeck:
+        """The noising process."""
+        return OrnsteinUhlenbeck(self.schedule or schedules.cosine(), self.integrator)
 
 
 def _dds(
     target: Target,
     *,
     base: Base | None = None,
-    schedule: schedules.Schedule | None = None,
-    **settings: Unpack[StochasticSettings],
+    network: Any = "general",
+    optimizer: optax.GradientTransformation | None = None,
+    **settings: Any,
 ) -> Algorithm:
     """Denoising diffusion sampler, with defaults of ours.
 
     Args:
       target: what to sample.
-      base: where samples start; a standard normal if None.
-      schedule: noising rate; 10 to 0.01 as cos² if None.
-      **settings: see `stochastic.StochasticSettings`.
+      base: where samples start; fitted to the target if None.
+      network: ``"general"``, ``"structured"``, or one's own (`algorithms.base.choose_network`).
+      optimizer: an optax transformation; Adam at ``learning_rate`` if None.
+      **settings: see `DDS`.
 
     Returns:
-      An `Algorithm`; it samples in ``max_steps`` steps with stochastic weights unless told
+      An `Algorithm`; it samples in ``max_steps`` steps of the stochastic path unless told
       otherwise.
 
     Raises:
@@ -46,34 +63,20 @@ def _dds(
 
     Example:
       >>> import consistent_samplers as cs
-      >>> algorithm = cs.dds(cs.targets.funnel(3), max_steps=8, hidden=(8,))
+      >>> target, base = cs.targets.funnel(3), cs.bases.standard_normal(3)
+      >>> algorithm = cs.dds(target, base=base, max_steps=8, hidden=(8,))
       >>> algorithm.control.process.integrator, algorithm.max_steps
       ('denoising', 8)
-      >>> cs.dds.paper(cs.targets.funnel(3)).max_steps
+      >>> cs.dds.paper(target).max_steps
       128
     """
-    process = OrnsteinUhlenbeck(schedule or schedules.cosine(), "denoising")
-    return stochastic_sampler(
-        "dds",
-        target,
-        process,
-        base=base,
-        **settings,
-    )
+    return build_on_paths(target, DDS(**settings), base, network, optimizer)
 
 
-def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Algorithm:
-    """DDS with the settings of its paper: reverse KL, cos² schedule.
-
-    N(0, I) unless a base is given. The paper takes batches of 300, a learning rate that falls
-    from 5e-3, and 64 to 256 steps.
-
-    Args:
-      target: what to sample.
-      base: where samples start; a standard normal if None.
-      **overrides: any setting of ``cs.dds``.
-    """
-    settings: dict[str, Any] = {
+def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Reverse KL, cos² schedule; the paper has a learning rate that falls from 5e-3."""
+    return {
+        "base": standard_normal(target.dim),
         "max_steps": 128,
         "anneal_iterations": 0,
         "train_steps": (overrides.get("max_steps", 128),),
@@ -84,8 +87,6 @@ def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Alg
         "elementwise_gain": False,
         "schedule": schedules.cosine(0.01, 10.0),
     }
-    algorithm = _dds(target, base=base, **(settings | overrides))
-    return dataclasses.replace(algorithm, name="dds.paper")
 
 
-dds = WithPaperPreset(_dds, _paper)
+dds = Constructor(_dds, DDS, _paper)

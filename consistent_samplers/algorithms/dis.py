@@ -8,35 +8,48 @@ the gated score lerp(∇ log p0, ∇ log ρ, t).
 """
 
 import dataclasses
-from typing import Any, Unpack
+from typing import Any, ClassVar
+
+import optax
 
 from consistent_samplers import schedules
-from consistent_samplers.algorithms.base import Algorithm, WithPaperPreset
-from consistent_samplers.algorithms.stochastic import StochasticSettings, stochastic_sampler
-from consistent_samplers.bases import Base
-from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
-from consistent_samplers.targets.base import Target
+from consistent_samplers.algorithms.base import Algorithm, Constructor
+from consistent_samplers.algorithms.stochastic import Stochastic, build_on_paths
+from consistent_samplers.bases import Base, standard_normal
+from consistent_samplers.processes import OrnsteinUhlenbeck
+from consistent_samplers.targets import Target
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DIS(Stochastic):
+    """Settings of DIS: those of `Stochastic`. The noising rate is 10 to 0.01 as cos² if None."""
+
+    name: ClassVar[str] = "dis"
+
+    def process(self) -> OrnsteinUhlenbeck:
+        """The noising process."""
+        return OrnsteinUhlenbeck(self.schedule or schedules.cosine(), self.integrator)
 
 
 def _dis(
     target: Target,
     *,
     base: Base | None = None,
-    schedule: schedules.Schedule | None = None,
-    integrator: Integrator = "exponential",
-    **settings: Unpack[StochasticSettings],
+    network: Any = "general",
+    optimizer: optax.GradientTransformation | None = None,
+    **settings: Any,
 ) -> Algorithm:
     """Time-reversed diffusion sampler, with defaults of ours.
 
     Args:
       target: what to sample.
-      base: where samples start; a standard normal if None.
-      schedule: noising rate; from 10 to 0.01 as cos² if None.
-      integrator: discretisation of the SDE and the flow.
-      **settings: see `stochastic.StochasticSettings`.
+      base: where samples start; fitted to the target if None.
+      network: ``"general"``, ``"structured"``, or one's own (`algorithms.base.choose_network`).
+      optimizer: an optax transformation; Adam at ``learning_rate`` if None.
+      **settings: see `DIS`.
 
     Returns:
-      An `Algorithm`; it samples in ``max_steps`` steps with stochastic weights unless told
+      An `Algorithm`; it samples in ``max_steps`` steps of the stochastic path unless told
       otherwise.
 
     Raises:
@@ -46,37 +59,23 @@ def _dis(
     Example:
       >>> import jax
       >>> import consistent_samplers as cs
+      >>> target, base = cs.targets.funnel(3), cs.bases.standard_normal(3)
       >>> algorithm = cs.dis(
-      ...     cs.targets.funnel(3), max_steps=8, hidden=(8,), learned_kernels="backward"
+      ...     target, base=base, max_steps=8, hidden=(8,), learned_kernels="backward"
       ... )
       >>> state = algorithm.init(jax.random.key(0))
-      >>> algorithm.bounds[0], sorted(state.params)
-      ('lower', ['backward', 'control'])
-      >>> cs.dis.paper(cs.targets.funnel(3), max_steps=64).name
+      >>> algorithm.methods[0], sorted(state.params)
+      ('path', ['backward', 'control'])
+      >>> cs.dis.paper(target, max_steps=64).name
       'dis.paper'
     """
-    process = OrnsteinUhlenbeck(schedule or schedules.cosine(), integrator)
-    return stochastic_sampler(
-        "dis",
-        target,
-        process,
-        base=base,
-        **settings,
-    )
+    return build_on_paths(target, DIS(**settings), base, network, optimizer)
 
 
-def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Algorithm:
-    """DIS with the settings of its paper.
-
-    N(0, I) unless a base is given, Euler-Maruyama steps, β from 10 to 0.1 linearly, log-variance
-    divergence at batch 2,048 and learning rate 5e-3.
-
-    Args:
-      target: what to sample.
-      base: where samples start; a standard normal if None.
-      **overrides: any setting of ``cs.dis``.
-    """
-    settings: dict[str, Any] = {
+def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Euler-Maruyama steps, β from 10 to 0.1 linearly, log-variance divergence at batch 2,048."""
+    return {
+        "base": standard_normal(target.dim),
         "max_steps": 128,
         "anneal_iterations": 0,
         "train_steps": (overrides.get("max_steps", 128),),
@@ -88,8 +87,6 @@ def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Alg
         "schedule": schedules.linear(0.1, 10.0),
         "integrator": "euler_maruyama",
     }
-    algorithm = _dis(target, base=base, **(settings | overrides))
-    return dataclasses.replace(algorithm, name="dis.paper")
 
 
-dis = WithPaperPreset(_dis, _paper)
+dis = Constructor(_dis, DIS, _paper)

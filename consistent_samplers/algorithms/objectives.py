@@ -5,18 +5,21 @@ from wherever they come, and differentiate their weights only: no back-propagati
 and a replay buffer may supply some of the paths.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from consistent_samplers import losses, networks, simulate
-from consistent_samplers.algorithms.base import check_choice
-from consistent_samplers.algorithms.control import Control
+from consistent_samplers import losses, simulate
+from consistent_samplers.algorithms.base import Evaluate, Now
 from consistent_samplers.bases import Component
+from consistent_samplers.checks import check_choice
+from consistent_samplers.maps import Control
+from consistent_samplers.networks import ScalarMLP
 from consistent_samplers.sharding import shard_batch
-from consistent_samplers.types import Array, LogDensityFn, Params, PRNGKey
+from consistent_samplers.types import Array, Params, PRNGKey
 
 ControlLoss: TypeAlias = Literal[
     "reverse_kl",
@@ -36,159 +39,221 @@ ON_POLICY: tuple[ControlLoss, ...] = ("reverse_kl", "path_gradient")
 
 # The learned log Z moves this many times faster than the networks' weights.
 _LOG_Z_RATE = 10.0
+_NUM_START_DRAWS = 512
 
 
 class PathBatch(NamedTuple):
     """Paths simulated for one iteration; no gradient.
 
     Attributes:
-      position: ``[batch_size, num_steps + 1, dim]``.
-      log_weight: ``[batch_size]``.
+      position: ``[batch_size, most_steps + 1, dim]``, of which the first ``num_steps + 1`` points
+        are the path.
+      log_weight: ``[batch_size]``, of ρ whatever the training target.
       component: of the base, in whose frame each path runs.
+      num_steps: ``[]``.
     """
 
     position: Array
     log_weight: Array
-    component: Component = ()
+    component: Component
+    num_steps: Array
 
 
-class PathLossFn(Protocol):
-    """``(params, rng_key, num_steps, *, temper=1, replayed=None) -> (loss, PathBatch)``."""
-
-    def __call__(
-        self,
-        params: Params,
-        rng_key: PRNGKey,
-        num_steps: int,
-        *,
-        temper: Array | float = 1.0,
-        replayed: Array | None = None,
-    ) -> tuple[Array, PathBatch]:
-        """The loss ``[]`` of a fresh batch, and of paths to end points ``[n, dim]`` if given.
-
-        Trains towards p0^(1 - temper) ρ^temper; the batch's weights are those of ρ.
-        """
-        ...
-
-
-class Objective(NamedTuple):
-    """A control loss.
-
-    Attributes:
-      init: ``(rng_key) -> dict`` of the loss's own parameters.
-      path_loss: the loss.
-    """
-
-    init: Callable[[PRNGKey], dict[str, Params]]
-    path_loss: PathLossFn
-
-
-def build_objective(
-    control: Control,
-    dim: int,
-    *,
-    loss: ControlLoss,
-    batch_size: int,
-    hidden: tuple[int, ...],
-    segment_share: float = 0.25,
-) -> Objective:
+@dataclasses.dataclass(frozen=True)
+class PathLoss:
     """A control loss by its name.
 
-    Args:
-      control: what is trained.
-      dim: dimension of the target.
-      loss: ``"reverse_kl"`` (Zhang & Chen, 2022; Berner et al., 2024), ``"path_gradient"`` the
+    Attributes:
+      kind: ``"reverse_kl"`` (Zhang & Chen, 2022; Berner et al., 2024), ``"path_gradient"`` the
         same without the score term, whose mean is zero (Roeder et al., 2017; Vaitl et al., 2022),
         ``"log_variance"`` (Richter & Berner, 2024), ``"trajectory_balance"`` with a learned log Z,
         or ``"sub_trajectory_balance"`` with a learned flow, on a stretch of each path.
       batch_size: paths simulated an iteration.
       hidden: widths of the flow's hidden layers.
+      step_counts: numbers of steps that paths may have.
       segment_share: length of the stretch, as a share of the path.
-
-    Raises:
-      ValueError: no such loss.
     """
-    check_choice("loss", loss, CONTROL_LOSSES)
-    log_flow = networks.scalar_mlp(dim, hidden=hidden)
 
-    def init(rng_key: PRNGKey) -> dict[str, Params]:
-        if "trajectory_balance" not in loss:
+    kind: ControlLoss
+    batch_size: int
+    hidden: tuple[int, ...]
+    step_counts: tuple[int, ...]
+    segment_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.kind, CONTROL_LOSSES)
+
+    def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
+        """The loss's own parameters."""
+        if "trajectory_balance" not in self.kind:
             return {}
-        key_base, key_flow = jax.random.split(rng_key)
+        key_base, key_flow = jax.random.split(jax.random.fold_in(rng_key, 1))
         # Start log Z where the base alone sees it: the weights of a posterior may be far from 1.
-        z = jax.random.normal(key_base, (512, dim))
-        component = control.draw_components(jax.random.fold_in(key_base, 1), 512)
-        log_rho = jax.vmap(lambda z, c: control.at(c).log_density(z))(z, component)
-        log_weight = log_rho - jax.vmap(simulate.standard_normal_log_prob)(z)
+        x = control.base.sample(key_base, _NUM_START_DRAWS)
+        log_weight = evaluate(x) - control.base.log_prob(x)
         start = jnp.median(jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf))
         params = {"log_z": jnp.where(jnp.isfinite(start), start, 0.0) / _LOG_Z_RATE}
-        if loss == "sub_trajectory_balance":
-            params["log_flow"] = log_flow.init(key_flow)
+        if self.kind == "sub_trajectory_balance":
+            flow = ScalarMLP(self.hidden)
+            params["log_flow"] = flow.init(key_flow, jnp.zeros(control.dim), jnp.zeros(()))
         return params
 
-    def tempered(component: Component, temper: Array | float) -> LogDensityFn:
-        """The training target in a frame."""
-        log_density = control.at(component).log_density
-
-        def log_rho(x: Array) -> Array:
-            return (1.0 - temper) * simulate.standard_normal_log_prob(x) + temper * log_density(x)
-
-        return log_rho
-
-    def simulate_paths(
-        params: Params, rng_key: PRNGKey, num_steps: int, temper: Array | float
-    ) -> tuple[simulate.StochasticPath, Component]:
-        key_base, key_path = jax.random.split(rng_key)
-        x0 = shard_batch(jax.random.normal(key_base, (batch_size, dim)))
-        keys = jax.random.split(key_path, batch_size)
-        component = control.draw_components(jax.random.fold_in(key_base, 1), batch_size)
-
-        def one(key: PRNGKey, x: Array, component: Component) -> simulate.StochasticPath:
-            here = control.at(component).on_training_paths()
-            kernels, weighing = here.kernels(params), None
-            if loss == "path_gradient":
-                still = here.kernels(jax.lax.stop_gradient(params))
-                weighing = kernels._replace(forward=still.forward)
-            log_rho = tempered(component, temper)
-            return simulate.stochastic_path(
-                key, x, kernels, log_rho, num_steps, density_kernels=weighing
-            )
-
-        return jax.vmap(one)(keys, x0, component), component
-
-    def given_loss(
+    def __call__(
+        self,
         params: Params,
+        now: Now,
         rng_key: PRNGKey,
+        evaluate: Evaluate,
+        *,
+        which: Array | int = 0,
+        temper: Array | float = 1.0,
+        replayed: Array | None = None,
+    ) -> tuple[Array, PathBatch]:
+        """The loss ``[]`` of a fresh batch, and of paths to end points ``[n, dim]`` if given.
+
+        Args:
+          params: parameters.
+          now: what else is known.
+          rng_key: key of the paths.
+          evaluate: log densities; called once.
+          which: index of the number of steps among ``step_counts``.
+          temper: trains towards p0^(1 - temper) ρ^temper.
+          replayed: end points, in the frame of a base of one component.
+        """
+        key_fresh, key_replay, key_segment = jax.random.split(rng_key, 3)
+        stop = jax.lax.stop_gradient
+        on_policy = self.kind in ON_POLICY
+        control = now.control.on_training_paths()
+        num_steps = jnp.asarray(self.step_counts)[which]
+        moving = params if on_policy else stop(params)
+        simulated = [
+            lambda n=n: self._simulate(moving, now, control, key_fresh, key_replay, n, replayed)
+            for n in self.step_counts
+        ]
+        position, log_ratio, component = jax.lax.switch(which, simulated)
+        finite = jnp.isfinite(position).all(axis=(1, 2))
+        # A path that ran off to infinity teaches nothing, and would make every gradient NaN.
+        position = jnp.where(finite[:, None, None], position, 0.0)
+        if not on_policy:
+            position = stop(position)
+        points, first = self._points(position, num_steps, key_segment)
+        log_rho = self._log_rho(control, points, component, evaluate)
+        tempered = (1.0 - temper) * _log_normal(points) + temper * log_rho
+
+        start, end = position[:, 0], tempered[:, -1]
+        if on_policy:
+            log_weight = end - _log_normal(start) + log_ratio
+            loss = losses.reverse_kl(log_weight).mean()
+        else:
+            given = (params, now, control, position, component, first, tempered)
+            branches = [lambda n=n: self._given(*given, n) for n in self.step_counts]
+            of_path = jax.lax.switch(which, branches)
+            loss, log_ratio = self._balance(params, start, end, of_path, finite)
+            log_weight = end - _log_normal(start) + log_ratio
+        fresh = slice(0, self.batch_size)
+        log_weight = stop(log_weight + log_rho[:, -1] - end)[fresh]
+        log_weight = jnp.where(finite[fresh], log_weight, -jnp.inf)
+        of_fresh = jax.tree.map(lambda c: c[fresh], component)
+        return loss, PathBatch(stop(position)[fresh], log_weight, of_fresh, num_steps)
+
+    def _simulate(
+        self,
+        params: Params,
+        now: Now,
+        control: Control,
+        key_fresh: PRNGKey,
+        key_replay: PRNGKey,
+        num_steps: int,
+        replayed: Array | None,
+    ) -> tuple[Array, Array, Component]:
+        """Paths ``[n, most_steps + 1, dim]``, their summed log ratios ``[n]``, and frames."""
+        key_base, key_path = jax.random.split(key_fresh)
+        x0 = shard_batch(jax.random.normal(key_base, (self.batch_size, control.dim)))
+        keys = jax.random.split(key_path, self.batch_size)
+        component = control.draw_components(jax.random.fold_in(key_base, 1), self.batch_size)
+
+        def one(key: PRNGKey, x: Array, component: Component) -> tuple[Array, Array]:
+            kernels, weighing = control.kernels(params, component, now.gradient), None
+            if self.kind == "path_gradient":
+                still = control.kernels(jax.lax.stop_gradient(params), component, now.gradient)
+                weighing = kernels._replace(forward=still.forward)
+            path, log_ratio = simulate.simulate_path(
+                key, x, kernels, num_steps, density_kernels=weighing
+            )
+            return path, log_ratio.sum()
+
+        position, log_ratio = jax.vmap(one)(keys, x0, component)
+        if replayed is not None:
+            kernels = now.control.kernels(params, (), now.gradient)
+            keys = jax.random.split(key_replay, replayed.shape[0])
+            back = jax.vmap(lambda k, x: simulate.backward_path(k, x, kernels, num_steps))
+            position = jnp.concatenate([position, back(keys, replayed)])
+            log_ratio = jnp.concatenate([log_ratio, jnp.zeros(replayed.shape[0])])
+        room = max(self.step_counts) - num_steps
+        return jnp.pad(position, ((0, 0), (0, room), (0, 0))), log_ratio, component
+
+    def _length(self, num_steps: int) -> int:
+        """Steps of the stretch that sub-trajectory balance looks at."""
+        return max(1, round(self.segment_share * num_steps))
+
+    def _points(self, position: Array, num_steps: Array, rng_key: PRNGKey) -> tuple[Array, Array]:
+        """Where the density is asked for ``[n, num_points, dim]``: the ends, or a stretch of each.
+
+        And the step ``[n]`` at which the stretch begins.
+        """
+        num = position.shape[0]
+        if self.kind != "sub_trajectory_balance":
+            return position[:, num_steps][:, None], jnp.full(num, 0)
+        lengths = jnp.asarray([self._length(n) for n in self.step_counts])
+        length = lengths[jnp.searchsorted(jnp.asarray(self.step_counts), num_steps)]
+        share = jax.random.uniform(rng_key, (num,))
+        first = jnp.floor(share * (num_steps - length + 1)).astype(jnp.int32)
+        first = jnp.minimum(first, num_steps - length)
+        most = max(self._length(n) for n in self.step_counts)
+        index = first[:, None] + jnp.minimum(jnp.arange(most + 1), length)
+        return jnp.take_along_axis(position, index[:, :, None], axis=1), first
+
+    def _log_rho(
+        self, control: Control, points: Array, component: Component, evaluate: Evaluate
+    ) -> Array:
+        """Log densities in the frames of the paths: ``[n, num_points]``."""
+        base = control.base
+
+        def place(z: Array, component: Component) -> Array:
+            return jax.vmap(lambda z: base.unwhiten(z, component))(z)
+
+        def correction(x: Array, component: Component) -> Array:
+            return jax.vmap(lambda x: base.log_correction(x, component))(x)
+
+        x = jax.vmap(place)(points, component)
+        values = evaluate(x.reshape(-1, control.dim)).reshape(points.shape[:2])
+        return values + jax.vmap(correction)(x, component)
+
+    def _given(
+        self,
+        params: Params,
+        now: Now,
+        control: Control,
         position: Array,
         component: Component,
+        first: Array,
+        tempered: Array,
         num_steps: int,
-        temper: Array | float,
-    ) -> Array:
-        """Loss of given paths ``[n, num_steps + 1, dim]``."""
-        if loss != "sub_trajectory_balance":
+    ) -> tuple[Array, Array]:
+        """Of given paths: log ratio of the whole, and imbalance of the stretch, ``[n]`` each."""
+        log_flow = ScalarMLP(self.hidden)
 
-            def path_log_weight(path: Array, component: Component) -> Array:
-                kernels = control.at(component).on_training_paths().kernels(params)
-                log_ratio = simulate.path_log_ratio(path, kernels, num_steps)
-                return simulate.path_log_weight(path, log_ratio, tempered(component, temper))
-
-            log_weight = jax.vmap(path_log_weight)(position, component)
-            log_weight = losses.tame(log_weight)
-            if loss == "log_variance":
-                return losses.log_variance(log_weight).mean()
-            log_z = _LOG_Z_RATE * params["log_z"]
-            return losses.trajectory_balance(log_weight, log_z).mean()
-
-        length = max(1, round(segment_share * num_steps))
-        first = jax.random.randint(rng_key, (position.shape[0],), 0, num_steps - length + 1)
-
-        def segment_loss(path: Array, first: Array, component: Component) -> Array:
-            kernels = control.at(component).on_training_paths().kernels(params)
+        def one(path: Array, component: Component, first: Array, log_rho: Array) -> Any:
+            kernels = control.kernels(params, component, now.gradient)
+            if self.kind != "sub_trajectory_balance":
+                path = path[: num_steps + 1]
+                ratio = simulate.path_log_ratio(path, kernels, num_steps).sum()
+                return ratio, jnp.zeros_like(ratio)
+            length = self._length(num_steps)
             stretch = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
             log_ratio = simulate.path_log_ratio(stretch, kernels, num_steps, first)
             index = first + jnp.arange(length + 1)
-            log_p0 = jax.vmap(simulate.standard_normal_log_prob)(stretch)
-            log_rho = jax.vmap(tempered(component, temper))(stretch)
+            log_p0, log_rho = _log_normal(stretch), log_rho[: length + 1]
             t = index / num_steps
             learned = jax.vmap(lambda x, t: log_flow.apply(params["log_flow"], x, t))(stretch, t)
             log_z = _LOG_Z_RATE * params["log_z"]
@@ -196,46 +261,39 @@ def build_objective(
             middle = (1.0 - t) * (log_z + log_p0) + t * log_rho + learned
             flow = jnp.where(index == 0, log_z + log_p0, middle)
             flow = jnp.where(index == num_steps, log_rho, flow)
-            return losses.sub_trajectory_balance(flow, log_ratio)
+            return log_ratio.sum(), losses.sub_trajectory_balance(flow, log_ratio)
 
-        return jax.vmap(segment_loss)(position, first, component).mean()
+        return jax.vmap(one)(position, component, first, tempered)
 
-    def path_loss(
+    def _balance(
+        self,
         params: Params,
-        rng_key: PRNGKey,
-        num_steps: int,
-        *,
-        temper: Array | float = 1.0,
-        replayed: Array | None = None,
-    ) -> tuple[Array, PathBatch]:
-        key_fresh, key_replay, key_segment = jax.random.split(rng_key, 3)
-        stop = jax.lax.stop_gradient
+        start: Array,
+        end: Array,
+        of_path: tuple[Array, Array],
+        finite: Array,
+    ) -> tuple[Array, Array]:
+        """The loss of given paths, and their log ratios."""
+        log_ratio, imbalance = of_path
+        if self.kind == "sub_trajectory_balance":
+            good = finite & jnp.isfinite(imbalance)
+            return jnp.where(good, imbalance, 0.0).mean(), log_ratio
+        log_weight = end - _log_normal(start) + log_ratio
+        good = finite & jnp.isfinite(end)
+        usual = jnp.nanmedian(jnp.where(good, jax.lax.stop_gradient(log_weight), jnp.nan))
+        log_weight = losses.tame(jnp.where(good, log_weight, usual))
+        if self.kind == "log_variance":
+            return losses.log_variance(log_weight).mean(), log_ratio
+        log_z = _LOG_Z_RATE * params["log_z"]
+        return losses.trajectory_balance(log_weight, log_z).mean(), log_ratio
 
-        def batch(paths: simulate.StochasticPath, component: Component) -> PathBatch:
-            def untempered(x: Array, component: Component) -> Array:
-                return control.at(component).log_density(x) - tempered(component, temper)(x)
 
-            change = jax.vmap(untempered)(paths.position[:, -1], component)
-            return PathBatch(stop(paths.position), stop(paths.log_weight + change), component)
-
-        if loss in ON_POLICY:
-            paths, component = simulate_paths(params, key_fresh, num_steps, temper)
-            return losses.reverse_kl(paths.log_weight).mean(), batch(paths, component)
-        paths, component = simulate_paths(stop(params), key_fresh, num_steps, temper)
-        fresh = batch(paths, component)
-        position = paths.position
-        if replayed is not None:
-            kernels = control.kernels(stop(params))
-            keys = jax.random.split(key_replay, replayed.shape[0])
-            back = jax.vmap(lambda k, x: simulate.backward_path(k, x, kernels, num_steps))
-            position = jnp.concatenate([position, back(keys, replayed)])
-        # A path that ran off to infinity teaches nothing, and would make every gradient NaN.
-        log_rho = jax.vmap(lambda x, c: tempered(c, temper)(x))(position[:, -1], component)
-        good = jnp.isfinite(position).all(axis=(1, 2)) & jnp.isfinite(log_rho)
-        position = stop(jnp.where(good[:, None, None], position, 0.0))
-        return given_loss(params, key_segment, position, component, num_steps, temper), fresh
-
-    return Objective(init, path_loss)
+def _log_normal(z: Array) -> Array:
+    """Log density of N(0, I): ``[..., dim] -> [...]``."""
+    log_prob: Callable[[Array], Array] = jnp.vectorize(
+        simulate.standard_normal_log_prob, signature="(d)->()"
+    )
+    return log_prob(z)
 
 
 def annealing(iteration: Array, num_iterations: int) -> Array:

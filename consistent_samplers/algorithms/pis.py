@@ -10,31 +10,55 @@ probability flow, x + (√(t+d) - √t) u, and may be distilled.
 """
 
 import dataclasses
-from typing import Any, Unpack
+from typing import Any, ClassVar
+
+import optax
 
 from consistent_samplers import schedules
-from consistent_samplers.algorithms.base import Algorithm, WithPaperPreset
-from consistent_samplers.algorithms.stochastic import StochasticSettings, stochastic_sampler
-from consistent_samplers.bases import Base
+from consistent_samplers.algorithms.base import Algorithm, Constructor
+from consistent_samplers.algorithms.stochastic import Stochastic, build_on_paths
+from consistent_samplers.bases import Base, standard_normal
 from consistent_samplers.processes import OrnsteinUhlenbeck
-from consistent_samplers.targets.base import Target
+from consistent_samplers.targets import Target
+from consistent_samplers.types import Method
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PIS(Stochastic):
+    """Settings of PIS: those of `Stochastic`, but for the process, which is given."""
+
+    name: ClassVar[str] = "pis"
+    methods: ClassVar[tuple[Method, ...]] = ("path", "map")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule is not None or self.integrator != "exponential":
+            raise ValueError("cs.pis is a Brownian motion: it takes no schedule and no integrator.")
+
+    def process(self) -> OrnsteinUhlenbeck:
+        """The noising process."""
+        return OrnsteinUhlenbeck(schedules.brownian())
 
 
 def _pis(
     target: Target,
     *,
     base: Base | None = None,
-    **settings: Unpack[StochasticSettings],
+    network: Any = "general",
+    optimizer: optax.GradientTransformation | None = None,
+    **settings: Any,
 ) -> Algorithm:
     """Path integral sampler, with defaults of ours.
 
     Args:
       target: what to sample.
-      base: where samples start; a standard normal if None.
-      **settings: see `stochastic.StochasticSettings`.
+      base: where samples start; fitted to the target if None.
+      network: ``"general"``, ``"structured"``, or one's own (`algorithms.base.choose_network`).
+      optimizer: an optax transformation; Adam at ``learning_rate`` if None.
+      **settings: see `PIS`.
 
     Returns:
-      An `Algorithm`; it samples in ``max_steps`` steps with stochastic weights unless told
+      An `Algorithm`; it samples in ``max_steps`` steps of the stochastic path unless told
       otherwise.
 
     Raises:
@@ -43,37 +67,22 @@ def _pis(
 
     Example:
       >>> import consistent_samplers as cs
-      >>> algorithm = cs.pis(cs.targets.funnel(3), max_steps=8, hidden=(8,))
-      >>> algorithm.bounds
-      ('lower', 'lower-if-injective')
+      >>> target, base = cs.targets.funnel(3), cs.bases.standard_normal(3)
+      >>> algorithm = cs.pis(target, base=base, max_steps=8, hidden=(8,))
+      >>> algorithm.methods
+      ('path', 'map')
       >>> round(float(algorithm.control.process.signal(0.25)), 3)  # √t: a Brownian motion
       0.5
-      >>> cs.pis.paper(cs.targets.funnel(3)).name
+      >>> cs.pis.paper(target).name
       'pis.paper'
     """
-    process = OrnsteinUhlenbeck(schedules.brownian())
-    return stochastic_sampler(
-        "pis",
-        target,
-        process,
-        base=base,
-        **settings,
-        bounds=("lower", "lower-if-injective"),
-    )
+    return build_on_paths(target, PIS(**settings), base, network, optimizer)
 
 
-def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Algorithm:
-    """PIS with the settings of its paper: reverse KL, 100 or more uniform steps.
-
-    Reference N(0, I) unless a base is given; the paper's network is an embedding of time plus the
-    gated ∇ log ρ.
-
-    Args:
-      target: what to sample.
-      base: where samples start; a standard normal if None.
-      **overrides: any setting of ``cs.pis``.
-    """
-    settings: dict[str, Any] = {
+def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Reverse KL, 128 uniform steps; an embedding of time plus the gated ∇ log ρ."""
+    return {
+        "base": standard_normal(target.dim),
         "max_steps": 128,
         "anneal_iterations": 0,
         "train_steps": (overrides.get("max_steps", 128),),
@@ -83,8 +92,6 @@ def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Alg
         "guidance": "ratio",
         "elementwise_gain": False,
     }
-    algorithm = _pis(target, base=base, **(settings | overrides))
-    return dataclasses.replace(algorithm, name="pis.paper")
 
 
-pis = WithPaperPreset(_pis, _paper)
+pis = Constructor(_pis, PIS, _paper)

@@ -13,38 +13,21 @@ steps of half its size are right.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 
 from consistent_samplers import losses, schedules
-from consistent_samplers.algorithms import objectives
-from consistent_samplers.algorithms.base import (
-    Algorithm,
-    SamplerState,
-    WithPaperPreset,
-    apply_gradients,
-    check_base,
-    init_and_restart,
-)
+from consistent_samplers.algorithms.base import Algorithm, Constructor, Evaluate, Loss, Now
 from consistent_samplers.algorithms.consistency import draw_steps
-from consistent_samplers.algorithms.control import (
-    Guidance,
-    LearnedKernels,
-    NetworkKind,
-    build_control,
-)
-from consistent_samplers.algorithms.objectives import ControlLoss
-from consistent_samplers.algorithms.sampling import build_sample
+from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch, PathLoss, annealing
+from consistent_samplers.algorithms.stochastic import OnPaths, build_on_paths
 from consistent_samplers.bases import Base, Component, standard_normal
-from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
-from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, Bound, Params, PRNGKey
-
-_BOUNDS: tuple[Bound, ...] = ("lower-if-injective", "lower", "heuristic")
+from consistent_samplers.maps import Control
+from consistent_samplers.targets import Target
+from consistent_samplers.types import Array, Method, Params, PRNGKey
 
 
 class SCDSInfo(NamedTuple):
@@ -67,206 +50,154 @@ class SCDSInfo(NamedTuple):
     gradient_norm: Array
 
 
-def _scds(
-    target: Target,
-    *,
-    base: Base | None = None,
-    max_steps: int = 32,
-    first_steps: int = 16,
-    steps_iterations: int = 500,
-    size_iterations: int = 700,
-    batch_size: int = 256,
-    learning_rate: float | optax.Schedule = 3e-3,
-    control_loss: ControlLoss = "log_variance",
-    anneal_iterations: int = 700,
-    consistency_weight: float = 1.0,
-    clip_aims: bool = True,
-    num_consistency_samples: int = 256,
-    ema_decay: float = 0.99,
-    gradient_clip: float = 1.0,
-    hidden: tuple[int, ...] = (64, 64),
-    guidance: Guidance = None,
-    elementwise_gain: bool = True,
-    network: NetworkKind = "general",
-    path_dtype: DTypeLike | None = None,
-    schedule: schedules.Schedule | None = None,
-    integrator: Integrator = "exponential",
-    learned_kernels: LearnedKernels = None,
-) -> Algorithm:
-    """Self-consistent diffusion sampler, with defaults of ours.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SCDS(OnPaths):
+    """Settings of SCDS, beside those of `OnPaths`.
 
-    Args:
-      target: what to sample.
-      base: where samples start; a standard normal if None.
+    Attributes:
       max_steps: number N of finest steps at the end of its curriculum, a power of two.
       first_steps: N at the start, a power of two.
       steps_iterations: over which N doubles from ``first_steps`` to ``max_steps``, for equal
         times each.
       size_iterations: over which the largest step size of the consistency loss doubles from 2/N
         to 1, for equal times each.
-      batch_size: paths of one iteration.
-      learning_rate: Adam's.
-      control_loss: see `objectives.build_objective`.
-      anneal_iterations: over which the training target passes from the base to ρ, so that modes
-        are shared out before they part; 0 for none.
+      control_loss: see `PathLoss`.
       consistency_weight: weight of self-consistency.
       clip_aims: hold what two half steps aim at inside the box that the batch's stochastic paths
         visit. Half steps of the network itself may leave it, and what leaves is the next big
         step's aim: without a limit, such aims grew without end on the funnel.
       num_consistency_samples: paths of each batch on which self-consistency is taken.
-      ema_decay: of the parameters that sample.
       gradient_clip: on the global norm, of each loss by itself: log-variance gradients are large
         at first, and would leave self-consistency nothing.
-      hidden: widths of the network's hidden layers.
-      guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
-        the paper's, or None.
-      elementwise_gain: let the network also scale each coordinate of x.
-      network: ``"general"``, or ``"structured"`` for many dimensions, with determinants of the
-        map that are products (`networks.structured`).
-      path_dtype: precision of the stochastic paths of training, see `control.build_control`.
-      schedule: noising rate; linear from 10 to 0.1 if None.
-      integrator: discretisation of the SDE and the flow.
-      learned_kernels: corrections to the kernels of the stochastic paths, see
-        `control.build_control`.
-
-    Returns:
-      An `Algorithm`.
-
-    Raises:
-      ValueError: base and target differ in dimension, or a setting is out of range.
-
-    Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
-      >>> algorithm = cs.scds(cs.targets.gmm9(), max_steps=4, first_steps=2, hidden=(8,))
-      >>> state = algorithm.init(jax.random.key(0))
-      >>> _, info = jax.eval_shape(algorithm.step, jax.random.key(1), state)
-      >>> info._fields
-      ('loss', 'elbo', 'state_consistency', 'num_steps', 'max_step', 'gradient_norm')
-      >>> cs.scds.paper(cs.targets.gmm9()).max_steps
-      128
     """
-    base = standard_normal(target.dim) if base is None else base
-    check_base(target, base)
-    schedules.check_max_steps(max_steps)
-    first_steps = min(first_steps, max_steps)
-    schedules.check_num_steps(first_steps, max_steps)
-    process = OrnsteinUhlenbeck(schedule or schedules.linear(), integrator)
-    control = build_control(
-        target,
-        base,
-        process,
-        max_steps=max_steps,
-        hidden=hidden,
-        guidance=guidance,
-        elementwise_gain=elementwise_gain,
-        learned_kernels=learned_kernels,
-        network=network,
-        path_dtype=path_dtype,
-    )
-    objective = objectives.build_objective(
-        control, target.dim, loss=control_loss, batch_size=batch_size, hidden=hidden
-    )
-    step_counts = [2**k for k in range(max_steps.bit_length()) if 2**k >= first_steps]
-    optimizer = optax.adam(learning_rate)
-    clip = optax.clip_by_global_norm(gradient_clip)
 
-    def init_params(rng_key: PRNGKey) -> Params:
-        key_control, key_loss = jax.random.split(rng_key)
-        return control.init(key_control) | objective.init(key_loss)
+    max_steps: int = 32
+    batch_size: int = 256
+    learning_rate: Any = 3e-3
+    anneal_iterations: int = 700
+    first_steps: int = 16
+    steps_iterations: int = 500
+    size_iterations: int = 700
+    control_loss: ControlLoss = "log_variance"
+    consistency_weight: float = 1.0
+    clip_aims: bool = True
+    num_consistency_samples: int = 256
 
-    init, restart = init_and_restart(init_params, optimizer)
+    name: ClassVar[str] = "scds"
+    methods: ClassVar[tuple[Method, ...]] = ("map", "path", "heuristic")
+    part_clip: ClassVar[str | None] = "gradient_clip"
 
-    def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, SCDSInfo]:
-        key_path, key_pair = jax.random.split(rng_key)
-        which = _stage(state.iteration, steps_iterations, len(step_counts))
-        temper = objectives.annealing(state.iteration, anneal_iterations)
-        params = state.params
+    def __post_init__(self) -> None:
+        schedules.check_max_steps(self.max_steps)
+        schedules.check_num_steps(min(self.first_steps, self.max_steps), self.max_steps)
+        self._path_loss()
 
-        def branch(num_steps: int) -> tuple[Array, ...]:
-            (loss, paths), control_grads = jax.value_and_grad(objective.path_loss, has_aux=True)(
-                params, key_path, num_steps, temper=temper
-            )
-            num_levels = num_steps.bit_length() - 1
-            if num_levels:
-                level = 1 + _stage(state.iteration, size_iterations, num_levels)
-                num = min(num_consistency_samples, batch_size)
-                points = draw_steps(key_pair, paths.position[:num], level)
-                component = jax.tree.map(lambda c: c[:num], paths.component)
-                visited = paths.position.reshape(-1, target.dim)
-                box = visited.min(0), visited.max(0)
-                gap, gap_grads = jax.value_and_grad(consistency)(params, box, component, *points)
-            else:
-                level, gap = jnp.zeros((), jnp.int32), jnp.zeros(())
-                gap_grads = jax.tree.map(jnp.zeros_like, params)
-            max_step = 2.0**level / num_steps
-            norms = optax.tree.norm(control_grads), optax.tree.norm(gap_grads)
-            control_grads, gap_grads = (
-                clip.update(g, optax.EmptyState())[0] for g in (control_grads, gap_grads)
-            )
-            grads = jax.tree.map(lambda a, b: a + consistency_weight * b, control_grads, gap_grads)
-            return loss, paths.log_weight.mean(), gap, max_step, norms[0] + norms[1], grads
+    def _path_loss(self) -> PathLoss:
+        first = min(self.first_steps, self.max_steps)
+        counts = [2**k for k in range(self.max_steps.bit_length()) if 2**k >= first]
+        return PathLoss(self.control_loss, self.batch_size, tuple(self.hidden), tuple(counts))
 
-        def consistency(
-            params: Params,
-            box: tuple[Array, Array],
-            component: Component,
-            x: Array,
-            t: Array,
-            d: Array,
-        ) -> Array:
-            def one(component: Component, x: Array, t: Array, d: Array) -> Array:
-                u = control.at(component).bind(params)
-                pair = losses.step_pair(u, u, process, x, t, d, with_jacobians=False)
-                if clip_aims:
-                    pair = pair._replace(teacher=jnp.clip(pair.teacher, *box))
-                return losses.state_consistency(pair)
+    def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
+        """Parameters of the control loss."""
+        return self._path_loss().init(rng_key, control, evaluate)
 
-            return jax.vmap(one)(component, x, t, d).mean()
-
-        loss, elbo, gap, max_step, norm, grads = jax.lax.switch(
-            which, [lambda n=n: branch(n) for n in step_counts]
+    def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
+        """Control loss, and self-consistency of the flow's steps; each clipped by itself."""
+        key_path, key_pair = jax.random.split(now.rng_key)
+        path_loss, iteration = self._path_loss(), now.state.iteration
+        which = _stage(iteration, self.steps_iterations, len(path_loss.step_counts))
+        loss, paths = path_loss(
+            params,
+            now,
+            key_path,
+            evaluate,
+            which=which,
+            temper=annealing(iteration, self.anneal_iterations),
         )
-        num_steps = jnp.asarray(step_counts)[which]
-        info = SCDSInfo(loss + consistency_weight * gap, elbo, gap, num_steps, max_step, norm)
-        return apply_gradients(optimizer, state, grads, ema_decay), info
+        levels = jnp.asarray([n.bit_length() - 1 for n in path_loss.step_counts])[which]
+        level = jnp.where(levels > 0, 1 + _stage(iteration, self.size_iterations, levels), 0)
+        gap = jnp.zeros(())
+        if self.max_steps > 1:
+            gap = self._consistency(params, now, key_pair, paths, level)
+        elbo, max_step = paths.log_weight.mean(), 2.0**level / paths.num_steps
+        weighted = self.consistency_weight * gap
+        info = SCDSInfo(loss + weighted, elbo, gap, paths.num_steps, max_step, loss)
+        return Loss((loss, weighted), info)
 
-    sample, reverse, per_draw = build_sample(base, control, max_steps, _BOUNDS, 1)
-    return Algorithm(
-        "scds",
-        target,
-        base,
-        max_steps,
-        control,
-        init,
-        restart,
-        step,
-        sample,
-        reverse,
-        _BOUNDS,
-        per_draw,
-    )
+    def _consistency(
+        self, params: Params, now: Now, rng_key: PRNGKey, paths: PathBatch, level: Array
+    ) -> Array:
+        """Mean squared gap between one step and two, on path points; zero at level zero."""
+        num = min(self.num_consistency_samples, self.batch_size)
+        position = paths.position
+        x, t, d = draw_steps(rng_key, position[:num], paths.num_steps, jnp.maximum(level, 1))
+        component = jax.tree.map(lambda c: c[:num], paths.component)
+        on_path = (jnp.arange(position.shape[1]) <= paths.num_steps)[None, :, None]
+        low = jnp.where(on_path, position, jnp.inf).min((0, 1))
+        high = jnp.where(on_path, position, -jnp.inf).max((0, 1))
+
+        def gap(component: Component, x: Array, t: Array, d: Array) -> Array:
+            u = now.control.bind(params, component, now.gradient)
+            pair = losses.step_pair(u, u, now.control.process, x, t, d, with_jacobians=False)
+            if self.clip_aims:
+                pair = pair._replace(teacher=jnp.clip(pair.teacher, low, high))
+            return losses.state_consistency(pair)
+
+        return jnp.where(level > 0, jax.vmap(gap)(component, x, t, d).mean(), 0.0)
 
 
-def _stage(iteration: Array, num_iterations: int, num_stages: int) -> Array:
+def _stage(iteration: Array, num_iterations: int, num_stages: Array | int) -> Array:
     """Stage of a curriculum, 0 .. num_stages - 1: the last one is reached at num_iterations."""
     stage = iteration * (num_stages - 1) // max(num_iterations, 1)
     return jnp.minimum(stage, num_stages - 1)
 
 
-def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Algorithm:
-    """SCDS with the settings of its paper, its curricula at work.
-
-    N(0, I) unless a base is given, N = 128 Euler-Maruyama steps, β from 10 to 0.1, log-variance
-    divergence, the interpolated score, Adam at 5e-3, batch 512. (In the authors' release the
-    curricula are configured but not read.)
+def _scds(
+    target: Target,
+    *,
+    base: Base | None = None,
+    network: Any = "general",
+    optimizer: optax.GradientTransformation | None = None,
+    **settings: Any,
+) -> Algorithm:
+    """Self-consistent diffusion sampler, with defaults of ours.
 
     Args:
       target: what to sample.
-      base: where samples start; a standard normal if None.
-      **overrides: any setting of ``cs.scds``.
+      base: where samples start; fitted to the target if None.
+      network: ``"general"``, ``"structured"``, or one's own (`algorithms.base.choose_network`).
+      optimizer: an optax transformation; Adam at ``learning_rate`` if None.
+      **settings: see `SCDS`.
+
+    Returns:
+      An `Algorithm`.
+
+    Raises:
+      TypeError: no such setting.
+      ValueError: base and target differ in dimension, or a setting is out of range.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target, base = cs.targets.gmm9(), cs.bases.standard_normal(2, scale=5.0)
+      >>> algorithm = cs.scds(target, base=base, max_steps=4, first_steps=2, hidden=(8,))
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> _, info = jax.eval_shape(algorithm.step, jax.random.key(1), state)
+      >>> info._fields
+      ('loss', 'elbo', 'state_consistency', 'num_steps', 'max_step', 'gradient_norm')
+      >>> cs.scds.paper(target).max_steps
+      128
     """
-    settings: dict[str, Any] = {
+    return build_on_paths(target, SCDS(**settings), base, network, optimizer)
+
+
+def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the paper, its curricula at work (the release configures but ignores them).
+
+    N = 128 Euler-Maruyama steps, β from 10 to 0.1, log-variance divergence, the interpolated score.
+    """
+    return {
+        "base": standard_normal(target.dim),
         "max_steps": 128,
         "batch_size": 512,
         "learning_rate": 5e-3,
@@ -278,8 +209,6 @@ def _paper(target: Target, *, base: Base | None = None, **overrides: Any) -> Alg
         "schedule": schedules.linear(0.1, 10.0),
         "integrator": "euler_maruyama",
     }
-    algorithm = _scds(target, base=base, **(settings | overrides))
-    return dataclasses.replace(algorithm, name="scds.paper")
 
 
-scds = WithPaperPreset(_scds, _paper)
+scds = Constructor(_scds, SCDS, _paper)

@@ -1,38 +1,123 @@
-"""What the iterative samplers share: DIS, DDS and PIS differ in process, guidance and settings.
+"""What samplers that simulate a controlled diffusion share: settings, and their objective.
 
-All simulate a controlled diffusion from the base to the target and train its control by a loss
-on the weights of whole paths (or stretches of them).
+DIS, DDS and PIS differ in process, guidance and settings; OSDS and SCDS add consistency.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import DTypeLike
 
-from consistent_samplers import schedules
+from consistent_samplers import networks, schedules
 from consistent_samplers.algorithms import objectives, replay
 from consistent_samplers.algorithms.base import (
     Algorithm,
-    SamplerState,
-    apply_gradients,
-    check_base,
-    init_and_restart,
+    Evaluate,
+    Loss,
+    Now,
+    Objective,
+    build,
+    choose_base,
+    choose_network,
 )
-from consistent_samplers.algorithms.control import (
-    Guidance,
-    LearnedKernels,
-    NetworkKind,
-    build_control,
-)
-from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss
-from consistent_samplers.algorithms.sampling import build_sample
-from consistent_samplers.bases import Base, GaussianBase, standard_normal
-from consistent_samplers.processes import OrnsteinUhlenbeck
-from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, Bound, Params, PRNGKey
+from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss, PathLoss
+from consistent_samplers.bases import Base
+from consistent_samplers.bases.base import one_frame
+from consistent_samplers.checks import check_choice, check_widths
+from consistent_samplers.maps import Control, Guidance, LearnedKernels
+from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
+from consistent_samplers.schedules import NoisingRate
+from consistent_samplers.targets import Target
+from consistent_samplers.types import Array, ArrayTree, Method, Params, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPaths(Objective):
+    """Settings of every objective that simulates paths, beside those of `Objective`.
+
+    Attributes:
+      anneal_iterations: over which the training target passes from the base to ρ, so that modes
+        are shared out before they part; 0 for none.
+      hidden: widths of the networks' hidden layers.
+      guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
+        lerp(∇ log p0, ∇ log ρ, t), or None.
+      elementwise_gain: let the network also scale each coordinate of x.
+      path_dtype: in which the network's hidden layers are computed along the stochastic paths of
+        training: ``jnp.bfloat16`` is faster where a device is made for it. Weights of such paths
+        are those of the transitions actually taken; maps and all draws keep the full precision.
+      schedule: noising rate; the algorithm's own if None.
+      integrator: discretisation of the SDE and the flow.
+      learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, bounded;
+        ``"both"`` the scale of the generative ones as well; None keeps the process's own. Train
+        such kernels at the numbers of steps that will be sampled.
+    """
+
+    anneal_iterations: int = 100
+    hidden: tuple[int, ...] = (64, 64)
+    guidance: Guidance = None
+    elementwise_gain: bool = True
+    path_dtype: DTypeLike | None = None
+    schedule: NoisingRate | None = None
+    integrator: Integrator = "exponential"
+    learned_kernels: LearnedKernels = None
+
+    step_conditioned: ClassVar[bool] = True
+
+    def process(self) -> OrnsteinUhlenbeck:
+        """The noising process."""
+        return OrnsteinUhlenbeck(self.schedule or schedules.linear(), self.integrator)
+
+    def control(self, base: Base, network: Any) -> Control:
+        """What is trained.
+
+        Raises:
+          ValueError: an option has no such choice, or a structured network is asked to hold the
+            target's gradient, which has no such structure, or given a ``path_dtype``.
+        """
+        check_choice("guidance", self.guidance, (None, "ratio", "interpolated"))
+        check_choice("learned_kernels", self.learned_kernels, (None, "backward", "both"))
+        check_widths(self.hidden)
+        dim, hidden = base.dim, tuple(self.hidden)
+        chosen = choose_network(
+            network,
+            dim,
+            lambda: networks.StepConditionedMLP(dim, hidden, self.elementwise_gain),
+            hidden,
+        )
+        if hasattr(chosen, "split") and self.guidance is not None:
+            raise ValueError("network='structured' goes with guidance=None only.")
+        general = isinstance(chosen, networks.StepConditionedMLP)
+        if self.path_dtype is not None and not general:
+            raise ValueError("path_dtype goes with network='general' only.")
+        correction = networks.KernelCorrection(dim, hidden)
+        gate = None
+        if self.guidance is not None:
+            # The papers' gate starts at one: an untrained control is the interpolated score.
+            gate = networks.Gate(dim, 1.0 if self.guidance == "interpolated" else 0.0)
+        return Control(
+            base,
+            chosen,
+            self.process(),
+            self.max_steps,
+            self.guidance,
+            gate,
+            None if self.learned_kernels is None else correction,
+            correction if self.learned_kernels == "both" else None,
+            None if self.step_conditioned or self.learned_kernels else 1.0 / self.max_steps,
+            self.path_dtype,
+        )
+
+
+def build_on_paths(
+    target: Target, objective: OnPaths, base: Base | None, network: Any, optimizer: Any
+) -> Algorithm:
+    """The algorithm of an objective on paths."""
+    schedules.check_max_steps(objective.max_steps)
+    control = objective.control(choose_base(target, base), network)
+    return build(target, objective, control=control, optimizer=optimizer)
 
 
 class PathInfo(NamedTuple):
@@ -51,209 +136,115 @@ class PathInfo(NamedTuple):
     gradient_norm: Array
 
 
-class StochasticSettings(TypedDict, total=False):
-    """Settings that every iterative sampler takes, with the defaults of `stochastic_sampler`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stochastic(OnPaths):
+    """An iterative sampler: a control loss on whole paths, or on stretches of them.
 
     Attributes:
-      max_steps: number N of finest steps, a power of two.
       train_steps: numbers of steps of the training paths, one drawn at random an iteration (what
         is repeated, more often), powers of two up to ``max_steps``. By default an eighth, a
         quarter and all of ``max_steps``: the control hardly changes with d there, and coarse
         paths cost less.
-      batch_size: paths of one iteration.
-      learning_rate: Adam's.
       loss: ``"reverse_kl"`` back-propagates through the paths, ``"path_gradient"`` as well but
         without the score term; ``"log_variance"``, ``"trajectory_balance"`` and
-        ``"sub_trajectory_balance"`` do not (see `objectives.build_objective`).
-      anneal_iterations: over which the training target passes from the base to ρ, so that modes
-        are shared out before they part; 0 for none.
+        ``"sub_trajectory_balance"`` do not (see `objectives.PathLoss`).
       replay_share: share of further paths, relative to the batch, that end at points of a replay
         buffer; for losses without back-propagation.
       replay_capacity: end points that the buffer holds.
-      ema_decay: of the parameters that sample.
-      gradient_clip: on the global norm.
-      hidden: widths of the networks' hidden layers.
-      guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
-        lerp(∇ log p0, ∇ log ρ, t), or None.
-      elementwise_gain: let the network also scale each coordinate of x.
-      network: ``"general"``, or ``"structured"`` for many dimensions: no guidance, and exact
-        determinants of the deterministic map as products (`networks.structured`).
-      path_dtype: precision of the paths of training, see `control.build_control`.
-      learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, bounded;
-        ``"both"`` the scale of the generative ones as well; None keeps the process's own. Train
-        such kernels at the numbers of steps that will be sampled (``train_steps``).
     """
 
-    max_steps: int
-    train_steps: Sequence[int] | None
-    batch_size: int
-    learning_rate: float | optax.Schedule
-    loss: ControlLoss
-    anneal_iterations: int
-    replay_share: float
-    replay_capacity: int
-    ema_decay: float
-    gradient_clip: float
-    hidden: tuple[int, ...]
-    guidance: Guidance
-    elementwise_gain: bool
-    network: NetworkKind
-    path_dtype: DTypeLike | None
-    learned_kernels: LearnedKernels
+    max_steps: int = 128
+    batch_size: int = 256
+    learning_rate: Any = 5e-3
+    anneal_iterations: int = 500
+    train_steps: Sequence[int] | None = None
+    loss: ControlLoss = "log_variance"
+    replay_share: float = 0.0
+    replay_capacity: int = 8_192
 
+    methods: ClassVar[tuple[Method, ...]] = ("path", "map", "heuristic")
+    # The control of the continuous process has no step size, and a network that is shown one may
+    # go anywhere at a size it was not trained at. Learned kernels depend on the size.
+    step_conditioned: ClassVar[bool] = False
 
-def stochastic_sampler(
-    name: str,
-    target: Target,
-    process: OrnsteinUhlenbeck,
-    *,
-    base: Base | None = None,
-    max_steps: int = 128,
-    train_steps: Sequence[int] | None = None,
-    batch_size: int = 256,
-    learning_rate: float | optax.Schedule = 5e-3,
-    loss: ControlLoss = "log_variance",
-    anneal_iterations: int = 500,
-    replay_share: float = 0.0,
-    replay_capacity: int = 8_192,
-    ema_decay: float = 0.99,
-    gradient_clip: float = 1.0,
-    hidden: tuple[int, ...] = (64, 64),
-    guidance: Guidance = None,
-    elementwise_gain: bool = True,
-    network: NetworkKind = "general",
-    path_dtype: DTypeLike | None = None,
-    learned_kernels: LearnedKernels = None,
-    bounds: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic"),
-) -> Algorithm:
-    """An iterative sampler of a process, with defaults of ours.
-
-    Args:
-      name: its name.
-      target: what to sample.
-      process: noising process.
-      base: where samples start; a standard normal if None.
-      max_steps: this and what follows: see `StochasticSettings`.
-      train_steps: see there.
-      batch_size: see there.
-      learning_rate: see there.
-      loss: see there.
-      anneal_iterations: see there.
-      replay_share: see there.
-      replay_capacity: see there.
-      ema_decay: see there.
-      gradient_clip: see there.
-      hidden: see there.
-      guidance: see there.
-      elementwise_gain: see there.
-      network: see there.
-      path_dtype: see there.
-      learned_kernels: see there.
-      bounds: kinds of weight it can give.
-
-    Raises:
-      ValueError: a setting out of range, or settings that do not go together.
-    """
-    base = standard_normal(target.dim) if base is None else base
-    check_base(target, base)
-    schedules.check_max_steps(max_steps)
-    if train_steps is None:
-        train_steps = [max(1, max_steps // share) for share in (8, 4, 1)]
-    if not train_steps:
-        raise ValueError("train_steps must name at least one number of steps.")
-    for num_steps in train_steps:
-        schedules.check_num_steps(num_steps, max_steps)
-    # Repeated numbers are drawn more often; each is compiled once.
-    step_counts = sorted(set(train_steps))
-    choices = [step_counts.index(num_steps) for num_steps in train_steps]
-    num_replayed = round(replay_share * batch_size)
-    if replay_share < 0 or (num_replayed and loss in ON_POLICY):
-        raise ValueError(
-            f"replay_share={replay_share} with loss={loss!r}: a share must not be negative, and "
-            f"the losses {ON_POLICY} need paths of their own. Take loss='log_variance' or "
-            "'trajectory_balance' to train on replayed paths."
-        )
-    if num_replayed and not isinstance(base, GaussianBase):
-        raise ValueError(
-            "replay_share needs a base of one component: the buffer holds points in its frame. "
-            "Take a Gaussian base, or replay_share=0."
-        )
-    if num_replayed and replay_capacity < batch_size:
-        raise ValueError(
-            f"replay_capacity must be at least the batch size {batch_size}, got {replay_capacity}."
-        )
-    control = build_control(
-        target,
-        base,
-        process,
-        max_steps=max_steps,
-        hidden=hidden,
-        guidance=guidance,
-        elementwise_gain=elementwise_gain,
-        learned_kernels=learned_kernels,
-        network=network,
-        path_dtype=path_dtype,
-        # The control of the continuous process has no step size, and a network that is shown one
-        # may go anywhere at a size it was not trained at. Learned kernels depend on the size.
-        step_conditioned=learned_kernels is not None,
-    )
-    objective = objectives.build_objective(
-        control, target.dim, loss=loss, batch_size=batch_size, hidden=hidden
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(gradient_clip), optax.adam(learning_rate))
-
-    def init_params(rng_key: PRNGKey) -> Params:
-        key_control, key_loss = jax.random.split(rng_key)
-        return control.init(key_control) | objective.init(key_loss)
-
-    def init_memory(params: Params) -> replay.ReplayBuffer | tuple[()]:
-        return replay.init(replay_capacity, target.dim) if num_replayed else ()
-
-    init, restart = init_and_restart(init_params, optimizer, init_memory)
-
-    def step(rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, PathInfo]:
-        key_count, key_replay, key_path = jax.random.split(rng_key, 3)
-        which = jax.random.choice(key_count, jnp.asarray(choices))
-        replayed = None
-        if num_replayed:
-            # While the buffer is empty its points are zeros: paths like any other.
-            drawn = replay.draw(key_replay, state.memory, num_replayed)
-            replayed = jnp.where(state.memory.num_added > 0, drawn, 0.0)
-
-        temper = objectives.annealing(state.iteration, anneal_iterations)
-
-        def branch(num_steps: int, params: Params) -> tuple[Array, tuple[Array, Array]]:
-            value, batch = objective.path_loss(
-                params, key_path, num_steps, temper=temper, replayed=replayed
+    def __post_init__(self) -> None:
+        schedules.check_max_steps(self.max_steps)
+        if self.train_steps is not None and not self.train_steps:
+            raise ValueError("train_steps must name at least one number of steps.")
+        for num_steps in self.train_steps or ():
+            schedules.check_num_steps(num_steps, self.max_steps)
+        if self.train_steps is not None:
+            object.__setattr__(self, "train_steps", tuple(self.train_steps))
+        if self.replay_share < 0 or (self.num_replayed and self.loss in ON_POLICY):
+            raise ValueError(
+                f"replay_share={self.replay_share} with loss={self.loss!r}: a share must not "
+                f"be negative, and the losses {ON_POLICY} need paths of their own. Take "
+                "loss='log_variance' or 'trajectory_balance' to train on replayed paths."
             )
-            return value, (batch.position[:, -1], batch.log_weight)
+        if self.num_replayed and self.replay_capacity < self.batch_size:
+            raise ValueError(
+                f"replay_capacity must be at least the batch size {self.batch_size}, got "
+                f"{self.replay_capacity}."
+            )
+        self.path_loss()
 
-        def total(params: Params) -> tuple[Array, tuple[Array, Array]]:
-            branches = [lambda p, n=n: branch(n, p) for n in step_counts]
-            return jax.lax.switch(which, branches, params)
+    @property
+    def num_replayed(self) -> int:
+        """Replayed paths of an iteration."""
+        return round(self.replay_share * self.batch_size)
 
-        (value, (position, log_weight)), grads = jax.value_and_grad(total, has_aux=True)(
-            state.params
+    @property
+    def default_steps(self) -> int:
+        """All of them."""
+        return self.max_steps
+
+    @property
+    def _train_steps(self) -> tuple[int, ...]:
+        default = [max(1, self.max_steps // share) for share in (8, 4, 1)]
+        return tuple(default if self.train_steps is None else self.train_steps)
+
+    def path_loss(self) -> PathLoss:
+        """The control loss."""
+        # Repeated numbers are drawn more often; each is compiled once.
+        counts = tuple(sorted(set(self._train_steps)))
+        return PathLoss(self.loss, self.batch_size, tuple(self.hidden), counts)
+
+    def control(self, base: Base, network: Any) -> Control:
+        """What is trained."""
+        if self.num_replayed and not one_frame(base):
+            raise ValueError(
+                "replay_share needs a base of one component: the buffer holds points in its "
+                "frame. Take a Gaussian base, or replay_share=0."
+            )
+        return super().control(base, network)
+
+    def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
+        """Parameters of the control loss."""
+        return self.path_loss().init(rng_key, control, evaluate)
+
+    def init_memory(self, control: Control, params: Params) -> ArrayTree:
+        """The replay buffer, if any."""
+        return replay.init(self.replay_capacity, control.dim) if self.num_replayed else ()
+
+    def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
+        """The control loss of paths with a number of steps drawn among those of training."""
+        key_count, key_replay, key_path = jax.random.split(now.rng_key, 3)
+        path_loss, memory, replayed = self.path_loss(), now.state.memory, None
+        choices = [path_loss.step_counts.index(n) for n in self._train_steps]
+        if self.num_replayed:
+            # While the buffer is empty its points are zeros: paths like any other.
+            drawn = replay.draw(key_replay, memory, self.num_replayed)
+            replayed = jnp.where(memory.num_added > 0, drawn, 0.0)
+        value, batch = path_loss(
+            params,
+            now,
+            key_path,
+            evaluate,
+            which=jax.random.choice(key_count, jnp.asarray(choices)),
+            temper=objectives.annealing(now.state.iteration, self.anneal_iterations),
+            replayed=replayed,
         )
-        num_steps = jnp.asarray(step_counts)[which]
-        info = PathInfo(value, log_weight.mean(), num_steps, optax.tree.norm(grads))
-        new_state = apply_gradients(optimizer, state, grads, ema_decay)
-        if num_replayed:
-            new_state = new_state._replace(memory=replay.add(state.memory, position, log_weight))
-        return new_state, info
-
-    sample, reverse, per_draw = build_sample(base, control, max_steps, bounds, max_steps)
-    return Algorithm(
-        name,
-        target,
-        base,
-        max_steps,
-        control,
-        init,
-        restart,
-        step,
-        sample,
-        reverse,
-        bounds,
-        per_draw,
-    )
+        if self.num_replayed:
+            memory = replay.add(memory, batch.position[:, batch.num_steps], batch.log_weight)
+        elbo = batch.log_weight.mean()
+        return Loss((value,), PathInfo(value, elbo, batch.num_steps, value), memory)

@@ -14,7 +14,10 @@ the log density of the extended target relative to π_k is, in the frame,
 so a sampler that leaves z where it is has exactly the base's importance weights ρ / p0.
 """
 
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+
+import flax.struct
+import jax
 
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
@@ -78,3 +81,45 @@ class Base(Protocol):
     def whitened_log_density(self, log_density: LogDensityFn, component: Component) -> LogDensityFn:
         """A log density on x as one on the z of a frame; over the frames, with the same log Z."""
         ...
+
+
+@flax.struct.dataclass
+class _Constant:
+    """A base that is no pytree, as one: its numbers are constants of what is compiled."""
+
+    own: Any = flax.struct.field(pytree_node=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "own":  # not there yet, while it is copied
+            raise AttributeError(name)
+        return getattr(self.own, name)
+
+
+def as_pytree(base: Base) -> Base:
+    """The same base as an argument of compiled functions.
+
+    Args:
+      base: a base; one that is registered as a pytree stays as it is.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.bases.base import as_pytree
+      >>> base = cs.bases.standard_normal(2)
+      >>> as_pytree(base) is base
+      True
+    """
+    leaves = jax.tree.leaves(base)
+    is_leaf = len(leaves) == 1 and leaves[0] is base
+    return cast(Base, _Constant(base)) if is_leaf else base
+
+
+def one_frame(base: Base) -> bool:
+    """Whether a base has a single frame, as a Gaussian has.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.bases.base import one_frame
+      >>> one_frame(cs.bases.standard_normal(2))
+      True
+    """
+    return isinstance(base.draw_component(jax.random.key(0)), tuple)

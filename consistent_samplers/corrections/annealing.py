@@ -104,7 +104,10 @@ def annealed(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     import blackjax
 
-    base, weigh = algorithm.base, weigh_latent(algorithm, state, num_steps)
+    base, weigh = (
+        algorithm.base,
+        weigh_latent(algorithm.sampler(state), algorithm.target, num_steps),
+    )
     kernel = blackjax.hmc.build_kernel()
     size = step_size * base.dim**-0.25
     beta = jnp.linspace(0.0, 1.0, num_temperatures + 1)
@@ -198,13 +201,18 @@ def resampled_paths(
       ((200, 1), (4,))
     """
     check_num_steps(num_steps, algorithm.max_steps)
-    if "lower" not in algorithm.bounds:
+    if "path" not in algorithm.methods:
         raise ValueError(
-            f"{algorithm.name!r} has no stochastic paths to resample: its weights are "
-            f"{algorithm.bounds}. Take an iterative sampler, cs.osds or cs.scds."
+            f"{algorithm.name!r} has no stochastic paths to resample: its methods are "
+            f"{algorithm.methods}. Take an iterative sampler, cs.osds or cs.scds."
         )
     control, base, params = algorithm.control, algorithm.base, state.ema_params
+    log_density = algorithm.target.log_density
+    gradient = jax.grad(log_density) if control.guided else None
     d = jnp.asarray(1.0 / num_steps)
+
+    def log_rho(z: Array, component: Component) -> Array:
+        return base.whitened_log_density(log_density, component)(z)
 
     def log_value(z: Array, component: Component, t: Array) -> Array:
         """Log of the intermediate density that a path at time t is weighed against."""
@@ -212,10 +220,10 @@ def resampled_paths(
         # At the start exactly the base, whatever the noising has left of the target there.
         share = jnp.where(t > 0.0, share, 0.0)
         log_base = simulate.standard_normal_log_prob(z)
-        return log_base + share * (control.at(component).log_density(z) - log_base)
+        return log_base + share * (log_rho(z, component) - log_base)
 
     def advance(key: PRNGKey, z: Array, component: Component, t: Array) -> tuple[Array, Array]:
-        kernels = control.at(component).kernels(params)
+        kernels = control.kernels(params, component, gradient)
         forward = kernels.forward(z, t, d)
         after = forward.sample(key)
         increment = kernels.backward(after, t, d).log_prob(z) - forward.log_prob(after)
@@ -252,9 +260,8 @@ def resampled_paths(
             step, start, (time_grid(num_steps), keys)
         )
         x = jax.vmap(base.unwhiten)(z, component)
-        log_rho = jax.vmap(lambda z, c: control.at(c).log_density(z))(z, component)
-        log_rho -= jax.vmap(base.log_correction)(x, component)
-        return Draws(x, log_weight, log_rho, bound="lower"), effective
+        values = jax.vmap(log_density)(x)
+        return Draws(x, log_weight, values, bound="lower"), effective
 
     draws, effective = run(rng_key)
     return AnnealedDraws(draws, logsumexp(draws.log_weight) - jnp.log(num_samples), effective)

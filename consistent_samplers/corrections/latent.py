@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 
 from consistent_samplers import simulate
-from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Component
+from consistent_samplers.maps import Identity
+from consistent_samplers.sampler import Sampler
+from consistent_samplers.targets import Target
 from consistent_samplers.types import Array
 
 
@@ -30,28 +33,33 @@ class LatentPoint(NamedTuple):
 WeighFn: TypeAlias = Callable[[Array, Component], LatentPoint]
 
 
-def weigh_latent(algorithm: Algorithm, state: SamplerState, num_steps: int = 1) -> WeighFn:
+def weigh_latent(sampler: Sampler, target: Target, num_steps: int = 1) -> WeighFn:
     """The map of a sampler and its exact weight, as a function of latent point and component.
 
     Args:
-      algorithm: a trained sampler with a deterministic map.
-      state: its state.
+      sampler: a sampler with a deterministic map.
+      target: what it samples.
       num_steps: steps of the map.
 
     Returns:
       ``(z [dim], component) -> LatentPoint``, pure and differentiable. With z and component drawn
       together, ``p0(z) w(z)`` is the density of the target there.
     """
-    base = algorithm.base
+    base, control, params = sampler.base, sampler.control, sampler.params
 
     def weigh(z: Array, component: Component) -> LatentPoint:
-        here = algorithm.control.at(component)
-        path = simulate.flow_path(here.bind(state.ema_params), here.process, z, num_steps)
-        log_weight = simulate.flow_log_weight(path, here.log_density)
-        z1 = path.position[-1]
+        z1, log_abs_det, folded = z, jnp.zeros((), z.dtype), jnp.zeros((), bool)
+        if not isinstance(control, Identity):
+            gradient = jax.grad(target.log_density) if control.guided else None
+            u = control.bind(params, component, gradient)
+            path = simulate.flow_path(u, control.process, z, num_steps)
+            z1, log_abs_det = path.position[-1], path.log_abs_det.sum()
+            folded = jnp.any(path.sign <= 0)
         x = base.unwhiten(z1, component)
-        log_rho = here.log_density(z1) - base.log_correction(x, component)
+        log_rho = target.log_density(x)
+        log_weight = log_rho + base.log_correction(x, component) + log_abs_det
+        log_weight -= simulate.standard_normal_log_prob(z)
         log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
-        return LatentPoint(x, log_weight, log_rho, jnp.any(path.sign <= 0))
+        return LatentPoint(x, log_weight, log_rho, folded)
 
     return weigh

@@ -6,8 +6,8 @@ however good the sampler is, at the rate 1 - Z / max w (Mengersen & Tweedie 1996
 weights are even, and never to a mode that no proposal reaches. The other way round, a BlackJAX
 kernel moves draws in `consistent_samplers.corrections.move`.
 
-With ``bound="lower-if-injective"`` this is exact as far as the map is injective: a point that
-several base draws map to is visited as many times as often. With ``bound="lower"`` proposals are
+With ``method="map"`` this is exact as far as the map is injective: a point that
+several base draws map to is visited as many times as often. With ``method="path"`` proposals are
 ends of stochastic paths, and chains on the paths are exact whatever the network (Andrieu & Roberts
 2009).
 """
@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 
+from consistent_samplers.bases.base import one_frame
+from consistent_samplers.checks import check_choice
 from consistent_samplers.corrections.metropolis import NUM_STARTS, accept, choose_start
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, PRNGKey
 
-ExactBound: TypeAlias = Literal["lower-if-injective", "lower"]
+ExactMethod: TypeAlias = Literal["map", "path"]
 
 __all__ = [
     "OneStepMHInfo",
@@ -85,7 +87,7 @@ def init(
     rng_key: PRNGKey | None = None,
     num_steps: int = 1,
     *,
-    bound: ExactBound = "lower-if-injective",
+    method: ExactMethod = "map",
 ) -> OneStepMHState:
     """State of a chain that starts at a given point.
 
@@ -99,7 +101,7 @@ def init(
       rng_key: draws what the point leaves open, the component of the base and the path. Not
         needed for one step of a map from a Gaussian base.
       num_steps: steps of the sampler.
-      bound: kind of weight.
+      method: which transitions.
 
     Raises:
       TypeError: ``trained`` is no `TrainedSampler`.
@@ -114,13 +116,13 @@ def init(
       >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1))
       >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(1, 1.5), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
-      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+      >>> trained = cs.TrainedSampler.of(algorithm, state)
       >>> start = blackjax.init(jnp.zeros(1), trained)
       >>> bool(jnp.isfinite(start.log_weight))
       True
     """
-    _check(trained, num_steps, bound)
-    algorithm, target = trained.algorithm, trained.target
+    _check(trained, num_steps, method)
+    sampler, target = trained.sampler_for(num_steps, method), trained.target
     position = jnp.asarray(position, float)
     if position.shape != (target.dim,):
         raise ValueError(
@@ -128,16 +130,13 @@ def init(
             f"{position.shape}. Take jax.vmap over several chains."
         )
     if rng_key is None:
-        if bound == "lower" or num_steps > 1 or algorithm.control.in_frame is not None:
+        if method == "path" or num_steps > 1 or not one_frame(sampler.base):
             raise ValueError(
                 "init needs an rng_key here, algorithm.init(position, rng_key): to draw the "
                 "component of the base, or the path, that leads to the position."
             )
         rng_key = jax.random.key(0)
-    state = trained.state_for(num_steps, bound)
-    log_weight = algorithm.reverse_log_weight(
-        rng_key, state, position[None], num_steps, bound=bound
-    )[0]
+    log_weight = sampler.log_weight(rng_key, target, position[None], num_steps, method=method)[0]
     return _state(position, target.log_density(position), log_weight)
 
 
@@ -146,7 +145,7 @@ def init_from_draws(
     trained: TrainedSampler,
     num_steps: int = 1,
     *,
-    bound: ExactBound = "lower-if-injective",
+    method: ExactMethod = "map",
 ) -> OneStepMHState:
     """State of a chain that starts at one of the sampler's draws, chosen by weight among 64.
 
@@ -160,13 +159,13 @@ def init_from_draws(
       >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1))
       >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(1, 1.5), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
-      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+      >>> trained = cs.TrainedSampler.of(algorithm, state)
       >>> blackjax.init_from_draws(jax.random.key(1), trained).position.shape
       (1,)
     """
-    _check(trained, num_steps, bound)
+    _check(trained, num_steps, method)
     key_draws, key_choice = jax.random.split(rng_key)
-    draw = _proposals(trained, num_steps, bound)
+    draw = _proposals(trained, num_steps, method)
     states = jax.vmap(draw)(jax.random.split(key_draws, NUM_STARTS))
     return choose_start(key_choice, states, states.log_weight)
 
@@ -175,7 +174,7 @@ def build_kernel(
     trained: TrainedSampler,
     num_steps: int = 1,
     *,
-    bound: ExactBound = "lower-if-injective",
+    method: ExactMethod = "map",
 ) -> KernelFn:
     """The transition ``(rng_key, state) -> (state, info)``; see `one_step_mh`.
 
@@ -187,14 +186,14 @@ def build_kernel(
       >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1))
       >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(1, 1.5), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
-      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+      >>> trained = cs.TrainedSampler.of(algorithm, state)
       >>> kernel = blackjax.build_kernel(trained)
       >>> state, info = kernel(jax.random.key(1), blackjax.init(jnp.zeros(1), trained))
       >>> state.position.shape, bool(info.acceptance_rate <= 1.0)
       ((1,), True)
     """
-    _check(trained, num_steps, bound)
-    draw = _proposals(trained, num_steps, bound)
+    _check(trained, num_steps, method)
+    draw = _proposals(trained, num_steps, method)
 
     def kernel(rng_key: PRNGKey, state: OneStepMHState) -> tuple[OneStepMHState, OneStepMHInfo]:
         key_propose, key_accept = jax.random.split(rng_key)
@@ -210,7 +209,7 @@ def one_step_mh(
     trained: TrainedSampler,
     num_steps: int = 1,
     *,
-    bound: ExactBound = "lower-if-injective",
+    method: ExactMethod = "map",
 ) -> SamplingAlgorithm:
     """A trained sampler as a BlackJAX algorithm: independence Metropolis-Hastings with its draws.
 
@@ -223,8 +222,7 @@ def one_step_mh(
       trained: what ``cs.train_sampler`` or ``cs.load`` returned; of a NumPyro model's
         `OneStepSampler` its ``trained``, whose space is that of the unconstrained sites.
       num_steps: steps of the sampler for each proposal.
-      bound: kind of weight: ``"lower-if-injective"`` of the deterministic map, or ``"lower"`` of
-        stochastic paths.
+      method: ``"map"``, the deterministic map, or ``"path"``, stochastic paths.
 
     Returns:
       A ``blackjax.SamplingAlgorithm`` over `OneStepMHState` and `OneStepMHInfo`.
@@ -240,7 +238,7 @@ def one_step_mh(
       >>> base = cs.bases.standard_normal(2, 1.5)
       >>> algorithm = cs.osds(target, base=base, guidance=None, hidden=(8,))
       >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
-      >>> trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+      >>> trained = cs.TrainedSampler.of(algorithm, state)
       >>> chain = one_step_mh(trained)
       >>> state, (states, infos) = blackjax.util.run_inference_algorithm(
       ...     jax.random.key(1), chain, 100, initial_position=jnp.ones(2)
@@ -248,21 +246,21 @@ def one_step_mh(
       >>> states.position.shape, bool(0.3 < infos.acceptance_rate.mean() < 0.9)
       ((100, 2), True)
     """
-    kernel = build_kernel(trained, num_steps, bound=bound)
+    kernel = build_kernel(trained, num_steps, method=method)
 
     def init_fn(position: Array, rng_key: PRNGKey | None = None) -> OneStepMHState:
-        return init(position, trained, rng_key, num_steps, bound=bound)
+        return init(position, trained, rng_key, num_steps, method=method)
 
     return SamplingAlgorithm(init_fn, kernel)
 
 
 def _proposals(
-    trained: TrainedSampler, num_steps: int, bound: ExactBound
+    trained: TrainedSampler, num_steps: int, method: ExactMethod
 ) -> Callable[[PRNGKey], OneStepMHState]:
-    params = trained.state_for(num_steps, bound).ema_params
+    sampler, log_density = trained.sampler_for(num_steps, method), trained.target.log_density
 
     def draw(rng_key: PRNGKey) -> OneStepMHState:
-        drawn = trained.algorithm.per_draw.draw(params, rng_key, num_steps, bound)
+        drawn = sampler.draw_one(rng_key, log_density, num_steps, method)
         return _state(drawn.position, drawn.log_density, drawn.log_weight)
 
     return draw
@@ -276,7 +274,7 @@ def _state(position: Array, logdensity: Any, log_weight: Any) -> OneStepMHState:
     )
 
 
-def _check(trained: TrainedSampler, num_steps: int, bound: ExactBound) -> None:
+def _check(trained: TrainedSampler, num_steps: int, method: ExactMethod) -> None:
     """Raises unless the sampler gives such draws.
 
     Raises:
@@ -288,11 +286,6 @@ def _check(trained: TrainedSampler, num_steps: int, bound: ExactBound) -> None:
             "trained must be a TrainedSampler, from cs.train_sampler, cs.load or the trained of a "
             f"OneStepSampler, got {type(trained).__name__}."
         )
-    algorithm = trained.algorithm
-    check_num_steps(num_steps, algorithm.max_steps)
-    exact = tuple(b for b in algorithm.bounds if b != "heuristic")
-    if bound not in exact:
-        raise ValueError(
-            f"bound must be one of {exact} for a chain of {algorithm.name!r}, got {bound!r}: the "
-            "kind of weight that decides on acceptance."
-        )
+    sampler = trained.sampler_for(num_steps, method)
+    check_num_steps(num_steps, sampler.max_steps)
+    check_choice("method", method, tuple(m for m in sampler.methods if m != "heuristic"))

@@ -10,6 +10,7 @@ import numpy as np
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.checks import check_integer
+from consistent_samplers.maps import Identity
 from consistent_samplers.plotting import style
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.schedules import check_num_steps
@@ -34,7 +35,7 @@ def trajectories(
 ) -> Array:
     """Paths of particles from the base to the target, in the target's own coordinates.
 
-    They are those of the sampler's draws: with the same key, ``sampler.sample(..., bound=None)``
+    They are those of the sampler's draws: with the same key, ``sampler.sample(..., weights=False)``
     returns their end points.
 
     Args:
@@ -57,51 +58,54 @@ def trajectories(
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.ones(2), jnp.ones(2))
-      >>> algorithm = cs.osds(target, max_steps=4, hidden=(8,), guidance=None)
+      >>> target, base = cs.targets.gaussian(jnp.ones(2), jnp.ones(2)), cs.bases.standard_normal(2)
+      >>> algorithm = cs.osds(target, base=base, max_steps=4, hidden=(8,), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))
       >>> cs.plotting.trajectories(jax.random.key(1), algorithm, 5, 4, state=state).shape
       (5, 5, 2)
     """
-    algorithm = sampler.algorithm if isinstance(sampler, TrainedSampler) else sampler
-    if stochastic is None:
-        stochastic = algorithm.bounds[0] == "lower"
     check_integer("num_particles", num_particles)
-    kind = "lower" if stochastic else "lower-if-injective"
-    if kind not in algorithm.bounds:
+    if isinstance(sampler, TrainedSampler):
+        target, drawing = sampler.target, sampler.many_steps
+        if num_steps == 1 and not stochastic:
+            drawing = sampler.one_step
+        if state is not None:
+            drawing = drawing.replace(params=state.ema_params)
+    elif state is None:
         raise ValueError(
-            f"{algorithm.name!r} has no {'stochastic' if stochastic else 'deterministic'} paths; "
-            f"take stochastic={not stochastic}."
-        )
-    most = algorithm.max_steps if stochastic else algorithm.control.max_flow_steps
-    check_num_steps(num_steps, most)
-    if state is None and isinstance(sampler, TrainedSampler):
-        one_step = num_steps == 1 and not stochastic
-        state = sampler.one_step_state if one_step else sampler.state
-    if state is None:
-        raise ValueError(
-            f"The algorithm {algorithm.name!r} needs the state of its training: "
+            f"The algorithm {sampler.name!r} needs the state of its training: "
             "state=cs.fit(...).state."
         )
-    base, control = algorithm.base, algorithm.control
+    else:
+        target, drawing = sampler.target, sampler.sampler(state)
+    if stochastic is None:
+        stochastic = drawing.methods[0] == "path"
+    if ("path" if stochastic else "map") not in drawing.methods:
+        raise ValueError(
+            f"This sampler has no {'stochastic' if stochastic else 'deterministic'} paths; "
+            f"take stochastic={not stochastic}."
+        )
+    control = drawing.control
+    check_num_steps(num_steps, drawing.max_steps if stochastic else control.max_flow_steps)
+    gradient = jax.grad(target.log_density) if control.guided else None
 
     def one(params: Params, key: PRNGKey) -> Array:
         # Keys as where draws are made, so that the paths are the draws'.
         key_base, key_path = jax.random.split(key)
-        component = base.draw_component(jax.random.fold_in(key_base, 1))
-        z0 = jax.random.normal(key_base, (base.dim,))
-        here = control.at(component)
-        if stochastic:
-            kernels = here.kernels(params)
-            z = simulate.stochastic_path(
-                key_path, z0, kernels, here.log_density, num_steps
-            ).position
+        component = control.base.draw_component(jax.random.fold_in(key_base, 1))
+        z = jax.random.normal(key_base, (control.dim,))[None]
+        if isinstance(control, Identity):
+            z = jnp.concatenate([z, z])
+        elif stochastic:
+            kernels = control.kernels(params, component, gradient)
+            z, _ = simulate.simulate_path(key_path, z[0], kernels, num_steps)
         else:
-            z = _flow_points(here.bind(params), here.process, z0, num_steps)
-        return jax.vmap(lambda point: base.unwhiten(point, component))(z)
+            u = control.bind(params, component, gradient)
+            z = _flow_points(u, control.process, z[0], num_steps)
+        return jax.vmap(lambda point: control.base.unwhiten(point, component))(z)
 
-    keys = jax.random.split(rng_key, num_particles)
-    return jax.jit(jax.vmap(one, (None, 0)))(state.ema_params, keys)
+    keys = jax.vmap(lambda i: jax.random.fold_in(rng_key, i))(jnp.arange(num_particles))
+    return jax.jit(jax.vmap(one, (None, 0)))(drawing.params, keys)
 
 
 def _flow_points(control: simulate.ControlFn, process: Any, z0: Array, num_steps: int) -> Array:

@@ -1,4 +1,4 @@
-"""The whole recipe with good defaults: fit a base, distil if asked to, calibrate, check."""
+"""The whole recipe with good defaults: fit a base, and train as far as the draws asked for need."""
 
 import dataclasses
 import functools
@@ -6,47 +6,72 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
-from consistent_samplers.algorithms import Algorithm, SamplerState
-from consistent_samplers.algorithms.base import check_base, check_choice
-from consistent_samplers.algorithms.control import NetworkKind
-from consistent_samplers.bases import Base, fit_base, fit_gaussian, refit_base
-from consistent_samplers.checks import check_integer, check_key, check_widths
-from consistent_samplers.compilation import as_partial, jit_with
-from consistent_samplers.diagnostics import exploration_check
-from consistent_samplers.estimate import evidence
-from consistent_samplers.recipe.settings import Settings
-from consistent_samplers.recipe.shared import Stage
+from consistent_samplers.algorithms import Algorithm, SamplerState, build, calibration
+from consistent_samplers.algorithms.base import check_base
+from consistent_samplers.algorithms.osds import OSDS
+from consistent_samplers.bases import Base, fit_base, fit_gaussian
+from consistent_samplers.bases.base import as_pytree
+from consistent_samplers.bases.iterating import split
+from consistent_samplers.checks import check_choice, check_integer, check_key, check_widths
+from consistent_samplers.compilation import as_partial
+from consistent_samplers.diagnostics import ExplorationCheck, exploration_check
+from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.maps import Control, Identity
+from consistent_samplers.recipe import base_stage, route, warm_start
+from consistent_samplers.recipe.calibrating import AnnealedRounds, in_rounds
+from consistent_samplers.recipe.route import EFFORTS, Effort, Route
 from consistent_samplers.recipe.trained import TrainedSampler
+from consistent_samplers.sampler import Sampler
 from consistent_samplers.schedules import check_max_steps
-from consistent_samplers.targets.base import Target, check_density
-from consistent_samplers.training import FitResult, TrainingDivergedError, fit
+from consistent_samplers.targets import Target, evaluation
+from consistent_samplers.targets.base import check_density
+from consistent_samplers.training import TrainingDivergedError
 from consistent_samplers.types import Array, Draws, PRNGKey
 
 # Draws on which the stages of the recipe are compared with each other.
 _NUM_CHECK_DRAWS = 4_096
-# Above it, determinants of a general network's steps are too dear to train on, and an iteration
-# of any network takes longer.
+# Above it, determinants of a general network's steps are too dear to train on.
 _MAX_GENERAL_DIM = 100
-# Share of the iterations, the last ones of their schedule, that a warm start runs; and the share of
-# its effective draws below which it is given up.
-_WARM_SHARE = 1 / 3
-_WARM_ENOUGH = 0.5
-_CHUNK_SIZE = 100
-# Calibration of a general network: what most targets need, and what the others get in addition. The
-# second round is run where less than this share of the draws is effective after the first.
-_CALIBRATION_ROUNDS = (250, 1_250)
+_LARGE_ITERATIONS = 300
+# Share of effective draws from which on a full calibration is not gone on with.
 _EFFECTIVE_ENOUGH = 0.9
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
 _SAME_ELBO = 1e-3
+
+
+class _Plan(NamedTuple):
+    """What was asked for.
+
+    Attributes:
+      num_samples: effective draws.
+      effort: how far training goes.
+      max_steps: most steps of a draw.
+      hidden: widths of the hidden layers.
+      network: kind of network, or one's own.
+      optimizer: one's own, or None.
+      distillation: iterations of OSDS.
+      rounds: iterations of each round of calibration.
+      explore: whether to look for modes.
+      progress_bar: show progress.
+      folder: of checkpoints, or None.
+    """
+
+    num_samples: int
+    effort: Effort
+    max_steps: int
+    hidden: tuple[int, ...]
+    network: Any
+    optimizer: Any
+    distillation: int
+    rounds: tuple[int, ...]
+    explore: bool
+    progress_bar: bool
+    folder: Path | None
 
 
 class _Start(NamedTuple):
@@ -54,27 +79,17 @@ class _Start(NamedTuple):
 
     Attributes:
       base: the base.
+      explored: whether modes were looked for, and are to be looked for again.
+      modes: what the look found that the base was not fitted to, or None.
       particle_log_z: of the exploration, or NaN.
-      explored: whether to look for modes again afterwards.
       trained: the sampler that it goes on from, or None.
     """
 
     base: Base
-    particle_log_z: float
     explored: bool
-    trained: TrainedSampler | None
-
-
-class _Budget(NamedTuple):
-    """Iterations of the stages.
-
-    Attributes:
-      distillation: of OSDS.
-      calibration: of each round of calibration.
-    """
-
-    distillation: int
-    calibration: tuple[int, ...]
+    modes: Any = None
+    particle_log_z: float = math.nan
+    trained: TrainedSampler | None = None
 
 
 def train_sampler(
@@ -83,9 +98,12 @@ def train_sampler(
     *,
     base: Base | None = None,
     init_position: Array | None = None,
+    num_samples: int = 10_000,
+    effort: Effort = "auto",
     max_steps: int = 1,
     hidden: tuple[int, ...] = (64, 64),
-    network: NetworkKind | None = None,
+    network: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
     num_iterations: int | None = None,
     num_calibration_iterations: int | None = None,
     explore: bool = True,
@@ -93,11 +111,12 @@ def train_sampler(
     progress_bar: bool = True,
     checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> TrainedSampler:
-    """Trains a one-step sampler: fits a base, and calibrates a single step from it.
+    """Trains a one-step sampler: fits a base, and calibrates a single step from it where needed.
 
-    Asked for more steps, it first distils a sampler of all numbers of steps by OSDS. The single
-    step is calibrated on its exact likelihood in either case, is no better for the distillation,
-    and has a tighter ELBO than 2 to 16 distilled steps (``python -m benchmarks steps``).
+    The cheapest route that gives the draws asked for is taken: the base alone if its weights can be
+    trusted and drawing more of it is cheaper than training; else a short calibration of one step
+    on its exact likelihood; else a long one (`recipe.route`). ``trained.route`` says which and
+    why. Asked for more steps, it first distils a sampler of all numbers of steps by OSDS.
 
     Args:
       rng_key: key.
@@ -105,17 +124,24 @@ def train_sampler(
       base: where samples start; the best of several kinds if None, see `explore`.
       init_position: ``[dim]`` or ``[n, dim]``, points where the target is known to have mass,
         for fitting the base.
+      num_samples: effective draws that are wanted, which the route is chosen for.
+      effort: ``"auto"``, or how far to go whatever the weights are worth: ``"base"``, ``"short"`` or
+        ``"full"``, for a sampler of many later draws.
       max_steps: most steps that the sampler is to draw in, a power of two; more than one has it
-        distilled.
+        distilled, and trained in full.
       hidden: widths of the network's hidden layers.
-      network: ``"general"``, the default up to 100 dimensions, or ``"structured"``, the default
+      network: ``"general"``, the default up to 100 dimensions; ``"structured"``, the default
         above: a looser bound and a smaller share of effective draws, but weighted draws for the
-        price of a few network evaluations instead of ``dim + 1``, and quicker training.
+        price of a few network evaluations instead of ``dim + 1``, and quicker training; or one's
+        own: a linen module or anything with ``init`` and ``apply``, called as
+        (x [dim], t [], d []) -> [dim].
+      optimizer: an optax transformation; Adam on an annealed learning rate if None.
       num_iterations: iterations of OSDS. If None, 300, or 100 above 100 dimensions, where
         ``max_steps`` exceeds one, and none elsewhere. Without any, more steps than one are no
         better than the base.
-      num_calibration_iterations: iterations of calibration. If None 250, and 1,250 more where less
-        than nine tenths of the draws are effective by then; 300 above 100 dimensions.
+      num_calibration_iterations: iterations of calibration, which are then run whatever the base
+        is worth. If None, as the route says: 250, and 1,250 more in full where less than nine
+        tenths of the draws are effective by then; 300 above 100 dimensions.
       explore: look for modes by many optimiser starts and tempered SMC, and take the best of a
         Gaussian, a mixture and a product of mixtures as base (`bases.fit_base`); afterwards look
         again from fresh starts for modes that the draws do not show, and warn of them. False fits
@@ -136,7 +162,8 @@ def train_sampler(
       warning, and the calibrated step is kept only if its ELBO is no worse.
 
     Raises:
-      TypeError: ``target`` is no `Target`, or ``rng_key`` is not a single key.
+      TypeError: ``target`` is no `Target`, ``rng_key`` is not a single key, or network or optimiser
+        are none.
       ValueError: the density is NaN, +inf, or zero everywhere it was tried; base or start differ
         from the target in dimension; or a number of iterations, steps or units makes no sense.
       TrainingDivergedError: the draws of the trained sampler have no usable weights (the density
@@ -152,7 +179,7 @@ def train_sampler(
       >>> trained = cs.train_sampler(jax.random.key(0), target, base=base, **tiny)
       >>> list(trained.stages), trained.stages["calibrated"].bound
       (['base', 'calibrated'], 'lower-if-injective')
-      >>> trained.sample(jax.random.key(1), 1_000, bound=None).position.shape
+      >>> trained.sample(jax.random.key(1), 1_000, weights=False).position.shape
       (1000, 1)
     """
     begin = time.perf_counter()
@@ -162,267 +189,276 @@ def train_sampler(
             "point: cs.Target(log_density, dim)."
         )
     check_key(rng_key)
+    check_integer("num_samples", num_samples)
+    check_choice("effort", effort, EFFORTS)
     check_max_steps(max_steps)
     check_widths(hidden)
+    if start is not None:
+        warm_start.check_start(start, target)
+        max_steps = start.many_steps.max_steps
     large = target.dim > _MAX_GENERAL_DIM
-    if network is None:
-        network = "structured" if large else "general"
-    check_choice("network", network, ("general", "structured"))
     if num_iterations is None:
-        most = start.settings.max_steps if start and start.settings else max_steps
-        num_iterations = 0 if most == 1 else 100 if large else 300
+        num_iterations = 0 if max_steps == 1 else 100 if large else 300
     check_integer("num_iterations", num_iterations, minimum=0)
-    rounds = (300,) if large else _CALIBRATION_ROUNDS
+    rounds = (_LARGE_ITERATIONS,) if large else (route.SHORT_ITERATIONS, route.FURTHER_ITERATIONS)
     if num_calibration_iterations is not None:
         check_integer("num_calibration_iterations", num_calibration_iterations)
-        rounds = (num_calibration_iterations,)
-    key_base, *_ = jax.random.split(rng_key, 4)
-    # Its functions of the density are then compiled once, for every part of what follows.
+        rounds, effort = (num_calibration_iterations,), "full"
+    if num_iterations and effort == "auto":
+        effort = "full"
+    plan = _Plan(
+        num_samples,
+        effort,
+        max_steps,
+        tuple(hidden),
+        network or ("structured" if large else "general"),
+        optimizer,
+        num_iterations,
+        rounds[:1] if effort == "short" else rounds,
+        explore,
+        progress_bar,
+        None if checkpoint_dir is None else Path(checkpoint_dir),
+    )
+    # Built before minutes are spent, for what is wrong with network or optimiser.
+    _distillation(target, base or _any_base(target.dim), plan)
+    # Known again by JAX: its functions are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
-    budget = _Budget(num_iterations, rounds)
-    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    key_base = split(rng_key, num=4)[0]
     if start is not None:
-        settings = _settings_of(start, target)
-        moved = refit_base(key_base, target, start.base) if base is None else base
+        moved = warm_start.moved_base(key_base, target, start) if base is None else base
         check_base(target, moved)
-        warm = _Start(moved, math.nan, explore and base is None, start)
-        trained = _train(rng_key, target, warm, settings, budget, progress_bar, None, begin)
-        short = _where_it_falls_short(trained, start)
+        warm = _Start(as_pytree(moved), explore and base is None, trained=start)
+        trained = _train(rng_key, target, warm, plan._replace(folder=None), begin)
+        short = warm_start.where_it_falls_short(trained, start)
         if short is None:
             return trained
         warnings.warn(
             f"The warm start on target {target.name!r} {short}: training begins anew.",
             stacklevel=2,
         )
-        max_steps, hidden, network = settings
-    particle_log_z = math.nan
-    explored = base is None and explore
-    if base is None and explore:
-        fitted = fit_base(key_base, target, init_position=init_position)
-        base, particle_log_z = fitted.base, fitted.exploration.log_z
-    elif base is None:
-        base = fit_gaussian(key_base, target, init_position=init_position)
-    else:
+    cold = _cold_start(key_base, target, base, init_position, explore)
+    return _train(rng_key, target, cold, plan, begin)
+
+
+def _any_base(dim: int) -> Base:
+    from consistent_samplers.bases import standard_normal
+
+    return standard_normal(dim)
+
+
+def _cold_start(
+    rng_key: PRNGKey,
+    target: Target,
+    base: Base | None,
+    init_position: Array | None,
+    explore: bool,
+) -> _Start:
+    """A base, given or fitted."""
+    if base is not None:
         check_base(target, base)
-        check_density(target, base.sample(key_base, 64))
-    settings = Settings(max_steps, tuple(hidden), network)
-    cold = _Start(base, particle_log_z, explored, None)
-    return _train(rng_key, target, cold, settings, budget, progress_bar, folder, begin)
+        check_density(target, base.sample(rng_key, 64))
+        return _Start(as_pytree(base), False)
+    if not explore:
+        return _Start(fit_gaussian(rng_key, target, init_position=init_position), False)
+    fitted = fit_base(rng_key, target, init_position=init_position)
+    # A Gaussian is fitted from starts of its own: the modes that others found are an independent
+    # look. A mixture is made of them.
+    modes = fitted.exploration.modes if fitted.kind == "gaussian" else None
+    return _Start(fitted.base, True, modes, fitted.exploration.log_z)
+
+
+def _distillation(target: Target, base: Base, plan: _Plan) -> Algorithm:
+    """The recipe's OSDS.
+
+    The gradient of the target is left out of the control: on a fitted base it costs more (a
+    Hessian in every Jacobian) than it brings, and one step stays one network evaluation.
+    """
+    objective = OSDS(
+        max_steps=plan.max_steps,
+        hidden=plan.hidden,
+        guidance=None,
+        learning_rate=AnnealedRounds(2e-3, (max(plan.distillation, 1),)),
+    )
+    control = objective.control(as_pytree(base), plan.network)
+    return build(target, objective, control=control, optimizer=plan.optimizer)
 
 
 def _train(
-    rng_key: PRNGKey,
-    target: Target,
-    start: _Start,
-    settings: Settings,
-    budget: _Budget,
-    progress_bar: bool,
-    folder: Path | None,
-    begin: float,
+    rng_key: PRNGKey, target: Target, start: _Start, plan: _Plan, begin: float
 ) -> TrainedSampler:
-    """Both stages on a base, and what they are worth."""
-    _, key_fit, key_calibrate, key_check = jax.random.split(rng_key, 4)
-    key_explore = jax.random.fold_in(rng_key, 4)
-    warm = start.trained
-    distillation = Stage(settings, "distilled", (max(budget.distillation, 1),))
-    algorithm = distillation.algorithm(target, start.base)
-    untrained = _at_once(algorithm.init, key_fit)
-    run = functools.partial(_fit_or_keep, progress_bar=progress_bar, folder=folder)
+    """All stages on a base as far as they are needed, and what they are worth."""
+    _, key_fit, key_calibrate, key_check, key_explore = split(rng_key, num=5)
+    structured = plan.network == "structured" or hasattr(plan.network, "split")
+    density = evaluation.cost(target.log_density, target.dim)
+    cost = route.costs(target.dim, plan.hidden, structured, density)
 
-    def check(state: SamplerState) -> Draws:
-        return algorithm.sample(key_check, state, _NUM_CHECK_DRAWS)
-
-    state = untrained if warm is None else _going_on(algorithm, warm.state, distillation)
-    distilled, interrupted = FitResult(state, None), False
-    if budget.distillation:
-        num = _num_warm(distillation) if warm else budget.distillation
-        distilled, interrupted = run(key_fit, algorithm, distillation, state, num, "distilled")
-    calibrated, histories = distilled, {"distilled": distilled.history}
-    if not interrupted:
-        stage = Stage(settings, "calibrated", budget.calibration)
-        calibration = stage.algorithm(target, start.base)
-        if warm is None:
-            state, rounds = _at_once(calibration.restart, distilled.state), budget.calibration
-        else:
-            state = _going_on(calibration, warm.one_step_state, stage)
-            rounds = (_num_warm(stage),)
-        calibrated, interrupted = _calibrate(
-            run, key_calibrate, calibration, stage, state, rounds, check
+    def look(draws: Draws, worth: Evidence, modes: Any) -> ExplorationCheck | None:
+        if not start.explored:
+            return None
+        return exploration_check(
+            key_explore,
+            target,
+            draws.position,
+            float(worth.log_z),
+            particle_log_z=start.particle_log_z,
+            modes=modes,
         )
-        histories["calibrated"] = calibrated.history
-    histories = {name: history for name, history in histories.items() if history is not None}
 
-    # An untrained control is zero: its single step is the base itself.
-    states = {"base": untrained, "distilled": distilled.state, "calibrated": calibrated.state}
-    if not budget.distillation:
-        del states["distilled"]
+    def base_suffices(worth: Evidence, draws: Draws) -> str | None:
+        if plan.effort == "base":
+            return "asked for"
+        if plan.effort != "auto":
+            return None
+        enough = route.base_is_enough(worth, None, plan.num_samples, cost)
+        found = look(draws, worth, start.modes) if enough else None
+        return enough if found is None or found.passed else None
+
+    finish = functools.partial(_finish, target=target, start=start, begin=begin)
     try:
-        draws = {name: check(state) for name, state in states.items()}
-        stages = {name: evidence(drawn) for name, drawn in draws.items()}
+        alone, draws, worth, enough = base_stage.widest_needed(
+            key_check, target, start.base, _NUM_CHECK_DRAWS, base_suffices
+        )
+    except ValueError:
+        if plan.effort == "base":
+            raise
+        alone, draws, worth, enough = base_stage.alone(start.base), None, None, None
+    stages = {} if worth is None else {"base": worth}
+    if enough is not None and draws is not None and worth is not None:
+        found = look(draws, worth, start.modes)
+        taken = Route("base", enough, {"base": float(worth.ess)})
+        return finish(alone, alone, stages, {}, found, taken)
+
+    algorithm, state = _begin(key_fit, target, start, plan)
+    untrained, histories, interrupted = state, {}, False
+    if plan.distillation:
+        rounds = (warm_start.num_iterations(plan.distillation, start.trained),)
+        distilled, interrupted = in_rounds(
+            key_fit,
+            algorithm,
+            state,
+            rounds,
+            name="distilled",
+            folder=plan.folder,
+            progress_bar=plan.progress_bar,
+        )
+        state, histories["distilled"] = distilled.state, distilled.history
+
+    calibrated, ran, reason = state, 0, "interrupted"
+    if not interrupted:
+        calibrating = calibration(
+            algorithm, learning_rate=AnnealedRounds(1e-2, plan.rounds), optimizer=plan.optimizer
+        )
+        reasons: list[str] = []
+
+        def suffices(state: SamplerState) -> bool:
+            why = _why_enough(calibrating, state, key_check, target, plan, cost)
+            reasons.extend([why] if why else [])
+            return why is not None
+
+        first, rounds = warm_start.calibration_start(calibrating, state, start.trained, plan.rounds)
+        result, interrupted = in_rounds(
+            key_calibrate,
+            calibrating,
+            first,
+            rounds,
+            name="calibrated",
+            is_enough=suffices,
+            folder=plan.folder,
+            progress_bar=plan.progress_bar,
+        )
+        calibrated, histories["calibrated"] = result.state, result.history
+        ran = len(result.history.loss)
+        reason = reasons[-1] if reasons else "all of its iterations were run"
+
+    samplers = {"distilled": algorithm.sampler(state)} if plan.distillation else {}
+    samplers["calibrated"] = algorithm.sampler(calibrated)
+    drawn: dict[str, Draws] = {} if draws is None else {"base": draws}
+    try:
+        for name, sampler in samplers.items():
+            drawn[name] = sampler.sample(key_check, target, _NUM_CHECK_DRAWS, 1)
+            stages[name] = evidence(drawn[name])
     except ValueError as error:
         raise TrainingDivergedError(
             f"The sampler of target {target.name!r} was trained, but its draws cannot be weighed: "
             f"{error} The trained state is in this error's .result.state.",
-            calibrated,
+            result if not interrupted else distilled,
         ) from error
-    best = max(stages, key=lambda name: float(stages[name].elbo))
-    # On a target that the base already fits, the stages differ by noise only.
-    noise = 2.0 * float(stages["calibrated"].elbo_stderr) + _SAME_ELBO
-    if float(stages["calibrated"].elbo) >= float(stages[best].elbo) - noise:
-        best = "calibrated"
-    else:
-        warnings.warn(
-            f"Calibration did not improve the one-step ELBO ({stages['calibrated'].elbo:.3f}); "
-            f"the {best} sampler ({stages[best].elbo:.3f}) is used instead. Try more iterations "
-            "or another rng_key.",
-            stacklevel=3,
-        )
-    exploration = None
-    if start.explored and not interrupted:
-        exploration = exploration_check(
-            key_explore,
-            target,
-            draws[best].position,
-            float(stages[best].log_z),
-            particle_log_z=start.particle_log_z,
-        )
+    best = _best_stage(stages)
+    one_step = {"base": algorithm.sampler(untrained), **samplers}[best]
+    ended_early = len(plan.rounds) > 1 and ran <= plan.rounds[0]
+    name = "short" if plan.effort == "short" or ended_early else "full"
+    taken = Route(name, reason, {stage: float(e.ess) for stage, e in stages.items()})
+    found = None if interrupted else look(drawn[best], stages[best], None)
+    if found is not None and not found.passed and start.trained is None:
         # A warm start that misses modes is given up with a warning of its own.
-        if not exploration.passed and warm is None:
-            warnings.warn(str(exploration), stacklevel=3)
-    return TrainedSampler(
-        algorithm,
-        distilled.state,
-        states[best],
-        stages,
-        histories,
-        time.perf_counter() - begin,
-        exploration,
-        settings,
-        warm is not None,
-    )
+        warnings.warn(str(found), stacklevel=3)
+    return finish(one_step, algorithm.sampler(state), stages, histories, found, taken)
 
 
-def _at_once(function: Callable[[Any], SamplerState], argument: Any) -> SamplerState:
-    """Compiled as one, where every operation would be compiled by itself."""
-    return jit_with(_call, function, effort="least")(argument)
+def _begin(
+    rng_key: PRNGKey, target: Target, start: _Start, plan: _Plan
+) -> tuple[Algorithm, SamplerState]:
+    """The recipe's algorithm and the state that it starts from, warm or cold."""
+    algorithm = _distillation(target, start.base, plan)
+    known = start.trained
+    if known is None or isinstance(known.many_steps.control, Identity):
+        return algorithm, algorithm.init(rng_key)
+    control = known.many_steps.control
+    assert isinstance(control, Control)
+    algorithm = dataclasses.replace(algorithm, control=control.replace(base=start.base))
+    return algorithm, warm_start.late(algorithm, known.many_steps.params, plan.distillation)
 
 
-def _call(function: Callable[[Any], SamplerState], argument: Any) -> SamplerState:
-    return function(argument)
-
-
-def _settings_of(start: TrainedSampler, target: Target) -> Settings:
-    if start.settings is None:
-        raise ValueError(
-            "start must come from cs.train_sampler or cs.load; an algorithm of your own goes on "
-            "with cs.fit(..., state=...)."
-        )
-    if start.target.dim != target.dim:
-        raise ValueError(
-            f"start has {start.target.dim} dimensions, but target {target.name!r} has "
-            f"{target.dim}: train without it."
-        )
-    return start.settings
-
-
-def _calibrate(
-    run: Callable[..., tuple[FitResult, bool]],
-    rng_key: PRNGKey,
+def _why_enough(
     algorithm: Algorithm,
-    stage: Stage,
     state: SamplerState,
-    rounds: tuple[int, ...],
-    check: Callable[[SamplerState], Draws],
-) -> tuple[FitResult, bool]:
-    """Rounds of calibration until one is enough; and whether Ctrl-C cut them short."""
-    histories = []
-    for i, num in enumerate(rounds):
-        name = stage.name if i == 0 else f"{stage.name}-{i + 1}"
-        result, interrupted = run(rng_key, algorithm, stage, state, num, name)
-        state = result.state
-        histories.append(result.history)
-        last = i == len(rounds) - 1 or len(result.history.loss) < num
-        if last or _is_effective(check(state)):
-            break
-    history = jax.tree.map(lambda *parts: np.concatenate(parts), *histories)
-    return FitResult(state, history), interrupted
-
-
-def _is_effective(draws: Draws) -> bool:
-    """Whether calibration may end: never on draws that cannot be weighed."""
+    rng_key: PRNGKey,
+    target: Target,
+    plan: _Plan,
+    cost: route.Costs,
+) -> str | None:
+    """Why calibration may end, in words: never on draws that cannot be weighed."""
     try:
-        return float(evidence(draws).ess) >= _EFFECTIVE_ENOUGH
+        worth = evidence(algorithm.sampler(state).sample(rng_key, target, _NUM_CHECK_DRAWS, 1))
     except ValueError:
-        return False
-
-
-def _going_on(algorithm: Algorithm, state: SamplerState, stage: Stage) -> SamplerState:
-    """A trained state with a fresh optimiser, its learning rate late in the schedule.
-
-    What has been done counts: nothing is annealed or warmed up again.
-    """
-    begun = stage.num_iterations - _num_warm(stage)
-
-    def late(part: Any) -> Any:
-        if isinstance(part, optax.ScaleByScheduleState):
-            return part._replace(count=jnp.full_like(part.count, begun))
-        return part
-
-    restarted = _at_once(algorithm.restart, state)
-    opt_state = jax.tree.map(
-        late, restarted.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
-    )
-    return restarted._replace(opt_state=opt_state, iteration=state.iteration)
-
-
-def _num_warm(stage: Stage) -> int:
-    return max(1, round(_WARM_SHARE * stage.num_iterations))
-
-
-def _where_it_falls_short(trained: TrainedSampler, start: TrainedSampler) -> str | None:
-    """What speaks against a warm start, in words; None where it is as good as could be hoped."""
-    if trained.exploration is not None and not trained.exploration.passed:
-        return f"is not enough ({trained.exploration})"
-    reached, before = _one_step_ess(trained), _one_step_ess(start)
-    if not reached >= _WARM_ENOUGH * before:
-        return (
-            f"ended with {100 * reached:.3g} % of its draws effective, where the sampler that it "
-            f"went on from had {100 * before:.3g} %"
-        )
+        return None
+    if float(worth.ess) >= _EFFECTIVE_ENOUGH:
+        return "nine tenths of its draws are effective"
+    if plan.effort == "auto":
+        return route.calibration_is_enough(worth, plan.num_samples, cost)
     return None
 
 
-def _one_step_ess(trained: TrainedSampler) -> float:
-    """Share of effective draws of the best stage."""
-    return float(max(trained.stages.values(), key=lambda stage: float(stage.elbo)).ess)
+def _best_stage(stages: dict[str, Evidence]) -> str:
+    """The stage of the best ELBO; the calibrated one where they differ by noise only."""
+    best = max(stages, key=lambda name: float(stages[name].elbo))
+    last = stages["calibrated"]
+    # On a target that the base already fits, the stages differ by noise only.
+    noise = 2.0 * float(last.elbo_stderr) + _SAME_ELBO
+    if float(last.elbo) >= float(stages[best].elbo) - noise:
+        return "calibrated"
+    warnings.warn(
+        f"Calibration did not improve the one-step ELBO ({last.elbo:.3f}); the {best} sampler "
+        f"({stages[best].elbo:.3f}) is used instead. Try more iterations or another rng_key.",
+        stacklevel=4,
+    )
+    return best
 
 
-def _fit_or_keep(
-    rng_key: PRNGKey,
-    algorithm: Algorithm,
-    stage: Stage,
-    state: SamplerState,
-    num_iterations: int,
-    name: str,
+def _finish(
+    one_step: Sampler,
+    many_steps: Sampler,
+    stages: dict[str, Evidence],
+    histories: dict[str, Any],
+    exploration: ExplorationCheck | None,
+    taken: Route,
     *,
-    folder: Path | None,
-    progress_bar: bool,
-) -> tuple[FitResult, bool]:
-    """`fit`, going on with the last good state if it diverges; and whether Ctrl-C cut it short."""
-    try:
-        result = fit(
-            rng_key,
-            algorithm,
-            num_iterations,
-            state=state,
-            progress_bar=progress_bar,
-            # The same for every budget of a stage, as what is compiled depends on it.
-            chunk_size=min(_CHUNK_SIZE, stage.num_iterations),
-            checkpoint_dir=None if folder is None else folder / name,
-            # In many dimensions running takes longer than compiling.
-            compile_effort="less" if algorithm.base.dim > _MAX_GENERAL_DIM else "least",
-        )
-    except TrainingDivergedError as error:
-        warnings.warn(f"{error} The recipe goes on from that state.", stacklevel=4)
-        return error.result, False
-    return result, len(result.history.loss) < num_iterations
+    target: Target,
+    start: _Start,
+    begin: float,
+) -> TrainedSampler:
+    seconds = time.perf_counter() - begin
+    warm = start.trained is not None
+    return TrainedSampler(
+        target, one_step, many_steps, stages, histories, seconds, exploration, taken, warm
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from consistent_samplers.checks import check_integer
-from consistent_samplers.compilation import jit_with
+from consistent_samplers.targets import evaluation
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 
@@ -87,15 +87,6 @@ class Target:
             )
 
 
-def log_densities(target: Target, points: Array) -> Array:
-    """Log densities at points: ``[num_points, dim] -> [num_points]``, compiled."""
-    return jit_with(_log_densities, target.log_density, effort="least")(points)
-
-
-def _log_densities(log_density: LogDensityFn, points: Array) -> Array:
-    return jax.vmap(log_density)(points)
-
-
 def _called(log_density: LogDensityFn) -> tuple[Any, ...]:
     """The function and first arguments by which JAX knows the density again.
 
@@ -129,7 +120,7 @@ def check_density(target: Target, points: Array) -> None:
         ...
       ValueError: The log density of target 'half' is NaN at 1 of 2 points tried. ...
     """
-    values = np.asarray(log_densities(target, points))
+    values = np.asarray(evaluation.values(target.log_density, points))
     num_nan = int(np.isnan(values).sum())
     if num_nan:
         raise ValueError(

@@ -194,20 +194,19 @@ def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> A
     size = next((s for s in sizes if s >= num), sizes[-1])
     if num == size:
         return program(*map(jnp.asarray, inputs))
-    if num < size:
-        outputs = program(*(_filled(np.asarray(x), size) for x in inputs))
-        return jax.tree.map(lambda y: jnp.asarray(np.asarray(y)[:num]), outputs)
-    # On the host: slices and joins of every length would each be compiled.
-    host = [np.asarray(x) for x in inputs]
+    # On CPUs with NumPy: JAX compiles slices and joins of every length. Elsewhere that would move
+    # all of them to the host and back.
+    xp: Any = np if jax.default_backend() == "cpu" else jnp
+    arrays = [xp.asarray(x) for x in inputs]
     parts = [
-        program(*(_filled(x[begin : begin + size], size) for x in host))
+        program(*(_filled(x[begin : begin + size], size, xp) for x in arrays))
         for begin in range(0, num, size)
     ]
-    return jax.tree.map(lambda *p: jnp.asarray(np.concatenate([*map(np.asarray, p)])[:num]), *parts)
+    return jax.tree.map(lambda *p: jnp.asarray(xp.concatenate([*map(xp.asarray, p)])[:num]), *parts)
 
 
-def _filled(batch: np.ndarray, size: int) -> Array:
+def _filled(batch: Any, size: int, xp: Any) -> Array:
     """A batch filled up to a size with its last row."""
     if len(batch) < size:
-        batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+        batch = xp.concatenate([batch, xp.repeat(batch[-1:], size - len(batch), axis=0)])
     return jnp.asarray(batch)

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
-from consistent_samplers.bases import Component
+from consistent_samplers.bases import Base, Component
 from consistent_samplers.corrections.latent import LatentPoint, WeighFn, weigh_latent
 from consistent_samplers.corrections.metropolis import NUM_STARTS, accept, choose_start
 from consistent_samplers.integrations.numpyro.model import Samples
@@ -162,20 +162,22 @@ class OneStepMH(MCMCKernel):
 
     def _weigh(self) -> WeighFn:
         trained, num_steps = self._sampler.trained, self._sampler.num_steps
-        return weigh_latent(trained.algorithm, trained.state_for(num_steps), num_steps)
+        return weigh_latent(trained.sampler_for(num_steps), trained.target, num_steps)
+
+    @property
+    def _base(self) -> Base:
+        return self._sampler.trained.sampler_for(self._sampler.num_steps).base
 
     def _propose(self, rng_key: PRNGKey) -> tuple[Array, Component, LatentPoint]:
         key_component, key_latent = jax.random.split(rng_key)
-        base = self._sampler.trained.base
+        base = self._base
         component = base.draw_component(key_component)
         latent = jax.random.normal(key_latent, (base.dim,))
         return latent, component, self._weigh()(latent, component)
 
     def _latent_model(self, component: Component) -> None:
         """The target within a component of the base, as a model for the inner kernel."""
-        space = dist.ImproperUniform(
-            dist.constraints.real_vector, (), (self._sampler.trained.base.dim,)
-        )
+        space = dist.ImproperUniform(dist.constraints.real_vector, (), (self._base.dim,))
         latent = numpyro.sample("latent", space)
         with numpyro.handlers.block():  # the density is a model of its own
             log_weight = self._weigh()(latent, component).log_weight

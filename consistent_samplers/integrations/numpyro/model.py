@@ -17,7 +17,9 @@ from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import constrain_fn, helpful_support_errors, potential_energy
 
-from consistent_samplers.targets.base import Target, check_density, log_densities
+from consistent_samplers.kernels import kernel
+from consistent_samplers.targets import evaluation
+from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.types import Array, ArrayTree, PRNGKey
 
 Samples: TypeAlias = dict[str, Array]
@@ -304,17 +306,22 @@ def starting_points(rng_key: PRNGKey, model: FlatModel) -> Array:
       ValueError: the density is finite at none of them, with the cause.
     """
     target = model.target
-    points = jax.random.uniform(
-        rng_key, (_NUM_INIT_TRIED, target.dim), minval=-_INIT_RADIUS, maxval=_INIT_RADIUS
-    )
-    values = log_densities(target, points)
-    finite = jnp.isfinite(values)
+    # On the host: every small operation on arrays would be compiled by itself.
+    points = np.asarray(_uniform_points(rng_key, dim=target.dim))
+    values = np.asarray(evaluation.values(target.log_density, points))
+    finite = np.isfinite(values)
     if not finite.any():
         for observed in _impossible_data(model):
             raise ValueError(f"Model {target.name!r} has no density anywhere: {observed}")
-        check_density(target, points[:_NUM_INIT_KEPT])
-    order = jnp.argsort(jnp.where(finite, values, -jnp.inf), descending=True)
-    return points[order[: min(_NUM_INIT_KEPT, int(finite.sum()))]]
+        check_density(target, jnp.asarray(points[:_NUM_INIT_KEPT]))
+    order = np.argsort(-np.where(finite, values, -np.inf))
+    return jnp.asarray(points[order[: min(_NUM_INIT_KEPT, int(finite.sum()))]])
+
+
+@kernel(static=("dim",), effort="least")
+def _uniform_points(rng_key: PRNGKey, *, dim: int) -> Array:
+    shape = (_NUM_INIT_TRIED, dim)
+    return jax.random.uniform(rng_key, shape, minval=-_INIT_RADIUS, maxval=_INIT_RADIUS)
 
 
 def _impossible_data(model: FlatModel) -> Iterator[str]:

@@ -40,7 +40,7 @@ from consistent_samplers.integrations.numpyro.model import (
     starting_points,
 )
 from consistent_samplers.integrations.numpyro.summary import summary_table
-from consistent_samplers.recipe import TrainedSampler, load, train_sampler
+from consistent_samplers.recipe import Route, TrainedSampler, load, train_sampler
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, Draws, PRNGKey
 
@@ -58,7 +58,7 @@ _TRAIN_PARAMETERS = inspect.signature(train_sampler).parameters
 _TRAIN_SETTINGS = tuple(
     name
     for name in _TRAIN_PARAMETERS
-    if name not in ("rng_key", "target", "init_position", "start", "progress_bar")
+    if name not in ("rng_key", "target", "init_position", "num_samples", "start", "progress_bar")
 )
 
 
@@ -107,8 +107,8 @@ class OneStepSampler:
       num_samples: draws of each run.
       num_steps: sampler steps of each draw. Only the single step is calibrated.
       progress_bar: show progress while training.
-      **train_settings: settings of `consistent_samplers.train_sampler`, e.g. ``num_iterations``,
-        ``num_calibration_iterations``, ``hidden``, ``max_steps``; a ``base`` lives in the
+      **train_settings: settings of `consistent_samplers.train_sampler`, e.g. ``effort``,
+        ``num_calibration_iterations``, ``network``, ``max_steps``; a ``base`` lives in the
         flattened unconstrained space.
 
     Raises:
@@ -240,7 +240,7 @@ class OneStepSampler:
         """
         model = flatten_model(self.model, model_args, model_kwargs)
         trained = load(path, model.target)
-        check_num_steps(self.num_steps, trained.algorithm.max_steps)
+        check_num_steps(self.num_steps, trained.many_steps.max_steps)
         self._training = self._known(model, model_args, model_kwargs, trained)
         self._run = None
 
@@ -384,6 +384,8 @@ class OneStepSampler:
             else "not reweighted: the weights are too uneven, so they follow the sampler itself"
         )
         print(f"draws     {how}")
+        if self.route is not None:
+            print(f"route     {self.route}")
         if self.trained.warm_started:
             print("training  went on from a sampler of other data")
         print(f"\n{self.trained.verdict(run.evidence)}")
@@ -394,8 +396,8 @@ class OneStepSampler:
         Returns:
           ``ess`` (share), ``pareto_k``, ``folded`` (share), ``round_trip_error`` (None where not
           measured), ``bound``, ``reweighted``, ``verdict``, ``training_seconds``,
-          ``stage_elbos``: the one-step ELBO after each stage of training; ``warm_started``:
-          whether training went on from a sampler of other data.
+          ``stage_elbos``: the one-step ELBO after each stage of training; ``route``: how far
+          training went; ``warm_started``: whether it went on from a sampler of other data.
 
         Raises:
           RuntimeError: before `run`.
@@ -414,6 +416,7 @@ class OneStepSampler:
             "verdict": trained.verdict(worth),
             "training_seconds": trained.training_seconds,
             "stage_elbos": {name: float(stage.elbo) for name, stage in trained.stages.items()},
+            "route": None if trained.route is None else trained.route.name,
             "warm_started": trained.warm_started,
         }
 
@@ -435,6 +438,11 @@ class OneStepSampler:
     def trained(self) -> TrainedSampler:
         """The trained sampler on the flattened space (RuntimeError before training)."""
         return self._trained_or_raise("trained").trained
+
+    @property
+    def route(self) -> Route | None:
+        """How far training went and why (RuntimeError before training)."""
+        return self._trained_or_raise("route").trained.route
 
     @property
     def is_trained(self) -> bool:
@@ -501,14 +509,14 @@ class OneStepSampler:
             key_train,
             model.target,
             init_position=starting_points(key_init, model),
+            num_samples=self.num_samples,
             start=start,
             progress_bar=self.progress_bar,
             **settings,
         )
 
     def _sample(self, rng_key: PRNGKey, num_samples: int, *, weights: bool = True) -> Draws:
-        bound: Literal["lower-if-injective"] | None = "lower-if-injective" if weights else None
-        return self.trained.sample(rng_key, num_samples, self.num_steps, bound=bound)
+        return self.trained.sample(rng_key, num_samples, self.num_steps, weights=weights)
 
     def _samples_of(self, run: _Run, resampled: bool) -> tuple[Samples, Array]:
         if resampled not in run.samples:

@@ -1,0 +1,15 @@
+"""Maps from a base to a target, and the stochastic paths beside them, without a density inside."""
+
+from consistent_samplers.maps.control import Control, Guidance, LearnedKernels, Proposal
+from consistent_samplers.maps.denoising import Denoiser, DenoisingProcess
+from consistent_samplers.maps.identity import Identity
+
+__all__ = [
+    "Control",
+    "Denoiser",
+    "DenoisingProcess",
+    "Guidance",
+    "Identity",
+    "LearnedKernels",
+    "Proposal",
+]

@@ -1,0 +1,134 @@
+"""The cheapest route to draws that earn trust: the base, a short calibration, a long one.
+
+Each step up is taken because the numbers say so: the weights so far are not to be trusted, or
+drawing as many effective samples as were asked for would cost more than training on. Costs are
+counted in floating-point operations, so that a decision is the same on every machine.
+"""
+
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+from consistent_samplers.diagnostics import (
+    FINITE_VARIANCE_K,
+    MIN_EFFECTIVE,
+    ExplorationCheck,
+    weights_are_reliable,
+)
+from consistent_samplers.estimate import Evidence
+
+Effort: TypeAlias = Literal["auto", "base", "short", "full"]
+"""How far training goes: ``"auto"`` as far as draws asked for need, or always to a stage."""
+
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+"""All values of `Effort`."""
+
+# Iterations of the first round of calibration, and of the one that may follow.
+SHORT_ITERATIONS, FURTHER_ITERATIONS = 250, 1_250
+"""Iterations of the short calibration, and of the further ones of the full one."""
+
+# A map's draw with its Jacobian, forwards and backwards, and its inverse: in draws.
+_DRAWS_PER_POINT = 4.0
+_BATCH = 128
+# What compiling a calibration costs beside it, as operations.
+_COMPILING = 2e10
+# The base's Pareto k must stay this far below its limit, as the best of several widths was taken.
+_MARGIN = 0.05
+
+
+class Route(NamedTuple):
+    """How far training went, and why.
+
+    Attributes:
+      name: ``"base"``, ``"short"`` or ``"full"``.
+      reason: in words.
+      stages: share of effective draws after each stage.
+
+    Example:
+      >>> from consistent_samplers.recipe import Route
+      >>> print(Route("base", "its weights give the draws asked for", {"base": 0.98}))
+      base: its weights give the draws asked for (effective: base 98 %)
+    """
+
+    name: str
+    reason: str
+    stages: dict[str, float]
+
+    def __str__(self) -> str:
+        """One line."""
+        shares = ", ".join(f"{name} {100 * ess:.2g} %" for name, ess in self.stages.items())
+        return f"{self.name}: {self.reason} (effective: {shares})"
+
+
+class Costs(NamedTuple):
+    """Floating-point operations.
+
+    Attributes:
+      base_draw: of a weighted draw of the base.
+      map_draw: of a weighted draw of the map.
+      density: of a value and gradient of the density.
+    """
+
+    base_draw: float
+    map_draw: float
+    density: float
+
+    def calibration(self, num_iterations: int) -> float:
+        """Of some iterations of calibration."""
+        point = _DRAWS_PER_POINT * self.map_draw + self.density
+        return num_iterations * _BATCH * point + _COMPILING
+
+
+def costs(dim: int, hidden: tuple[int, ...], structured: bool, density: float) -> Costs:
+    """Operations of draws in ``dim`` dimensions with a network of some hidden widths.
+
+    Example:
+      >>> from consistent_samplers.recipe.route import costs
+      >>> found = costs(10, (64, 64), False, density=100.0)
+      >>> found.map_draw > 10 * found.base_draw
+      True
+    """
+    widths = (dim, *hidden, 2 * dim)
+    network = 2.0 * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    base = dim**2 + density / 3.0
+    jacobian = 3.0 * network if structured else dim * network + 2.0 * dim**3 / 3.0
+    return Costs(base, base + network + jacobian, density)
+
+
+def base_is_enough(
+    evidence: Evidence,
+    exploration: ExplorationCheck | None,
+    num_samples: int,
+    cost: Costs,
+) -> str | None:
+    """Why the base alone will do, in words; None where it will not.
+
+    Args:
+      evidence: of the base's weights.
+      exploration: what an independent look for modes found, or None.
+      num_samples: effective draws asked for.
+      cost: of draws and of training.
+    """
+    k, ess = float(evidence.pareto_k), float(evidence.ess)
+    if not (k <= FINITE_VARIANCE_K - _MARGIN and ess * evidence.num_samples >= MIN_EFFECTIVE):
+        return None
+    if exploration is not None and not exploration.passed:
+        return None
+    # As many again as are effective already at hand cost nothing like a training.
+    if num_samples / ess * cost.base_draw > cost.calibration(SHORT_ITERATIONS):
+        return None
+    return "its weights can be trusted, and drawing more is cheaper than training"
+
+
+def calibration_is_enough(evidence: Evidence, num_samples: int, cost: Costs) -> str | None:
+    """Why the short calibration will do, in words; None where it will not.
+
+    Args:
+      evidence: of the calibrated step's weights.
+      num_samples: effective draws asked for.
+      cost: of draws and of training.
+    """
+    ess = float(evidence.ess)
+    if not weights_are_reliable(evidence) or ess * evidence.num_samples < MIN_EFFECTIVE:
+        return None
+    if num_samples * (1.0 / ess - 1.0) * cost.map_draw > cost.calibration(FURTHER_ITERATIONS):
+        return None
+    return "its weights can be used, and drawing more is cheaper than training on"

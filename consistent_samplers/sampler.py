@@ -1,0 +1,444 @@
+"""A sampler: a map from a base with its parameters, and how many draws are made of it.
+
+A pytree of arrays without a density. Draws are made in blocks of a few sizes, so that what is
+compiled for one number of them serves every other; draw i depends on the key and on i alone,
+whatever the blocks and devices.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from consistent_samplers.bases import Base
+from consistent_samplers.checks import check_choice, check_integer, check_key
+from consistent_samplers.compilation import as_partial, is_traced
+from consistent_samplers.kernels import kernel
+from consistent_samplers.maps import Control, Identity, Proposal
+from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices
+from consistent_samplers.targets import Target, evaluation
+from consistent_samplers.types import (
+    BOUND_OF,
+    Array,
+    Bound,
+    Draws,
+    FlowDiagnostics,
+    GradientFn,
+    LogDensityFn,
+    Method,
+    Params,
+    PRNGKey,
+)
+
+
+class _Limits(NamedTuple):
+    """The most that is computed at once.
+
+    Attributes:
+      points: draws.
+      floats: of one array of them.
+      jacobian_floats: of their full Jacobians.
+      blocks: sizes of blocks of draws with full Jacobians.
+      cheap_blocks: sizes of blocks of others.
+    """
+
+    points: int
+    floats: int
+    jacobian_floats: int
+    blocks: tuple[int, ...]
+    cheap_blocks: tuple[int, ...]
+
+
+# On CPUs a few arrays of a chunk, and its Jacobians (1 MiB), have to fit the caches: beyond them a
+# weighted draw takes twice the time. Other devices idle over small batches.
+_LIMITS = {"cpu": _Limits(8_192, 2**18, 2**18, (256, 4_096), (256, 4_096, 65_536))}
+_LIMITS_ELSEWHERE = _Limits(2**17, 2**26, 2**26, (1_024, 2**17), (1_024, 2**17))
+# What filling up the last block may cost, relative to the draws asked for.
+_MAX_FILLING = 1.3
+_NUM_ROUND_TRIPS = 256
+
+
+@flax.struct.dataclass
+class Sampler:
+    """A map or path from a base to a target, with its parameters.
+
+    Attributes:
+      control: the control and its dynamics; holds the base.
+      params: its parameters.
+      max_steps: most steps of a draw, a power of two.
+      methods: which transitions it can take, the default first.
+      default_steps: number of steps unless told.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> target, base = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> algorithm = cs.osds(target, base=base, guidance=None, hidden=(8,))
+      >>> sampler = algorithm.sampler(algorithm.init(jax.random.key(0)))
+      >>> draws = sampler.sample(jax.random.key(1), target, 100)
+      >>> draws.position.shape, draws.log_weight.shape, draws.bound
+      ((100, 1), (100,), 'lower-if-injective')
+    """
+
+    control: Control | Identity
+    params: Params
+    max_steps: int = flax.struct.field(pytree_node=False)
+    methods: tuple[Method, ...] = flax.struct.field(pytree_node=False)
+    default_steps: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def base(self) -> Base:
+        """Where samples start."""
+        return self.control.base
+
+    def bound(self, method: Method) -> Bound:
+        """What the weights of a method are worth; a map injective by construction gives a bound."""
+        return "lower" if method == "map" and self.control.injective else BOUND_OF[method]
+
+    def sample(
+        self,
+        rng_key: PRNGKey,
+        target: Target,
+        num_samples: int,
+        num_steps: int | None = None,
+        *,
+        method: Method | None = None,
+        weights: bool = True,
+        mesh: Mesh | None = None,
+    ) -> Draws:
+        """Draws ``num_samples`` points, weighted for a target.
+
+        Args:
+          rng_key: key.
+          target: what the weights are for.
+          num_samples: number of draws.
+          num_steps: network evaluations of a draw; ``default_steps`` if None.
+          method: which transitions; the first of ``methods`` if None.
+          weights: without them a draw costs one network evaluation a step and nothing else.
+          mesh: devices to spread the draws over; the draws are the same.
+
+        Raises:
+          TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.
+          ValueError: a number of steps or draws, or a method, that it does not take.
+        """
+        num_steps, method = self._checked(num_steps, method)
+        check_key(rng_key)
+        check_integer("num_samples", num_samples)
+        density = as_partial(target.log_density)
+        inside = density if self.control.guided else None
+        settings = {"num_steps": num_steps, "method": method, "weights": weights}
+        settings["batch_size"] = self._batch_size(num_steps, method, weights)
+        if mesh is not None:
+            check_mesh(mesh)
+            drawn, values = _on_mesh(
+                density, self, rng_key, num_samples=num_samples, mesh=mesh, **settings
+            )
+        else:
+            drawn, values = self._draw(rng_key, density, inside, num_samples, settings), None
+        if not weights:
+            return Draws(drawn.position)
+        if values is None:
+            values = evaluation.values(density, drawn.position)
+        xp = _arrays_on(rng_key)
+        values, log_ratio = xp.asarray(values), xp.asarray(drawn.log_ratio)
+        # A point of zero density has weight zero, whatever the arithmetic around it made of it.
+        log_weight = xp.where(xp.isneginf(values), -xp.inf, values + log_ratio)
+        flow = None
+        if drawn.folded is not None:
+            flow = self._diagnostics(rng_key, inside, drawn.folded, num_steps, xp)
+        return Draws(
+            jnp.asarray(drawn.position),
+            jnp.asarray(log_weight),
+            jnp.asarray(values),
+            flow,
+            self.bound(method),
+        )
+
+    def log_weight(
+        self,
+        rng_key: PRNGKey,
+        target: Target,
+        position: Array,
+        num_steps: int | None = None,
+        *,
+        method: Method | None = None,
+    ) -> Array:
+        """Log weights ``[n]`` of draws that end at given points, run in reverse.
+
+        The path back to the base is made up by the backward kernels, or by inverting the map (NaN
+        where that fails). The mean over exact draws of the target is an evidence upper bound.
+
+        Args:
+          rng_key: key.
+          target: what the weights are for.
+          position: ``[n, dim]``.
+          num_steps: see `sample`.
+          method: see `sample`; the heuristic has no reverse.
+
+        Raises:
+          ValueError: as `sample`, or points of another dimension.
+        """
+        num_steps, method = self._checked(num_steps, method, reverse=True)
+        if position.ndim != 2 or position.shape[1] != self.base.dim:
+            raise ValueError(
+                f"position must have shape [n, {self.base.dim}], got {position.shape}."
+            )
+        density = as_partial(target.log_density)
+        log_ratio = _reverse(
+            density if self.control.guided else None,
+            self.control,
+            self.params,
+            rng_key,
+            position,
+            num_steps=num_steps,
+            method=method,
+            batch_size=self._batch_size(num_steps, method, True),
+        )
+        return evaluation.values(density, position) + log_ratio
+
+    def draw_one(
+        self, rng_key: PRNGKey, log_density: LogDensityFn, num_steps: int, method: Method
+    ) -> Draws:
+        """One weighted draw, ``position [dim]``: pure, for chains that JAX traces."""
+        drawn = self.control.draw(
+            self.params, rng_key, num_steps, method, True, _gradient(log_density, self.control)
+        )
+        value = log_density(drawn.position)
+        log_weight = jnp.where(jnp.isneginf(value), -jnp.inf, value + drawn.log_ratio)
+        return Draws(drawn.position, log_weight, value, None, self.bound(method))
+
+    def _draw(
+        self,
+        rng_key: PRNGKey,
+        density: Partial,
+        inside: Partial | None,
+        num_samples: int,
+        settings: dict[str, Any],
+    ) -> Proposal:
+        """Proposals in blocks, the last one cut."""
+        propose = functools.partial(_propose, inside, self.control, self.params, rng_key)
+        if is_traced((rng_key, self.params, density)):
+            drawn: Proposal = propose(np.int32(0), size=num_samples, **settings)
+            return drawn
+        size = self._block_size(num_samples, settings)
+        blocks = [
+            propose(np.int32(begin), size=size, **settings) for begin in range(0, num_samples, size)
+        ]
+        xp = _arrays_on(rng_key)
+        joined: Proposal = jax.tree.map(
+            lambda *parts: xp.concatenate([*map(xp.asarray, parts)])[:num_samples], *blocks
+        )
+        return joined
+
+    def _diagnostics(
+        self, rng_key: PRNGKey, inside: Partial | None, folded: Array, num_steps: int, xp: Any
+    ) -> FlowDiagnostics:
+        """Folds of all draws and round trips of the first ones."""
+        num = len(folded)
+        errors = _round_trips(
+            inside,
+            self.control,
+            self.params,
+            rng_key,
+            num_steps=num_steps,
+            batch_size=self._batch_size(1, "map", True),
+        )
+        errors = xp.asarray(errors)[:num]
+        unmeasured = xp.full(num - len(errors), xp.nan, errors.dtype)
+        errors = jnp.asarray(xp.concatenate([errors, unmeasured]))
+        return FlowDiagnostics(jnp.asarray(folded), errors)
+
+    def _checked(
+        self, num_steps: int | None, method: Method | None, reverse: bool = False
+    ) -> tuple[int, Method]:
+        num_steps = self.default_steps if num_steps is None else num_steps
+        check_num_steps(num_steps, self.max_steps)
+        method = self.methods[0] if method is None else method
+        choices = tuple(m for m in self.methods if not (reverse and m == "heuristic"))
+        check_choice("method", method, choices)
+        return num_steps, method
+
+    def _has_jacobians(self, method: Method, weights: bool) -> bool:
+        # A Jacobian by its parts takes no more than a point does.
+        return weights and method == "map" and not self.control.structured
+
+    def _batch_size(self, num_steps: int, method: Method, weights: bool) -> int:
+        limit = _LIMITS.get(jax.default_backend(), _LIMITS_ELSEWHERE)
+        most = min(limit.points, limit.floats // self.base.dim)
+        if self._has_jacobians(method, weights):
+            most = min(most, limit.jacobian_floats // (num_steps * self.base.dim**2))
+        return max(1, most)
+
+    def _block_size(self, num_samples: int, settings: dict[str, Any]) -> int:
+        limit = _LIMITS.get(jax.default_backend(), _LIMITS_ELSEWHERE)
+        dear = self._has_jacobians(settings["method"], settings["weights"])
+        sizes = limit.blocks if dear else limit.cheap_blocks
+        filled = {size: -(-num_samples // size) * size for size in sizes}
+        enough = [size for size in sizes if filled[size] <= _MAX_FILLING * num_samples]
+        return max(enough) if enough else min(sizes, key=filled.__getitem__)
+
+
+def method_of_bound(bound: Bound | None, method: Method | None) -> tuple[Method | None, bool]:
+    """Method and whether weights are wanted, of the argument ``bound`` of earlier versions.
+
+    Warns:
+      DeprecationWarning: always.
+
+    Example:
+      >>> import warnings
+      >>> from consistent_samplers.sampler import method_of_bound
+      >>> with warnings.catch_warnings():
+      ...     warnings.simplefilter("ignore")
+      ...     method_of_bound("lower", None), method_of_bound(None, None)
+      (('path', True), (None, False))
+    """
+    said = "weights=False" if bound is None else f'method="{_METHOD_OF.get(bound, "map")}"'
+    warnings.warn(
+        f"bound={bound!r} as an argument is deprecated: say {said}. A bound is what draws report.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    if bound is None:
+        return method, False
+    check_choice("bound", bound, tuple(_METHOD_OF))
+    return _METHOD_OF[bound], True
+
+
+_METHOD_OF: dict[Bound, Method] = {bound: method for method, bound in BOUND_OF.items()}
+
+
+def _gradient(density: LogDensityFn | None, control: Control | Identity) -> GradientFn | None:
+    return jax.grad(lambda x: density(x)) if density is not None and control.guided else None
+
+
+@kernel(static=("size", "num_steps", "method", "weights", "batch_size"), effort="less")
+def _propose(
+    density: Partial | None,
+    control: Control | Identity,
+    params: Params,
+    rng_key: PRNGKey,
+    begin: Array,
+    *,
+    size: int,
+    num_steps: int,
+    method: Method,
+    weights: bool,
+    batch_size: int,
+) -> Proposal:
+    """Draws ``begin`` to ``begin + size``; the density only inside a guided control."""
+    gradient = _gradient(density, control)
+
+    def one(index: Array) -> Proposal:
+        key = jax.random.fold_in(rng_key, index)
+        return control.draw(params, key, num_steps, method, weights, gradient)
+
+    drawn: Proposal = _in_chunks(one, begin + jnp.arange(size, dtype=jnp.int32), batch_size)
+    return drawn
+
+
+@kernel(static=("num_steps", "batch_size"), effort="least")
+def _round_trips(
+    density: Partial | None,
+    control: Control | Identity,
+    params: Params,
+    rng_key: PRNGKey,
+    *,
+    num_steps: int,
+    batch_size: int,
+) -> Array:
+    """What the inverse misses of the first draws: ``[256]``."""
+    gradient = _gradient(density, control)
+
+    def one(index: Array) -> Array:
+        key = jax.random.fold_in(rng_key, index)
+        return control.round_trip(params, key, num_steps, gradient)
+
+    errors: Array = _in_chunks(one, jnp.arange(_NUM_ROUND_TRIPS, dtype=jnp.int32), batch_size)
+    return errors
+
+
+@kernel(static=("num_steps", "method", "batch_size"), effort="less")
+def _reverse(
+    density: Partial | None,
+    control: Control | Identity,
+    params: Params,
+    rng_key: PRNGKey,
+    position: Array,
+    *,
+    num_steps: int,
+    method: Method,
+    batch_size: int,
+) -> Array:
+    """Log ratios of given points ``[n, dim]``: ``[n]``."""
+    gradient = _gradient(density, control)
+    keys = jax.random.split(rng_key, position.shape[0])
+
+    def one(inputs: tuple[PRNGKey, Array]) -> Array:
+        return control.reverse(params, inputs[0], inputs[1], num_steps, method, gradient)
+
+    log_ratio: Array = _in_chunks(one, (keys, position), batch_size)
+    return log_ratio
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("num_samples", "mesh", "num_steps", "method", "weights", "batch_size"),
+)
+def _on_mesh(
+    density: Partial,
+    sampler: Sampler,
+    rng_key: PRNGKey,
+    *,
+    num_samples: int,
+    mesh: Mesh,
+    batch_size: int,
+    **settings: Any,
+) -> tuple[Proposal, Array | None]:
+    """Proposals and log densities, each device making its share."""
+
+    def draw(density: Partial, sampler: Sampler, rng_key: PRNGKey, index: Array) -> Any:
+        gradient = _gradient(density, sampler.control)
+
+        def one(index: Array) -> tuple[Proposal, Array | None]:
+            key = jax.random.fold_in(rng_key, index)
+            drawn = sampler.control.draw(sampler.params, key, gradient=gradient, **settings)
+            return drawn, density(drawn.position) if settings["weights"] else None
+
+        return _in_chunks(one, index, batch_size)
+
+    # The last draw again, as often as it takes for every device to have as many.
+    filled = num_samples + -num_samples % num_devices(mesh)
+    index = jnp.minimum(jnp.arange(filled, dtype=jnp.int32), num_samples - 1)
+    drawn = map_over_mesh(draw, mesh, 3)(density, sampler, rng_key, index)
+    cut: tuple[Proposal, Array | None] = jax.tree.map(lambda x: x[:num_samples], drawn)
+    return cut
+
+
+def _in_chunks(function: Callable[[Any], Any], inputs: Any, most: int) -> Any:
+    """``jax.lax.map`` in chunks of the same size, at most ``most``.
+
+    The last one is filled up with the last input: a rest of another size would have all compiled
+    a second time.
+    """
+    num = jax.tree.leaves(inputs)[0].shape[0]
+    num_chunks = -(-num // most)
+    size = -(-num // num_chunks)
+    if num_chunks == 1:
+        return jax.vmap(function)(inputs)
+    index = jnp.minimum(jnp.arange(num_chunks * size), num - 1).reshape(num_chunks, size)
+    outputs = jax.lax.map(lambda i: jax.vmap(function)(jax.tree.map(lambda x: x[i], inputs)), index)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], outputs)
+
+
+def _arrays_on(rng_key: PRNGKey) -> Any:
+    """NumPy where arrays are on the host in any case: JAX compiles every length of them."""
+    return np if jax.default_backend() == "cpu" and not is_traced(rng_key) else jnp
