@@ -7,9 +7,9 @@ import pytest
 import scipy.stats
 
 from consistent_samplers import bases, targets
-from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases import GaussianBase, gaussian_fit, modes, tempering
 from consistent_samplers.bases.gaussian_fit import _positive_inverse
-from consistent_samplers.targets import Target
+from consistent_samplers.targets import Target, evaluation
 
 KEY = jax.random.key(0)
 NUM = 4_000
@@ -224,3 +224,37 @@ def test_gaussian_in_many_dimensions_solves_the_optimum_s_own_equations():
 def test_no_positive_inverse_of_an_indefinite_matrix():
     assert _positive_inverse(np.diag([1.0, -1.0])) is None
     np.testing.assert_allclose(_positive_inverse(np.diag([2.0, 4.0])), np.diag([0.5, 0.25]))
+
+
+def test_laplace_is_enough_where_the_posterior_is_nearly_gaussian(monkeypatch):
+    monkeypatch.delattr(gaussian_fit, "_maximise_elbo")
+    features = np.random.default_rng(0).normal(size=(2_000, 3)).astype(np.float32)
+
+    def log_density(w):
+        return -jax.nn.softplus(-(features @ w)).sum() - 0.5 * w @ w
+
+    base = bases.fit_gaussian(KEY, Target(log_density, 3))
+    weights = log_weights(base, Target(log_density, 3))
+    assert weights.std() < 0.2
+
+
+# ---- expensive densities
+
+
+@pytest.mark.parametrize(
+    ("cost", "climb", "smc"),
+    [(1e3, (512, 400), (2_000, 5)), (1e6, (128, 225), (512, 1)), (2e7, (32, 0), (0, 0))],
+)
+def test_an_expensive_density_is_looked_at_less(monkeypatch, cost, climb, smc):
+    monkeypatch.setattr(evaluation, "cost", lambda log_density, dim: cost)
+    target = targets.funnel(2)
+    assert modes.climb_size(target, 512) == climb
+    assert tempering.smc_size(target, 2_000, 5, 5) == smc
+
+
+def test_a_few_starts_find_the_modes_of_a_very_expensive_density(monkeypatch):
+    monkeypatch.setattr(evaluation, "cost", lambda log_density, dim: 2e7)
+    wells = Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), 1)
+    found = bases.explore(KEY, wells)
+    np.testing.assert_allclose(sorted(found.modes.loc.ravel()), [-2.0, 2.0], atol=1e-2)
+    assert len(found.particles) == 0 and np.isnan(found.log_z)

@@ -250,12 +250,36 @@ def test_one_mode_takes_the_simple_base():
 
 
 def test_several_modes_take_the_base_that_holds_them():
-    fitted = bases.fit_base(KEY, cs.targets.gmm9())
+    target, traced = cs.targets.gmm9(), []
+
+    def log_density(x):
+        traced.append(None)
+        return target.log_density(x)
+
+    counted = cs.Target(log_density, 2)
+    traced.clear()
+    fitted = bases.fit_base(KEY, counted)
+    # Gradients of one point and of many, values, Hessian products: all that is compiled of it.
+    assert len(traced) <= 4
     assert fitted.kind == "mixture"
     assert fitted.fits["mixture"].elbo > fitted.fits["gaussian"].elbo + 1.0
     assert set(fitted.fits) == {"gaussian", "mixture", "product"}
     # The Gaussian fits its own mode, and there are others: particles are looked at after all.
     assert fitted.fits["gaussian"].ess > 0.9 and len(fitted.exploration.particles)
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_fit_is_the_base_of_the_recipe_s_choice(make_key):
+    target = cs.targets.gaussian(np.ones(2), np.ones(2))
+    base = bases.fit(make_key(0), target)
+    np.testing.assert_array_equal(base.loc, bases.fit_base(make_key(0), target).base.loc)
+
+
+def test_the_former_name_of_a_product_warns(found):
+    with pytest.warns(DeprecationWarning, match="fit_product_mixture"):
+        former = bases.fit_product(KEY, cs.targets.gmm9(), exploration=found)
+    now = bases.fit_product_mixture(KEY, cs.targets.gmm9(), exploration=found)
+    np.testing.assert_array_equal(former.loc, now.loc)
 
 
 def test_optima_are_modes_where_the_density_dips_between_them():
