@@ -1,75 +1,66 @@
-"""What is compiled once, and what the compiler is asked for."""
+"""What the compiler is asked for, and what JAX knows again."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.tree_util import Partial
 
 import consistent_samplers as cs
 from consistent_samplers import compilation
-from consistent_samplers.compilation import jit_with
+from consistent_samplers.compilation import as_partial, compiler_options, is_traced
 
 
-def scaled(log_density, x):
-    return 2.0 * log_density(x)
+@pytest.fixture
+def every_option_known(monkeypatch):
+    monkeypatch.setattr(compilation, "_is_known", lambda name, value, backend: backend == "cpu")
+
+
+def test_less_effort_is_asked_for_where_it_is_known(monkeypatch, every_option_known):
+    # The tests' own flags are left alone by it.
+    monkeypatch.setenv("XLA_FLAGS", "")
+    level = "xla_backend_optimization_level"
+    assert compiler_options("full") == {}
+    assert compiler_options("less") == {level: 1}
+    assert set(compiler_options("least")) == {level, "xla_cpu_use_fusion_emitters"}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert compiler_options("least") == {}
+
+
+def test_a_flag_of_the_user_wins(monkeypatch, every_option_known):
+    level = "xla_backend_optimization_level"
+    monkeypatch.setenv("XLA_FLAGS", f"--{level}=3")
+    assert level not in compiler_options("least")
 
 
 @pytest.mark.parametrize("effort", ["full", "less", "least"])
-@pytest.mark.parametrize("as_partial", [False, True])
-def test_every_effort_computes_the_same(monkeypatch, effort, as_partial):
-    # The tests' own flags are left alone by it.
+def test_the_compiler_takes_what_it_is_told(monkeypatch, effort):
     monkeypatch.setenv("XLA_FLAGS", "")
-
-    def density(x):
-        return -0.5 * jnp.sum(x**2)
-
-    first = Partial(density) if as_partial else density
-    compiled = jit_with(scaled, first, effort=effort)
-    np.testing.assert_allclose(compiled(jnp.ones(3)), -3.0)
-    # Inside what transforms it as well, where JAX takes no options.
-    np.testing.assert_allclose(jax.jit(compiled)(jnp.ones(3)), -3.0)
-    np.testing.assert_allclose(jax.vmap(compiled)(jnp.ones((2, 3))), -3.0)
-    np.testing.assert_allclose(jax.grad(compiled)(jnp.ones(3)), -2.0)
+    doubled = jax.jit(lambda x: 2.0 * x, compiler_options=compiler_options(effort) or None)
+    assert doubled(1.5) == 3.0
 
 
-def test_errors_of_what_is_compiled_are_its_own(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
+def test_a_function_is_wrapped_once_and_known_again():
     traced = []
 
-    def fail(first, x):
+    def density(x):
         traced.append(x)
-        raise ValueError("of its own")
+        return jnp.sum(x)
 
-    with pytest.raises(ValueError, match="of its own"):
-        jit_with(fail, jnp.sum, effort="least")(jnp.ones(3))
+    known = as_partial(density)
+    assert as_partial(known) is known and isinstance(known, Partial)
+    compiled = jax.jit(lambda f, x: f(x))
+    for _ in range(2):
+        # Another wrapper of the same function is the same to JAX.
+        assert compiled(as_partial(density), jnp.ones(3)) == 3.0
     assert len(traced) == 1
 
 
-def asked_for(monkeypatch, effort, flags, backend="cpu"):
-    """The compiler's options."""
-    seen = {}
-
-    def jit(function, compiler_options=None, **options):
-        seen.update(compiler_options or {})
-        return function
-
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(compilation, "_is_known", lambda name, value, b: b == "cpu")
-    monkeypatch.setattr(jax, "jit", jit)
-    jit_with(scaled, jnp.sum, effort=effort)
-    return seen
-
-
-def test_less_effort_is_asked_for_where_it_is_known(monkeypatch):
-    level = "xla_backend_optimization_level"
-    assert asked_for(monkeypatch, "full", "") == {}
-    assert asked_for(monkeypatch, "less", "") == {level: 1}
-    assert set(asked_for(monkeypatch, "least", "")) == {level, "xla_cpu_use_fusion_emitters"}
-    assert asked_for(monkeypatch, "least", "", backend="gpu") == {}
-    # A user's own flag wins.
-    assert level not in asked_for(monkeypatch, "least", f"--{level}=3")
+def test_tracing_is_noticed_in_arguments_and_around_constants():
+    assert not is_traced((jnp.ones(2), 3.0, None))
+    seen = []
+    jax.jit(lambda x: seen.append((is_traced(x), is_traced(2.0))))(1.0)
+    jax.vmap(lambda x: seen.append((is_traced(x), True)))(jnp.ones(2))
+    assert seen == [(True, True), (True, True)]
 
 
 def test_options_that_a_compiler_does_not_know_are_found_out():

@@ -16,35 +16,62 @@ import pytest
 
 import consistent_samplers as cs
 from consistent_samplers import checkpoint, training
-from consistent_samplers.algorithms.base import apply_gradients
+from consistent_samplers.algorithms import Objective
+from consistent_samplers.algorithms.base import Loss, _updated
 from consistent_samplers.checkpoint import CheckpointError
 
 KEY = jax.random.key(0)
 PARAMS = jnp.array([1.0, -2.0, 0.5])
 TARGET = cs.targets.gaussian(np.array([1.0, -0.5]), np.eye(2))
-OSDS = cs.osds(TARGET, max_steps=1, batch_size=8, hidden=(8,), guidance=None)
+BASE = cs.bases.standard_normal(2)
+OSDS = cs.osds(TARGET, base=BASE, max_steps=1, batch_size=8, hidden=(8,), guidance=None)
 
 
 class ToyInfo(NamedTuple):
     loss: jax.Array
     elbo: jax.Array
+    gradient_norm: jax.Array
 
 
-def toy_init(key):
-    params = jax.random.normal(key, (3,))
-    return cs.SamplerState(params, params, (), jnp.zeros((), jnp.int32))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Toy(Objective):
+    """A noisy distance from zero: order, keys and number of iterations all show.
+
+    Compiles in no time, which an algorithm of ours does not.
+
+    Attributes:
+      bad_from: first iteration whose loss is reported as NaN.
+      bad_until: the one after the last.
+      bad_above: only with updates of more than this size.
+    """
+
+    ema_decay: float = 0.0
+    bad_from: int = 10**6
+    bad_until: int = 10**6
+    bad_above: float = 0.0
+
+    name = "toy"
+
+    def init(self, rng_key, control, evaluate):
+        return {"toy": jax.random.normal(rng_key, (3,))}
+
+    def __call__(self, params, now, evaluate):
+        i = now.state.iteration
+        loss = jnp.sum((params["toy"] + jax.random.normal(now.rng_key, (3,))) ** 2)
+        bad = (i >= self.bad_from) & (i < self.bad_until)
+        bad &= now.state.step_scale > self.bad_above
+        reported = jnp.where(bad, jnp.nan, loss)
+        return Loss((loss,), ToyInfo(reported, -loss, loss))
 
 
-def toy_step(key, state):
-    """A step towards a noisy zero: order, keys and number of iterations all show."""
-    noise = jax.random.normal(key, (3,))
-    params = state.params - 0.1 * (state.params + noise)
-    loss = jnp.sum((state.params + noise) ** 2)
-    return cs.SamplerState(params, params, (), state.iteration + 1), ToyInfo(loss, -loss)
+SGD = optax.sgd(0.05)
+TOY = dataclasses.replace(OSDS, name="toy", objective=Toy(), optimizer=SGD)
+# Whole chunks of it are compiled, as its control asks for the density.
+GUIDED = dataclasses.replace(TOY, control=TOY.control.replace(guidance="ratio"))
 
 
-# Compiles in no time, which an algorithm of ours does not.
-TOY = dataclasses.replace(OSDS, name="toy", init=toy_init, step=toy_step)
+def toy(**settings):
+    return dataclasses.replace(TOY, objective=Toy(**settings))
 
 
 def fit(num_iterations, algorithm=TOY, **kwargs):
@@ -56,9 +83,10 @@ def whole():
     return fit(40)
 
 
+@pytest.mark.parametrize("algorithm", [TOY, GUIDED], ids=["outside", "inside"])
 @pytest.mark.parametrize("chunk_size", [1, 7, 100])
-def test_chunks_do_not_matter(whole, chunk_size):
-    result = fit(40, chunk_size=chunk_size)
+def test_chunks_do_not_matter(whole, chunk_size, algorithm):
+    result = fit(40, algorithm, chunk_size=chunk_size)
     chex.assert_trees_all_close(result.state, whole.state, rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(result.history, whole.history, rtol=1e-5, atol=1e-6)
 
@@ -71,13 +99,7 @@ def test_a_continued_run_is_the_whole_run(whole):
 
 def test_keys_differ_between_iterations_and_runs(whole):
     # Same state, same key: the losses would repeat.
-    frozen = dataclasses.replace(
-        TOY,
-        step=lambda key, state: (
-            state._replace(iteration=state.iteration + 1),
-            TOY.step(key, state)[1],
-        ),
-    )
+    frozen = dataclasses.replace(TOY, optimizer=optax.set_to_zero())
     assert len(np.unique(fit(20, frozen).history.loss)) == 20
     other = cs.fit(jax.random.key(1), TOY, 40, progress_bar=False)
     assert not np.any(other.history.loss == whole.history.loss)
@@ -94,19 +116,21 @@ def test_history(whole):
     np.testing.assert_allclose(first.history.loss[0], whole.history.loss[0], rtol=1e-4)
 
 
+def poisonous(at: int) -> optax.GradientTransformation:
+    """NaN as updates of finite gradients, from an iteration on."""
+
+    def update(updates, count, params=None):
+        poison = jnp.where(count >= at, jnp.nan, 0.0)
+        return jax.tree.map(lambda u: u + poison, updates), count + 1
+
+    return optax.GradientTransformation(lambda _: jnp.zeros((), jnp.int32), update)
+
+
 def breaking(at: int, where: str):
     """TOY with a NaN in its loss, or in its parameters alone, from an iteration on."""
-
-    def step(key, state):
-        new_state, info = TOY.step(key, state)
-        poison = jnp.where(state.iteration >= at, jnp.nan, 0.0)
-        if where == "loss":
-            return new_state, info._replace(loss=info.loss + poison)
-        params = jax.tree.map(lambda x: x + poison, new_state.params)
-        # The loss of the poisoned iterations hides it.
-        return new_state._replace(params=params), info._replace(loss=jnp.nan_to_num(info.loss))
-
-    return dataclasses.replace(TOY, step=step)
+    if where == "loss":
+        return toy(bad_from=at)
+    return dataclasses.replace(TOY, optimizer=optax.chain(SGD, poisonous(at)))
 
 
 @pytest.mark.parametrize("where", ["loss", "params"])
@@ -162,29 +186,15 @@ def test_invalid_arguments(name, value):
 
 
 def test_a_stray_nan_is_skipped_with_a_warning():
-    def step(key, state):
-        new_state, info = TOY.step(key, state)
-        return new_state, info._replace(loss=jnp.where(state.iteration == 4, jnp.nan, info.loss))
-
     with pytest.warns(RuntimeWarning, match="1 of 20 iterations"):
-        result = fit(20, dataclasses.replace(TOY, step=step), chunk_size=20)
+        result = fit(20, toy(bad_from=4, bad_until=5), chunk_size=20)
     assert result.state.iteration == 20
 
 
 def test_smaller_updates_may_save_a_run():
     """The step is not finite at full size: training goes on at a tenth, and says so once."""
-
-    def step(key, state):
-        bad = (state.iteration >= 25) & (state.step_scale > 0.5)
-        new_state, info = TOY.step(key, state)
-        new_state = new_state._replace(step_scale=state.step_scale)
-        return new_state, info._replace(loss=jnp.where(bad, jnp.nan, info.loss))
-
-    fragile = dataclasses.replace(
-        TOY, step=step, init=lambda key: toy_init(key)._replace(step_scale=jnp.ones(()))
-    )
     with pytest.warns(RuntimeWarning, match="goes on from iteration 20"):
-        result = fit(60, fragile, chunk_size=10)
+        result = fit(60, toy(bad_from=25, bad_above=0.5), chunk_size=10)
     assert result.state.iteration == 60
     assert float(result.state.step_scale) == pytest.approx(0.1)
     assert result.history.loss.shape == (60,) and np.isfinite(result.history.loss).all()
@@ -193,12 +203,12 @@ def test_smaller_updates_may_save_a_run():
 def test_the_step_scale_scales_the_updates():
     optimizer = optax.adam(1e-2)
     start = cs.SamplerState(PARAMS, PARAMS, optimizer.init(PARAMS), jnp.zeros((), int))
-    full = apply_gradients(optimizer, start, 3.0 * PARAMS, 0.9)
-    less = apply_gradients(optimizer, start._replace(step_scale=0.1), 3.0 * PARAMS, 0.9)
+    full = _updated(optimizer, start, 3.0 * PARAMS, 0.9)
+    less = _updated(optimizer, start._replace(step_scale=0.1), 3.0 * PARAMS, 0.9)
     assert float(jnp.abs(full.params - PARAMS).min()) > 5e-3
     np.testing.assert_allclose(less.params - PARAMS, 0.1 * (full.params - PARAMS), rtol=1e-3)
     # And no update at all where the gradient is not finite.
-    same = apply_gradients(optimizer, start, PARAMS.at[0].set(jnp.inf), 0.9)
+    same = _updated(optimizer, start, PARAMS.at[0].set(jnp.inf), 0.9)
     np.testing.assert_array_equal(same.params, PARAMS)
     assert int(same.iteration) == 1
 
@@ -246,9 +256,7 @@ def test_runs_are_not_mixed_up(tmp_path):
         cs.fit(jax.random.key(5), TOY, 10, checkpoint_dir=tmp_path, progress_bar=False)
     with pytest.raises(CheckpointError, match="another algorithm"):
         fit(10, dataclasses.replace(TOY, name="other"), checkpoint_dir=tmp_path)
-    larger = dataclasses.replace(
-        TOY, init=lambda key: toy_init(key)._replace(opt_state=jnp.zeros(2))
-    )
+    larger = dataclasses.replace(TOY, optimizer=optax.adam(0.1))
     with pytest.raises(CheckpointError, match="other settings"):
         fit(10, larger, checkpoint_dir=tmp_path)
 
