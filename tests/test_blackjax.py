@@ -5,6 +5,7 @@ import functools
 import importlib
 
 import blackjax
+import flax.struct
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def off(name):
     flat, unravel = jax.flatten_util.ravel_pytree(state.ema_params)
     params = unravel(flat + 0.06 * jax.random.normal(jax.random.key(3), flat.shape))
     state = state._replace(params=params, ema_params=params)
-    return cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+    return cs.TrainedSampler.of(algorithm, state)
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +123,10 @@ def test_exact_starts_stay_exact(chain):
 
 
 @pytest.mark.parametrize(
-    ("base", "bound"), [("mixture", "lower-if-injective"), ("gaussian", "lower")]
+    ("base", "method"), [("mixture", "map"), ("gaussian", "path")]
 )
-def test_exact_starts_stay_exact_with_components_and_on_paths(base, bound):
-    check_exact_starts_stay_exact(one_step_mh(off(base), bound=bound))
+def test_exact_starts_stay_exact_with_components_and_on_paths(base, method):
+    check_exact_starts_stay_exact(one_step_mh(off(base), method=method))
 
 
 def test_chains_from_anywhere_reach_the_target(chain):
@@ -189,10 +190,15 @@ def test_a_start_among_draws_is_chosen_by_weight(poor):
 
 
 def test_a_start_without_a_weight_is_left_with_the_first_proposal(poor):
-    lost = dataclasses.replace(
-        poor.algorithm, reverse_log_weight=lambda *args, **kwargs: jnp.full(1, jnp.nan)
-    )
-    trained = dataclasses.replace(poor, algorithm=lost)
+    @flax.struct.dataclass
+    class Lost(type(poor.one_step)):
+        """One whose map cannot be inverted anywhere."""
+
+        def log_weight(self, *args, **kwargs):
+            return jnp.full(1, jnp.nan)
+
+    fields = {f.name: getattr(poor.one_step, f.name) for f in dataclasses.fields(poor.one_step)}
+    trained = dataclasses.replace(poor, one_step=Lost(**fields))
     state = init(jnp.array([50.0, 50.0]), trained)
     assert float(state.log_weight) == -np.inf and np.isfinite(state.logdensity)
     state, info = jax.jit(build_kernel(trained))(jax.random.key(0), state)
@@ -202,19 +208,19 @@ def test_a_start_without_a_weight_is_left_with_the_first_proposal(poor):
 
 def test_what_is_no_sampler_or_position_is_refused(poor):
     with pytest.raises(TypeError, match="trained must be a TrainedSampler"):
-        one_step_mh(poor.algorithm)
+        one_step_mh(poor.one_step)
     with pytest.raises(ValueError, match="num_steps=3"):
         one_step_mh(poor, 3)
     for make in (one_step_mh, build_kernel):
-        with pytest.raises(ValueError, match="bound must be one of"):
-            make(poor, bound="heuristic")
+        with pytest.raises(ValueError, match="method must be one of"):
+            make(poor, method="heuristic")
     for position in (jnp.zeros(3), jnp.zeros((4, 2)), 0.0):
         with pytest.raises(ValueError, match=r"position must be one point \[2\]"):
             one_step_mh(poor).init(position)
     with pytest.raises(ValueError, match="init needs an rng_key here"):
         one_step_mh(off("mixture")).init(jnp.zeros(2))
     with pytest.raises(ValueError, match="init needs an rng_key here"):
-        one_step_mh(poor, bound="lower").init(jnp.zeros(2))
+        one_step_mh(poor, method="path").init(jnp.zeros(2))
 
 
 # ---- BlackJAX's kernels as corrections

@@ -119,9 +119,9 @@ def test_bad_weights_raise():
 
 def test_trained_samplers_stream_by_themselves(monkeypatch):
     target = cs.targets.gaussian(jnp.ones(1), jnp.eye(1))
-    algorithm = cs.osds(target, max_steps=1, hidden=(8,), guidance=None)
-    state = algorithm.init(KEY)
-    trained = cs.TrainedSampler(algorithm, state, state, {}, {}, 0.0)
+    base = cs.bases.GaussianBase(jnp.full(1, 0.8), 1.3 * jnp.eye(1))
+    algorithm = cs.osds(target, base=base, max_steps=1, hidden=(8,), guidance=None)
+    trained = cs.TrainedSampler.of(algorithm, algorithm.init(KEY))
     from consistent_samplers.recipe import trained as module
 
     monkeypatch.setattr(module, "CHUNK_SIZE", 500)
