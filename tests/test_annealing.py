@@ -13,7 +13,8 @@ LOG_Z = float(TARGET.log_z)
 
 
 def untrained(constructor, **settings):
-    algorithm = constructor(TARGET, guidance=None, **settings)
+    settings = {"base": cs.bases.standard_normal(2), "guidance": None} | settings
+    algorithm = constructor(TARGET, **settings)
     return algorithm, algorithm.init(jax.random.key(0))
 
 
