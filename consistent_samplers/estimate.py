@@ -306,8 +306,8 @@ def checked_log_weight(draws: Draws) -> Array:
     """
     if draws.log_weight is None:
         raise ValueError(
-            "draws have no importance weights. Sample with weights: "
-            'algorithm.sample(..., bound="lower") or bound="lower-if-injective".'
+            "draws have no importance weights. Sample with weights: leave weights=False out of "
+            "sample(...)."
         )
     log_weight = jnp.asarray(draws.log_weight)
     if log_weight.ndim != 1 or log_weight.shape[0] != draws.position.shape[0]:

@@ -319,7 +319,7 @@ def test_str_of_traced_evidence_does_not_fail():
 @pytest.mark.parametrize(
     ("draws", "match"),
     [
-        (Draws(position=jnp.zeros((5, 2))), "Sample with weights.*bound="),
+        (Draws(position=jnp.zeros((5, 2))), "Sample with weights.*weights=False"),
         (make_draws(jnp.zeros(1)), "at least 2 draws"),
         (make_draws(jnp.zeros(5), bound=None), "do not say what they are worth"),
         (make_draws(jnp.zeros(5), bound="upper"), "one of 'lower'"),

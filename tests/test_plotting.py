@@ -265,7 +265,7 @@ def test_trajectories_end_at_the_draws(mixture_sampler):
     key = jax.random.key(3)
     paths = plotting.trajectories(key, algorithm, 5, num_steps, state=state)
     assert paths.shape == (5, num_steps + 1, 2)
-    draws = algorithm.sample(key, state, 5, num_steps, bound=None)
+    draws = algorithm.sample(key, state, 5, num_steps, weights=False)
     np.testing.assert_allclose(paths[:, -1], draws.position, rtol=1e-4, atol=1e-4)
     # From the base's modes, not from its whitened coordinates.
     assert np.all(np.abs(np.abs(paths[:, 0, 0]) - 5.0) < 4.5)
@@ -276,7 +276,7 @@ def test_stochastic_trajectories_end_at_the_draws(mixture_sampler):
     algorithm, state = mixture_sampler
     key = jax.random.key(3)
     paths = plotting.trajectories(key, algorithm, 5, 4, state=state, stochastic=True)
-    draws = algorithm.sample(key, state, 5, 4, bound="lower")
+    draws = algorithm.sample(key, state, 5, 4, method="path")
     np.testing.assert_allclose(paths[:, -1], draws.position, rtol=1e-4, atol=1e-4)
 
 

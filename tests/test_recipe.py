@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 import consistent_samplers as cs
 from consistent_samplers.diagnostics import ExplorationCheck
-from consistent_samplers.recipe import shared
+from consistent_samplers.recipe import calibrating, route, warm_start
 from consistent_samplers.recipe import training as recipe
 
 KEY = jax.random.key(0)
@@ -71,14 +71,16 @@ def test_gaussian_target():
 
 def test_every_stage_is_reported(trained):
     assert list(trained.stages) == ["base", "distilled", "calibrated"]
+    # The base is no map that could fold.
+    bounds = ["lower", "lower-if-injective", "lower-if-injective"]
+    assert [stage.bound for stage in trained.stages.values()] == bounds
     for stage in trained.stages.values():
-        assert stage.bound == "lower-if-injective"
         assert np.isfinite(float(stage.elbo))
     assert set(trained.histories) == {"distilled", "calibrated"}
     assert trained.histories["distilled"].loss.shape == (50,)
     assert trained.histories["calibrated"].loss.shape == (200,)
     assert trained.target.name == "banana"
-    assert trained.base is trained.algorithm.base
+    assert trained.base is trained.one_step.base is trained.many_steps.base
     assert trained.training_seconds > 0
 
 
@@ -108,19 +110,33 @@ def test_evidence_says_what_it_is_worth(trained):
     assert abs(float(evidence.log_z)) < 0.1
 
 
-def test_many_steps_use_the_distilled_state(trained):
-    draws = trained.sample(jax.random.key(4), 50, num_steps=2, bound=None)
-    expected = trained.algorithm.sample(jax.random.key(4), trained.state, 50, 2, bound=None)
+def test_many_steps_use_the_distilled_sampler(trained):
+    target, many, one = trained.target, trained.many_steps, trained.one_step
+    draws = trained.sample(jax.random.key(4), 50, num_steps=2, weights=False)
+    expected = many.sample(jax.random.key(4), target, 50, 2, weights=False)
     np.testing.assert_array_equal(draws.position, expected.position)
+    assert draws.log_weight is None
     # So does the stochastic path, whose steps were not calibrated.
-    draws = trained.sample(jax.random.key(4), 50, bound="lower")
-    expected = trained.algorithm.sample(jax.random.key(4), trained.state, 50, 1, bound="lower")
+    draws = trained.sample(jax.random.key(4), 50, method="path")
+    expected = many.sample(jax.random.key(4), target, 50, 1, method="path")
     np.testing.assert_array_equal(draws.position, expected.position)
-    assert trained.evidence(jax.random.key(4), 50, bound="lower").bound == "lower"
+    assert trained.evidence(jax.random.key(4), 50, method="path").bound == "lower"
     # The single step does not.
     draws = trained.sample(jax.random.key(4), NUM)
-    expected = trained.algorithm.sample(jax.random.key(4), trained.one_step_state, NUM, 1)
+    expected = one.sample(jax.random.key(4), target, NUM, 1)
     np.testing.assert_array_equal(draws.position, expected.position)
+    untouched = many.sample(jax.random.key(4), target, NUM, 1)
+    assert np.abs(np.asarray(draws.position - untouched.position)).max() > 1e-2
+
+
+def test_the_earlier_spelling_of_methods_still_works_and_warns(trained):
+    for bound, settings in (("lower", {"method": "path"}), (None, {"weights": False})):
+        with pytest.warns(DeprecationWarning, match="as an argument is deprecated"):
+            draws = trained.sample(KEY, 50, bound=bound)
+        expected = trained.sample(KEY, 50, **settings)
+        jax.tree.map(np.testing.assert_array_equal, draws, expected)
+    with pytest.warns(DeprecationWarning, match='say method="path"'):
+        assert trained.evidence(KEY, 50, bound="lower").bound == "lower"
 
 
 def test_wrong_number_of_steps(trained):
@@ -128,9 +144,7 @@ def test_wrong_number_of_steps(trained):
         trained.sample(KEY, 10, num_steps=3)
 
 
-def test_divergence_keeps_the_last_good_state(monkeypatch):
-    # A learning rate without bounds: the first update throws the parameters away.
-    monkeypatch.setattr(shared, "_warmup_cosine", lambda *_: optax.constant_schedule(1e30))
+def test_divergence_keeps_the_last_good_state():
     with pytest.warns(Warning) as caught:
         trained = cs.train_sampler(
             KEY,
@@ -140,12 +154,14 @@ def test_divergence_keeps_the_last_good_state(monkeypatch):
             hidden=(8,),
             num_iterations=3,
             num_calibration_iterations=3,
+            # A learning rate without bounds: the first update throws the parameters away.
+            optimizer=optax.adam(1e30),
             progress_bar=False,
         )
     messages = [str(w.message) for w in caught]
     assert sum("goes on from that state" in message for message in messages) == 2
-    assert trained.state.iteration == 0
     assert trained.histories["distilled"].loss.shape == (0,)
+    assert trained.histories["calibrated"].loss.shape == (0,)
     evidence = trained.evidence(KEY, NUM)
     assert np.isfinite(float(evidence.elbo))
     # All that is left is the base.
@@ -161,7 +177,7 @@ def test_draws_that_cannot_be_weighed_do_not_lose_the_training(monkeypatch):
     monkeypatch.setattr(recipe, "evidence", unusable)
     with pytest.raises(cs.TrainingDivergedError, match="NaN in the log weights") as caught:
         cs.train_sampler(
-            jax.random.key(0),
+            KEY,
             banana(),
             base=cs.bases.standard_normal(2),
             max_steps=2,
@@ -185,7 +201,8 @@ def test_a_structured_network_on_request():
         num_calibration_iterations=100,
         progress_bar=False,
     )
-    assert trained.settings.network == "structured"
+    assert isinstance(trained.one_step.control.network, cs.networks.Structured)
+    assert trained.stages["calibrated"].bound == "lower"  # injective by construction
     assert float(trained.stages["calibrated"].elbo) > float(trained.stages["base"].elbo)
     assert float(trained.stages["calibrated"].folded) == 0.0
 
@@ -195,7 +212,8 @@ def test_a_structured_network_on_request():
 
 @pytest.mark.parametrize("far", [False, True])
 def test_calibration_ends_with_the_round_that_is_enough(monkeypatch, tmp_path, far):
-    monkeypatch.setattr(recipe, "_CALIBRATION_ROUNDS", (20, 10))
+    monkeypatch.setattr(route, "SHORT_ITERATIONS", 20)
+    monkeypatch.setattr(route, "FURTHER_ITERATIONS", 10)
     # Normal but for its location, which the untrained network does not know.
     target = cs.targets.gaussian(jnp.full(2, 3.0 if far else 0.1), jnp.eye(2))
 
@@ -207,6 +225,7 @@ def test_calibration_ends_with_the_round_that_is_enough(monkeypatch, tmp_path, f
             max_steps=2,
             hidden=(8,),
             num_iterations=2,
+            effort="full",
             progress_bar=False,
             checkpoint_dir=tmp_path,
         )
@@ -216,17 +235,15 @@ def test_calibration_ends_with_the_round_that_is_enough(monkeypatch, tmp_path, f
     assert (ess < recipe._EFFECTIVE_ENOUGH) == far
     history = trained.histories["calibrated"]
     assert history.loss.shape == history.elbo.shape == (30 if far else 20,)
-    assert int(trained.one_step_state.iteration) == len(history.loss)
+    assert trained.route.name == ("full" if far else "short")
 
     # Read from the checkpoints of every round, and not trained again.
-    def run_nothing(step, rng_key, state, num_run, chunk_size):
+    def run_nothing(self, rng_key, state):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("consistent_samplers.training._run_chunk", run_nothing)
+    monkeypatch.setattr(cs.Algorithm, "advance", run_nothing)
     again = train()
-    jax.tree.map(
-        np.testing.assert_array_equal, again.one_step_state.params, trained.one_step_state.params
-    )
+    jax.tree.map(np.testing.assert_array_equal, again.one_step.params, trained.one_step.params)
     np.testing.assert_array_equal(again.histories["calibrated"].loss, history.loss)
 
 
@@ -265,18 +282,20 @@ def test_without_distillation():
 def test_distillation_is_for_more_steps_than_one(monkeypatch, settings, stages):
     asked = {}
 
-    def fit_two(rng_key, algorithm, stage, state, num_iterations, name, **rest):
-        asked[name] = num_iterations
-        return fit_or_keep(rng_key, algorithm, stage, state, 2, name, **rest)
+    def fit_two(rng_key, algorithm, state, num_iterations, folder, **rest):
+        asked[algorithm.name] = num_iterations
+        result, _ = fit_or_keep(rng_key, algorithm, state, 2, folder, **rest)
+        return result, False
 
-    fit_or_keep = recipe._fit_or_keep
-    monkeypatch.setattr(recipe, "_fit_or_keep", fit_two)
+    fit_or_keep = calibrating._fit_or_keep
+    monkeypatch.setattr(calibrating, "_fit_or_keep", fit_two)
     base = cs.bases.standard_normal(2)
     settings = {"hidden": (8,), "num_calibration_iterations": 5, "base": base} | settings
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Calibration did not improve")
         sampler = cs.train_sampler(KEY, banana(), progress_bar=False, **settings)
-    assert asked == stages
+    names = {"osds": "distilled", "osds.calibration": "calibrated"}
+    assert {names[name]: num for name, num in asked.items()} == stages
     assert list(sampler.stages) == ["base", *stages]
     if "max_steps" not in settings:
         with pytest.raises(ValueError, match="train with more max_steps"):
@@ -289,15 +308,16 @@ def test_distillation_is_for_more_steps_than_one(monkeypatch, settings, stages):
 def test_a_warm_start_needs_a_sampler_of_the_recipe_and_the_dimension(trained):
     with pytest.raises(ValueError, match=r"start has 2 dimensions, but target 'gaussian' has 3"):
         cs.train_sampler(KEY, cs.targets.gaussian(jnp.zeros(3), jnp.eye(3)), start=trained)
-    by_hand = dataclasses.replace(trained, settings=None)
-    with pytest.raises(ValueError, match=r"cs\.train_sampler or cs\.load"):
-        cs.train_sampler(KEY, banana(), start=by_hand)
+    with pytest.raises(TypeError, match=r"cs\.train_sampler or cs\.load, got Sampler"):
+        cs.train_sampler(KEY, banana(), start=trained.one_step)
 
 
 def test_a_warm_start_goes_on_late_in_the_schedule(trained):
-    stage = shared.Stage(trained.settings, "calibrated", (100, 200))
-    algorithm = stage.algorithm(banana(), trained.base)
-    state = recipe._going_on(algorithm, trained.one_step_state, stage)
+    algorithm = cs.calibration(
+        cs.osds(banana(), base=trained.base, max_steps=4, hidden=(32,), guidance=None),
+        learning_rate=calibrating.AnnealedRounds(1e-2, (100, 200)),
+    )
+    state, rounds = warm_start.calibration_start(algorithm, None, trained, (100, 200))
     schedules = [
         part
         for part in jax.tree.leaves(
@@ -306,8 +326,20 @@ def test_a_warm_start_goes_on_late_in_the_schedule(trained):
         if isinstance(part, optax.ScaleByScheduleState)
     ]
     assert [int(part.count) for part in schedules] == [200]
-    assert int(state.iteration) == int(trained.one_step_state.iteration) > 0
-    jax.tree.map(np.testing.assert_array_equal, state.params, trained.one_step_state.ema_params)
+    assert int(state.iteration) == 200 and rounds == (100,)
+    jax.tree.map(np.testing.assert_array_equal, state.params, trained.one_step.params)
+
+
+def test_a_warm_start_from_a_base_alone_trains_in_full(trained):
+    alone = recipe.base_stage.alone(trained.base)
+    known = dataclasses.replace(trained, one_step=alone, many_steps=alone)
+    algorithm = cs.calibration(
+        cs.osds(banana(), base=trained.base, max_steps=1, hidden=(8,), guidance=None)
+    )
+    fresh = algorithm.init(KEY)
+    state, rounds = warm_start.calibration_start(algorithm, fresh, known, (100, 200))
+    assert rounds == (100, 200) and int(state.iteration) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, fresh.params)
 
 
 @pytest.mark.parametrize(
