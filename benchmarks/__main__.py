@@ -1,6 +1,7 @@
 """Command line of the benchmarks."""
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
     sub = commands.add_parser(
         "evidence",
-        help="evidence at one step on every benchmark, with the defaults, against its goal",
-        description="Runs cs.train_sampler(rng_key, target) on every target with a goal and "
+        help="evidence at one step on every benchmark, trained in full, against its goal",
+        description="Trains cs.train_sampler in full on every target with a goal and "
         "prints the one-step ELBO, log Z and time beside it, then gives other methods the same "
         "time; saves evidence.json, .md and .png.",
     )
@@ -148,8 +149,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--names", nargs="+", help="notebooks, without .ipynb")
     sub.add_argument("--folder", type=Path, default=_COPIES, help="folder for executed copies")
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    _add_first(commands)
     _add_speed(commands)
     return parser
+
+
+def _add_first(commands: Any) -> None:
+    sub = commands.add_parser(
+        "first",
+        help="seconds from the start of a process to 10,000 effective draws, beside NUTS",
+        description="Starts processes of their own, the first ever on a machine and a second one, "
+        "and NUTS beside them, and holds their seconds to goals; saves first.json and first.md.",
+    )
+    sub.add_argument("--models", nargs="+", help="names of rows; all if left out")
+    sub.add_argument("--skip-nuts", action="store_true", help="measure ours only")
+    sub.add_argument("--repeats", type=int, default=3, help="repetitions, of which medians")
+    sub.add_argument("--effective", type=int, default=10_000, help="effective draws to reach")
+    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
 
 
 def _add_speed(commands: Any) -> None:
@@ -196,47 +212,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(command: str, options: dict[str, Any]) -> None:
+    from benchmarks import registry
+
     # Each benchmark is imported when it is asked for: some need NumPyro, some matplotlib.
-    if command == "osds-paper":
-        from benchmarks import osds_paper
-
-        osds_paper.run(**options)
-    elif command == "table":
-        from benchmarks import table
-
-        table.run(**options)
-    elif command == "heuristic":
-        from benchmarks import heuristic
-
-        heuristic.run(**options)
-    elif command == "steps":
-        from benchmarks import steps
-
-        steps.run(**options)
-    elif command == "evidence":
-        from benchmarks import evidence
-
-        evidence.run(**options)
-    elif command == "honesty":
-        from benchmarks import honesty
-
-        honesty.run(**options)
-    elif command == "posteriordb":
-        from benchmarks import posteriordb
-
-        posteriordb.run(**options)
-    elif command == "notebooks":
-        from benchmarks import notebooks
-
-        notebooks.run(**options)
-    elif command == "speed":
-        from benchmarks import speed
-
-        speed.run(**options)
-    elif command == "kernels":
-        from benchmarks import kernels
-
-        kernels.run(**options)
+    if command not in registry.TARGETS:
+        module = importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+        module.run(**options)
     elif options["method"] is None:
         from benchmarks import posterior
 

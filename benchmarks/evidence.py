@@ -10,7 +10,7 @@ import optax
 
 import consistent_samplers as cs
 from benchmarks import baselines, figures, registry
-from benchmarks.rows import cell, number, versions_and_device, write_json
+from benchmarks.rows import cell, number, save, versions_and_device, write_json
 from consistent_samplers.corrections import annealed
 from consistent_samplers.types import Draws, PRNGKey
 
@@ -58,7 +58,7 @@ def run(
     parts: list[str],
     output: Path,
 ) -> dict[str, Any]:
-    """Trains ``cs.train_sampler(rng_key, target)`` on each target and holds it to its goal.
+    """Trains ``cs.train_sampler(rng_key, target, effort="full")`` on each target, for its goal.
 
     Args:
       targets: names of `GOALS`; all if None.
@@ -108,12 +108,7 @@ def run(
                 "rows": ordered,
             }
             write_json(path, results)
-    results = json.loads(path.read_text())
-    text = markdown(results)
-    (output / "evidence.md").write_text(text)
-    figures.goals_figure(results["rows"]).savefig(output / "evidence.png", dpi=130)
-    print(f"\n{text}\nSaved {path}, .md and .png")
-    return results
+    return save(output, "evidence", results, markdown, figures.goals_figure)
 
 
 def _place(key: tuple[str, int]) -> tuple[int, int]:
@@ -129,11 +124,11 @@ def _measured(e: cs.Evidence, true_log_z: float) -> dict[str, Any]:
 
 
 def _row(name: str, seed: int, num_samples: int) -> dict[str, Any]:
-    """Trains with the defaults and measures one step."""
+    """Trains in full and measures one step."""
     target = registry.TARGETS[name].build()
     assert target.log_z is not None
     start = time.perf_counter()
-    trained = cs.train_sampler(jax.random.key(seed), target, progress_bar=False)
+    trained = cs.train_sampler(jax.random.key(seed), target, effort="full", progress_bar=False)
     seconds = time.perf_counter() - start
     key = jax.random.fold_in(jax.random.key(seed), 2**20)
     e = trained.evidence(key, num_samples)
@@ -196,7 +191,7 @@ def _stochastic_step(
 def _further(rng_key: PRNGKey, trained: cs.TrainedSampler, num_samples: int) -> list[dict]:
     """What more steps and more work a draw bring, where one step falls short."""
     target, truth = trained.target, trained.target.log_z
-    assert truth is not None and trained.settings is not None
+    assert truth is not None
     found = []
 
     def add(what: str, draws: Draws, start: float) -> None:
@@ -204,10 +199,10 @@ def _further(rng_key: PRNGKey, trained: cs.TrainedSampler, num_samples: int) -> 
         found.append({"what": what, "seconds": seconds, **_measured(cs.evidence(draws), truth)})
 
     start = time.perf_counter()
-    algorithm = trained.settings._replace(max_steps=16).build(target, trained.base)
-    distilled = algorithm.restart(trained.state)
-    distilled = cs.fit(rng_key, algorithm, 300, state=distilled, progress_bar=False).state
-    draws = algorithm.sample(rng_key, distilled, num_samples, 16, bound="lower")
+    network = trained.one_step.control.network
+    algorithm = cs.osds(target, base=trained.base, guidance=None, network=network)
+    distilled = cs.fit(rng_key, algorithm, 300, progress_bar=False).state
+    draws = algorithm.sample(rng_key, distilled, num_samples, 16, method="path")
     add("16 stochastic steps, distilled for 300 iterations", draws, start)
     for num_steps in (2, 4, 8):
         start = time.perf_counter()
@@ -217,7 +212,8 @@ def _further(rng_key: PRNGKey, trained: cs.TrainedSampler, num_samples: int) -> 
         draws = step.sample(rng_key, state, num_samples, num_steps)
         add(f"{num_steps} steps, calibrated for 500 iterations more", draws, start)
     start = time.perf_counter()
-    result = annealed(rng_key, trained.algorithm, trained.one_step_state, num_samples // 4)
+    calibrated = distilled._replace(ema_params=trained.one_step.params)
+    result = annealed(rng_key, algorithm, calibrated, num_samples // 4)
     add("one step, annealed over 8 temperatures", result.draws, start)
     return found
 
@@ -247,7 +243,7 @@ def markdown(results: dict[str, Any]) -> str:
         "# Evidence at one step",
         "",
         f"Made by `{results['command']}` (a row by its own with `--targets NAME`): "
-        "`cs.train_sampler(rng_key, target)` and nothing else, on "
+        '`cs.train_sampler(rng_key, target, effort="full")` and nothing else, on '
         f"{results['device']}. Time is from the call to the end of training, compilation included. "
         '"valid": ELBO ≤ log Z + 3 s.e., and |log Z estimate - truth| ≤ 3 s.e. + the tolerance. In '
         "brackets the goal.",

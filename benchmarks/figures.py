@@ -73,13 +73,13 @@ def _telling_pairs(draws: Sequence[np.ndarray], num: int = 3) -> list[tuple[int,
     return [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, strength.shape), strict=True)]
 
 
-def goals_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+def goals_figure(results: dict[str, Any]) -> Figure:
     """Gap of each ELBO to the true log Z, target by target, with what is asked of one step.
 
     Args:
-      rows: of the evidence benchmark; the first seed of each target is shown.
+      results: of the evidence benchmark; the first seed of each target is shown.
     """
-    rows = [row for row in rows if row["seed"] == 0]
+    rows = [row for row in results["rows"] if row["seed"] == 0]
     figure, axis = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.6), layout="constrained")
     floor = 1e-4
     styles = {

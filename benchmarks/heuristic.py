@@ -1,6 +1,5 @@
 """Where the papers' heuristic ELBO exceeds the true log Z, and by how much."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import jax
 import consistent_samplers as cs
 from benchmarks import registry, table_figures
 from benchmarks.methods import Budget, train
-from benchmarks.rows import cell, number, versions_and_device, write_json
+from benchmarks.rows import cell, number, save, versions_and_device
 
 _STEPS = (1, 8, 128)
 _BATCH_SIZE = 64
@@ -73,15 +72,7 @@ def run(
                 flush=True,
             )
     results["wall_seconds"] = time.perf_counter() - start
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "heuristic.json", results)
-    # Read back: figures and text see what a reader of the file sees.
-    results = json.loads((output / "heuristic.json").read_text())
-    text = markdown(results)
-    (output / "heuristic.md").write_text(text)
-    table_figures.heuristic(results).savefig(output / "heuristic.png", dpi=130)
-    print(f"\n{text}\nSaved {output / 'heuristic'}.json, .md and .png")
-    return results
+    return save(output, "heuristic", results, markdown, table_figures.heuristic)
 
 
 def _rows(
@@ -103,7 +94,7 @@ def _rows(
             "training": stage,
             **dict.fromkeys(("elbo", "elbo_stderr", "log_z", "log_z_stderr", "elbo_excess")),
         }
-        draws = algorithm.sample(key_draw, state, num_samples, num_steps, bound="heuristic")
+        draws = algorithm.sample(key_draw, state, num_samples, num_steps, method="heuristic")
         try:
             e = cs.evidence(draws)
         except ValueError as error:

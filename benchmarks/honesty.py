@@ -1,7 +1,6 @@
 """How far the diagnostics can be believed: many small runs, among them ones that must fail."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 
 import consistent_samplers as cs
-from benchmarks.rows import versions_and_device, write_json
+from benchmarks.rows import save, versions_and_device
 from consistent_samplers.bases import GaussianBase, MixtureBase
 from consistent_samplers.bases.exploration import find_modes
 from consistent_samplers.targets import Target
@@ -172,12 +171,7 @@ def run(seeds: int, seed: int, num_samples: int, output: Path) -> dict[str, Any]
         "rows": rows,
         "wall_seconds": time.perf_counter() - start,
     }
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "honesty.json", results)
-    text = markdown(json.loads((output / "honesty.json").read_text()))
-    (output / "honesty.md").write_text(text)
-    print(f"\n{text}\nSaved {output / 'honesty'}.json and .md")
-    return results
+    return save(output, "honesty", results, markdown)
 
 
 def _rows(case: Case, keys: Array, num_samples: int, modes: Any) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """The few-step bound with fixed and with learned transition kernels."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import consistent_samplers as cs
 from benchmarks import registry, table_figures
 from benchmarks.measure import summarise
 from benchmarks.methods import SETTINGS, Budget, Trainer
-from benchmarks.rows import cell, number, versions_and_device, write_json
+from benchmarks.rows import cell, number, save, versions_and_device
 
 _TRAIN_STEPS = (2, 4, 8, 128)
 _STEPS = (2, 4, 8, 16, 128)
@@ -56,7 +55,7 @@ def run(
         base, words = registry.build_base(registry.TARGETS[name], built)
         budget = Budget(iterations=num_iterations)
         alone = Trainer("base", built, base, budget, (1,)).train(0)
-        e = cs.evidence(alone.draw(jax.random.key(0), num_samples, 1, "lower"))
+        e = cs.evidence(alone.draw(jax.random.key(0), num_samples, 1, "map"))
         results["targets"][name] = {
             "true_log_z": built.log_z,
             "base": words,
@@ -71,7 +70,7 @@ def run(
                 sampler = trainer.train(seed)
                 key = jax.random.fold_in(jax.random.key(seed), 2**20)
                 for num_steps in _STEPS:
-                    e = cs.evidence(sampler.draw(key, num_samples, num_steps, "lower"))
+                    e = cs.evidence(sampler.draw(key, num_samples, num_steps, "path"))
                     row = {
                         "target": name,
                         "kernels": kind,
@@ -88,14 +87,7 @@ def run(
         results["rows"], ("target", "kernels", "num_steps"), ("elbo", "log_z", "ess")
     )
     results["wall_seconds"] = time.perf_counter() - start
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "kernels.json", results)
-    results = json.loads((output / "kernels.json").read_text())
-    text = markdown(results)
-    (output / "kernels.md").write_text(text)
-    table_figures.kernels(results).savefig(output / "kernels.png", dpi=130)
-    print(f"\n{text}\nSaved {output / 'kernels'}.json, .md and .png")
-    return results
+    return save(output, "kernels", results, markdown, table_figures.kernels)
 
 
 def markdown(results: dict[str, Any]) -> str:

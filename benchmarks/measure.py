@@ -13,7 +13,7 @@ from benchmarks.methods import Sampler
 from benchmarks.registry import Entry
 from consistent_samplers import diagnostics
 from consistent_samplers.targets import Target
-from consistent_samplers.types import Array, Bound, Draws
+from consistent_samplers.types import Array, Draws, Method
 
 _SINKHORN_ITERATIONS = 600
 _SINKHORN_TOLERANCE = 5e-3
@@ -34,9 +34,9 @@ EVIDENCE_METRICS = (
 DISTANCE_METRICS = ("sinkhorn", "mmd", "entropic_coverage", "num_missed_modes", "nonfinite_share")
 
 
-def kind(bound: Bound | None) -> str:
+def kind(method: Method) -> str:
     """Draws of the deterministic map or of the stochastic path: different draws."""
-    return "map" if bound in ("lower-if-injective", "heuristic") else "path"
+    return "path" if method == "path" else "map"
 
 
 def evidence_row(
@@ -45,20 +45,20 @@ def evidence_row(
     target: Target,
     num_samples: int,
     num_steps: int,
-    bound: Bound,
+    method: Method,
 ) -> tuple[dict[str, Any], Draws]:
-    """Evidence of one kind at one number of steps, and the draws behind it.
+    """Evidence of one kind of transitions at one number of steps, and the draws behind it.
 
     Weights that cannot be used leave NaN and the reason under ``"error"``.
     """
     key_compile, key_draw, key_reverse = jax.random.split(rng_key, 3)
-    jax.block_until_ready(sampler.draw(key_compile, num_samples, num_steps, bound))
+    jax.block_until_ready(sampler.draw(key_compile, num_samples, num_steps, method))
     start = time.perf_counter()
-    draws = jax.block_until_ready(sampler.draw(key_draw, num_samples, num_steps, bound))
+    draws = jax.block_until_ready(sampler.draw(key_draw, num_samples, num_steps, method))
     row: dict[str, Any] = {
         "num_steps": num_steps,
-        "bound": bound,
-        "kind": kind(bound),
+        "bound": draws.bound,
+        "kind": kind(method),
         "num_samples": num_samples,
         "sampling_seconds": time.perf_counter() - start,
         # A draw of the reference method "base" takes no network at all.
@@ -77,12 +77,10 @@ def evidence_row(
         if target.log_z is not None:
             row["log_z_error"] = abs(row["log_z"] - target.log_z)
     # A long map is inverted step by step, each an iteration of its own: minutes at 128 steps.
-    reversible = bound == "lower" or (
-        bound == "lower-if-injective" and num_steps <= _MAX_INVERTED_STEPS
-    )
+    reversible = method == "path" or (method == "map" and num_steps <= _MAX_INVERTED_STEPS)
     if target.sample is not None and reversible:
         exact = target.sample(jax.random.key(2**21), _NUM_REVERSED)
-        log_weight = np.asarray(sampler.reverse(key_reverse, exact, num_steps, bound), np.float64)
+        log_weight = np.asarray(sampler.reverse(key_reverse, exact, num_steps, method), np.float64)
         missing = np.isnan(log_weight)
         row["eubo_nan_share"] = float(missing.mean())
         if not missing.all():

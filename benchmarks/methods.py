@@ -1,16 +1,18 @@
 """Settings of every method in one place, and how a method is trained within a budget.
 
-A trained method is a `Sampler`: functions that draw and weigh, whatever stood behind them.
+A trained method is a `Sampler`, whatever stood behind it.
 """
 
+import contextlib
 import dataclasses
 import functools
+import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -18,10 +20,9 @@ import consistent_samplers as cs
 from benchmarks import registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import GaussianBase
-from consistent_samplers.simulate import standard_normal_log_prob
+from consistent_samplers.recipe import base_stage
 from consistent_samplers.targets import Target
-from consistent_samplers.training import MAX_SKIPPED_SHARE
-from consistent_samplers.types import Array, Bound, Draws
+from consistent_samplers.types import Array, Draws, Method
 
 # --- Settings -----------------------------------------------------------------------------------
 # Peak learning rates: a cosine decay to zero goes over the iterations of a budget in iterations;
@@ -211,22 +212,38 @@ class Sampler:
     """A trained method.
 
     Attributes:
-      bounds: kinds of weight it offers, its default first; none for NUTS.
-      max_steps: most steps.
-      guided: whether each network evaluation also evaluates the target's gradient.
-      draw: ``(rng_key, num_samples, num_steps, bound) -> Draws``.
-      reverse: ``(rng_key, position, num_steps, bound) -> log_weight`` of given points.
+      trained: what draws and weighs, with parameters of their own for a calibrated single step.
       training: what training took, for the row: stages with iterations, seconds and so on.
-      left_out: which kind of weight is left out and why, or None.
+      methods: transitions whose weights are measured, its default first; none for NUTS.
+      left_out: which weights are left out and why, or None.
+      chains: ``(rng_key, num_samples) -> [num_samples, dim]`` of NUTS, in place of ``trained``.
     """
 
-    bounds: tuple[Bound, ...]
-    max_steps: int
-    guided: bool
-    draw: Callable[[Array, int, int, Bound | None], Draws]
-    reverse: Callable[[Array, Array, int, Bound], Array]
+    trained: cs.TrainedSampler
     training: dict[str, Any]
+    methods: tuple[Method, ...]
     left_out: str | None = None
+    chains: Callable[[Array, int], Array] | None = None
+
+    @property
+    def max_steps(self) -> int:
+        """Most steps."""
+        return self.trained.many_steps.max_steps
+
+    @property
+    def guided(self) -> bool:
+        """Whether each network evaluation also evaluates the target's gradient."""
+        return self.trained.many_steps.control.guided
+
+    def draw(self, rng_key: Array, num: int, num_steps: int, method: Method) -> Draws:
+        """Weighted draws."""
+        return self.trained.sample(rng_key, num, num_steps, method=method)
+
+    def reverse(self, rng_key: Array, position: Array, num_steps: int, method: Method) -> Array:
+        """Log weights of given points."""
+        trained = self.trained
+        sampler = trained.sampler_for(num_steps, method)
+        return sampler.log_weight(rng_key, trained.target, position, num_steps, method=method)
 
 
 class Trainer:
@@ -266,15 +283,18 @@ class Trainer:
         self._target, self._base = target, base
         self._budget, self._steps = budget, tuple(steps)
         self._overrides = overrides or {}
-        self._loops: dict[int, Any] = {}
 
     def train(self, seed: int) -> Sampler:
         """Trains with one seed."""
         key = jax.random.key(seed)
-        if self._method == "base":
-            return _base_sampler(self._target, self._base)
-        if self._method == "nuts":
-            return _nuts_sampler(self._target, self._base)
+        if self._method in ("base", "nuts"):
+            # What every other method has to beat: importance sampling from the base alone.
+            alone = base_stage.alone(self._base)
+            trained = cs.TrainedSampler(self._target, alone, alone)
+            if self._method == "base":
+                return Sampler(trained, {}, alone.methods)
+            chains = functools.partial(registry.nuts_draws, target=self._target, base=self._base)
+            return Sampler(trained, {}, (), chains=lambda key, num: chains(key, num_samples=num))
         if self._method == "recipe":
             return self._recipe(key)
         if self._method in TEACHERS:
@@ -282,13 +302,13 @@ class Trainer:
         algorithm = self._algorithm
         calibrated = self._method == "osds-calibrated"
         share = 1.0 - CALIBRATION_SHARE if calibrated else 1.0
-        state, stage = self._fit(key, algorithm, self._budget.share(share))
+        state, stage = train(key, algorithm, self._budget.share(share))
         training: dict[str, Any] = {self._method.split("-")[0]: stage}
         one_step = state
         if calibrated:
             key_calibrate = jax.random.fold_in(key, 1)
             start = self._calibrated.restart(state)
-            one_step, training["calibration"] = self._fit(
+            one_step, training["calibration"] = train(
                 key_calibrate, self._calibrated, self._budget.share(CALIBRATION_SHARE), start
             )
         return _from_algorithm(algorithm, state, one_step, training)
@@ -326,7 +346,7 @@ class Trainer:
     def _distil(self, key: Array) -> Sampler:
         """Teacher first, then the student, which takes more of the cheaper iterations."""
         key_teacher, key_student = jax.random.split(key)
-        teacher_state, teacher_stage = self._fit(key_teacher, self._teacher, self._budget)
+        teacher_state, teacher_stage = train(key_teacher, self._teacher, self._budget)
         given: dict[str, Any] = {"teacher": self._teacher, "teacher_state": teacher_state}
         if self._method == "progressive":
             assert self._budget.iterations is not None
@@ -370,34 +390,19 @@ class Trainer:
         stage: dict[str, Any] = {"iterations": total, "seconds": trained.training_seconds}
         stage["compiled"] = False
         stage["base"] = type(trained.base).__name__
-        return _from_algorithm(
-            trained.algorithm, trained.state, trained.one_step_state, {"recipe": stage}
-        )
-
-    def _fit(
-        self, key: Array, algorithm: Algorithm, budget: Budget, state: SamplerState | None = None
-    ) -> tuple[SamplerState, dict[str, Any]]:
-        return train(key, algorithm, budget, state, self._loops)
+        return _measurable(trained, {"recipe": stage})
 
 
 def train(
-    rng_key: Array,
-    algorithm: Algorithm,
-    budget: Budget,
-    state: SamplerState | None = None,
-    loops: dict[int, Any] | None = None,
+    rng_key: Array, algorithm: Algorithm, budget: Budget, state: SamplerState | None = None
 ) -> tuple[SamplerState, dict[str, Any]]:
-    """Trains within a budget that does not pay for compilation.
-
-    The same iterations as ``cs.fit`` (whose every call compiles anew), compiled ahead of time
-    with a variable length, so that a budget in seconds can be met and timed.
+    """Trains by ``cs.fit`` within a budget that does not pay for compilation.
 
     Args:
       rng_key: key.
       algorithm: what to train.
       budget: iterations or seconds.
       state: where to start; ``algorithm.init`` if None.
-      loops: compiled loops to share between seeds, by identity of the algorithm.
 
     Returns:
       The state, and what it took: iterations, seconds, seconds of compilation, the ELBO of the
@@ -407,46 +412,32 @@ def train(
     if state is None:
         state = algorithm.init(key_init)
 
-    def run(key: Array, state: SamplerState, num: Array) -> tuple[SamplerState, Array, Array]:
-        def iterate(_: Array, carry: tuple[SamplerState, Array, Array]) -> Any:
-            state, elbo, num_bad = carry
-            new_state, info = algorithm.step(jax.random.fold_in(key, state.iteration), state)
-            bad = ~jnp.isfinite(info.loss)
-            return new_state, elbo + jnp.where(bad, 0.0, info.elbo), num_bad + bad
+    def fit(state: SamplerState, num: int) -> cs.FitResult:
+        with warnings.catch_warnings():
+            # Of iterations that were skipped: they are counted.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return cs.fit(key_steps, algorithm, num, state=state, progress_bar=False)
 
-        start = (state, jnp.zeros(()), jnp.zeros((), jnp.int32))
-        return jax.lax.fori_loop(0, num, iterate, start)
-
-    loops = {} if loops is None else loops
     start = time.perf_counter()
-    # Weak types, as of initial parameters, would change after one iteration.
-    state = jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
-    if id(algorithm) not in loops:
-        loops[id(algorithm)] = jax.jit(run).lower(key_steps, state, jnp.asarray(1)).compile()
-    loop = loops[id(algorithm)]
+    with contextlib.suppress(cs.TrainingDivergedError):
+        fit(state, 1)
     compile_seconds = time.perf_counter() - start
-
     done, num_bad, chunk, elbo, diverged_at = 0, 0, 10, float("nan"), None
+    most, seconds = budget.iterations or math.inf, budget.seconds or math.inf
     start = time.perf_counter()
-    while True:
-        elapsed = time.perf_counter() - start
-        left = budget.iterations - done if budget.iterations is not None else None
-        if left == 0 or (budget.seconds is not None and elapsed >= budget.seconds):
+    while done < most and time.perf_counter() - start < seconds:
+        num = int(min(chunk, most - done))
+        try:
+            state, history = fit(state, num)
+        except cs.TrainingDivergedError as error:
+            state, diverged_at = error.result.state, done
             break
-        num = chunk if left is None else min(chunk, left)
-        new_state, total, bad = jax.block_until_ready(loop(key_steps, state, jnp.asarray(num)))
-        finite = all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(new_state.params))
-        if not finite or int(bad) > MAX_SKIPPED_SHARE * max(num, 100):
-            diverged_at = done
-            break
-        state, done, num_bad = new_state, done + num, num_bad + int(bad)
-        elbo = float(total) / max(num - int(bad), 1)
+        good = np.isfinite(history.loss)
+        done, num_bad = done + num, num_bad + int((~good).sum())
+        elbo = float(np.mean(history.elbo[good])) if good.any() else elbo
         # Chunks of about a second, and not past the end of a budget in seconds.
-        rate = done / (time.perf_counter() - start)
-        seconds_left = 1.0
-        if budget.seconds is not None:
-            seconds_left = max(budget.seconds - (time.perf_counter() - start), 0.0)
-        chunk = max(1, int(rate * min(1.0, seconds_left)))
+        elapsed = time.perf_counter() - start
+        chunk = max(1, int(done / elapsed * min(1.0, max(seconds - elapsed, 0.0))))
     return state, {
         "iterations": done,
         "seconds": time.perf_counter() - start,
@@ -469,62 +460,23 @@ def _from_algorithm(
     algorithm: Algorithm, state: SamplerState, one_step: SamplerState, training: dict[str, Any]
 ) -> Sampler:
     """A sampler whose one-step map may have parameters of its own (calibrated)."""
-
-    def state_for(num_steps: int, bound: Bound | None) -> SamplerState:
-        return one_step if num_steps == 1 and bound != "lower" else state
-
-    def draw(key: Array, num_samples: int, num_steps: int, bound: Bound | None) -> Draws:
-        return algorithm.sample(
-            key, state_for(num_steps, bound), num_samples, num_steps, bound=bound
-        )
-
-    def reverse(key: Array, position: Array, num_steps: int, bound: Bound) -> Array:
-        return algorithm.reverse_log_weight(
-            key, state_for(num_steps, bound), position, num_steps, bound=bound
-        )
-
-    bounds, left_out = algorithm.bounds, None
-    if algorithm.base.dim > _MAX_FACTORISED_DIM and algorithm.control.network.split is None:
-        bounds = tuple(bound for bound in bounds if bound != "lower-if-injective")
-        left_out = (
-            f"exact weights of the map: a general network in {algorithm.base.dim} dimensions takes "
-            "the determinant of a full matrix for each draw"
-        )
-    guided = algorithm.control.guided
-    return Sampler(bounds, algorithm.max_steps, guided, draw, reverse, training, left_out)
+    trained = cs.TrainedSampler(
+        algorithm.target, algorithm.sampler(one_step), algorithm.sampler(state)
+    )
+    return _measurable(trained, training)
 
 
-def _base_sampler(target: Target, base: GaussianBase) -> Sampler:
-    """Importance sampling from the base alone: what every other method has to beat."""
-    log_density = base.whitened_log_density(target.log_density)
-
-    @jax.jit
-    def weigh(z: Array) -> Array:
-        return jax.lax.map(
-            lambda z: log_density(z) - standard_normal_log_prob(z), z, batch_size=1_024
-        )
-
-    def draw(key: Array, num_samples: int, num_steps: int, bound: Bound | None) -> Draws:
-        z = jax.random.normal(key, (num_samples, target.dim))
-        position = jax.vmap(base.unwhiten)(z)
-        return Draws(position, None if bound is None else weigh(z), bound=bound)
-
-    def reverse(key: Array, position: Array, num_steps: int, bound: Bound) -> Array:
-        return weigh(jax.vmap(base.whiten)(position))
-
-    return Sampler(("lower",), 1, False, draw, reverse, {})
-
-
-def _nuts_sampler(target: Target, base: GaussianBase) -> Sampler:
-    """NumPyro's NUTS: draws without weights, and no training."""
-
-    def draw(key: Array, num_samples: int, num_steps: int, bound: Bound | None) -> Draws:
-        return Draws(registry.nuts_draws(key, target, base, num_samples))
-
-    def reverse(key: Array, position: Array, num_steps: int, bound: Bound) -> Array:
-        raise NotImplementedError("NUTS has no weights.")
-
-    return Sampler((), 1, True, draw, reverse, {})
+def _measurable(trained: cs.TrainedSampler, training: dict[str, Any]) -> Sampler:
+    """A trained sampler with the transitions that can be weighed in reasonable time."""
+    sampler, dim = trained.many_steps, trained.base.dim
+    if dim <= _MAX_FACTORISED_DIM or sampler.control.structured:
+        return Sampler(trained, training, sampler.methods)
+    left_out = (
+        f"exact weights of the map: a general network in {dim} dimensions takes the determinant "
+        "of a full matrix for each draw"
+    )
+    methods = tuple(method for method in sampler.methods if method != "map")
+    return Sampler(trained, training, methods, left_out)
 
 
 def _settings(method: str, dim: int) -> dict[str, Any]:

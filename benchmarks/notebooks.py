@@ -1,14 +1,12 @@
 """The notebooks in full: that they run, how long they take, and copies with their pictures."""
 
 import base64
-import json
 import os
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import versions_and_device, write_json
+from benchmarks.rows import save, versions_and_device
 
 SOURCES = Path(__file__).parents[1] / "notebooks"
 _QUICK = "CONSISTENT_SAMPLERS_QUICK"
@@ -42,7 +40,6 @@ def run(names: list[str] | None, folder: Path, output: Path) -> dict[str, Any]:
         "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "rows": [],
     }
-    results["versions"]["numpyro"] = metadata.version("numpyro")
     for name in names or there:
         row = _execute(name, folder)
         results["rows"].append(row)
@@ -51,11 +48,8 @@ def run(names: list[str] | None, folder: Path, output: Path) -> dict[str, Any]:
             + (f", FAILED: {row['error']}" if row["error"] else ""),
             flush=True,
         )
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "notebooks.json", results)
-    results = json.loads((output / "notebooks.json").read_text())
-    (output / "notebooks.md").write_text(markdown(results))
-    print(f"\nSaved {output / 'notebooks'}.json and .md; copies with pictures in {folder}")
+    results = save(output, "notebooks", results, markdown)
+    print(f"Copies with pictures in {folder}")
     failed = [f"{row['notebook']}: {row['error']}" for row in results["rows"] if row["error"]]
     if failed:
         raise RuntimeError("; ".join(failed))

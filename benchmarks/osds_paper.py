@@ -1,9 +1,6 @@
 """OSDS with the paper's settings on the nine-mode mixture: evidence against number of steps."""
 
-import json
-import platform
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +8,9 @@ import jax
 
 import consistent_samplers as cs
 from benchmarks import figures
+from benchmarks.rows import versions_and_device, write_json
 from consistent_samplers.algorithms import Algorithm, SamplerState
-from consistent_samplers.types import BOUNDS
+from consistent_samplers.recipe import base_stage
 
 _BASE_SCALE = 5.0
 
@@ -23,13 +21,13 @@ def _evaluate(
     """One row a number of steps and kind of evidence."""
     rows = []
     for k in range(algorithm.max_steps.bit_length()):
-        for bound in BOUNDS:
-            draws = algorithm.sample(key, state, num_samples, 2**k, bound=bound)
+        for method in algorithm.methods:
+            draws = algorithm.sample(key, state, num_samples, 2**k, method=method)
             e = cs.evidence(draws)
             rows.append(
                 {
                     "num_steps": 2**k,
-                    "bound": bound,
+                    "bound": draws.bound,
                     "elbo": float(e.elbo),
                     "elbo_stderr": float(e.elbo_stderr),
                     "log_z": float(e.log_z),
@@ -66,8 +64,7 @@ def run(seed: int, num_iterations: int, batch_size: int, num_samples: int, outpu
         "target": target.name,
         "true_log_z": target.log_z,
         "base": f"N(0, {_BASE_SCALE}² I)",
-        "versions": {p: metadata.version(p) for p in ("jax", "flax", "optax")},
-        "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
+        **versions_and_device(),
         "samplers": {},
     }
     for label, algorithm in algorithms.items():
@@ -80,14 +77,12 @@ def run(seed: int, num_iterations: int, batch_size: int, num_samples: int, outpu
             "final_training_elbo": float(trained.history.elbo[-100:].mean()),
             "rows": _evaluate(key_evaluate, algorithm, trained.state, num_samples),
         }
-    untrained = cs.osds(target, base=base, guidance=None, max_steps=1)
-    # A zero control's single step is the base: importance sampling without any training.
-    alone = untrained.sample(key_evaluate, untrained.init(key_fit), num_samples)
+    alone = base_stage.alone(base).sample(key_evaluate, target, num_samples)
     base_evidence = cs.evidence(alone)
     results["base_alone"] = {"elbo": float(base_evidence.elbo), "log_z": float(base_evidence.log_z)}
     _print(results)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "osds_paper.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(output / "osds_paper.json", results)
     figures.evidence_figure(results).savefig(output / "osds_paper.png", dpi=150)
     print(f"\nSaved {output / 'osds_paper'}.json and .png")
 

@@ -1,11 +1,8 @@
 """The main job on one posterior: a one-step sampler through NumPyro, with NUTS beside it."""
 
 import dataclasses
-import json
-import platform
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from numpyro.infer import MCMC, NUTS
 
 from benchmarks import figures, models
 from benchmarks.models import Posterior
+from benchmarks.rows import versions_and_device, write_json
 from consistent_samplers.corrections import weighted_moments
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.integrations.numpyro import OneStepSampler
@@ -104,8 +102,7 @@ def run(name: str, seed: int, num_samples: int, num_steps: int, output: Path) ->
         "command": f"python -m benchmarks {name} --seed {seed} --num-samples {num_samples} "
         f"--num-steps {num_steps}",
         "settings": {"seed": seed, "num_samples": num_samples, "num_steps": num_steps},
-        "versions": {p: metadata.version(p) for p in ("jax", "flax", "optax", "numpyro")},
-        "device": _device(),
+        **versions_and_device(),
         "true_log_z": posterior.log_z,
         "evidence": _evidence_row(sampler.evidence),
         "stages": {k: _evidence_row(v) for k, v in sampler.trained.stages.items()},
@@ -114,7 +111,7 @@ def run(name: str, seed: int, num_samples: int, num_steps: int, output: Path) ->
     }
     _print(results)
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(output / f"{name}.json", results)
     figure = figures.posterior_figure(
         name, posterior, sampler.get_samples(), nuts.samples, sampler.trained, sampler.evidence
     )
@@ -180,11 +177,6 @@ def _evidence_row(evidence: Evidence) -> dict[str, Any]:
         value = getattr(evidence, field)
         row[field] = None if value is None else float(value)
     return row
-
-
-def _device() -> str:
-    device = jax.devices()[0]
-    return f"{device.device_kind} ({platform.machine()}, {jax.device_count()} JAX device)"
 
 
 def _print(results: dict[str, Any]) -> None:

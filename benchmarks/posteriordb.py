@@ -17,7 +17,7 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
-from benchmarks.rows import cell, versions_and_device, write_json
+from benchmarks.rows import cell, save, versions_and_device, write_json
 from consistent_samplers.estimate import pareto_smooth
 from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
 
@@ -167,11 +167,7 @@ def run(posteriors: list[str] | None, seed: int, folder: Path | None, output: Pa
             "rows": [rows[other] for other in MODELS if other in rows],
         }
         write_json(path, results)
-    results = json.loads(path.read_text())
-    text = markdown(results)
-    (output / "posteriordb.md").write_text(text)
-    print(f"\n{text}\nSaved {path} and .md")
-    return results
+    return save(output, "posteriordb", results, markdown)
 
 
 def _row(name: str, reference: dict[str, Any], seed: int) -> dict[str, Any]:

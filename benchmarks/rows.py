@@ -5,7 +5,7 @@ import math
 import platform
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -142,15 +142,13 @@ def _measure(
     num_points = NUM_DISTANCE_POINTS
     for num_steps in [k for k in steps if k <= sampler.max_steps]:
         positions: dict[str, Any] = {}
-        for bound in sampler.bounds:
-            line, draws = measure.evidence_row(key, sampler, target, num_samples, num_steps, bound)
+        for method in sampler.methods:
+            line, draws = measure.evidence_row(key, sampler, target, num_samples, num_steps, method)
             row["evidence"].append({"seed": seed} | line)
-            positions.setdefault(measure.kind(bound), draws.position)
-        if not sampler.bounds:
+            positions.setdefault(measure.kind(method), draws.position)
+        if sampler.chains is not None:
             start = time.perf_counter()
-            positions["chain"] = jax.block_until_ready(
-                sampler.draw(key, num_points, num_steps, None).position
-            )
+            positions["chain"] = jax.block_until_ready(sampler.chains(key, num_points))
             row["training"][-1]["chain_seconds"] = time.perf_counter() - start
         for kind, position in positions.items():
             line = measure.distance_row(position[:num_points], entry, reference)
@@ -171,7 +169,7 @@ def _mean_seconds(training: list[dict[str, Any]]) -> dict[str, float]:
 
 def versions_and_device() -> dict[str, Any]:
     """What it ran with and on."""
-    packages = ("consistent_samplers", "jax", "flax", "optax")
+    packages = ("consistent_samplers", "jax", "flax", "optax", "numpyro")
     return {
         "versions": {p: metadata.version(p) for p in packages},
         "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
@@ -181,6 +179,31 @@ def versions_and_device() -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON: NaN becomes null, infinities the strings "inf" and "-inf"."""
     path.write_text(json.dumps(_strict(value), indent=1, allow_nan=False) + "\n")
+
+
+def save(
+    output: Path,
+    name: str,
+    results: dict[str, Any],
+    markdown: Callable[[dict[str, Any]], str],
+    figure: Callable[[dict[str, Any]], Any] | None = None,
+) -> dict[str, Any]:
+    """Writes NAME.json and NAME.md, with a figure NAME.png, and prints the text.
+
+    Text and figure are made of what was read back: they see what a reader of the file sees.
+
+    Returns:
+      What was read back.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / f"{name}.json", results)
+    results = json.loads((output / f"{name}.json").read_text())
+    text = markdown(results)
+    (output / f"{name}.md").write_text(text)
+    if figure is not None:
+        figure(results).savefig(output / f"{name}.png", dpi=130)
+    print(f"\n{text}\nSaved {output / name}.json and .md" + ", .png" * (figure is not None))
+    return results
 
 
 def number(value: Any) -> float:

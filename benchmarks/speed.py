@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import speed_compute, speed_device, speed_figure, speed_process, speed_profile
-from benchmarks.rows import cell, number, versions_and_device, write_json
+from benchmarks.rows import cell, number, save, versions_and_device, write_json
 from benchmarks.speed_cases import QUICK, Sizes
 
 PARTS: dict[str, Callable[[Sizes], dict[str, Any]]] = {
@@ -90,12 +90,7 @@ def run(
         # Written after every part: a run of an hour may end early.
         ordered = {name: found[name] for name in PARTS if name in found}
         write_json(path, {"parts": ordered})
-    results = json.loads(path.read_text())
-    text = markdown(results)
-    (output / "speed.md").write_text(text)
-    speed_figure.figure(results).savefig(output / "speed.png", dpi=130)
-    print(f"\n{text}\nSaved {output / 'speed'}.json, .md and .png")
-    return results
+    return save(output, "speed", {"parts": ordered}, markdown, speed_figure.figure)
 
 
 def _with_other_targets(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
@@ -167,12 +162,13 @@ def _table(part: str, rows: list[dict[str, Any]]) -> list[str]:
                 "settings": row["settings"],
                 "seed": i,
                 "ours [s]": ours["seconds"],
+                "route": ours["route"],
                 "training [s]": ours["training_seconds"],
                 "our draws": ours["draws"],
                 "our share effective": ours["effective"] / ours["draws"],
                 "ours, further [1/s]": ours["rate"],
                 "NUTS [s]": theirs["seconds"],
-                "warm-up [s]": theirs["warm_up_seconds"],
+                "warm-up and first block [s]": theirs["first_seconds"],
                 "NUTS draws": theirs["draws"],
                 "NUTS, further [1/s]": theirs["rate"],
                 "extrapolated": theirs["extrapolated"],

@@ -12,9 +12,7 @@ import numpy as np
 import consistent_samplers as cs
 from benchmarks import registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
-from consistent_samplers.algorithms.control import Control, NetworkKind
 from consistent_samplers.bases import Base
-from consistent_samplers.recipe import Settings
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, Params
 
@@ -135,16 +133,24 @@ class Case(NamedTuple):
         """Of the target."""
         return self.algorithm.target.dim
 
-    def sampling(self, num: int, bound: Any, num_steps: int = 1) -> Callable[[], Any]:
-        """Draws, as a function of nothing."""
-        key = jax.random.key(1)
-        sample = self.algorithm.sample
-        return lambda: sample(key, self.state, num, num_steps, bound=bound)
+    def sampling(self, num: int, weights: bool = True, num_steps: int = 1) -> Callable[[], Any]:
+        """Draws of the map, as a function of nothing."""
+        key, sampler, target = jax.random.key(1), self.sampler, self.algorithm.target
+        return lambda: sampler.sample(key, target, num, num_steps, method="map", weights=weights)
+
+    @property
+    def sampler(self) -> cs.Sampler:
+        """What draws."""
+        return self.algorithm.sampler(self.state)
+
+    def sample(self, rng_key: Array, num: int) -> cs.Draws:
+        """Weighted draws of the map."""
+        return self.sampler.sample(rng_key, self.algorithm.target, num, 1, method="map")
 
     def bare(self, num: int, chunk: int | None = None) -> Callable[[], Any]:
         """The network alone, of one batch of given points, or of chunks of it in turn."""
         x = jax.random.normal(jax.random.key(2), (num, self.dim))
-        network = bare_network(self.algorithm.control)
+        network = bare_network(self.algorithm)
 
         def in_chunks(params: Params, x: Array) -> Array:
             one = lambda y: network(params, y[None])[0]  # noqa: E731
@@ -195,7 +201,7 @@ def plain_target(dim: int) -> Target:
 def case(
     target: Target | str,
     hidden: tuple[int, ...],
-    network: NetworkKind = "general",
+    network: str = "general",
     base: Base | None = None,
     max_steps: int = 16,
 ) -> Case:
@@ -210,7 +216,11 @@ def case(
     """
     built = registry.TARGETS[target].build() if isinstance(target, str) else target
     base = full_base(built.dim) if base is None else base
-    return started(Settings(max_steps, hidden, network).build(built, base))
+    return started(
+        cs.osds(
+            built, base=base, max_steps=max_steps, hidden=hidden, network=network, guidance=None
+        )
+    )
 
 
 def started(algorithm: Algorithm) -> Case:
@@ -223,12 +233,17 @@ def started(algorithm: Algorithm) -> Case:
     return Case(algorithm, state._replace(params=params, ema_params=params))
 
 
-def bare_network(control: Control) -> Callable[[Params, Array], Array]:
+def control_of(algorithm: Algorithm, params: Params) -> Any:
+    """The control function of some parameters, the target's gradient in it where it is guided."""
+    return algorithm.control.bind(params, gradient=jax.grad(algorithm.target.log_density))
+
+
+def bare_network(algorithm: Algorithm) -> Callable[[Params, Array], Array]:
     """The network at t = 0 and d = 1 for a batch ``[n, dim]``, and nothing else."""
 
     def evaluate(params: Params, x: Array) -> Array:
         t, d = jnp.zeros(()), jnp.ones(())
-        return jax.vmap(lambda y: control.bind(params)(y, t, d))(x)
+        return jax.vmap(lambda y: control_of(algorithm, params)(y, t, d))(x)
 
     return evaluate
 
@@ -244,7 +259,7 @@ class Evaluations(NamedTuple):
     both: tuple[tuple[int, int], ...]
     forward: tuple[tuple[int, int], ...] = ()
 
-    def function(self, control: Control, dim: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def function(self, algorithm: Algorithm) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """A compiled function that makes them at given points, and its points.
 
         Batches of one kind follow each other in a ``lax.scan`` at one time each, as the steps of
@@ -257,7 +272,7 @@ class Evaluations(NamedTuple):
 
             def values(params: Params, x: Array, t: Array) -> Array:
                 d = jnp.asarray(1.0 / 16.0)
-                return jax.vmap(lambda y: control.bind(params)(y, t, d))(x)
+                return jax.vmap(lambda y: control_of(algorithm, params)(y, t, d))(x)
 
             def pulled(grads: Params, inputs: tuple[Array, Array]) -> tuple[Params, Array]:
                 x, t = inputs
@@ -275,6 +290,7 @@ class Evaluations(NamedTuple):
             return grads, outputs
 
         def points(shapes: Sequence[tuple[int, int]]) -> list[Array]:
-            return [jax.random.normal(jax.random.key(4), (*shape, dim)) for shape in shapes]
+            key, dim = jax.random.key(4), algorithm.target.dim
+            return [jax.random.normal(key, (*shape, dim)) for shape in shapes]
 
         return jax.jit(evaluate), (points(self.both), points(self.forward))

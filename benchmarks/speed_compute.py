@@ -20,7 +20,6 @@ from benchmarks.speed_cases import (
 )
 from benchmarks.speed_goals import goal
 
-_WEIGHTED = "lower-if-injective"
 _CHUNK = 16_384
 
 
@@ -35,7 +34,7 @@ def draws(sizes: Sizes) -> dict[str, Any]:
         sampler = case(name, sizes.hidden)
         seconds = timing.interleaved(
             {
-                "draws": sampler.sampling(num, None),
+                "draws": sampler.sampling(num, weights=False),
                 "bare": sampler.bare(num),
                 "bare_in_chunks": sampler.bare(num, _CHUNK),
             },
@@ -60,8 +59,8 @@ def weights(sizes: Sizes) -> dict[str, Any]:
     def measure(sampler: Case, small: int, large: int, network: str, base: str) -> None:
         seconds = timing.interleaved(
             {
-                "small": sampler.sampling(small, _WEIGHTED),
-                "large": sampler.sampling(large, _WEIGHTED),
+                "small": sampler.sampling(small),
+                "large": sampler.sampling(large),
                 "bare": sampler.bare(large),
             },
             sizes.rounds,
@@ -137,7 +136,7 @@ def _iteration(
     """Seconds and counts of an iteration and of its bare evaluations."""
     algorithm, state, key = sampler.algorithm, sampler.state, jax.random.key(5)
     step = jax.jit(algorithm.step)
-    bare, points = needed.function(algorithm.control, sampler.dim)
+    bare, points = needed.function(algorithm)
     seconds = timing.interleaved(
         {"iteration": lambda: step(key, state), "bare": lambda: bare(state.params, *points)}, rounds
     )
@@ -204,7 +203,7 @@ def scaling(sizes: Sizes) -> dict[str, Any]:
         "d",
         2.0,
         dims,
-        lambda d: plain(d, "general").sampling(num, None),
+        lambda d: plain(d, "general").sampling(num, False),
     )
     add("bare network, general", "d", 1.0, dims, lambda d: plain(d, "general").bare(num))
     add(
@@ -212,14 +211,14 @@ def scaling(sizes: Sizes) -> dict[str, Any]:
         "d",
         3.0,
         small,
-        lambda d: plain(d, "general").sampling(num, _WEIGHTED),
+        lambda d: plain(d, "general").sampling(num),
     )
     add(
         "weighted draws, structured, diagonal base",
         "d",
         1.0,
         dims,
-        lambda d: plain(d, "structured", diagonal_base(d)).sampling(num, _WEIGHTED),
+        lambda d: plain(d, "structured", diagonal_base(d)).sampling(num),
     )
     add("OSDS iteration, general", "d", 3.0, small, lambda d: osds(d, "general", 4, 64))
     many = [d for d in dims if d > 26] or dims
@@ -229,14 +228,14 @@ def scaling(sizes: Sizes) -> dict[str, Any]:
         "batch",
         1.0,
         sizes.batches,
-        lambda n: plain(middle, "general").sampling(n, None),
+        lambda n: plain(middle, "general").sampling(n, False),
     )
     add(
         "weighted draws, general",
         "batch",
         1.0,
         sizes.batches[:-1],
-        lambda n: plain(middle, "general").sampling(n, _WEIGHTED),
+        lambda n: plain(middle, "general").sampling(n),
     )
     add(
         "OSDS iteration, general",
@@ -247,13 +246,13 @@ def scaling(sizes: Sizes) -> dict[str, Any]:
     )
     most = max(sizes.steps)
     several = plain(middle, "general", max_steps=most)
-    add("draws, general", "steps", 1.0, sizes.steps, lambda k: several.sampling(num, None, k))
+    add("draws, general", "steps", 1.0, sizes.steps, lambda k: several.sampling(num, False, k))
     add(
         "weighted draws, general",
         "steps",
         1.0,
         [k for k in sizes.steps if k <= 16],
-        lambda k: several.sampling(num, _WEIGHTED, k),
+        lambda k: several.sampling(num, True, k),
     )
     add(
         "OSDS iteration, general",
@@ -263,13 +262,13 @@ def scaling(sizes: Sizes) -> dict[str, Any]:
         lambda k: osds(middle, "general", k, 64),
     )
     few = small[min(1, len(small) - 1)]
-    for words, bound in (("draws, general", None), ("weighted draws, general", _WEIGHTED)):
+    for words, weights in (("draws, general", False), ("weighted draws, general", True)):
         add(
             words,
             "components",
             1.0,
             sizes.components,
-            lambda c, bound=bound: plain(few, "general", mixed_base(few, c)).sampling(num, bound),
+            lambda c, w=weights: plain(few, "general", mixed_base(few, c)).sampling(num, w),
         )
     goals = [
         goal(

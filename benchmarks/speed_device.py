@@ -37,10 +37,11 @@ def _networks(sizes: Sizes) -> list[dict[str, Any]]:
         x = jax.random.normal(jax.random.key(0), (sizes.device_batch, dim))
         functions: dict[str, Callable[[], Any]] = {}
         for name, dtype in _DTYPES.items():
-            network = cs.networks.step_conditioned_mlp(dim, hidden=(width, width), dtype=dtype)
-            params = network.init(jax.random.key(1))
+            network = cs.networks.StepConditionedMLP(dim, (width, width), dtype=dtype)
+            t, d = jnp.zeros(()), jnp.ones(())
+            params = network.init(jax.random.key(1), x[0], t, d)
             evaluate = jax.jit(jax.vmap(network.apply, (None, 0, None, None)))
-            functions[name] = functools.partial(evaluate, params, x, jnp.zeros(()), jnp.ones(()))
+            functions[name] = functools.partial(evaluate, params, x, t, d)
         seconds = timing.interleaved(functions, sizes.rounds)
         products = 2.0 * (dim * width + width * width + width * 2 * dim) * sizes.device_batch
         for name, taken in seconds.items():
@@ -89,11 +90,7 @@ def _iterations(sizes: Sizes) -> list[dict[str, Any]]:
 def _evidence(sizes: Sizes) -> dict[str, Any]:
     """Streamed evidence of many weighted draws."""
     name, (few, many) = sizes.stream
-    sampler = case(name, sizes.hidden)
-
-    def sample(key: Any, num: int) -> cs.Draws:
-        return sampler.algorithm.sample(key, sampler.state, num)
-
+    sample = case(name, sizes.hidden).sample
     jax.block_until_ready(stream_evidence(jax.random.key(0), sample, few))
     begin = time.perf_counter()
     jax.block_until_ready(stream_evidence(jax.random.key(1), sample, many))
@@ -106,9 +103,7 @@ def _many_dimensions(sizes: Sizes) -> dict[str, Any]:
     """Weighted draws of the structured network on the largest target."""
     target, num = registry.TARGETS[sizes.large].build(), sizes.structured[-1][1][1]
     sampler = case(target, sizes.hidden, "structured", full_base(target.dim))
-    seconds = timing.interleaved(
-        {"draws": sampler.sampling(num, "lower-if-injective")}, sizes.rounds
-    )["draws"]
+    seconds = timing.interleaved({"draws": sampler.sampling(num)}, sizes.rounds)["draws"]
     found = timing.spread(seconds)["median"]
     what = f"weighted draws, {sizes.large}, d = {target.dim}, structured network"
     return {"what": what, "num": num, "seconds": found, "draws a second": num / found}

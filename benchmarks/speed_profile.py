@@ -12,10 +12,9 @@ import consistent_samplers as cs
 from benchmarks import registry, timing
 from benchmarks.speed_cases import Case, Evaluations, Sizes, bare_network, case, started
 from consistent_samplers import log_det, losses, simulate
-from consistent_samplers.algorithms import objectives
-from consistent_samplers.algorithms.base import apply_gradients
+from consistent_samplers.algorithms import Now
+from consistent_samplers.algorithms.objectives import PathLoss
 from consistent_samplers.bases import fit_gaussian
-from consistent_samplers.recipe import Settings
 
 _MARGIN = 0.05
 _Pieces = dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
@@ -33,9 +32,8 @@ def profile(sizes: Sizes) -> dict[str, Any]:
     sampler = case(target, sizes.hidden, base=fit_gaussian(jax.random.key(0), target))
     rows: list[dict[str, Any]] = []
     wholes = {
-        f"draw without weights (of {num:,})": _draw(sampler, num, None),
-        f"weighted draw (of {num:,})": _draw(sampler, num, "lower-if-injective"),
-        "OSDS iteration": _distillation(sampler, sizes),
+        f"draw without weights (of {num:,})": _draw(sampler, num, False),
+        f"weighted draw (of {num:,})": _draw(sampler, num, True),
         "calibration iteration": _calibration(sampler),
         "osds.paper iteration": _paper(sampler, sizes),
     }
@@ -61,76 +59,73 @@ def profile(sizes: Sizes) -> dict[str, Any]:
     return {"rows": rows, "goals": [], "settings": {"target": name, "dim": sampler.dim}}
 
 
-def _draw(sampler: Case, num: int, bound: Any) -> _Pieces:
-    """A call's draws; its round trips, of which a call makes 256, beside."""
+def _draw(sampler: Case, num: int, weights: bool) -> _Pieces:
+    """A call's draws, the density at them included; its round trips, 256 a call, beside."""
     algorithm, params = sampler.algorithm, sampler.state.ema_params
     control, base, dim = algorithm.control, algorithm.base, sampler.dim
-    keys = jax.random.split(jax.random.key(0), num)
-    component: Any = base.draw_component(keys[0])
+    density = jax.vmap(algorithm.target.log_density)
+    key, index = jax.random.key(0), jnp.arange(num)
+    component: Any = base.draw_component(key)
     x = jax.random.normal(jax.random.key(1), (num, dim))
     t, d = jnp.zeros(()), jnp.ones(())
+
+    def keys_of(key: Any, index: Any) -> Any:
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+    keys = keys_of(key, index)
+
+    def whole(params: Any, keys: Any) -> Any:
+        drawn = jax.vmap(lambda key: control.draw(params, key, 1, "map", weights))(keys)
+        return drawn, density(drawn.position) if weights else None
 
     def one_step(params: Any, x: Any) -> Any:
         u = control.bind(params)
         return jax.vmap(lambda y: simulate.flow_step_and_jacobian(u, control.process, y, t, d))(x)
 
     def normals(keys: Any) -> Any:
-        def one(key: Any) -> Any:
-            return jax.random.normal(jax.random.split(key)[0], (dim,))
+        return jax.vmap(lambda key: jax.random.normal(jax.random.split(key)[0], (dim,)))(keys)
 
-        return jax.vmap(one)(keys)
+    def round_trips(params: Any, keys: Any) -> Any:
+        return jax.vmap(lambda key: control.round_trip(params, key, 1))(keys)
 
     pieces: _Pieces = {
-        "whole": (
-            lambda params, keys: jax.vmap(
-                lambda key: algorithm.per_draw.draw(params, key, 1, bound)
-            )(keys),
-            (params, keys),
-        ),
-        "bare network": (bare_network(control), (params, x)),
-        "keys of all draws": (lambda key: jax.random.split(key, num), (jax.random.key(0),)),
+        "whole": (whole, (params, keys)),
+        "bare network": (bare_network(algorithm), (params, x)),
+        "keys of all draws": (keys_of, (key, index)),
         "normals, a key a draw": (normals, (keys,)),
-        "normals, one key for all": (
-            lambda key: jax.random.normal(key, (num, dim)),
-            (jax.random.key(0),),
-        ),
+        "normals, one key for all": (lambda key: jax.random.normal(key, (num, dim)), (key,)),
         "base: unwhiten": (jax.vmap(lambda z: base.unwhiten(z, component)), (x,)),
     }
-    if bound is None:
+    if not weights:
         return pieces
     jacobians = one_step(params, x)[1]
-    few = keys[: min(256, num)]
     copies = jnp.tile(x[: max(1, num // 4)], (dim + 1, 1))
-    more: _Pieces = {
+    return pieces | {
         "bare network, d + 1 evaluations (a quarter of the draws)": (
-            bare_network(control),
+            bare_network(algorithm),
             (params, copies),
         ),
         "value and Jacobian": (one_step, (params, x)),
         "determinants": (log_det.slogdet, (jacobians,)),
-        "target's log density": (jax.vmap(control.log_density), (x,)),
-        "256 round trips": (
-            lambda params, keys: jax.vmap(
-                lambda key: algorithm.per_draw.round_trip(params, key, 1)
-            )(keys),
-            (params, few),
-        ),
+        "target's log density": (density, (x,)),
+        "256 round trips": (round_trips, (params, keys[: min(256, num)])),
     }
-    return pieces | more
 
 
 def _bare(needed: Evaluations, sampler: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    function, points = needed.function(sampler.algorithm.control, sampler.dim)
+    function, points = needed.function(sampler.algorithm)
     return function, (sampler.state.params, *points)
 
 
 def _optimiser(sampler: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    state = sampler.state._replace(opt_state=optimizer.init(sampler.state.params))
-    return (
-        lambda state, grads: apply_gradients(optimizer, state, grads, 0.99),
-        (state, state.params),
-    )
+    optimizer, params = sampler.algorithm.optimizer.transformation(), sampler.state.params
+
+    def update(params: Any, opt_state: Any) -> Any:
+        updates, opt_state = optimizer.update(params, opt_state, params)
+        moved = optax.apply_updates(params, updates)
+        return optax.incremental_update(moved, params, 0.01), opt_state
+
+    return update, (params, optimizer.init(params))
 
 
 def _shortfalls(jacobians: Any, probe: Any) -> Any:
@@ -140,64 +135,18 @@ def _shortfalls(jacobians: Any, probe: Any) -> Any:
 
 
 def _simulation(sampler: Case, num_steps: int, batch: int, hidden: tuple[int, ...]) -> Any:
-    objective = objectives.build_objective(
-        sampler.algorithm.control, sampler.dim, loss="reverse_kl", batch_size=batch, hidden=hidden
-    )
+    target, loss = sampler.algorithm.target, PathLoss("reverse_kl", batch, hidden, (num_steps,))
+    gradient, evaluate = jax.grad(target.log_density), jax.vmap(target.log_density)
 
-    def loss(params: Any, key: Any) -> Any:
-        return objective.path_loss(params, key, num_steps)
+    def simulated(params: Any, key: Any) -> Any:
+        now = Now(key, sampler.algorithm.control, sampler.state, (), gradient)
+        return loss(params, now, key, evaluate)
 
-    return loss
-
-
-def _distillation(sampler: Case, sizes: Sizes) -> _Pieces:
-    """The recipe's OSDS stage: simulation, consistency with exact volumes, optimiser."""
-    algorithm, params, dim = sampler.algorithm, sampler.state.params, sampler.dim
-    control, num, num_steps = algorithm.control, 64, algorithm.max_steps
-    key = jax.random.key(2)
-    x = jax.random.normal(key, (num, dim))
-    d = 2.0 ** -jax.random.randint(key, (num,), 0, num_steps.bit_length() - 1)
-    t = jnp.zeros(num)
-    needed = Evaluations(
-        both=((num_steps, 128), (1, num * (dim + 1))), forward=((1, 2 * num * (dim + 1)),)
-    )
-    loss = _simulation(sampler, num_steps, 128, sizes.hidden)
-
-    def pairs(params: Any, x: Any, exact: bool = True) -> Any:
-        u, teacher = control.bind(params), control.bind(sampler.state.ema_params)
-        return jax.vmap(
-            lambda x, t, d: losses.step_pair(
-                u, teacher, control.process, x, t, d, with_jacobians=exact
-            )
-        )(x, t, d)
-
-    def summed(params: Any, x: Any) -> Any:
-        pair = pairs(params, x)
-        return losses.state_consistency(pair) + jnp.sum(pair.jacobians[:, -1] ** 2)
-
-    jacobians = pairs(params, x).jacobians
-    return {
-        "whole": (algorithm.step, (key, sampler.state)),
-        "bare evaluations": _bare(needed, sampler),
-        "simulation, forward": (lambda *args: loss(*args)[0], (params, key)),
-        "simulation, forward and backward": (jax.grad(loss, has_aux=True), (params, key)),
-        "pairs with Jacobians, forward": (pairs, (params, x)),
-        "pairs with Jacobians, forward and backward": (jax.grad(summed), (params, x)),
-        "determinants, forward": (log_det.slogdet, (jacobians,)),
-        "determinants, forward and backward": (
-            jax.grad(lambda j: log_det.slogdet(j).log_abs_det.sum()),
-            (jacobians,),
-        ),
-        "smallest eigenvalues, forward and backward": (
-            jax.grad(_shortfalls),
-            (jacobians[:, -1], x),
-        ),
-        "optimiser and average": _optimiser(sampler),
-    }
+    return simulated
 
 
 def _calibration(sampler: Case) -> _Pieces:
-    """The recipe's calibration stage: path gradient, injectivity penalty, landing, optimiser."""
+    """The recipe's calibration: score of the map, injectivity penalty, landing, optimiser."""
     algorithm = cs.calibration(sampler.algorithm)
     control, dim, params = algorithm.control, sampler.dim, sampler.state.params
     key, num = jax.random.key(3), 128
@@ -205,11 +154,9 @@ def _calibration(sampler: Case) -> _Pieces:
     held = x[: num // 2]
     needed = Evaluations(both=((1, num * (dim + 1)), (1, num // 2 * (dim + 1)), (1, num)))
 
-    def path_gradient(params: Any, x: Any) -> Any:
+    def score(params: Any, x: Any) -> Any:
         u = control.bind(params)
-        return jax.vmap(
-            lambda y: simulate.flow_path_gradient(u, control.process, y, control.log_density, 1)
-        )(x)
+        return jax.vmap(lambda y: simulate.flow_score(u, control.process, y, 1))(x)
 
     def jacobians_of(params: Any, x: Any) -> Any:
         u = control.bind(params)
@@ -228,13 +175,13 @@ def _calibration(sampler: Case) -> _Pieces:
     return {
         "whole": (algorithm.step, (key, algorithm.restart(sampler.state))),
         "bare evaluations": _bare(needed, sampler),
-        "path gradient": (path_gradient, (params, x)),
+        "score of the map": (score, (params, x)),
         "of it: Jacobians": (jacobians_of, (params, x)),
         "of it: determinants and inverses": (
             jax.grad(lambda j: log_det.slogdet(j).log_abs_det.sum()),
             (jacobians,),
         ),
-        "of it: target's gradient": (jax.vmap(jax.grad(control.log_density)), (x,)),
+        "target's gradient": (jax.vmap(jax.grad(algorithm.target.log_density)), (x,)),
         "penalty, forward and backward": (
             jax.grad(lambda params: _shortfalls(jacobians_of(params, held), held)),
             (params,),
@@ -253,18 +200,17 @@ def _paper(sampler: Case, sizes: Sizes) -> _Pieces:
     _, num_steps, batch = sizes.paper
     target = sampler.algorithm.target
     own = started(cs.osds.paper(target, max_steps=num_steps, batch_size=batch, hidden=sizes.hidden))
-    control, params, key = own.algorithm.control, own.state.params, jax.random.key(4)
+    params, key = own.state.params, jax.random.key(4)
     needed = Evaluations(both=((num_steps, batch), (3, batch)), forward=((4, batch),))
     loss = _simulation(own, num_steps, batch, sizes.hidden)
-    without = Settings(num_steps, sizes.hidden, "general").build(target, own.algorithm.base)
-    unguided = started(without)
+    unguided = case(target, sizes.hidden, base=own.algorithm.base, max_steps=num_steps)
     noises = jax.vmap(
         lambda key: jax.vmap(lambda k: jax.random.normal(k, (own.dim,)))(
             jax.random.split(key, num_steps)
         )
     )
     x = jax.random.normal(key, (num_steps, batch, own.dim))
-    gradient = jax.vmap(jax.vmap(jax.grad(control.log_density)))
+    gradient = jax.vmap(jax.vmap(jax.grad(target.log_density)))
     return {
         "whole": (own.algorithm.step, (key, own.state)),
         "bare evaluations": _bare(needed, own),

@@ -159,7 +159,7 @@ def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
         }
         entry |= distances.get((line["num_steps"], line["kind"]), {}) | line
         # A paper's row says one number of steps and one kind of draw: the method's own.
-        if line["bound"] in (None, found[0]["bound"]):
+        if (line["bound"], line["kind"]) == (found[0]["bound"], found[0]["kind"]):
             entry["published"] = published.find(row["target"], row["method"], line["num_steps"])
         joined.append(entry)
     return joined

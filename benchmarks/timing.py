@@ -81,6 +81,28 @@ def slope(x: Sequence[float], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(x[first:]), np.log(seconds[first:]), 1)[0])
 
 
+def compilations() -> list[tuple[float, float, str]]:
+    """A list of (begin, end, kind) that grows by JAX's events of compiling, from now on."""
+    events: list[tuple[float, float, str]] = []
+
+    def note(event: str, duration_secs: float, **_: Any) -> None:
+        end = time.perf_counter()
+        if event.startswith("/jax/core/compile/"):
+            events.append((end - duration_secs, end, event.rsplit("/", 1)[-1]))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    return events
+
+
+def covered(events: Sequence[tuple[float, float, str]]) -> float:
+    """Length of the union of intervals: each moment counts once."""
+    total, reached = 0.0, -math.inf
+    for begin, end, _ in sorted(events):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
 def counts(function: Any, *args: Any) -> dict[str, float]:
     """Floating-point operations and bytes of a compiled function.
 

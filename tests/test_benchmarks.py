@@ -10,7 +10,10 @@ import pytest
 
 import benchmarks.__main__ as command_line
 from benchmarks import (
+    chains,
     evidence,
+    first,
+    first_models,
     heuristic,
     honesty,
     measure,
@@ -18,7 +21,6 @@ from benchmarks import (
     published,
     registry,
     rows,
-    speed_process,
     steps,
     table,
     timing,
@@ -135,7 +137,7 @@ def test_base_weights_are_importance_weights():
     base, words = registry.build_base(entry, target)
     assert "1.5²" in words
     sampler = Trainer("base", target, base, Budget(1), (1,)).train(0)
-    row, draws = measure.evidence_row(jax.random.key(0), sampler, target, 4_000, 1, "lower")
+    row, draws = measure.evidence_row(jax.random.key(0), sampler, target, 4_000, 1, "map")
     expected = target.log_density(draws.position[0]) - jnp.sum(
         jax.scipy.stats.norm.logpdf(draws.position[0], scale=1.5)
     )
@@ -363,7 +365,61 @@ def test_times_are_compared_round_by_round():
 
 
 def test_nested_compilations_are_counted_once():
-    assert speed_process.covered([(2.0, 3.0), (0.0, 4.0), (3.5, 5.0), (7.0, 8.0)]) == 6.0
+    intervals = [(2.0, 3.0, "a"), (0.0, 4.0, "b"), (3.5, 5.0, "a"), (7.0, 8.0, "a")]
+    assert timing.covered(intervals) == 6.0
+
+
+def test_first_draws_of_a_tiny_model_in_processes_of_their_own(tmp_path, capsys):
+    line = ["first", "--models", "tiny", "--skip-nuts", "--repeats", "1", "--effective", "200"]
+    command_line.main([*line, "--output", str(tmp_path)])
+    results = json.loads((tmp_path / "first.json").read_text())
+    (row,) = results["rows"]
+    assert (row["model"], row["dim"], row["ratio"]) == ("tiny", 2, {})
+    (one,), (two,) = row["runs"]["first"], row["runs"]["second"]
+    for found in (one, two):
+        assert found["effective"] >= 200
+        assert 0.0 < found["compile_seconds"] < found["seconds"]
+    # The second finds the programs of the first, and the same draws.
+    assert two["compile_seconds"] < one["compile_seconds"]
+    assert (two["log_z"], two["route"]) == (one["log_z"], one["route"])
+    assert "| tiny | 2 | " in (tmp_path / "first.md").read_text()
+    assert "tiny, second:" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="models among eight_schools"):
+        first.run(["nothing"], True, 1, 200, tmp_path)
+
+
+def test_first_draws_say_what_is_missed():
+    of = dict.fromkeys(("median", "low", "high"), 4.0)
+    row = {
+        **{"model": "linear", "dim": 6, "route": "base", "log_z": -1.0, "log_z_stderr": 0.01},
+        "seconds": {"first": of, "second": of, "nuts": of},
+        "compiling": {"first": of, "second": of},
+        "ratio": {"first": of, "second": of},
+        "goals": {
+            "second": {"limit": 5.0, "met": True},
+            "compiling": {"limit": 2.5, "met": False},
+            "ratio": {"limit": 1.0, "met": True},
+        },
+    }
+    about = {"command": "python", "device": "cpu", "cores": 2, "effective": 10_000}
+    text = first.markdown(about | {"rows": [row], "skipped": {"sonar": "no data"}})
+    line = "| linear | 6 | base | 4 | 4 | 4 [5] | 4 [2.5] ✗ | 4 | 4 | 4 [1] | -1.000 ± 0.01 |"
+    assert line in text
+    assert text.rstrip().endswith("Skipped: sonar (no data)")
+    data = {name: first_models.model_of(name)[1] for name in first_models.SHAPES}
+    assert {name: x.shape for name, (x, _) in data.items()} == first_models.SHAPES
+
+
+def test_blocks_of_nuts_are_charged_by_their_rate():
+    numpyro = pytest.importorskip("numpyro")
+    kernel = numpyro.infer.NUTS(potential_fn=lambda x: 0.5 * jnp.sum(x**2))
+    start, sizes = jnp.ones((chains.CHAINS, 1)), {"warm_up": 50, "block": 50, "enough": 1}
+    found = chains.race(kernel, jax.random.key(0), (), start, effective=10**6, **sizes)
+    assert (found.draws, found.extrapolated) == (2 * 50 * chains.CHAINS, True)
+    blocks = 2 * 10**6 / found.effective
+    expected = found.first_seconds + (blocks - 1.0) * found.block_seconds
+    assert found.seconds == pytest.approx(expected)
+    assert found.rate == pytest.approx(0.5 * found.effective / found.block_seconds)
 
 
 def test_speed_command_measures_a_part_and_keeps_others(tmp_path, capsys):
