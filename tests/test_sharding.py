@@ -25,6 +25,21 @@ def close(one, many):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), one, many)
 
 
+def noisy(state):
+    """The state with noise on every parameter: a control that is not zero, for draws that tell."""
+    leaves, structure = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    moved = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(structure, moved)
+    return state._replace(params=params, ema_params=params)
+
+
+def check_moved(draws):
+    """The draws are not those of the base: what made them was not the identity."""
+    base_weight = draws.log_density - BASE.log_prob(draws.position)
+    assert float(jnp.abs(draws.log_weight - base_weight).max()) > 0.05
+
+
 SETTINGS = {"max_steps": 4, "hidden": (8,)}
 ALGORITHMS = {
     "osds": lambda batch: cs.osds(TARGET, base=BASE, batch_size=batch, **SETTINGS),
@@ -48,7 +63,7 @@ ALGORITHMS = {
 )
 def test_training_is_the_same_on_eight_devices(mesh, name, batch_size):
     algorithm = ALGORITHMS[name](batch_size)
-    start = algorithm.init(KEY)
+    start = noisy(algorithm.init(KEY))
     settings = {"state": start, "progress_bar": False, "chunk_size": 4}
     one = cs.fit(KEY, algorithm, 4, **settings)
     many = cs.fit(KEY, algorithm, 4, mesh=mesh, **settings)
@@ -77,15 +92,17 @@ def test_batches_are_really_split(mesh):
 
 
 @pytest.mark.parametrize("num_samples", [64, 61])
-@pytest.mark.parametrize("bound", [None, "lower", "lower-if-injective"])
-def test_draws_are_the_same_on_eight_devices(mesh, num_samples, bound):
+@pytest.mark.parametrize(("method", "weights"), [("map", False), ("path", True), ("map", True)])
+def test_draws_are_the_same_on_eight_devices(mesh, num_samples, method, weights):
     algorithm = cs.osds(TARGET, base=BASE, guidance=None, **SETTINGS)
-    state = algorithm.init(KEY)
-    one = algorithm.sample(KEY, state, num_samples, 2, bound=bound)
-    many = algorithm.sample(KEY, state, num_samples, 2, bound=bound, mesh=mesh)
+    state = noisy(algorithm.init(KEY))
+    settings = {"method": method, "weights": weights}
+    one = algorithm.sample(KEY, state, num_samples, 2, **settings)
+    many = algorithm.sample(KEY, state, num_samples, 2, mesh=mesh, **settings)
     close(one, many)
     assert len(many.position.sharding.device_set) == 8
-    if bound is not None:
+    if weights:
+        check_moved(one)
         close(cs.evidence(one), cs.evidence(many))
 
 
@@ -93,26 +110,28 @@ def test_meshes_of_any_shape_and_axis_type(mesh):
     devices = np.array(jax.devices()[:8]).reshape(2, 4)
     square = Mesh(devices, ("hosts", "devices"), axis_types=(AxisType.Explicit,) * 2)
     algorithm = ALGORITHMS["dis"](64)
-    start = algorithm.init(KEY)
+    start = noisy(algorithm.init(KEY))
     settings = {"state": start, "progress_bar": False, "chunk_size": 4}
     close(
         cs.fit(KEY, algorithm, 4, mesh=mesh, **settings).history,
         cs.fit(KEY, algorithm, 4, mesh=square, **settings).history,
     )
     draws = algorithm.sample(KEY, start, 30, mesh=square)
+    check_moved(draws)
     close(draws, algorithm.sample(KEY, start, 30))
 
 
 def test_what_eight_devices_hold_is_kept_and_loaded_on_one(mesh, tmp_path):
-    settings = cs.recipe.Settings(4, (8,), "general")
-    algorithm = settings.build(TARGET, BASE)
-    state = algorithm.init(KEY)
+    algorithm = cs.osds(TARGET, base=BASE, guidance=None, **SETTINGS)
+    state = noisy(algorithm.init(KEY))
     spread = sharding.replicate(state, mesh)
-    cs.TrainedSampler(algorithm, spread, spread, {}, {}, 0.0, settings=settings).save(tmp_path)
+    cs.TrainedSampler.of(algorithm, spread).save(tmp_path)
     loaded = cs.load(tmp_path, TARGET)
-    leaf = jax.tree.leaves(loaded.state.params)[0]
+    leaf = jax.tree.leaves(loaded.many_steps.params)[0]
     assert len(leaf.sharding.device_set) == 1
-    close(algorithm.sample(KEY, state, 9, 4), loaded.algorithm.sample(KEY, loaded.state, 9, 4))
+    draws = algorithm.sample(KEY, state, 9, 4)
+    check_moved(draws)
+    close(draws, loaded.sample(KEY, 9, 4))
 
 
 def test_a_mesh_must_be_one():
@@ -126,17 +145,23 @@ def test_a_mesh_must_be_one():
 def test_the_parts_run_under_pmap_and_shard_map(mesh):
     """Simulators, losses and evidence by hand: what `mesh` does, and its equivalents."""
     algorithm = cs.osds(TARGET, base=BASE, guidance=None, **SETTINGS)
-    params = algorithm.init(KEY).ema_params
+    params = noisy(algorithm.init(KEY)).ema_params
     keys = jax.random.split(KEY, 64)
 
     def log_weights(params, keys):
-        draw = algorithm.per_draw.draw
-        return jax.vmap(lambda key: draw(params, key, 4, "lower").log_weight)(keys)
+        def one(key):
+            drawn = algorithm.control.draw(params, key, 4, "path")
+            return TARGET.log_density(drawn.position) + drawn.log_ratio
+
+        return jax.vmap(one)(keys)
 
     def loss(params, keys):
         return cs.losses.log_variance(log_weights(params, keys)).mean()
 
     expected, expected_loss = log_weights(params, keys), loss(params, keys)
+    # Nor are these the weights of the base: the control moves its draws.
+    unmoved = log_weights(algorithm.init(KEY).ema_params, keys)
+    assert float(jnp.abs(expected - unmoved).max()) > 0.1
 
     by_pmap = jax.pmap(log_weights, in_axes=(None, 0), devices=jax.devices()[:8])
     close(expected, by_pmap(params, keys.reshape(8, 8)).reshape(64))
