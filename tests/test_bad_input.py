@@ -3,6 +3,7 @@
 Other files test messages where they arise; this is the list of the kinds.
 """
 
+import dataclasses
 import functools
 import sys
 
@@ -55,11 +56,10 @@ def subsampled(y):
 
 def without_training(rng_key, target, **_):
     """In place of `train_sampler`."""
-    algorithm = cs.osds(target, max_steps=2, hidden=(8,), guidance=None)
-    state = algorithm.init(rng_key)
-    stages = {"base": cs.evidence(algorithm.sample(rng_key, state, 50))}
-    settings = cs.recipe.Settings(2, (8,), "general")
-    return cs.TrainedSampler(algorithm, state, state, stages, {}, 0.0, settings=settings)
+    base = cs.bases.standard_normal(target.dim)
+    algorithm = cs.osds(target, base=base, max_steps=2, hidden=(8,), guidance=None)
+    made = cs.TrainedSampler.of(algorithm, algorithm.init(rng_key))
+    return dataclasses.replace(made, stages={"base": made.evidence(rng_key, 50)})
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,18 @@ TRAINING = {
         ValueError,
         "network must be one of",
     ),
+    "a network without init and apply": (
+        lambda: train(base=cs.bases.standard_normal(2), network=3),
+        TypeError,
+        "network must be .* got int",
+    ),
+    "an optimiser that is none": (
+        lambda: train(base=cs.bases.standard_normal(2), optimizer="adam"),
+        TypeError,
+        "optimizer must be an optax transformation",
+    ),
+    "no such effort": (lambda: train(effort="little"), ValueError, "effort must be one of"),
+    "no effective draws": (lambda: train(num_samples=0), ValueError, "num_samples must be"),
     "half an iteration": (
         lambda: train(num_calibration_iterations=2.5),
         ValueError,
@@ -178,12 +190,12 @@ TRAINING = {
     ),
     "a function for a target": (lambda: cs.train_sampler(KEY, normal), TypeError, "cs.Target"),
     "a name for a schedule": (
-        lambda: cs.osds(TARGET, control_loss="kl"),
+        lambda: cs.osds(TARGET, base=cs.bases.standard_normal(2), control_loss="kl"),
         ValueError,
         "control_loss must be one of",
     ),
     "a seed for a key of fit": (
-        lambda: cs.fit(0, cs.osds(TARGET), 1),
+        lambda: cs.fit(0, cs.osds(TARGET, base=cs.bases.standard_normal(2)), 1),
         TypeError,
         "one key",
     ),
@@ -274,10 +286,14 @@ SAMPLING = {
     "half a sample": (lambda t: t.sample(KEY, 2.5), ValueError, "positive integer"),
     "true samples": (lambda t: t.sample(KEY, True), ValueError, "positive integer"),
     "a step count that is no power of two": (lambda t: t.sample(KEY, 9, 3), ValueError, r"\[1, 2"),
-    "an unknown bound": (lambda t: t.sample(KEY, 9, bound="upper"), ValueError, "must be one of"),
+    "an unknown method": (
+        lambda t: t.sample(KEY, 9, method="upper"),
+        ValueError,
+        "method must be one of",
+    ),
     "a seed for a key": (lambda t: t.sample(0, 9), TypeError, "one key"),
     "points of another dimension": (
-        lambda t: t.algorithm.reverse_log_weight(KEY, t.state, jnp.zeros((4, 3))),
+        lambda t: t.one_step.log_weight(KEY, t.target, jnp.zeros((4, 3))),
         ValueError,
         r"position must have shape \[n, 2\]",
     ),

@@ -1,5 +1,6 @@
 """The NumPyro hook: closed-form posteriors, every support, the habits of MCMC, messages."""
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -191,10 +192,10 @@ NUM_UNCONSTRAINED = 36
 
 def untrained(rng_key, target, **_):
     """In place of `train_sampler`, which takes a minute to compile for so many transforms."""
-    algorithm = cs.osds(target, max_steps=1, hidden=(8,), guidance=None)
-    state = algorithm.init(rng_key)
-    stages = {"base": cs.evidence(algorithm.sample(rng_key, state, NUM))}
-    return cs.TrainedSampler(algorithm, state, state, stages, {}, 0.0)
+    base = cs.bases.standard_normal(target.dim)
+    algorithm = cs.osds(target, base=base, max_steps=1, hidden=(8,), guidance=None)
+    made = cs.TrainedSampler.of(algorithm, algorithm.init(rng_key))
+    return dataclasses.replace(made, stages={"base": made.evidence(rng_key, NUM)})
 
 
 def reparametrised():
@@ -672,7 +673,7 @@ def test_bad_settings_raise_at_once(settings, error, message):
 
 def test_every_setting_of_the_recipe_can_be_given():
     parameters = inspect.signature(cs.train_sampler).parameters
-    own = {"rng_key", "target", "init_position", "start", "progress_bar"}
+    own = {"rng_key", "target", "init_position", "num_samples", "start", "progress_bar"}
     settings = {name: p.default for name, p in parameters.items() if name not in own}
     OneStepSampler(regression, **settings)
 

@@ -1,8 +1,12 @@
 """A trained sampler kept on disk: the same draws afterwards, and clear words for what is wrong."""
 
 import dataclasses
+import importlib
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ import pytest
 import consistent_samplers as cs
 from consistent_samplers import checkpoint, training
 from consistent_samplers.integrations.numpyro import OneStepSampler
+from consistent_samplers.maps import Identity
 
 KEY = jax.random.key(0)
 TINY = {
@@ -47,8 +52,8 @@ def folder(trained, tmp_path):
 
 
 def same_draws(a: cs.TrainedSampler, b: cs.TrainedSampler):
-    for num_steps, bound in ((1, "lower-if-injective"), (2, "lower")):
-        ours, theirs = (s.sample(KEY, 50, num_steps, bound=bound) for s in (a, b))
+    for num_steps, method in ((1, "map"), (2, "path")):
+        ours, theirs = (s.sample(KEY, 50, num_steps, method=method) for s in (a, b))
         np.testing.assert_array_equal(ours.position, theirs.position)
         np.testing.assert_array_equal(ours.log_weight, theirs.log_weight)
 
@@ -60,7 +65,13 @@ def test_what_is_loaded_is_what_was_saved(trained, folder):
     assert float(loaded.stages["calibrated"].elbo) == float(trained.stages["calibrated"].elbo)
     assert str(loaded.stages["base"]) == str(trained.stages["base"])
     assert loaded.training_seconds == trained.training_seconds
-    assert loaded.settings == trained.settings
+    assert loaded.route == trained.route
+    assert loaded.warm_started == trained.warm_started
+    for ours, theirs in (
+        (trained.one_step, loaded.one_step),
+        (trained.many_steps, loaded.many_steps),
+    ):
+        assert type(theirs) is type(ours) and jax.tree.structure(theirs) == jax.tree.structure(ours)
     assert loaded.exploration.num_modes == 1 and math.isnan(loaded.exploration.log_z_excess)
     for name, history in trained.histories.items():
         assert type(loaded.histories[name]) is type(history)
@@ -71,11 +82,15 @@ def test_what_is_loaded_is_what_was_saved(trained, folder):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
-def test_training_goes_on_from_a_loaded_state(folder):
+def test_training_goes_on_from_a_loaded_sampler(trained, folder):
     loaded = cs.load(folder, bent())
-    step = cs.calibration(loaded.algorithm)
-    start = step.restart(loaded.one_step_state)
-    assert cs.fit(KEY, step, 3, state=start, progress_bar=False).state.iteration == 3
+    settings = {k: v for k, v in TINY.items() if k not in ("max_steps", "hidden")}
+    runs = [
+        cs.train_sampler(KEY, bent(0.1), base=s.base, start=s, **settings)
+        for s in (trained, loaded)
+    ]
+    assert all(run.warm_started for run in runs)
+    same_draws(*runs)
 
 
 @pytest.mark.parametrize(
@@ -96,12 +111,21 @@ def test_every_base_is_kept(base, tmp_path):
         chosen = cs.bases.MixtureBase(
             jnp.log(jnp.array([0.3, 0.7])), jnp.eye(2), scales, jnp.linalg.inv(scales), tail
         )
-    settings = cs.recipe.Settings(2, (8,), "general")
-    algorithm = settings.build(bent(), chosen)
-    state = algorithm.init(KEY)
-    made = cs.TrainedSampler(algorithm, state, state, {}, {}, 1.5, None, settings)
+    algorithm = cs.osds(bent(), base=chosen, max_steps=2, hidden=(8,), guidance=None)
+    made = cs.TrainedSampler.of(algorithm, algorithm.init(KEY))
     made.save(tmp_path)
     same_draws(made, cs.load(tmp_path, bent()))
+
+
+def test_a_base_alone_is_kept(tmp_path):
+    sampler = cs.train_sampler(KEY, bent(), effort="base", explore=False)
+    assert isinstance(sampler.one_step.control, Identity)
+    sampler.save(tmp_path)
+    loaded = cs.load(tmp_path, bent())
+    assert isinstance(loaded.one_step.control, Identity)
+    jax.tree.map(np.testing.assert_array_equal, sampler.sample(KEY, 50), loaded.sample(KEY, 50))
+    assert loaded.route == sampler.route and loaded.route.name == "base"
+    assert list(loaded.stages) == ["base"] and loaded.histories == {}
 
 
 def test_another_target_is_taken_with_a_warning(trained, folder):
@@ -117,18 +141,17 @@ def test_another_target_is_taken_with_a_warning(trained, folder):
 
 
 def test_what_cannot_be_saved_or_read_says_so(trained, folder, tmp_path):
-    with pytest.raises(ValueError, match=r"Only what cs\.train_sampler made"):
-        dataclasses.replace(trained, settings=None).save(tmp_path / "new")
     (tmp_path / "file").write_text("")
     with pytest.raises(cs.CheckpointError, match="Cannot write"):
         trained.save(tmp_path / "file" / "below")
     with pytest.raises(cs.CheckpointError, match="no checkpoint in"):
         cs.load(tmp_path / "nowhere", bent())
     with pytest.raises(cs.CheckpointError, match="holds a 'trained sampler', not a 'training'"):
-        cs.fit(KEY, trained.algorithm, 1, checkpoint_dir=folder, progress_bar=False)
+        algorithm = cs.osds(bent(), base=trained.base, hidden=(8,), guidance=None)
+        cs.fit(KEY, algorithm, 1, checkpoint_dir=folder, progress_bar=False)
     # Right in form, wrong in content.
     header, arrays = checkpoint.read(folder, "trained sampler")
-    del arrays["base"]
+    del arrays["0"]
     checkpoint.write(tmp_path / "partial", "trained sampler", header, arrays)
     with pytest.raises(cs.CheckpointError, match="incomplete"):
         cs.load(tmp_path / "partial", bent())
@@ -140,6 +163,198 @@ def test_the_header_is_plain_json(folder):
     assert not [p for p in folder.iterdir() if p.suffix in (".pkl", ".pickle")]
 
 
+# --- What somebody else wrote -------------------------------------------------------------------
+
+THEIRS = """
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import consistent_samplers as cs
+
+
+def log_density(x):
+    return -0.5 * jnp.sum((x - 0.3) ** 2) - 0.3 * jnp.sum(jnp.cos(x))
+
+
+target = cs.Target(log_density, 2, "theirs")
+
+
+class Frame:
+    # The functions of a base, in terms of loc and scale.
+    @property
+    def dim(self):
+        return len(self.loc)
+
+    def sample(self, rng_key, num_samples):
+        return self.loc + self.scale * jax.random.normal(rng_key, (num_samples, self.dim))
+
+    def log_prob(self, x):
+        return jax.scipy.stats.norm.logpdf(x, self.loc, self.scale).sum(-1)
+
+    def draw_component(self, rng_key):
+        return ()
+
+    def component_at(self, rng_key, x):
+        return ()
+
+    def features(self, component):
+        return None
+
+    def unwhiten(self, z, component=()):
+        return self.loc + self.scale * z
+
+    def whiten(self, x, component=()):
+        return (x - self.loc) / self.scale
+
+    def log_correction(self, x, component=()):
+        return jnp.log(self.scale).sum()
+
+    def whitened_log_density(self, log_density, component=()):
+        return lambda z: log_density(self.unwhiten(z)) + self.log_correction(z)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Diagonal(Frame):
+    loc: jax.Array
+    scale: jax.Array
+
+
+@dataclasses.dataclass
+class Plain(Frame):
+    loc: jax.Array
+    scale: jax.Array
+
+
+class Hidden(Frame):
+    def __init__(self, loc, log_scale):
+        self.loc, self.scale, self._log_scale = loc, jnp.exp(log_scale), log_scale
+
+    def to_arrays(self):
+        return {"loc": self.loc, "log_scale": self._log_scale}
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        return cls(**arrays)
+
+
+class Tanh(nn.Module):
+    dim: int
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x, t, d):
+        hidden = jnp.tanh(nn.Dense(self.width)(jnp.concatenate([x, jnp.stack([t, d])])))
+        return 0.3 * nn.Dense(self.dim)(hidden)
+
+
+def base(kind):
+    loc, scale = jnp.array([0.2, -0.1]), jnp.array([1.1, 0.9])
+    return {"pytree": Diagonal, "dataclass": Plain, "arrays": Hidden}[kind](loc, scale)
+
+
+def made(kind):
+    settings = {"network": Tanh(2), "hidden": (8,), "guidance": None, "max_steps": 2}
+    algorithm = cs.osds(target, base=base(kind), **settings)
+    return cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
+"""
+REGISTERED = """
+cs.register_base(Diagonal)
+cs.register_base(Plain)
+cs.register_base(Hidden, "hidden frame")
+cs.register_network(Tanh)
+"""
+LOADING = """
+import sys
+
+sys.path.insert(0, {module!r})
+import jax
+import numpy as np
+import consistent_samplers as cs
+from theirs import target
+
+loaded = cs.load({folder!r}, target)
+one = loaded.sample(jax.random.key(0), 50)
+two = loaded.sample(jax.random.key(0), 50, 2, method="path")
+np.savez({result!r}, one.position, one.log_weight, two.position, two.log_weight)
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """Imports a module with a base and a network of somebody else's, under a name of its own."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def imported(name, registered):
+        (tmp_path / f"{name}.py").write_text(THEIRS + REGISTERED * registered)
+        return importlib.import_module(name)
+
+    yield imported
+    for name in [n for n, m in sys.modules.items() if getattr(m, "__file__", None)]:
+        if str(sys.modules[name].__file__).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("kind", ["pytree", "dataclass", "arrays"])
+def test_ones_own_base_and_network_are_read_by_another_process(theirs, tmp_path, kind):
+    made = theirs("theirs", registered=True).made(kind)
+    folder, result = tmp_path / "kept", tmp_path / "draws.npz"
+    made.save(folder)
+    values = {"module": str(tmp_path), "folder": str(folder), "result": str(result)}
+    command = [sys.executable, "-c", LOADING.format(**values)]
+    subprocess.run(command, check=True, timeout=300, cwd=Path(__file__).parents[1])
+    one, two = made.sample(KEY, 50), made.sample(KEY, 50, 2, method="path")
+    with np.load(result) as read:
+        for found, ours in zip(
+            read.values(),
+            (one.position, one.log_weight, two.position, two.log_weight),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(found, ours)
+
+
+def test_a_recipe_on_ones_own_base_and_network_is_kept(theirs, tmp_path):
+    module = theirs("theirs", registered=True)
+    settings = {"base": module.base("pytree"), "network": module.Tanh(2)} | TINY
+    sampler = cs.train_sampler(KEY, module.target, **settings)
+    sampler.save(tmp_path / "kept")
+    loaded = cs.load(tmp_path / "kept", module.target)
+    assert isinstance(loaded.base, module.Diagonal)
+    assert loaded.one_step.control.network == module.Tanh(2)
+    same_draws(sampler, loaded)
+
+
+@pytest.mark.parametrize(("kind", "remedy"), [("pytree", "Diagonal"), ("arrays", "Hidden")])
+def test_what_is_not_registered_is_named_and_nothing_is_lost(
+    theirs, trained, tmp_path, kind, remedy
+):
+    module = theirs(f"unregistered_{kind}", registered=False)
+    made = module.made(kind)
+    folder = tmp_path / "kept"
+    trained.save(folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(TypeError, match=rf"{remedy};.*cs\.register_base"):
+        made.save(folder)
+    # What was kept there still is, and the sampler still draws.
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    expected = made.sample(KEY, 50)
+    cs.register_base(type(made.base), f"late {kind}")
+    with pytest.raises(TypeError, match=r"Tanh;.*cs\.register_network"):
+        made.save(folder)
+    cs.register_network(module.Tanh, f"late network {kind}")
+    made.save(folder)
+    again = cs.load(folder, module.target)
+    jax.tree.map(np.testing.assert_array_equal, again.sample(KEY, 50), expected)
+    # A process that does not know the class says what to do.
+    header = (folder / "header.json").read_text()
+    (folder / "header.json").write_text(header.replace(f"late {kind}", "never heard of"))
+    with pytest.raises(cs.CheckpointError, match=r"'never heard of'.*register .* before loading"):
+        cs.load(folder, module.target)
+
+
 # --- The recipe, stopped and started ------------------------------------------------------------
 
 
@@ -149,10 +364,12 @@ def test_ctrl_c_during_the_recipe_gives_what_was_reached(monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "tqdm", Interrupting)
-    with pytest.warns(RuntimeWarning, match=r"'osds' was interrupted after 100 of 150"):
+    with pytest.warns(RuntimeWarning, match=r"'osds' was interrupted after 50 of 150"):
         settings = TINY | {"num_iterations": 150}
         stopped = cs.train_sampler(KEY, bent(), explore=False, **settings)
-    assert stopped.state.iteration == 100 and list(stopped.histories) == ["distilled"]
+    assert list(stopped.histories) == ["distilled"]
+    assert len(stopped.histories["distilled"].loss) == 50
+    assert stopped.route.reason == "interrupted"
     assert np.isfinite(float(stopped.evidence(KEY, 4_000).elbo))
 
 

@@ -84,7 +84,8 @@ class TrainedSampler:
     @property
     def base(self) -> Base:
         """The base that was fitted to the target."""
-        return self.many_steps.base
+        base = self.many_steps.base
+        return getattr(base, "own", base)
 
     def sampler_for(self, num_steps: int = 1, method: Method | None = None) -> Sampler:
         """The sampler that draws in ``num_steps`` steps: the calibrated one for a single map."""
