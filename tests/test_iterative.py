@@ -12,8 +12,9 @@ import scipy.stats
 import consistent_samplers as cs
 from consistent_samplers import losses, networks, schedules, simulate
 from consistent_samplers.algorithms import objectives, replay
-from consistent_samplers.algorithms.control import Control
+from consistent_samplers.algorithms.base import Now
 from consistent_samplers.bases import GaussianBase
+from consistent_samplers.maps import Control
 from consistent_samplers.processes import OrnsteinUhlenbeck
 
 MEAN = np.array([1.0, -0.5])
@@ -32,6 +33,7 @@ by_name = pytest.mark.parametrize("name", CONSTRUCTORS)
 def build(name: str, target=TARGET, **settings) -> cs.Algorithm:
     """A small sampler whose settings do not depend on anyone's defaults."""
     small = {
+        "base": cs.bases.standard_normal(2),
         "max_steps": 8,
         "batch_size": 64,
         "hidden": (16,),
@@ -240,30 +242,26 @@ def test_mean_weight_is_z_with_learned_kernels(learned_kernels):
 
 
 @pytest.mark.parametrize(
-    ("bound", "learned_kernels"),
-    [
-        ("lower", None),
-        ("lower", "both"),
-        pytest.param("lower-if-injective", None, marks=pytest.mark.slow),
-    ],
+    ("method", "learned_kernels"),
+    [("path", None), ("path", "both"), pytest.param("map", None, marks=pytest.mark.slow)],
 )
-def test_reverse_weights_of_exact_draws_bound_the_evidence_from_above(bound, learned_kernels):
+def test_reverse_weights_of_exact_draws_bound_the_evidence_from_above(method, learned_kernels):
     # A base narrower than the target, for reciprocal weights of finite variance.
     algorithm = build("dis", base=scaled_base(0.8), max_steps=4, learned_kernels=learned_kernels)
     state, num = perturbed(algorithm.init(KEY), 0.04), 20_000
     exact = TARGET.sample(jax.random.key(1), num)
-    log_weight = algorithm.reverse_log_weight(KEY, state, exact, 4, bound=bound)
+    log_weight = algorithm.reverse_log_weight(KEY, state, exact, 4, method=method)
     assert log_weight.shape == (num,)
     chex.assert_tree_all_finite(log_weight)
     check_mean_is_one(TARGET.log_z - log_weight)
     eubo = float(log_weight.mean()) - TARGET.log_z
-    draws = algorithm.sample(KEY, state, 2_000, 4, bound=bound)
+    draws = algorithm.sample(KEY, state, 2_000, 4, method=method)
     elbo = float(draws.log_weight.mean()) - TARGET.log_z
     assert eubo > 4 * float(log_weight.std()) / num**0.5
     assert elbo < -4 * float(draws.log_weight.std()) / 2_000**0.5
-    if bound == "lower-if-injective":
+    if method == "map":
         # A deterministic map has one weight at each point, whichever way it is run.
-        again = algorithm.reverse_log_weight(KEY, state, draws.position, 4, bound=bound)
+        again = algorithm.reverse_log_weight(KEY, state, draws.position, 4, method=method)
         np.testing.assert_allclose(again, draws.log_weight, atol=2e-2)
 
 
@@ -271,9 +269,9 @@ def test_reverse_weights_of_exact_draws_bound_the_evidence_from_above(bound, lea
 
 
 def test_kernel_corrections_are_none_at_first_and_bounded():
-    network = networks.kernel_correction(2, hidden=(8,), max_shift=1.5, max_log_scale=0.7)
-    params = network.init(KEY)
+    network = networks.KernelCorrection(2, hidden=(8,), max_shift=1.5, max_log_scale=0.7)
     t, d = jnp.asarray(0.25), jnp.asarray(0.125)
+    params = network.init(KEY, jnp.ones(2), t, d)
     chex.assert_trees_all_equal(network.apply(params, jnp.ones(2), t, d), (jnp.zeros(2),) * 2)
     wild = jax.tree.map(lambda p: p + 30.0 * jax.random.normal(KEY, p.shape), params)
     x = 10.0 * jax.random.normal(KEY, (100, 2))
@@ -332,7 +330,18 @@ def tiny_control(integrator="exponential"):
 
     network = networks.Network(lambda key: jnp.zeros(3), apply)
     process = OrnsteinUhlenbeck(schedules.brownian(), integrator)
-    return Control(network, network, process, shifted_log_density, 8)
+    return Control(cs.bases.standard_normal(2), network, process, 8)
+
+
+def path_loss(kind, batch_size, num_steps, **settings):
+    """A loss on paths of the tiny control: its own parameters, and ``(params, key) -> loss``."""
+    control, evaluate = tiny_control(), jax.vmap(shifted_log_density)
+    loss = objectives.PathLoss(kind, batch_size, (4,), (num_steps,), **settings)
+
+    def of(params, rng_key=KEY, **further):
+        return loss(params, Now(rng_key, control, None), rng_key, evaluate, **further)
+
+    return loss.init(KEY, control, evaluate), of
 
 
 OPTIMUM, ELSEWHERE = jnp.array([1.0, 0.0, 0.0]), jnp.array([0.5, 0.5, 0.6])
@@ -393,18 +402,12 @@ def written_out_log_ratio(params, path):
 @pytest.mark.parametrize("loss", ["log_variance", "trajectory_balance", "sub_trajectory_balance"])
 def test_losses_on_given_paths_and_their_gradients(loss):
     # The whole path is the stretch of sub-trajectory balance here.
-    control, num_steps, num = tiny_control(), 4, 32
-    objective = objectives.build_objective(
-        control, 2, loss=loss, batch_size=num, hidden=(4,), segment_share=1.0
-    )
-    params = {"control": ELSEWHERE} | objective.init(KEY)
-
-    def path_loss(params):
-        return objective.path_loss(params, KEY, num_steps)
-
-    (value, batch), grads = jax.jit(jax.value_and_grad(path_loss, has_aux=True))(params)
+    num_steps, num = 4, 32
+    own, of = path_loss(loss, num, num_steps, segment_share=1.0)
+    params = {"control": ELSEWHERE} | own
+    (value, batch), grads = jax.jit(jax.value_and_grad(of, has_aux=True))(params)
     assert batch.position.shape == (num, num_steps + 1, 2) and batch.log_weight.shape == (num,)
-    log_flow = networks.scalar_mlp(2, hidden=(4,))
+    log_flow = networks.ScalarMLP(hidden=(4,))
 
     def by_hand(params):
         log_z = 10.0 * params["log_z"] if "log_z" in params else 0.0
@@ -444,19 +447,17 @@ def test_losses_on_given_paths_and_their_gradients(loss):
 
 def test_replayed_end_points_count_in_the_loss():
     # The sampler is exact, so that every path has weight Z, wherever it ends.
-    objective = objectives.build_objective(
-        tiny_control(), 2, loss="trajectory_balance", batch_size=8, hidden=(4,)
-    )
+    _, of = path_loss("trajectory_balance", 8, 4)
     points = 1.5 + jax.random.normal(KEY, (16, 2))
-    path_loss = jax.jit(
-        lambda theta, points: objective.path_loss(
-            {"control": theta, "log_z": jnp.asarray(LOG_Z / 10.0)}, KEY, 4, replayed=points
+    of = jax.jit(
+        lambda theta, points, of=of: of(
+            {"control": theta, "log_z": jnp.asarray(LOG_Z / 10.0)}, replayed=points
         )
     )
-    loss, batch = path_loss(OPTIMUM, points)
+    loss, batch = of(OPTIMUM, points)
     np.testing.assert_allclose(loss, 0.0, atol=1e-9)
     assert batch.position.shape == (8, 5, 2)
-    losses_of = [path_loss(ELSEWHERE, p)[0] for p in (points, points + 3.0)]
+    losses_of = [of(ELSEWHERE, p)[0] for p in (points, points + 3.0)]
     assert abs(float(losses_of[0] - losses_of[1])) > 0.1
 
 
@@ -465,14 +466,10 @@ def test_annealing_starts_from_the_base():
     np.testing.assert_allclose(exponent, [1 / 16, 1 / 4, 9 / 16, 1.0, 1.0, 1.0])
     assert objectives.annealing(jnp.zeros((), jnp.int32), 0) == 1.0
     # At exponent 0 the zero control is right; the weights reported are the target's all along.
-    objective = objectives.build_objective(
-        tiny_control(), 2, loss="log_variance", batch_size=16, hidden=(4,)
-    )
-    path_loss = jax.jit(
-        lambda theta, temper: objective.path_loss({"control": theta}, KEY, 4, temper=temper)
-    )
-    cold, batch = path_loss(jnp.zeros(3), 0.0)
-    whole, same_batch = path_loss(jnp.zeros(3), 1.0)
+    _, of = path_loss("log_variance", 16, 4)
+    of = jax.jit(lambda theta, temper, of=of: of({"control": theta}, temper=temper))
+    cold, batch = of(jnp.zeros(3), 0.0)
+    whole, same_batch = of(jnp.zeros(3), 1.0)
     np.testing.assert_allclose(cold, 0.0, atol=1e-9)
     assert float(whole) > 0.05
     np.testing.assert_allclose(batch.log_weight, same_batch.log_weight, rtol=1e-4, atol=1e-5)
@@ -481,12 +478,12 @@ def test_annealing_starts_from_the_base():
 
 @pytest.mark.slow
 def test_path_gradient_has_the_mean_of_reverse_kl_and_no_noise_at_the_optimum():
-    control, num = tiny_control(), 1_000
+    num = 1_000
 
     def gradients(loss, params):
-        objective = objectives.build_objective(control, 2, loss=loss, batch_size=16, hidden=(4,))
+        _, of = path_loss(loss, 16, 4)
         keys = jax.random.split(KEY, num)
-        one = jax.grad(lambda p, key: objective.path_loss({"control": p}, key, 4)[0])
+        one = jax.grad(lambda p, key: of({"control": p}, key)[0])
         return jax.jit(jax.vmap(one, (None, 0)))(params, keys)
 
     kl, path = (np.asarray(gradients(loss, ELSEWHERE)) for loss in ("reverse_kl", "path_gradient"))
@@ -553,10 +550,10 @@ def test_the_same_seed_gives_the_same_bits():
     settings = {"max_steps": 2, "replay_share": 0.5, "replay_capacity": 128, "train_steps": (1, 2)}
 
     def run():
-        # Built anew, so that nothing compiled or cached is shared.
+        # Built anew, so that nothing that they hold is shared.
         algorithm = build("pis", loss="trajectory_balance", **settings)
         state, history = cs.fit(KEY, algorithm, 12, progress_bar=False)
-        return state, history, algorithm.sample(KEY, state, 100, bound="lower")
+        return state, history, algorithm.sample(KEY, state, 100, method="path")
 
     first, second = run(), run()
     chex.assert_trees_all_equal(first, second)
@@ -594,7 +591,7 @@ def test_wrong_settings(name, settings, message):
         build(name, **settings)
 
 
-def test_wrong_positions_and_bounds_in_reverse():
+def test_wrong_positions_and_methods_in_reverse():
     algorithm = build("pis")
     state = algorithm.init(KEY)
     with pytest.raises(ValueError, match=r"shape \[n, 2\]"):
@@ -604,12 +601,12 @@ def test_wrong_positions_and_bounds_in_reverse():
         functools.partial(algorithm.reverse_log_weight, KEY, state, jnp.zeros((4, 2))),
     ):
         # Infinite rates have no traces to add up.
-        with pytest.raises(ValueError, match="'lower', 'lower-if-injective'"):
-            function(bound="heuristic")
+        with pytest.raises(ValueError, match=r"method must be one of .*'path', 'map'"):
+            function(method="heuristic")
 
 
 def test_the_papers_presets_take_overrides():
     for name, constructor in CONSTRUCTORS.items():
         algorithm = constructor.paper(TARGET, max_steps=4, hidden=(8,))
         assert (algorithm.name, algorithm.max_steps) == (f"{name}.paper", 4)
-        assert algorithm.bounds[0] == "lower"
+        assert algorithm.methods[0] == "path"
