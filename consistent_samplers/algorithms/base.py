@@ -382,7 +382,7 @@ def _ask(
     return None
 
 
-@kernel(static=("objective", "optimizer", "fold"), effort="less")
+@kernel(static=("objective", "optimizer", "fold"))
 def learn(
     density: Partial | None,
     answer: tuple[Array, Array] | None,
@@ -514,14 +514,23 @@ def build(
     """
     check_base(target, control.base)
     check_max_steps(objective.max_steps)
+    chosen = choose_optimizer(objective, optimizer)
+    return Algorithm(name or objective.name, target, control, objective, chosen, extra)
+
+
+def choose_optimizer(objective: Objective, optimizer: Any) -> Any:
+    """The optimiser that is given, or the objective's own.
+
+    Raises:
+      TypeError: it is none.
+    """
     is_optax = callable(getattr(optimizer, "update", None))
     if optimizer is not None and not (is_optax or isinstance(optimizer, Adam)):
         raise TypeError(
             "optimizer must be an optax transformation such as optax.adam(1e-3), got "
             f"{type(optimizer).__name__}."
         )
-    chosen = objective.optimizer() if optimizer is None else optimizer
-    return Algorithm(name or objective.name, target, control, objective, chosen, extra)
+    return objective.optimizer() if optimizer is None else optimizer
 
 
 def choose_base(target: Target, base: Base | None) -> Base:
@@ -552,7 +561,7 @@ def choose_network(
       hidden: widths of the hidden layers.
 
     Raises:
-      TypeError: it has no ``init`` and ``apply``, or its control has another shape.
+      TypeError: it has no ``init`` and ``apply``.
       ValueError: no such kind.
     """
     if isinstance(network, str):
@@ -565,6 +574,26 @@ def choose_network(
             f"apply (cs.networks.Network), got {type(network).__name__}."
         )
     return network
+
+
+def check_control(control: Control) -> None:
+    """Raises unless a network of the user's gives a control of the right shape.
+
+    Raises:
+      TypeError: it has another shape.
+    """
+
+    def called(rng_key: PRNGKey, x: Array, t: Array) -> Array:
+        component = control.base.draw_component(rng_key)
+        return control.bind(control.init(rng_key), component, jnp.zeros_like)(x, t, 1.0 - t)
+
+    key, x = jax.random.key(0), jnp.zeros(control.dim)
+    found = jax.eval_shape(called, key, x, jnp.zeros(()))
+    if getattr(found, "shape", None) != x.shape:
+        raise TypeError(
+            f"A network maps (x [{control.dim}], t [], d []) to a control [{control.dim}], but "
+            f"{type(control.network).__name__} to {list(getattr(found, 'shape', [type(found)]))}."
+        )
 
 
 def check_base(target: Target, base: Base) -> None:

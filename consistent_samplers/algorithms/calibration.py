@@ -20,9 +20,17 @@ import jax.numpy as jnp
 import optax
 
 from consistent_samplers import losses, simulate
-from consistent_samplers.algorithms.base import Algorithm, Evaluate, Loss, Now, Objective
+from consistent_samplers.algorithms.base import (
+    Algorithm,
+    Evaluate,
+    Loss,
+    Now,
+    Objective,
+    choose_optimizer,
+)
 from consistent_samplers.bases import Component
-from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.log_det import Jacobian
+from consistent_samplers.schedules import check_num_steps, time_grid
 from consistent_samplers.sharding import shard_batch
 from consistent_samplers.types import Array, Method, Params, PRNGKey
 
@@ -154,15 +162,24 @@ class Calibration(Objective):
         held = shard_batch(jnp.concatenate([x0[:num], self.wide_scale * x0[:num]]))
         probe = jax.random.normal(rng_key, held.shape)
         twice = jax.tree.map(lambda c: jnp.concatenate([c[:num], c[:num]]), component)
+        still, size = jax.lax.stop_gradient(params), jnp.asarray(1.0 / self.num_steps)
 
-        def shortfall(x0: Array, probe: Array, component: Component) -> Array:
-            u = control.bind(params, component, now.gradient)
-            _, jacobians = simulate.flow_jacobians(u, control.process, x0, self.num_steps)
-            return jax.vmap(
-                lambda j: losses.monotonicity_shortfall(j, probe, self.monotonicity_margin)
-            )(jacobians).sum()
+        def one(x0: Array, probe: Array, component: Component) -> Array:
+            u = control.bind(still, component, now.gradient)
+            position, jacobians = simulate.flow_jacobians(u, control.process, x0, self.num_steps)
 
-        return jax.vmap(shortfall)(held, probe, twice).mean()
+            def shortfall(x: Array, t: Array, jacobian: Jacobian) -> Array:
+                v = losses.least_direction(jacobian, probe)
+                moving = control.bind(params, component, now.gradient)
+                _, product = jax.jvp(
+                    lambda y: simulate.flow_step(moving, control.process, y, t, size), (x,), (v,)
+                )
+                return losses.shortfall(v, product, self.monotonicity_margin)
+
+            times = time_grid(self.num_steps)
+            return jax.vmap(shortfall)(position[:-1], times, jacobians).sum()
+
+        return jax.vmap(one)(held, probe, twice).mean()
 
 
 def calibration(
@@ -182,6 +199,7 @@ def calibration(
       **settings: see `Calibration`.
 
     Raises:
+      TypeError: the optimiser is none.
       ValueError: ``num_steps`` is not one the algorithm was trained for, or ``alpha`` is negative.
 
     Example:
@@ -207,5 +225,5 @@ def calibration(
         algorithm,
         name=f"{algorithm.name}.calibration",
         objective=objective,
-        optimizer=objective.optimizer() if optimizer is None else optimizer,
+        optimizer=choose_optimizer(objective, optimizer),
     )

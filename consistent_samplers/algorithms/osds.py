@@ -20,7 +20,13 @@ import optax
 from consistent_samplers import log_det, losses, schedules, simulate
 from consistent_samplers.algorithms.base import Algorithm, Constructor, Evaluate, Loss, Now
 from consistent_samplers.algorithms.consistency import draw_steps
-from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch, PathLoss, annealing
+from consistent_samplers.algorithms.objectives import (
+    CONTROL_LOSSES,
+    ControlLoss,
+    PathBatch,
+    PathLoss,
+    annealing,
+)
 from consistent_samplers.algorithms.stochastic import OnPaths, build_on_paths
 from consistent_samplers.bases import Base, Component, standard_normal
 from consistent_samplers.checks import check_choice
@@ -86,7 +92,7 @@ class OSDS(OnPaths):
 
     def __post_init__(self) -> None:
         check_choice("volume", self.volume, ("exact", "hutchinson"))
-        self._path_loss()
+        check_choice("control_loss", self.control_loss, CONTROL_LOSSES)
 
     def _path_loss(self) -> PathLoss:
         hidden = tuple(self.hidden)

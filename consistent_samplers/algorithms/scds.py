@@ -22,9 +22,16 @@ import optax
 from consistent_samplers import losses, schedules
 from consistent_samplers.algorithms.base import Algorithm, Constructor, Evaluate, Loss, Now
 from consistent_samplers.algorithms.consistency import draw_steps
-from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch, PathLoss, annealing
+from consistent_samplers.algorithms.objectives import (
+    CONTROL_LOSSES,
+    ControlLoss,
+    PathBatch,
+    PathLoss,
+    annealing,
+)
 from consistent_samplers.algorithms.stochastic import OnPaths, build_on_paths
 from consistent_samplers.bases import Base, Component, standard_normal
+from consistent_samplers.checks import check_choice
 from consistent_samplers.maps import Control
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Method, Params, PRNGKey
@@ -90,7 +97,7 @@ class SCDS(OnPaths):
     def __post_init__(self) -> None:
         schedules.check_max_steps(self.max_steps)
         schedules.check_num_steps(min(self.first_steps, self.max_steps), self.max_steps)
-        self._path_loss()
+        check_choice("control_loss", self.control_loss, CONTROL_LOSSES)
 
     def _path_loss(self) -> PathLoss:
         first = min(self.first_steps, self.max_steps)

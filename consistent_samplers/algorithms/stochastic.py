@@ -20,6 +20,7 @@ from consistent_samplers.algorithms.base import (
     Now,
     Objective,
     build,
+    check_control,
     choose_base,
     choose_network,
 )
@@ -74,6 +75,7 @@ class OnPaths(Objective):
         """What is trained.
 
         Raises:
+          TypeError: a network of one's own is none, or its control has another shape.
           ValueError: an option has no such choice, or a structured network is asked to hold the
             target's gradient, which has no such structure, or given a ``path_dtype``.
         """
@@ -97,7 +99,7 @@ class OnPaths(Objective):
         if self.guidance is not None:
             # The papers' gate starts at one: an untrained control is the interpolated score.
             gate = networks.Gate(dim, 1.0 if self.guidance == "interpolated" else 0.0)
-        return Control(
+        control = Control(
             base,
             chosen,
             self.process(),
@@ -109,6 +111,9 @@ class OnPaths(Objective):
             None if self.step_conditioned or self.learned_kernels else 1.0 / self.max_steps,
             self.path_dtype,
         )
+        if not isinstance(network, str):
+            check_control(control)
+        return control
 
 
 def build_on_paths(
