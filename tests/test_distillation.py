@@ -12,8 +12,8 @@ import scipy.linalg
 
 import consistent_samplers as cs
 from consistent_samplers import networks, schedules, simulate
-from consistent_samplers.algorithms.cdds import DenoisingProcess
 from consistent_samplers.bases import GaussianBase
+from consistent_samplers.maps import DenoisingProcess
 
 MEAN = np.array([1.0, -0.5])
 COVARIANCE = np.array([[0.8, 0.4], [0.4, 0.5]])
@@ -28,6 +28,7 @@ def small_teacher(**settings) -> cs.Algorithm:
         TARGET,
         **(
             {
+                "base": cs.bases.standard_normal(2),
                 "max_steps": 32,
                 "batch_size": 16,
                 "hidden": (16,),
@@ -85,8 +86,10 @@ def exact_teacher() -> tuple[cs.Algorithm, cs.SamplerState]:
     def apply(params, x, t, d):
         return optimal_control(process, x, t, d) + own.apply(params, x, t, d)
 
-    network = networks.Network(own.init, apply)
-    control = dataclasses.replace(teacher.control, network=network, frozen_network=network)
+    def init(rng_key):
+        return own.init(rng_key, jnp.zeros(2), jnp.zeros(()), jnp.ones(()))
+
+    control = teacher.control.replace(network=networks.Network(init, apply))
     return dataclasses.replace(teacher, control=control), teacher.init(KEY)
 
 
@@ -226,7 +229,7 @@ def test_progressive_distillation_halves_down_to_one_step():
     )
     before, after = map_error(algorithm, start), map_error(algorithm, state)
     assert after < 0.25 * before
-    assert algorithm.bounds == ("lower-if-injective", "lower")
+    assert algorithm.methods == ("map", "path")
 
 
 # ---- SCDS
@@ -236,6 +239,7 @@ def test_progressive_distillation_halves_down_to_one_step():
 def self_consistent():
     algorithm = cs.scds(
         TARGET,
+        base=cs.bases.standard_normal(2),
         max_steps=16,
         first_steps=4,
         steps_iterations=120,
@@ -293,7 +297,7 @@ def test_one_step_does_not_run_away_on_the_funnel(seed):
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits():
     def run():
-        # Built anew, so that nothing compiled or cached is shared.
+        # Built anew, so that nothing that they hold is shared.
         teacher = small_teacher(max_steps=4)
         algorithm = cs.cdds(
             TARGET,
@@ -307,7 +311,7 @@ def test_the_same_seed_gives_the_same_bits():
             teacher_params="last",
         )
         state, history = cs.fit(KEY, algorithm, 10, progress_bar=False)
-        return state, history, algorithm.sample(KEY, state, 100, 2, bound=None)
+        return state, history, algorithm.sample(KEY, state, 100, 2, weights=False)
 
     chex.assert_trees_all_equal(run(), run())
 
@@ -345,12 +349,10 @@ def test_wrong_teachers(constructor):
 
 def test_what_cdds_does_not_offer():
     algorithm, state, _ = distilled("flow")
-    with pytest.raises(
-        ValueError, match=r"bound must be one of .*'lower-if-injective'.* got 'lower'"
-    ):
-        algorithm.sample(KEY, state, 10, bound="lower")
-    with pytest.raises(ValueError, match="got 'lower'"):
-        algorithm.reverse_log_weight(KEY, state, jnp.zeros((2, 2)), bound="lower")
+    with pytest.raises(ValueError, match=r"method must be one of .*'map'.* got 'path'"):
+        algorithm.sample(KEY, state, 10, method="path")
+    with pytest.raises(ValueError, match="got 'path'"):
+        algorithm.reverse_log_weight(KEY, state, jnp.zeros((2, 2)), method="path")
     with pytest.raises(ValueError, match=r"\[1, 2, 4\]"):
         algorithm.sample(KEY, state, 10, 8)
     # Its map has one step: more are a chain with noise in between.
