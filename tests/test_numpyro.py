@@ -699,6 +699,17 @@ def test_nothing_before_run():
             access()
 
 
+def test_both_styles_of_keys_work():
+    """``jax.random.key`` and ``jax.random.PRNGKey`` give one training and one set of draws."""
+    results = []
+    for make in (jax.random.key, jax.random.PRNGKey):
+        sampler = OneStepSampler(one_mean, **TINY)
+        sampler.run(make(0), Y)
+        results.append((sampler.get_samples(), sampler.draw(make(1), 10, weights=True)))
+        sampler.run(make(2), Y)
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
 @pytest.mark.parametrize("bad", [0, None, jax.random.split(KEY, 2), np.zeros(3, np.uint32)])
 def test_key_must_be_one_key(bad):
     sampler = OneStepSampler(regression, **TINY)

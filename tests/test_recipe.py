@@ -408,3 +408,36 @@ def test_targets_of_one_function_share_what_is_compiled():
         expected = jax.vmap(lambda x, s=shift: shifted(jnp.asarray(s), x))(draws.position)
         np.testing.assert_allclose(draws.log_density, expected, atol=1e-4)
     assert calls == before
+
+
+# ---- keys
+
+
+def test_both_styles_of_keys_give_the_same_sampler_and_draws():
+    """``jax.random.key`` and ``jax.random.PRNGKey``, in training and in all that draws."""
+    settings = {"base": cs.bases.standard_normal(2), "max_steps": 2, "hidden": (8,)}
+    settings |= {"num_iterations": 2, "num_calibration_iterations": 2, "progress_bar": False}
+    results = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Calibration did not improve")
+        for make in (jax.random.key, jax.random.PRNGKey):
+            sampler = cs.train_sampler(make(0), banana(), **settings)
+            results.append(
+                (
+                    sampler.one_step.params,
+                    sampler.sample(make(1), 50),
+                    sampler.sample(make(1), 50, 2, method="path"),
+                    sampler.sample(make(1), 50, weights=False).position,
+                    sampler.evidence(make(2), 100),
+                    sampler.one_step.log_weight(make(3), banana(), jnp.ones((2, 2))),
+                )
+            )
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_both_styles_of_keys_fit_a_base_and_take_it_alone(make):
+    target = cs.targets.gaussian(jnp.ones(2), jnp.eye(2))
+    sampler = cs.train_sampler(make(0), target, progress_bar=False)
+    assert sampler.route.name == "base"
+    assert abs(float(sampler.evidence(make(1), 100).log_z) - target.log_z) < 0.1

@@ -316,13 +316,14 @@ def test_ones_own_base_and_network_are_read_by_another_process(theirs, tmp_path,
             np.testing.assert_array_equal(found, ours)
 
 
-def test_a_recipe_on_ones_own_base_and_network_is_kept(theirs, tmp_path):
+@pytest.mark.parametrize("kind", ["pytree", "dataclass"])
+def test_a_recipe_on_ones_own_base_and_network_is_kept(theirs, tmp_path, kind):
     module = theirs("theirs", registered=True)
-    settings = {"base": module.base("pytree"), "network": module.Tanh(2)} | TINY
+    settings = {"base": module.base(kind), "network": module.Tanh(2)} | TINY
     sampler = cs.train_sampler(KEY, module.target, **settings)
     sampler.save(tmp_path / "kept")
     loaded = cs.load(tmp_path / "kept", module.target)
-    assert isinstance(loaded.base, module.Diagonal)
+    assert type(loaded.base) is type(sampler.base) is type(module.base(kind))
     assert loaded.one_step.control.network == module.Tanh(2)
     same_draws(sampler, loaded)
 
