@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import consistent_samplers
+from consistent_samplers.algorithms import Constructor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,13 +84,18 @@ def test_modules_and_names_were_found():
     assert len(CONSTANTS) > 10
 
 
+# One function, called by what is registered with it.
+ALIASES = {"register_base": "register", "register_network": "register"}
+
+
 def test_names_of_the_package_are_documented_in_their_modules():
     for name in consistent_samplers.__all__:
         value = getattr(consistent_samplers, name)
         if inspect.ismodule(value):
             assert value in MODULES
         else:
-            assert any(n == name and getattr(m, n) is value for m, n in OBJECTS), name
+            own = ALIASES.get(name, name)
+            assert any(n == own and getattr(m, n) is value for m, n in OBJECTS), name
 
 
 @pytest.mark.parametrize(("module", "name"), OBJECTS, ids=label)
@@ -106,13 +112,31 @@ def test_constant_is_documented(module, name):
     assert name in BELOW or re.search(rf"\b{name}\b", module.__doc__), "say below it what it is"
 
 
+def described(value: Any, section: str) -> list[str] | None:
+    """Names that a section of a docstring says something of; None without the section."""
+    doc = inspect.getdoc(value) or ""
+    found = re.search(rf"^{section}:\n((?:  .*\n|\n)+)", doc + "\n", re.MULTILINE)
+    return None if found is None else re.findall(r"^  (\*{0,2}\w+): ", found[1], re.MULTILINE)
+
+
+def settings_of(constructor: Constructor) -> list[str]:
+    """Settings that the classes behind an algorithm document, those of the parents first."""
+    classes = reversed(constructor._objective.__mro__)
+    own = [described(c, "Attributes") or [] for c in classes if c.__module__ != "builtins"]
+    return list(dict.fromkeys(name for names in own for name in names))
+
+
 @pytest.mark.parametrize(("module", "name"), OBJECTS, ids=label)
 def test_documented_arguments_are_those_of_the_signature(module, name):
     value = getattr(module, name)
-    section = re.search(r"^Args:\n((?:  .*\n|\n)+)", inspect.getdoc(value) + "\n", re.MULTILINE)
-    if section is None:
+    documented = described(value, "Args")
+    if documented is None:
         return
-    documented = re.findall(r"^  (\*{0,2}\w+): ", section[1], re.MULTILINE)
+    if isinstance(value, Constructor):
+        # What it hands on is documented once, by the class of its settings.
+        assert documented[-1] == "**settings"
+        rest = [setting for setting in settings_of(value) if setting not in documented]
+        documented = [*documented[:-1], *rest]
     parameters = inspect.signature(value).parameters.values()
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     assert documented == [stars.get(p.kind, "") + p.name for p in parameters]
