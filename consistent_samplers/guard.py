@@ -1,10 +1,10 @@
 """A guard against a fault of XLA on CPUs that makes some compiled computations wait for ever.
 
 In the versions of jaxlib concerned, the scheduler that runs independent parts of one computation
-side by side may lose a task where several of them call LAPACK (triangular solves, Cholesky factors,
-determinants): met in NumPyro models with ``LKJCholesky`` on two cores. The older scheduler does not.
-XLA reads its flags when its first backend starts, so that the package asks for the older one when it
-is imported.
+side by side may lose a task where several of them call LAPACK (triangular solves, Cholesky
+factors, determinants): met in NumPyro models with ``LKJCholesky`` on two cores. The older scheduler
+does not. XLA reads its flags when its first backend starts, so that the package asks for the older
+one when it is imported.
 """
 
 import os
@@ -21,7 +21,7 @@ _FIRST_CONCERNED, _FIRST_MENDED = (0, 8), (0, 12)
 
 
 def choose_scheduler() -> None:
-    """Turns the scheduler at fault off, where this jaxlib has it and no flag of the user's names it.
+    """Turns the scheduler at fault off, unless a flag of the user's names it.
 
     Warns:
       RuntimeWarning: a CPU backend runs already and has read its flags.

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.export
@@ -38,6 +38,7 @@ from consistent_samplers import registry
 from consistent_samplers.compilation import Effort, compiler_options, is_traced
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 
 _VARIABLE = "CONSISTENT_SAMPLERS_CACHE"
 _MAX_BYTES = 256 * 2**20
@@ -80,7 +81,7 @@ _warmer: Callable[..., Any] | None = None
 
 def kernel(
     *, static: tuple[str, ...] = (), store: bool = False, effort: Effort = "full"
-) -> Callable[[_Function], _Function]:
+) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
     """A decorator: a pure function of arrays, compiled once a machine for each shape.
 
     Inside of another JAX transformation, with arguments on several devices, or where something of
@@ -105,8 +106,9 @@ def kernel(
       5.0
     """
 
-    def decorate(function: _Function) -> _Function:
-        return cast(_Function, _decorate(function, static, store, effort))
+    # Arrays of NumPy and numbers are taken where arrays are: the types of arguments are left open.
+    def decorate(function: Callable[..., _Result]) -> Callable[..., _Result]:
+        return _decorate(function, static, store, effort)
 
     return decorate
 

@@ -308,6 +308,26 @@ def monotonicity_shortfall(
       >>> float(cs.losses.monotonicity_shortfall(safe, probe, 0.0))
       0.0
     """
+    v = least_direction(jacobian, probe, num_iterations=num_iterations)
+    return shortfall(v, jacobian @ v, margin)
+
+
+def least_direction(jacobian: log_det.Jacobian, probe: Array, *, num_iterations: int = 30) -> Array:
+    """The direction ``[dim]`` of the smallest eigenvalue of (J + Jᵀ)/2; no gradient.
+
+    Args:
+      jacobian: see `monotonicity_shortfall`.
+      probe: see there.
+      num_iterations: see there.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> matrix = jnp.diag(jnp.array([1.0, 0.2]))
+      >>> v = cs.losses.least_direction(matrix, jnp.ones(2))
+      >>> abs(v).round(2).tolist()
+      [0.0, 1.0]
+    """
     # Steps are near the identity: iterate on what is left, shifted to be positive.
     symmetric, shift = log_det.symmetric_part(jax.lax.stop_gradient(jacobian))
     tiny = jnp.finfo(probe.dtype).tiny
@@ -317,5 +337,23 @@ def monotonicity_shortfall(
         return v / (jnp.linalg.norm(v) + tiny)
 
     v = jax.lax.fori_loop(0, num_iterations, multiply, probe / jnp.linalg.norm(probe))
-    v = jax.lax.stop_gradient(v)
-    return jnp.maximum(margin * jnp.sum(v**2) - v @ (jacobian @ v), 0.0) ** 2
+    return jax.lax.stop_gradient(v)
+
+
+def shortfall(v: Array, product: Array, margin: float) -> Array:
+    """Squared amount by which v · J v falls short of ``margin`` |v|²: ``[]``.
+
+    Args:
+      v: ``[dim]``, from `least_direction`.
+      product: ``[dim]``, J v; by ``jax.jvp`` of the step its gradient costs one tangent, where
+        that of J itself costs one for each dimension.
+      margin: smallest eigenvalue asked for.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> v = jnp.array([0.0, 1.0])
+      >>> float(cs.losses.shortfall(v, -v, 0.0))
+      1.0
+    """
+    return jnp.maximum(margin * jnp.sum(v**2) - v @ product, 0.0) ** 2

@@ -145,7 +145,7 @@ class Sampler:
         else:
             drawn, values = self._draw(rng_key, density, inside, num_samples, settings), None
         if not weights:
-            return Draws(drawn.position)
+            return Draws(jax.device_put(drawn.position))
         if values is None:
             values = evaluation.values(density, drawn.position)
         xp = _arrays_on(rng_key)
@@ -155,13 +155,9 @@ class Sampler:
         flow = None
         if drawn.folded is not None:
             flow = self._diagnostics(rng_key, inside, drawn.folded, num_steps, xp)
-        return Draws(
-            jnp.asarray(drawn.position),
-            jnp.asarray(log_weight),
-            jnp.asarray(values),
-            flow,
-            self.bound(method),
-        )
+        # `device_put` compiles nothing for a new shape, as `jnp.asarray` does.
+        position, log_weight, values = jax.device_put((drawn.position, log_weight, values))
+        return Draws(position, log_weight, values, flow, self.bound(method))
 
     def log_weight(
         self,
@@ -254,8 +250,8 @@ class Sampler:
         )
         errors = xp.asarray(errors)[:num]
         unmeasured = xp.full(num - len(errors), xp.nan, errors.dtype)
-        errors = jnp.asarray(xp.concatenate([errors, unmeasured]))
-        return FlowDiagnostics(jnp.asarray(folded), errors)
+        errors = xp.concatenate([errors, unmeasured])
+        return FlowDiagnostics(*jax.device_put((folded, errors)))
 
     def _checked(
         self, num_steps: int | None, method: Method | None, reverse: bool = False
@@ -320,7 +316,7 @@ def _gradient(density: LogDensityFn | None, control: Control | Identity) -> Grad
     return jax.grad(lambda x: density(x)) if density is not None and control.guided else None
 
 
-@kernel(static=("size", "num_steps", "method", "weights", "batch_size"), effort="less")
+@kernel(static=("size", "num_steps", "method", "weights", "batch_size"))
 def _propose(
     density: Partial | None,
     control: Control | Identity,

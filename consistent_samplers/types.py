@@ -39,8 +39,8 @@ BOUNDS: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic")
 Method: TypeAlias = Literal["map", "path", "heuristic"]
 """Which transitions make a draw and its weight.
 
-- ``"map"``: the deterministic map with the exact determinant of the discrete steps taken; weights of
-  ``"lower-if-injective"``.
+- ``"map"``: the deterministic map with the exact determinant of the discrete steps taken; weights
+  of ``"lower-if-injective"``, or of ``"lower"`` where the map is injective by construction.
 - ``"path"``: the stochastic path against its noising; weights of ``"lower"``.
 - ``"heuristic"``: the map with the OSDS paper's trace; weights of ``"heuristic"``.
 """

@@ -75,7 +75,7 @@ class CDDS(Objective):
 
     max_steps: int = 16
     batch_size: int = 256
-    teacher_steps: int | None = None
+    teacher_steps: Any = None
     teacher_params: Literal["ema", "last"] = "ema"
     teacher_paths: Literal["flow", "stochastic"] = "flow"
     num_points: int = 18
@@ -122,7 +122,7 @@ class CDDS(Objective):
         teacher, frozen = now.extra
         u = teacher.bind(frozen, (), now.gradient)
         kernels = teacher.kernels(frozen, (), now.gradient)
-        num_steps, fine = self.teacher_steps, jnp.asarray(1.0 / self.teacher_steps)  # type: ignore[operator]
+        num_steps, fine = self.teacher_steps, jnp.asarray(1.0 / self.teacher_steps)
 
         def flow(k: Array, x: Array) -> Array:
             return simulate.flow_step(u, teacher.process, x, k / num_steps, fine)

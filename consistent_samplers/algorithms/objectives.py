@@ -92,7 +92,8 @@ class PathLoss:
         x = control.base.sample(key_base, _NUM_START_DRAWS)
         log_weight = evaluate(x) - control.base.log_prob(x)
         start = jnp.median(jnp.where(jnp.isfinite(log_weight), log_weight, -jnp.inf))
-        params = {"log_z": jnp.where(jnp.isfinite(start), start, 0.0) / _LOG_Z_RATE}
+        start = jnp.where(jnp.isfinite(start), start, 0.0)
+        params: dict[str, Params] = {"log_z": start / _LOG_Z_RATE}
         if self.kind == "sub_trajectory_balance":
             flow = ScalarMLP(self.hidden)
             params["log_flow"] = flow.init(key_flow, jnp.zeros(control.dim), jnp.zeros(()))

@@ -150,6 +150,6 @@ def progressive_distillation(
     objective = Progressive(max_steps=teacher.control.max_flow_steps, **settings)
     # Steps of all sizes to learn, also from a teacher whose network knows the finest only: that is
     # what the first round's teacher takes.
-    control = teacher.control.replace(shown_step=None)
+    control = dataclasses.replace(teacher.control, shown_step=None)
     built = build(target, objective, control=control, optimizer=optimizer)
     return distilled(built, teacher_state.ema_params)

@@ -131,8 +131,7 @@ def _start_points(
     given = np.atleast_2d(given)
     if given.ndim != 2 or given.shape[1] != target.dim:
         raise ValueError(
-            f"init_position must have shape [{target.dim}] or [n, {target.dim}], "
-            f"got {np.shape(init_position)}."
+            f"init_position must have shape [{target.dim}] or [n, {target.dim}], got {given.shape}."
         )
     # The origin and one random point stay, however many points are given.
     num_random = max(num_starts - len(given) - 1, 1)
@@ -154,8 +153,8 @@ def _scores(
     """ELBO, or -inf, and share of effective draws of each Gaussian ``[n]``, on common draws."""
     dim = target.dim
     points = gaussians.loc[:, None] + noise @ gaussians.scale_tril.swapaxes(1, 2)
-    values = evaluation.values(target.log_density, points.reshape(-1, dim).astype(dtype))
-    values = np.asarray(values, np.float64).reshape(points.shape[:2])
+    at_points = evaluation.values(target.log_density, points.reshape(-1, dim).astype(dtype))
+    values = np.asarray(at_points, np.float64).reshape(points.shape[:2])
     diagonals = np.abs(np.diagonal(gaussians.scale_tril, axis1=1, axis2=2)).astype(np.float64)
     log_det = np.log(diagonals).sum(1)
     # The entropy in closed form.

@@ -158,7 +158,8 @@ def climb(
     if num_iterations:
         # In all up to five times the scale, whatever the number of iterations.
         step_size = 10.0 * np.maximum(scale, 0.5).astype(starts.dtype)[:, None] / num_iterations
-        x, state = starts, fresh(_OPTIMIZER, starts)
+        x: Any = starts
+        state = fresh(_OPTIMIZER, starts)
         for rate in cosine(1.0, num_iterations):
             gradient = evaluation.values_and_grads(target.log_density, x)[1]
             x, state = _ascend(x, state, gradient, rate * step_size)

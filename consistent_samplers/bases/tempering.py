@@ -65,7 +65,7 @@ def tempered_particles(
         return np.zeros((0, target.dim)), float("nan")
     wide = covering(modes, target.dim)
     key_start, key_run, *_ = split(rng_key)
-    x = wide[0] + wide[1] * normals(key_start, num_particles, target.dim)
+    x: Any = wide[0] + wide[1] * normals(key_start, num_particles, target.dim)
     value, grad = evaluation.values_and_grads(target.log_density, x)
     tempering = np.zeros((), x.dtype)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0

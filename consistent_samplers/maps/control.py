@@ -5,6 +5,7 @@ log ρ(x) + r is the log weight: the density at x is the caller's to evaluate. A
 takes the density's gradient as an argument.
 """
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -156,7 +157,8 @@ class Control:
             guidance = self._guide(x, t, component, gradient)
             if frozen:
                 guidance = jax.lax.stop_gradient(guidance)
-            return u + self.gate.apply(params["gate"], t, d) * guidance
+            factor: Any = self.gate.apply(params["gate"], t, d)
+            return u + factor * guidance
 
         return control
 
@@ -184,7 +186,7 @@ class Control:
         """What the stochastic paths of training are simulated and weighed with."""
         if self.path_dtype is None:
             return self
-        return self.replace(network=self.network.clone(dtype=self.path_dtype))
+        return dataclasses.replace(self, network=self.network.clone(dtype=self.path_dtype))
 
     def draw_components(self, rng_key: PRNGKey, num: int) -> Component:
         """Components of ``num`` base draws, stacked."""
@@ -201,14 +203,16 @@ class Control:
             kernel = own.forward(x, t, d)
             if self.forward_scale is None:
                 return kernel
-            _, log_scale = self.forward_scale.apply(params["forward_scale"], x, t, d, features)
+            learned: Any = self.forward_scale.apply(params["forward_scale"], x, t, d, features)
+            log_scale = learned[1]
             return kernel._replace(std=kernel.std * jnp.exp(log_scale))
 
         def backward(x_next: Array, t: Array, d: Array) -> GaussianKernel:
             kernel = own.backward(x_next, t, d)
             if self.backward is None:
                 return kernel
-            shift, log_scale = self.backward.apply(params["backward"], x_next, t, d, features)
+            learned: Any = self.backward.apply(params["backward"], x_next, t, d, features)
+            shift, log_scale = learned
             return GaussianKernel(kernel.mean + kernel.std * shift, kernel.std * jnp.exp(log_scale))
 
         return simulate.PathKernels(forward, backward)

@@ -4,6 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers import simulate
 from consistent_samplers.bases import Base
 from consistent_samplers.maps.control import Proposal
 from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
@@ -53,8 +54,23 @@ class Identity:
         """One draw of the base."""
         key_base, _ = jax.random.split(rng_key)
         component = self.base.draw_component(jax.random.fold_in(key_base, 1))
-        x = self.base.unwhiten(jax.random.normal(key_base, (self.dim,)), component)
-        return Proposal(x, -self.base.log_prob(x) if weights else jnp.zeros((), x.dtype))
+        z = jax.random.normal(key_base, (self.dim,))
+        x = self.base.unwhiten(z, component)
+        if not weights:
+            return Proposal(x, jnp.zeros((), x.dtype))
+        # -log p0(x), without whitening x again where the base has one frame.
+        log_normal = simulate.standard_normal_log_prob(z)
+        return Proposal(x, self.base.log_correction(x, component) - log_normal)
+
+    def round_trip(
+        self,
+        params: Params,
+        rng_key: PRNGKey,
+        num_steps: int,
+        gradient: GradientFn | None = None,
+    ) -> Array:
+        """Zero: the identity is its own inverse."""
+        return jnp.zeros(())
 
     def reverse(
         self,

@@ -1,5 +1,6 @@
 """How particles travel from the base to the target."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def trajectories(
         if num_steps == 1 and not stochastic:
             drawing = sampler.one_step
         if state is not None:
-            drawing = drawing.replace(params=state.ema_params)
+            drawing = dataclasses.replace(drawing, params=state.ema_params)
     elif state is None:
         raise ValueError(
             f"The algorithm {sampler.name!r} needs the state of its training: "

@@ -10,8 +10,8 @@ from consistent_samplers.sampler import Sampler
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Draws, PRNGKey
 
-# A fit by reverse KL is narrower than its target: weights of a wider base have lighter tails, at the
-# price of a smaller share of effective draws.
+# A fit by reverse KL is narrower than its target: weights of a wider base have lighter tails, at
+# the price of a smaller share of effective draws.
 _WIDTHS = (1.0, 1.05, 1.1, 1.2)
 _LEAST_ESS = 0.05
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def _warmup_cosine(peak: float, num_iterations: int) -> optax.Schedule:
 
 def in_rounds(
     rng_key: PRNGKey,
-    algorithm: Algorithm,
+    algorithms: Sequence[Algorithm],
     state: SamplerState,
     rounds: tuple[int, ...],
     *,
@@ -69,7 +69,7 @@ def in_rounds(
 
     Args:
       rng_key: key.
-      algorithm: what is trained.
+      algorithms: what is trained in each round, all with states of one kind.
       state: where it starts.
       rounds: iterations of each.
       name: of the stage, for checkpoints.
@@ -80,7 +80,7 @@ def in_rounds(
     histories = []
     run = functools.partial(_fit_or_keep, progress_bar=progress_bar)
     interrupted = False
-    for i, num in enumerate(rounds):
+    for i, (algorithm, num) in enumerate(zip(algorithms, rounds, strict=True)):
         own = None if folder is None else folder / (name if i == 0 else f"{name}-{i + 1}")
         result, interrupted = run(rng_key, algorithm, state, num, own)
         state = result.state

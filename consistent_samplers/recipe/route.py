@@ -5,6 +5,7 @@ drawing as many effective samples as were asked for would cost more than trainin
 counted in floating-point operations, so that a decision is the same on every machine.
 """
 
+import itertools
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from consistent_samplers.diagnostics import (
@@ -21,7 +22,6 @@ Effort: TypeAlias = Literal["auto", "base", "short", "full"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 """All values of `Effort`."""
 
-# Iterations of the first round of calibration, and of the one that may follow.
 SHORT_ITERATIONS, FURTHER_ITERATIONS = 250, 1_250
 """Iterations of the short calibration, and of the further ones of the full one."""
 
@@ -87,7 +87,7 @@ def costs(dim: int, hidden: tuple[int, ...], structured: bool, density: float) -
       True
     """
     widths = (dim, *hidden, 2 * dim)
-    network = 2.0 * sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    network = 2.0 * sum(a * b for a, b in itertools.pairwise(widths))
     base = dim**2 + density / 3.0
     jacobian = 3.0 * network if structured else dim * network + 2.0 * dim**3 / 3.0
     return Costs(base, base + network + jacobian, density)

@@ -38,6 +38,8 @@ _NUM_CHECK_DRAWS = 4_096
 # Above it, determinants of a general network's steps are too dear to train on.
 _MAX_GENERAL_DIM = 100
 _LARGE_ITERATIONS = 300
+# Draws of an iteration of calibration, and of its first round where that may be enough.
+_BATCH, _BRIEF_BATCH = 128, 64
 # Share of effective draws from which on a full calibration is not gone on with.
 _EFFECTIVE_ENOUGH = 0.9
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
@@ -125,8 +127,8 @@ def train_sampler(
       init_position: ``[dim]`` or ``[n, dim]``, points where the target is known to have mass,
         for fitting the base.
       num_samples: effective draws that are wanted, which the route is chosen for.
-      effort: ``"auto"``, or how far to go whatever the weights are worth: ``"base"``, ``"short"`` or
-        ``"full"``, for a sampler of many later draws.
+      effort: ``"auto"``, or how far to go whatever the weights are worth: ``"base"``,
+        ``"short"`` or ``"full"``, for a sampler of many later draws.
       max_steps: most steps that the sampler is to draw in, a power of two; more than one has it
         distilled, and trained in full.
       hidden: widths of the network's hidden layers.
@@ -331,10 +333,10 @@ def _train(
     algorithm, state = _begin(key_fit, target, start, plan)
     untrained, histories, interrupted = state, {}, False
     if plan.distillation:
-        rounds = (warm_start.num_iterations(plan.distillation, start.trained),)
+        rounds: tuple[int, ...] = (warm_start.num_iterations(plan.distillation, start.trained),)
         distilled, interrupted = in_rounds(
             key_fit,
-            algorithm,
+            (algorithm,),
             state,
             rounds,
             name="distilled",
@@ -345,8 +347,14 @@ def _train(
 
     calibrated, ran, reason = state, 0, "interrupted"
     if not interrupted:
-        calibrating = calibration(
-            algorithm, learning_rate=AnnealedRounds(1e-2, plan.rounds), optimizer=plan.optimizer
+        rate = AnnealedRounds(1e-2, plan.rounds)
+        calibrating = calibration(algorithm, learning_rate=rate, optimizer=plan.optimizer)
+        # A first round that may be all costs half as much for a few percent of effective draws.
+        brief = calibration(
+            algorithm,
+            learning_rate=rate,
+            optimizer=plan.optimizer,
+            batch_size=_BRIEF_BATCH if plan.effort in ("auto", "short") else _BATCH,
         )
         reasons: list[str] = []
 
@@ -358,7 +366,7 @@ def _train(
         first, rounds = warm_start.calibration_start(calibrating, state, start.trained, plan.rounds)
         result, interrupted = in_rounds(
             key_calibrate,
-            calibrating,
+            (brief, calibrating)[: len(rounds)],
             first,
             rounds,
             name="calibrated",
@@ -405,7 +413,8 @@ def _begin(
         return algorithm, algorithm.init(rng_key)
     control = known.many_steps.control
     assert isinstance(control, Control)
-    algorithm = dataclasses.replace(algorithm, control=control.replace(base=start.base))
+    moved = dataclasses.replace(control, base=start.base)
+    algorithm = dataclasses.replace(algorithm, control=moved)
     return algorithm, warm_start.late(algorithm, known.many_steps.params, plan.distillation)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from consistent_samplers.checks import check_integer
 from consistent_samplers.targets import evaluation
@@ -99,7 +100,7 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def check_density(target: Target, points: Array) -> None:
+def check_density(target: Target, points: ArrayLike) -> None:
     """Raises if the log density cannot be sampled from, judged at some points.
 
     Points where the density is zero (-inf) are allowed as long as some are not.
@@ -120,6 +121,7 @@ def check_density(target: Target, points: Array) -> None:
         ...
       ValueError: The log density of target 'half' is NaN at 1 of 2 points tried. ...
     """
+    points = np.asarray(points)
     values = np.asarray(evaluation.values(target.log_density, points))
     num_nan = int(np.isnan(values).sum())
     if num_nan:

@@ -34,8 +34,9 @@ class _Sizes:
 
 # On CPUs batches that fit the caches, and single points for optimisers on the host. Other devices
 # idle over small batches.
-_SIZES = {"cpu": _Sizes((1_024,), (1, 128), (128,))}
+_SIZES = {"cpu": _Sizes((1_024,), (1, 128, 512), (128,))}
 _SIZES_ELSEWHERE = _Sizes((4_096, 65_536), (128, 4_096), (4_096,))
+_FEW = 128
 # Programs of a density: three kinds at their sizes share one entry each. The last eight densities
 # are kept.
 _MAX_PROGRAMS = 24
@@ -58,7 +59,7 @@ def values(log_density: LogDensityFn, points: ArrayLike) -> Array:
     if _is_traced(log_density, points):
         return _values(as_partial(log_density), jnp.asarray(points))
     # A few points take the gradients' program, which a training compiles in any case.
-    if len(points) <= _sizes("values_and_grads")[-1] < _sizes("values")[0]:  # type: ignore[arg-type]
+    if len(points) <= _FEW < _sizes("values")[0]:  # type: ignore[arg-type]
         return _in_batches("values_and_grads", log_density, points)[0]
     return _in_batches("values", log_density, points)
 
@@ -73,7 +74,8 @@ def values_and_grads(log_density: LogDensityFn, points: ArrayLike) -> tuple[Arra
     Example:
       >>> import jax.numpy as jnp
       >>> from consistent_samplers.targets import evaluation
-      >>> value, grad = evaluation.values_and_grads(lambda x: -0.5 * jnp.sum(x**2), jnp.ones((1, 2)))
+      >>> points = jnp.ones((1, 2))
+      >>> value, grad = evaluation.values_and_grads(lambda x: -0.5 * jnp.sum(x**2), points)
       >>> value.tolist(), grad.tolist()
       ([-1.0], [[-1.0, -1.0]])
     """
@@ -138,7 +140,7 @@ def cost(log_density: LogDensityFn, dim: int) -> float:
       >>> evaluation.cost(lambda x: -0.5 * jnp.sum(x**2), dim=100) < 1_000
       True
     """
-    size = _sizes("values_and_grads")[-1]
+    size = _FEW
     density = as_partial(log_density)
     points = jax.ShapeDtypeStruct((size, dim), jnp.zeros(0).dtype)
     lowered = _program("values_and_grads", jax.tree.structure(density)).lower(density, points)
@@ -170,7 +172,7 @@ _FUNCTIONS: dict[_Kind, Callable[..., Any]] = {
 
 @functools.lru_cache(maxsize=_MAX_PROGRAMS)
 def _program(kind: _Kind, structure: Any) -> Any:
-    """The compiled function of a kind, for densities of one structure: its code without its data."""
+    """The compiled function of a kind, for densities of one structure, without their data."""
     # A function of its own: what JAX keeps for it goes with it.
     options = compiler_options("less") or None
     return jax.jit(functools.partial(_FUNCTIONS[kind]), compiler_options=options)
@@ -193,7 +195,7 @@ def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> A
     sizes = _sizes(kind)
     size = next((s for s in sizes if s >= num), sizes[-1])
     if num == size:
-        return program(*map(jnp.asarray, inputs))
+        return program(*inputs)
     # On CPUs with NumPy: JAX compiles slices and joins of every length. Elsewhere that would move
     # all of them to the host and back.
     xp: Any = np if jax.default_backend() == "cpu" else jnp
@@ -202,11 +204,14 @@ def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> A
         program(*(_filled(x[begin : begin + size], size, xp) for x in arrays))
         for begin in range(0, num, size)
     ]
-    return jax.tree.map(lambda *p: jnp.asarray(xp.concatenate([*map(xp.asarray, p)])[:num]), *parts)
+    # `device_put` compiles nothing for a new shape, as `jnp.asarray` does.
+    return jax.tree.map(
+        lambda *p: jax.device_put(xp.concatenate([*map(xp.asarray, p)])[:num]), *parts
+    )
 
 
-def _filled(batch: Any, size: int, xp: Any) -> Array:
+def _filled(batch: Any, size: int, xp: Any) -> Any:
     """A batch filled up to a size with its last row."""
     if len(batch) < size:
         batch = xp.concatenate([batch, xp.repeat(batch[-1:], size - len(batch), axis=0)])
-    return jnp.asarray(batch)
+    return batch
