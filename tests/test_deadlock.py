@@ -24,6 +24,7 @@ dim, BATCH = {dim}, 64
 assert (dim > log_det.MAX_ELIMINATION_DIM) == {lapack}
 key = jax.random.key(0)
 target = cs.Target(lambda x: -0.5 * jnp.sum((x - 1.0) ** 2), dim)
+base = cs.bases.standard_normal(dim)
 """
 
 FLOW_WEIGHTS = """
@@ -46,9 +47,10 @@ print("finished")
 """
 
 OSDS = """
-algorithm = cs.osds(target, max_steps=4, batch_size=BATCH, hidden=(8,), volume="exact")
+settings = {{"max_steps": 4, "batch_size": BATCH, "hidden": (8,), "volume": "exact"}}
+algorithm = cs.osds(target, base=base, guidance={guidance}, **settings)
 state = algorithm.init(key)
-step = jax.jit(algorithm.step)
+step = {step}
 for i in range(3):
     state, info = jax.block_until_ready(step(jax.random.fold_in(key, i), state))
 assert jnp.isfinite(info.loss) and jnp.isfinite(info.volume_consistency)
@@ -59,8 +61,15 @@ print("finished")
 @pytest.mark.parametrize("dim", [12, 80], ids=["elimination", "lapack"])
 @pytest.mark.parametrize(
     "script",
-    [FLOW_WEIGHTS, pytest.param(OSDS, marks=pytest.mark.slow)],
-    ids=["flow_weights", "osds"],
+    [
+        FLOW_WEIGHTS,
+        pytest.param(
+            OSDS.format(guidance="'ratio'", step="jax.jit(algorithm.step)"), marks=pytest.mark.slow
+        ),
+        # The density outside: two compiled computations of ours.
+        pytest.param(OSDS.format(guidance=None, step="algorithm.step"), marks=pytest.mark.slow),
+    ],
+    ids=["flow_weights", "osds", "osds_density_outside"],
 )
 def test_gradients_of_many_determinants_finish(script, dim):
     # Flags of the developer's shell would hide the fault, and so would another platform.
