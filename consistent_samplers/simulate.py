@@ -36,10 +36,12 @@ class StructuredControl:
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> network = cs.networks.structured(2, rank=1)
-      >>> params = network.init(jax.random.key(0))
-      >>> control = cs.simulate.StructuredControl(lambda *args: network.split(params, *args))
-      >>> control(jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)).tolist()  # untrained
+      >>> network, t, d = cs.networks.Structured(2, rank=1), jnp.asarray(0.0), jnp.asarray(1.0)
+      >>> params = network.init(jax.random.key(0), jnp.ones(2), t, d)
+      >>> control = cs.simulate.StructuredControl(
+      ...     lambda *args: network.apply(params, *args, method="split")
+      ... )
+      >>> control(jnp.ones(2), t, d).tolist()  # untrained
       [0.0, 0.0]
     """
 

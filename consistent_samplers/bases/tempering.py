@@ -4,6 +4,8 @@ The density is met between our compiled steps; BlackJAX's own kernel compiles it
 needs no density is BlackJAX's: the search for the temperature and the resampling.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +69,7 @@ def tempered_particles(
     key_start, key_run, *_ = split(rng_key)
     x: Any = wide[0] + wide[1] * normals(key_start, num_particles, target.dim)
     value, grad = evaluation.values_and_grads(target.log_density, x)
-    tempering = np.zeros((), x.dtype)
+    tempering: Any = np.zeros((), x.dtype)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0
     for i in range(_MAX_ROUNDS):
         index = np.int32(i * (num_moves + 1))

@@ -150,7 +150,7 @@ def _verdict_on_weights(evidence: Evidence, looked: bool) -> str:
 
     if evidence.bound == "heuristic":
         findings.append("these weights are heuristic, so neither figure bounds log Z")
-        remedies.append('sample with bound="lower" or "lower-if-injective"')
+        remedies.append('sample with method="map" or "path"')
     folded = 0.0 if evidence.folded is None else float(evidence.folded)
     error = 0.0 if evidence.round_trip_error is None else float(evidence.round_trip_error)
     if folded > 0:
@@ -163,7 +163,7 @@ def _verdict_on_weights(evidence: Evidence, looked: bool) -> str:
             "so it may fold and the figures may exceed log Z"
         )
     if folded > 0 or error > MAX_ROUND_TRIP_ERROR:
-        remedies.append('take more, smaller steps or sample with bound="lower"')
+        remedies.append('take more, smaller steps or sample with method="path"')
     if math.isnan(k):
         findings.append("the weights are not numbers, so nothing can be said")
         remedies.append("check the target's log_density")
