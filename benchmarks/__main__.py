@@ -61,11 +61,10 @@ def _parser() -> argparse.ArgumentParser:
                 help="without --method: network evaluations a draw (1, 2, 4, 8, 16)",
             )
     _add_osds_paper(commands)
-    sub = commands.add_parser(
+    sub = _command(
+        commands,
         "table",
-        help="the rows of a paper's table by their commands, with published figures beside them",
-        description="Runs the commands of all rows of a table as processes of their own, then "
-        "writes table-NAME.json, table-NAME.md and figures.",
+        "the rows of a paper's table by their commands, with published figures beside them",
     )
     sub.add_argument("name", choices=("scds", "osds"))
     sub.add_argument("--budget-set", choices=("quick", "full"), default="quick")
@@ -73,108 +72,78 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--keep", action="store_true", help="keep rows of the same command and version"
     )
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
-    sub = commands.add_parser(
+    sub = _command(
+        commands,
         "heuristic",
-        help="where the papers' heuristic ELBO exceeds the true log Z, and by how much",
-        description="Trains cs.osds.paper briefly on every target with a known log Z, and prints "
-        "its heuristic ELBO and log Z against the truth; saves heuristic.json, .md and .png.",
+        "where the papers' heuristic ELBO exceeds the true log Z, and by how much",
     )
     sub.add_argument("--targets", nargs="+", choices=tuple(registry.TARGETS))
     sub.add_argument("--num-iterations", type=int, default=100)
     sub.add_argument("--num-samples", type=int, default=1_000)
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
-    sub = commands.add_parser(
+    sub = _command(
+        commands,
         "kernels",
-        help="the few-step bound with the paper's, fixed and learned transition kernels",
-        description="Trains DIS with the paper's, with fixed and with learned kernels on funnel "
-        'and seeds, and prints the "lower" ELBO side by side with the base alone; saves '
-        "kernels.json, .md and .png.",
+        "the few-step bound with the paper's, fixed and learned transition kernels",
     )
     sub.add_argument("--targets", nargs="+", default=["funnel", "seeds"])
     sub.add_argument("--num-iterations", type=int, default=1_000)
     sub.add_argument("--num-samples", type=int, default=4_000)
     sub.add_argument("--seeds", type=int, default=1, help="number of seeds")
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
-    sub = commands.add_parser(
-        "steps",
-        help="what distillation and more steps add to the calibrated single step",
-        description="Trains with and without distillation, and prints the ELBO of the calibrated "
-        "step beside those of 1 to 16 distilled steps; saves steps.json and .md.",
+    sub = _command(
+        commands, "steps", "what distillation and more steps add to the calibrated single step"
     )
     sub.add_argument("--targets", nargs="+", default=["seeds", "funnel", "mw54", "rings"])
     sub.add_argument("--num-samples", type=int, default=4_096)
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
-    sub = commands.add_parser(
+    sub = _command(
+        commands,
         "evidence",
-        help="evidence at one step on every benchmark, trained in full, against its goal",
-        description="Trains cs.train_sampler in full on every target with a goal and "
-        "prints the one-step ELBO, log Z and time beside it, then gives other methods the same "
-        "time; saves evidence.json, .md and .png.",
+        "evidence at one step on every benchmark, trained in full, against its goal",
     )
     sub.add_argument("--targets", nargs="+")
     sub.add_argument("--num-samples", type=int, default=10_000)
     sub.add_argument("--seeds", type=int, default=1, help="number of seeds")
     sub.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
-    sub = commands.add_parser(
+    sub = _command(
+        commands,
         "honesty",
-        help="how far the diagnostics can be believed, on runs that work and runs that must fail",
-        description="Many small runs, among them ones that are meant to fail: how often the 95 % "
-        "interval of log Z covers the truth where the diagnostics pass, and how many bad runs "
-        "pass; saves honesty.json and .md.",
+        "how far the diagnostics can be believed, on runs that work and runs that must fail",
     )
     sub.add_argument("--seeds", type=int, default=10, help="runs of each case")
     sub.add_argument("--seed", type=int, default=1)
     sub.add_argument("--num-samples", type=int, default=4_000)
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
-    sub = commands.add_parser(
+    sub = _command(
+        commands,
         "posteriordb",
-        help="posteriors of posteriordb as NumPyro models: one step, chains of it, and NUTS",
-        description="Runs OneStepSampler, OneStepMH and NUTS on posteriors with reference draws; "
-        "saves posteriordb.json and .md.",
+        "posteriors of posteriordb as NumPyro models: one step, chains of it, and NUTS",
     )
     sub.add_argument("--posteriors", nargs="+", help="names of models")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--folder", type=Path, help="folder of the reference files")
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
-    sub = commands.add_parser(
-        "notebooks",
-        help="the notebooks in full, and how long they take",
-        description="Executes the notebooks with their full budgets, keeps copies with pictures, "
-        "and saves notebooks.json and .md.",
-    )
+    sub = _command(commands, "notebooks", "the notebooks in full, and how long they take")
     sub.add_argument("--names", nargs="+", help="notebooks, without .ipynb")
     sub.add_argument("--folder", type=Path, default=_COPIES, help="folder for executed copies")
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
     _add_first(commands)
     _add_speed(commands)
     return parser
 
 
 def _add_first(commands: Any) -> None:
-    sub = commands.add_parser(
+    sub = _command(
+        commands,
         "first",
-        help="seconds from the start of a process to 10,000 effective draws, beside NUTS",
-        description="Starts processes of their own, the first ever on a machine and a second one, "
-        "and NUTS beside them, and holds their seconds to goals; saves first.json and first.md.",
+        "seconds from the start of a process to 10,000 effective draws, beside NUTS",
     )
     sub.add_argument("--models", nargs="+", help="names of rows; all if left out")
     sub.add_argument("--skip-nuts", action="store_true", help="measure ours only")
     sub.add_argument("--repeats", type=int, default=3, help="repetitions, of which medians")
     sub.add_argument("--effective", type=int, default=10_000, help="effective draws to reach")
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
 
 
 def _add_speed(commands: Any) -> None:
-    sub = commands.add_parser(
-        "speed",
-        help="where an iteration and a draw spend their time, against goals and NUTS",
-        description="Measures draws, weights and training iterations beside the bare network's "
-        "evaluations, the time to effective draws beside NUTS, compilation, memory and scaling; "
-        "saves speed.json, .md and .png.",
+    sub = _command(
+        commands, "speed", "where an iteration and a draw spend their time, against goals and NUTS"
     )
     sub.add_argument("--parts", nargs="+", choices=_SPEED_PARTS, default=_SPEED_PARTS)
     sub.add_argument("--targets", nargs="+", choices=_SPEED_TARGETS, help="of the part nuts")
@@ -182,22 +151,26 @@ def _add_speed(commands: Any) -> None:
     sub.add_argument("--peak-tflops", type=float, help="the device's, for the part device")
     sub.add_argument("--quick", action="store_true", help="tiny sizes, to try the command")
     sub.add_argument("--keep", action="store_true", help="keep other parts of an earlier run")
-    sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
 
 
 def _add_osds_paper(commands: Any) -> None:
-    sub = commands.add_parser(
+    sub = _command(
+        commands,
         "osds-paper",
-        help="OSDS with the paper's settings: the three kinds of evidence at 1 to 128 steps",
-        description="Trains cs.osds.paper on the nine-mode mixture (true log Z = 0) and prints "
-        "ELBO and log Z of all three kinds of evidence at K = 1, 2, 4, ..., 128 steps, with the "
-        "base alone and our defaults beside it; saves osds_paper.json and osds_paper.png.",
+        "OSDS with the paper's settings: the three kinds of evidence at 1 to 128 steps",
     )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--num-iterations", type=int, default=1_500)
     sub.add_argument("--batch-size", type=int, default=256)
     sub.add_argument("--num-samples", type=int, default=4_000)
+
+
+def _command(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
+    """A command that saves results."""
+    about = f"Measures {words}; saves its results as JSON and, most of them, a table and figures."
+    sub: argparse.ArgumentParser = commands.add_parser(name, help=words, description=about)
     sub.add_argument("--output", type=Path, default=_RESULTS, help="folder for the results")
+    return sub
 
 
 def main(arguments: list[str] | None = None) -> None:

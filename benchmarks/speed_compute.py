@@ -198,78 +198,38 @@ def scaling(sizes: Sizes) -> dict[str, Any]:
     num, dims = sizes.num_draws, sizes.dims
     small = [d for d in dims if d <= 100]
     middle = small[len(small) // 2]
-    add(
-        "draws, general, full base",
-        "d",
-        2.0,
-        dims,
-        lambda d: plain(d, "general").sampling(num, False),
-    )
-    add("bare network, general", "d", 1.0, dims, lambda d: plain(d, "general").bare(num))
-    add(
-        "weighted draws, general",
-        "d",
-        3.0,
-        small,
-        lambda d: plain(d, "general").sampling(num),
-    )
-    add(
-        "weighted draws, structured, diagonal base",
-        "d",
-        1.0,
-        dims,
-        lambda d: plain(d, "structured", diagonal_base(d)).sampling(num),
-    )
-    add("OSDS iteration, general", "d", 3.0, small, lambda d: osds(d, "general", 4, 64))
     many = [d for d in dims if d > 26] or dims
-    add("OSDS iteration, structured", "d", 2.0, many, lambda d: osds(d, "structured", 4, 16))
-    add(
-        "draws, general",
-        "batch",
-        1.0,
-        sizes.batches,
-        lambda n: plain(middle, "general").sampling(n, False),
-    )
-    add(
-        "weighted draws, general",
-        "batch",
-        1.0,
-        sizes.batches[:-1],
-        lambda n: plain(middle, "general").sampling(n),
-    )
-    add(
-        "OSDS iteration, general",
-        "batch",
-        1.0,
-        sizes.iteration_batches,
-        lambda n: osds(middle, "general", 4, n),
-    )
-    most = max(sizes.steps)
-    several = plain(middle, "general", max_steps=most)
-    add("draws, general", "steps", 1.0, sizes.steps, lambda k: several.sampling(num, False, k))
-    add(
-        "weighted draws, general",
-        "steps",
-        1.0,
-        [k for k in sizes.steps if k <= 16],
-        lambda k: several.sampling(num, True, k),
-    )
-    add(
-        "OSDS iteration, general",
-        "steps",
-        1.0,
-        [k for k in sizes.steps if k > 1] if len(sizes.steps) > 2 else sizes.steps,
-        lambda k: osds(middle, "general", k, 64),
-    )
     few = small[min(1, len(small) - 1)]
-    for words, weights in (("draws, general", False), ("weighted draws, general", True)):
-        add(
-            words,
-            "components",
-            1.0,
-            sizes.components,
-            lambda c, w=weights: plain(few, "general", mixed_base(few, c)).sampling(num, w),
-        )
+    several = plain(middle, "general", max_steps=max(sizes.steps))
+    steps, batches = sizes.steps, sizes.batches
+    up_to_16 = [k for k in steps if k <= 16]
+    long = [k for k in steps if k > 1] if len(steps) > 2 else steps
+
+    def on_diagonal(d: int) -> Case:
+        return plain(d, "structured", diagonal_base(d))
+
+    def mixed(c: int) -> Case:
+        return plain(few, "general", mixed_base(few, c))
+
+    def general(d: int) -> Case:
+        return plain(d, "general")
+
+    own, weighted, train = "draws, general", "weighted draws, general", "OSDS iteration, general"
+    add(f"{own}, full base", "d", 2.0, dims, lambda d: general(d).sampling(num, False))
+    add("bare network, general", "d", 1.0, dims, lambda d: general(d).bare(num))
+    add(weighted, "d", 3.0, small, lambda d: general(d).sampling(num))
+    structured = "weighted draws, structured, diagonal base"
+    add(structured, "d", 1.0, dims, lambda d: on_diagonal(d).sampling(num))
+    add(train, "d", 3.0, small, lambda d: osds(d, "general", 4, 64))
+    add("OSDS iteration, structured", "d", 2.0, many, lambda d: osds(d, "structured", 4, 16))
+    add(own, "batch", 1.0, batches, lambda n: general(middle).sampling(n, False))
+    add(weighted, "batch", 1.0, batches[:-1], lambda n: general(middle).sampling(n))
+    add(train, "batch", 1.0, sizes.iteration_batches, lambda n: osds(middle, "general", 4, n))
+    add(own, "steps", 1.0, steps, lambda k: several.sampling(num, False, k))
+    add(weighted, "steps", 1.0, up_to_16, lambda k: several.sampling(num, True, k))
+    add(train, "steps", 1.0, long, lambda k: osds(middle, "general", k, 64))
+    add(own, "components", 1.0, sizes.components, lambda c: mixed(c).sampling(num, False))
+    add(weighted, "components", 1.0, sizes.components, lambda c: mixed(c).sampling(num))
     goals = [
         goal(
             f"slope of {line['what']} against {line['against']}, theory {line['theory']:g}",

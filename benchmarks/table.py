@@ -13,7 +13,7 @@ from typing import Any
 import consistent_samplers as cs
 from benchmarks import methods, published
 from benchmarks.methods import Budget
-from benchmarks.rows import cell, command, number, path_of, write_json
+from benchmarks.rows import cell, command, number, path_of, save
 
 _SAMPLERS = (
     *("base", "dis", "dds", "pis", "cdds", "scds", "osds"),
@@ -107,14 +107,9 @@ def run(name: str, budget_set: str, jobs: int, keep: bool, output: Path) -> None
         "failed": failures,
         "lines": [line for row in rows for line in lines(row)],
     }
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / f"table-{name}.json", results)
-    text = markdown(name, rows, results)
-    (output / f"table-{name}.md").write_text(text)
-    print(text)
+    save(output, f"table-{name}", results, lambda found: markdown(name, rows, found))
     for label, figure in table_figures.all_figures(name, rows).items():
         figure.savefig(output / f"table-{name}-{label}.png", dpi=130)
-    print(f"Saved {output / f'table-{name}'}.json, .md and figures")
 
 
 def _is_current(folder: Path, target: str, method: str, line: str) -> bool:
