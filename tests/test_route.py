@@ -149,8 +149,8 @@ def test_a_target_that_no_base_fits_is_calibrated():
 
 
 @pytest.mark.slow
-def test_a_funnel_is_trained_in_full():
-    trained = cs.train_sampler(KEY, cs.targets.funnel(4), **QUICK)
+def test_a_funnel_is_trained_in_full_for_many_draws():
+    trained = cs.train_sampler(KEY, cs.targets.funnel(4), num_samples=10**9, **QUICK)
     assert trained.route.name == "full"
     both = route.SHORT_ITERATIONS + route.FURTHER_ITERATIONS
     assert len(trained.histories["calibrated"].loss) == both

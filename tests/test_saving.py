@@ -416,4 +416,4 @@ def test_a_numpyro_sampler_is_kept_with_its_model(tmp_path):
     with pytest.warns(UserWarning, match="not the one"):
         fresh.load(tmp_path, y + 1)
     with pytest.raises(ValueError, match=r"num_steps=4 .*\[1, 2\]"):
-        OneStepSampler(means, num_steps=4).load(tmp_path, y)
+        OneStepSampler(means, num_steps=4, max_steps=4).load(tmp_path, y)
