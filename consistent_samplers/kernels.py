@@ -9,7 +9,6 @@ The environment variable ``CONSISTENT_SAMPLERS_CACHE`` names another folder, or 
 can write to the folder can run code as whoever reads it, as with every cache of programs.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,12 +17,8 @@ import inspect
 import json
 import operator
 import os
-import platform
-import tempfile
 import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -31,19 +26,14 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.export
 import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
-from consistent_samplers import registry
+from consistent_samplers import registry, store
 from consistent_samplers.compilation import Effort, compiler_options, is_traced
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
-_VARIABLE = "CONSISTENT_SAMPLERS_CACHE"
-_MAX_BYTES = 256 * 2**20
-_MAGIC = b"consistent_samplers program 1\n"
-_SUFFIX = ".program"
 _PACKAGE = Path(__file__).resolve().parent
 
 # What changes the meaning of a program without being among its arguments.
@@ -61,21 +51,8 @@ _settings = operator.attrgetter(*(name for name in _MEANING if hasattr(jax.confi
 # What JAX compiles for. Attributes of arrays that cost nothing: this is done for every leaf of
 # every call.
 _mark = operator.attrgetter("aval", "committed")
-# JAX's own cache, while one of our programs is compiled; see `_own_cache`.
-_SETTINGS: dict[str, Any] = {
-    "jax_enable_compilation_cache": True,
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-    "jax_persistent_cache_enable_xla_caches": "none",
-    "jax_compilation_cache_max_size": -1,
-    "jax_compilation_cache_check_contents": False,
-    "jax_compilation_cache_expect_pgle": False,
-}
-
 # The settings of JAX's cache are the process's, so that one program at a time is compiled.
 _lock = threading.RLock()
-_warned = False
-_unwritable: set[Path] = set()
 _warmer: Callable[..., Any] | None = None
 
 
@@ -136,7 +113,7 @@ class Info(NamedTuple):
 
     def __str__(self) -> str:
         if not self.enabled:
-            return f"No compiled programs are kept ({_VARIABLE}=off)."
+            return f"No compiled programs are kept ({store.VARIABLE}=off)."
         plural = "" if self.num_programs == 1 else "s"
         size = f"{self.num_bytes / 1e6:.1f} MB"
         return f"{self.num_programs} compiled program{plural}, {size} in {self.folder}"
@@ -150,9 +127,9 @@ def info() -> Info:
       >>> kernels.info().num_programs >= 0
       True
     """
-    if (root := _root()) is None:
+    if (root := store.root_folder()) is None:
         return Info(None, False, 0, 0)
-    sizes = [size for _, size, _ in _programs(root)]
+    sizes = [size for _, size, _ in store.programs(root)]
     return Info(root, True, len(sizes), sum(sizes))
 
 
@@ -167,9 +144,9 @@ def clear() -> int:
       >>> kernels.clear()  # doctest: +SKIP
       12
     """
-    if (root := _root()) is None:
+    if (root := store.root_folder()) is None:
         return 0
-    return sum(_remove(path) for _, _, path in _programs(root))
+    return sum(store.remove(path) for _, _, path in store.programs(root))
 
 
 def on_warm(function: _Function) -> _Function:
@@ -209,22 +186,6 @@ def warm(*, dim: int, **options: Any) -> Any:
     if _warmer is None:
         raise RuntimeError("No recipe has said what to compile; see consistent_samplers.kernels.")
     return _warmer(dim=dim, **options)
-
-
-class _Kept(NamedTuple):
-    """One program as it is kept.
-
-    Attributes:
-      out: structure of what it returns, encoded with numbers as leaves.
-      keys: implementations of those of its outputs that are typed keys, by number.
-      program: serialized ``jax.export.Exported``.
-      entries: files of JAX's compilation cache, by name.
-    """
-
-    out: registry.JSON
-    keys: dict[int, str]
-    program: bytes
-    entries: dict[str, bytes]
 
 
 @dataclasses.dataclass(eq=False)
@@ -331,7 +292,7 @@ def _first_call(
     result = program(*leaves)
     # Not before: a mistake in the arguments shows as an error of the function itself.
     if problem is not None:
-        _warn(f"{function.__name__} was compiled without being kept: {problem!r}.")
+        store.warn(f"{function.__name__} was compiled without being kept: {problem!r}.")
     _keep_few(variant.programs, signature, program)
     return result
 
@@ -452,15 +413,15 @@ def _prepare(
 ) -> Callable[..., Any] | None:
     """A compiled function of the leaves: one that is kept, or is from now on, or None."""
     # Another default device may be of another platform.
-    if (root := _root()) is None or _setting("jax_default_device") is not None:
+    if (root := store.root_folder()) is None or _setting("jax_default_device") is not None:
         return None
     try:
         avals = _avals(leaves)
         key = _key(function, variant, effort, structure, avals)
-        path = _folder(root) / f"{key}{_SUFFIX}"
-        kept = found = _read(path, key)
+        path = store.folder_of(root) / f"{key}{store.SUFFIX}"
+        kept = found = store.read(path, key)
         if kept is None:
-            if root in _unwritable:
+            if root in store.unwritable:
                 return None
             kept = _export(variant.filled, structure, avals)
         out_structure = jax.tree.structure(registry.decode(kept.out, []))
@@ -476,7 +437,7 @@ def _prepare(
 
     run.__name__ = run.__qualname__ = f"consistent_samplers_{function.__name__}"
     program = jax.jit(run, compiler_options=compiler_options(effort) or None)
-    with _own_cache(kept.entries) as folder:
+    with store.own_cache(kept.entries) as folder:
         # Compiled, not run: the settings of the cache are the user's again before it runs.
         program.lower(*leaves).compile()
         # By name: another thread of the user's may have compiled something meanwhile.
@@ -486,7 +447,7 @@ def _prepare(
             if file.name not in kept.entries
         }
     if entries or found is None:
-        _write(root, path, key, kept._replace(entries={**kept.entries, **entries}))
+        store.write(root, path, key, kept._replace(entries={**kept.entries, **entries}))
     return program
 
 
@@ -503,7 +464,7 @@ def _avals(leaves: list[Any]) -> list[tuple[tuple[int, ...], Any, bool]]:
 
 def _export(
     filled: Callable[..., Any], structure: Any, avals: list[tuple[tuple[int, ...], Any, bool]]
-) -> _Kept:
+) -> store.Kept:
     """A program to keep, not yet compiled."""
     impls = [_impl(dtype) for _, dtype, _ in avals]
     out: registry.JSON = None
@@ -527,7 +488,7 @@ def _export(
         for (shape, dtype, weak), impl in zip(avals, impls, strict=True)
     ]
     program = jax.export.export(jax.jit(flat))(*inputs).serialize()
-    return _Kept(out, keys, bytes(program), {})
+    return store.Kept(out, keys, bytes(program), {})
 
 
 def _is_key(dtype: Any) -> bool:
@@ -603,179 +564,3 @@ def _source() -> str:
 @functools.cache
 def _source_of(file: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-
-
-@functools.cache
-def _machine() -> str:
-    """Identifies the processor: code for one may crash on another."""
-    lines = []
-    with contextlib.suppress(OSError):
-        block = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-        names = ("vendor_id", "model name", "flags", "Features", "CPU part")
-        lines = [line for line in block if line.startswith(names)]
-    # XLA divides work among as many threads as there are cores.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind = jax.local_devices()[0].device_kind
-    lines += [platform.system(), platform.machine(), platform.processor(), str(cores), kind]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
-
-
-@contextlib.contextmanager
-def _own_cache(entries: dict[str, bytes]) -> Iterator[Path]:
-    """JAX's compilation cache in a folder of our own, for one program; then as it was.
-
-    Only the cache itself knows how executables are written and read. What the user has set for it,
-    and what is in it, stays the user's.
-    """
-    before = {
-        name: getattr(jax.config, name)
-        for name in ("jax_compilation_cache_dir", *_SETTINGS)
-        if hasattr(jax.config, name)
-    }
-    with tempfile.TemporaryDirectory(prefix="consistent_samplers-") as temporary:
-        folder = Path(temporary)
-        for name, content in entries.items():
-            (folder / Path(name).name).write_bytes(content)
-        try:
-            for name in before:
-                jax.config.update(name, _SETTINGS.get(name, str(folder)))
-            compilation_cache.reset_cache()
-            yield folder
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
-
-
-def _root() -> Path | None:
-    """The folder of folders of programs, or None if nothing is to be kept."""
-    value = os.environ.get(_VARIABLE, "").strip()
-    if value.lower() == "off":
-        return None
-    if value:
-        return Path(value).expanduser()
-    import platformdirs
-
-    return platformdirs.user_cache_path("consistent_samplers", appauthor=False)
-
-
-def _folder(root: Path) -> Path:
-    """Where programs for this version of JAX and this machine are."""
-    return root / f"{jax.__version__}-{jax.default_backend()}-{_machine()}"
-
-
-def _read(path: Path, key: str) -> _Kept | None:
-    """A program that is kept, or None; one that cannot be used is as good as none."""
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        _warn(f"{path} cannot be read: {error}.")
-        return None
-    try:
-        kept = _from_bytes(content, key)
-    except (ValueError, TypeError, LookupError) as error:
-        _warn(f"{path} is damaged and will be replaced: {error}.")
-        return None
-    # The least recently used ones go first.
-    with contextlib.suppress(OSError):
-        os.utime(path)
-    return kept
-
-
-def _write(root: Path, path: Path, key: str, kept: _Kept) -> None:
-    """Keeps a program, whole or not at all."""
-    partial = path.with_name(f".{key[:16]}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            partial.write_bytes(_to_bytes(kept, key))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        _unwritable.add(root)
-        _warn(f"Programs cannot be kept in {root}: {error}.")
-    else:
-        _make_room(root)
-
-
-def _to_bytes(kept: _Kept, key: str) -> bytes:
-    header = json.dumps(
-        {
-            "key": key,
-            "out": kept.out,
-            "keys": list(kept.keys.items()),
-            "program": len(kept.program),
-            "entries": [[name, len(content)] for name, content in kept.entries.items()],
-        }
-    ).encode()
-    size = len(header).to_bytes(8, "big")
-    body = b"".join([size, header, kept.program, *kept.entries.values()])
-    return _MAGIC + hashlib.sha256(body).digest() + body
-
-
-def _from_bytes(content: bytes, key: str) -> _Kept:
-    """What `_to_bytes` was given; raises a ValueError, TypeError or LookupError if it is not."""
-    start = len(_MAGIC) + 32
-    digest, body = content[len(_MAGIC) : start], content[start:]
-    if not content.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
-        raise ValueError("its contents do not match its checksum")
-    end = 8 + int.from_bytes(body[:8], "big")
-    header = json.loads(body[8:end])
-    if header["key"] != key:
-        raise ValueError("it holds another program")
-    program = body[end : end + header["program"]]
-    entries, end = {}, end + header["program"]
-    for name, size in header["entries"]:
-        entries[name], end = body[end : end + size], end + size
-    return _Kept(header["out"], dict(header["keys"]), program, entries)
-
-
-def _programs(root: Path) -> list[tuple[float, int, Path]]:
-    """When each program was last used, its size, and where it is."""
-    found = []
-    with contextlib.suppress(OSError):
-        for path in root.glob(f"*/*{_SUFFIX}"):
-            # Another process may have removed it.
-            with contextlib.suppress(OSError):
-                stat = path.stat()
-                found.append((stat.st_mtime, stat.st_size, path))
-    return found
-
-
-def _make_room(root: Path) -> None:
-    """Removes the programs longest unused, and what killed processes left, above the bound."""
-    programs = sorted(_programs(root))
-    excess = sum(size for _, size, _ in programs) - _MAX_BYTES
-    for _, size, path in programs:
-        if excess <= 0:
-            break
-        _remove(path)
-        excess -= size
-    with contextlib.suppress(OSError):
-        for path in root.glob("*/.*.partial"):
-            if path.stat().st_mtime < time.time() - 3_600:
-                _remove(path)
-
-
-def _remove(path: Path) -> bool:
-    try:
-        path.unlink()
-    except OSError:
-        return False
-    return True
-
-
-def _warn(message: str) -> None:
-    """Says once a process why programs are compiled again; it is slower, and nothing else."""
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            f"{message} Results are the same, only compiling takes its time again. "
-            f"{_VARIABLE}=off turns this off.",
-            RuntimeWarning,
-            stacklevel=3,
-        )

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from consistent_samplers import kernels, registry
+from consistent_samplers import kernels, registry, store
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.kernels import kernel
 from consistent_samplers.types import FlowDiagnostics
@@ -83,8 +83,8 @@ def _printing(a):
 def folder(tmp_path, monkeypatch):
     """A folder of programs of the test's own."""
     monkeypatch.setenv("CONSISTENT_SAMPLERS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(kernels, "_warned", False)
-    monkeypatch.setattr(kernels, "_unwritable", set())
+    monkeypatch.setattr(store, "_warned", False)
+    monkeypatch.setattr(store, "unwritable", set())
     RUNS.clear()
     return tmp_path / "cache"
 
@@ -350,10 +350,10 @@ def test_entries_that_xla_cannot_read_are_compiled_again(folder):
     made(_flow)(jnp.ones(3))
     (path,) = files(folder)
     key = path.stem
-    kept = kernels._from_bytes(path.read_bytes(), key)
+    kept = store._from_bytes(path.read_bytes(), key)
     assert kept.entries
     broken = kept._replace(entries={name: b"nothing" for name in kept.entries})
-    path.write_bytes(kernels._to_bytes(broken, key))
+    path.write_bytes(store._to_bytes(broken, key))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX says so in words of its own
         assert_same(made(_flow)(jnp.ones(3)), _flow(jnp.ones(3)))
@@ -380,7 +380,7 @@ def test_a_full_disk_is_no_error(folder, monkeypatch):
 
 def test_a_read_only_folder_is_read(folder, monkeypatch):
     made(_flow)(jnp.ones(3))
-    monkeypatch.setattr(kernels, "_unwritable", {folder})
+    monkeypatch.setattr(store, "unwritable", {folder})
     RUNS.clear()
     made(_flow)(jnp.ones(3))
     assert not RUNS
@@ -394,7 +394,8 @@ def test_other_versions_have_other_programs(what, folder, monkeypatch):
     if what == "XLA_FLAGS":
         monkeypatch.setenv(what, os.environ.get(what, "") + " --xla_other=1")
     else:
-        monkeypatch.setattr(kernels, what, lambda: "another")
+        home = store if what == "_machine" else kernels
+        monkeypatch.setattr(home, what, lambda: "another")
     made(_flow)(jnp.ones(3))
     assert RUNS == ["flow"] * 2
     assert len(files(folder)) == 2
@@ -419,7 +420,7 @@ def test_the_least_recently_used_go_first(folder, monkeypatch):
     os.utime(left_over, (0, 0))
     made(_flow)(jnp.ones(1))  # read: the oldest is the newest now
     size = sum(p.stat().st_size for p in files(folder))
-    monkeypatch.setattr(kernels, "_MAX_BYTES", bound := int(1.1 * size))
+    monkeypatch.setattr(store, "_MAX_BYTES", bound := int(1.1 * size))
     made(_flow)(jnp.ones(4))
     assert oldest in files(folder) and len(files(folder)) == 3
     assert sum(p.stat().st_size for p in files(folder)) <= bound
@@ -428,7 +429,7 @@ def test_the_least_recently_used_go_first(folder, monkeypatch):
 
 def test_the_users_cache_of_programs_stays_theirs(folder, tmp_path):
     theirs = tmp_path / "theirs"
-    names = ["jax_compilation_cache_dir", *kernels._SETTINGS]
+    names = ["jax_compilation_cache_dir", *store._SETTINGS]
     before = {name: getattr(jax.config, name) for name in names}
     wanted = {
         "jax_compilation_cache_dir": str(theirs),
@@ -438,7 +439,7 @@ def test_the_users_cache_of_programs_stays_theirs(folder, tmp_path):
     try:
         for name, value in wanted.items():
             jax.config.update(name, value)
-        kernels.compilation_cache.reset_cache()
+        store.compilation_cache.reset_cache()
         jax.jit(lambda x: x * 1.25)(1.0)
         in_theirs = {p.name for p in theirs.iterdir()}
         assert in_theirs
@@ -448,12 +449,12 @@ def test_the_users_cache_of_programs_stays_theirs(folder, tmp_path):
         jax.jit(lambda x: x * 1.75)(1.0)
         assert {p.name for p in theirs.iterdir()} > in_theirs
         (path,) = files(folder)
-        entries = kernels._from_bytes(path.read_bytes(), path.stem).entries
+        entries = store._from_bytes(path.read_bytes(), path.stem).entries
         assert len(entries) == 1 and "consistent_samplers__flow" in next(iter(entries))
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
-        kernels.compilation_cache.reset_cache()
+        store.compilation_cache.reset_cache()
 
 
 def test_a_program_is_compiled_once_and_then_called():
@@ -604,8 +605,8 @@ def test_whoever_reads_while_others_write_reads_one_whole_program(folder):
 
     def write_and_read(content):
         for _ in range(20):
-            kernels._write(folder, path, "key", kernels._Kept([0], {}, content, {"entry": content}))
-            kept = kernels._read(path, "key")
+            store.write(folder, path, "key", store.Kept([0], {}, content, {"entry": content}))
+            kept = store.read(path, "key")
             assert kept.program == kept.entries["entry"] and kept.program in contents
 
     with warnings.catch_warnings(), ThreadPoolExecutor(10) as pool:

@@ -16,6 +16,7 @@ ORDER = [
     "checks",
     "compilation",
     "registry",
+    "store",
     "kernels",
     "targets",
     "bases",
@@ -26,6 +27,8 @@ ORDER = [
     "networks",
     "simulate",
     "losses",
+    "maps",
+    "sampler",
     "algorithms",
     "checkpoint",
     "training",
@@ -95,7 +98,9 @@ def test_imports_run_downward(path):
         assert ORDER.index(name) < place, f"{path} imports {name}, which stands after it"
 
 
-@pytest.mark.parametrize("package", ["targets", "algorithms", "diagnostics"])
+@pytest.mark.parametrize(
+    "package", ["targets", "bases", "networks", "maps", "algorithms", "diagnostics", "recipe"]
+)
 def test_no_cycles_within_a_package(package):
     files = {p.stem: p for p in FILES if subject(p) == package and p.stem != "__init__"}
     prefix = f"{NAME}.{package}."
