@@ -143,7 +143,8 @@ def _ours(name: str, seed: int, effective: int) -> dict[str, Any]:
         sampler = OneStepSampler(model, num_samples=10_000, progress_bar=False)
         sampler.run(key, *arguments)
         trained, worth = sampler.trained, sampler.evidence
-    found = {"log_z": float(worth.log_z), "log_z_stderr": float(worth.log_z_stderr)}
+    assert trained.route is not None
+    found: dict[str, Any] = {"log_z": float(worth.log_z), "log_z_stderr": float(worth.log_z_stderr)}
     num_drawn, reached = worth.num_samples, float(worth.ess) * worth.num_samples
     while reached < effective and num_drawn < _MOST_DRAWS:
         num = min(65_536, 2 + round(1.05 * (effective - reached) / float(worth.ess)))

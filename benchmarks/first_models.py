@@ -44,11 +44,12 @@ def model_of(name: str) -> tuple[Callable[..., None], tuple[Any, ...]]:
             numpyro.sample("y", dist.Poisson(jnp.exp(mean)), obs=y)
 
     if name == "eight_schools":
-        y = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-        return eight_schools, (jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]), y)
+        scores = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+        return eight_schools, (jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]), scores)
     rng = np.random.default_rng(0)
     x = rng.normal(size=SHAPES[name])
     x[:, 0] = 1.0
+    y: Any
     if name == "kidscore":
         x[:, 1:] = np.stack([x[:, 1] > -0.8, 100.0 + 15.0 * x[:, 2]], axis=1)
         y = x @ np.array([26.0, 6.0, 0.56]) + rng.normal(0.0, 18.0, len(x))
