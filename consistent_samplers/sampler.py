@@ -145,7 +145,7 @@ class Sampler:
         else:
             drawn, values = self._draw(rng_key, density, inside, num_samples, settings), None
         if not weights:
-            return Draws(jax.device_put(drawn.position))
+            return Draws(_on_device(drawn.position))
         if values is None:
             values = evaluation.values(density, drawn.position)
         xp = _arrays_on(rng_key)
@@ -155,8 +155,7 @@ class Sampler:
         flow = None
         if drawn.folded is not None:
             flow = self._diagnostics(rng_key, inside, drawn.folded, num_steps, xp)
-        # `device_put` compiles nothing for a new shape, as `jnp.asarray` does.
-        position, log_weight, values = jax.device_put((drawn.position, log_weight, values))
+        position, log_weight, values = _on_device((drawn.position, log_weight, values))
         return Draws(position, log_weight, values, flow, self.bound(method))
 
     def log_weight(
@@ -251,7 +250,7 @@ class Sampler:
         errors = xp.asarray(errors)[:num]
         unmeasured = xp.full(num - len(errors), xp.nan, errors.dtype)
         errors = xp.concatenate([errors, unmeasured])
-        return FlowDiagnostics(*jax.device_put((folded, errors)))
+        return FlowDiagnostics(*_on_device((folded, errors)))
 
     def _checked(
         self, num_steps: int | None, method: Method | None, reverse: bool = False
@@ -433,6 +432,12 @@ def _in_chunks(function: Callable[[Any], Any], inputs: Any, most: int) -> Any:
     index = jnp.minimum(jnp.arange(num_chunks * size), num - 1).reshape(num_chunks, size)
     outputs = jax.lax.map(lambda i: jax.vmap(function)(jax.tree.map(lambda x: x[i], inputs)), index)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], outputs)
+
+
+def _on_device(tree: Any) -> Any:
+    """NumPy's arrays as JAX's; those that lie on devices, of several hosts perhaps, stay there."""
+    # `device_put` compiles nothing for a new shape, as `jnp.asarray` does.
+    return jax.tree.map(lambda x: jax.device_put(x) if isinstance(x, np.ndarray) else x, tree)
 
 
 def _arrays_on(rng_key: PRNGKey) -> Any:

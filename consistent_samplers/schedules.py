@@ -14,7 +14,14 @@ from consistent_samplers.types import Array
 
 
 class NoisingRate(Protocol):
-    """A noising rate β(t) on [0, 1] and its integral."""
+    """A noising rate β(t) on [0, 1] and its integral.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> rate: cs.schedules.NoisingRate = cs.schedules.constant(2.0)
+      >>> float(rate.integral(0.0, 0.5))
+      1.0
+    """
 
     def rate(self, t: Array | float) -> Array:
         """β(t) > 0: ``[] -> []``."""
@@ -48,7 +55,7 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class _Linear:
     """See `linear`. Compared by its numbers, like the other schedules of this module."""
 
     beta_min: float
@@ -68,7 +75,7 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine:
+class _Cosine:
     """See `cosine`."""
 
     beta_min: float
@@ -91,7 +98,7 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True)
-class Brownian:
+class _Brownian:
     """See `brownian`."""
 
     def rate(self, t: Array | float) -> Array:
@@ -110,7 +117,7 @@ def _check_rates(name: str, beta_min: float, beta_max: float) -> None:
         )
 
 
-def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Linear:
+def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> NoisingRate:
     """β falls linearly from ``beta_max`` at the base to ``beta_min`` at the target.
 
     The variance-preserving schedule of Song et al. (2021), eq. 32, in generative time.
@@ -130,10 +137,10 @@ def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> Linear:
       >>> round(float(schedule.integral(0.0, 1.0)), 3)
       5.05
     """
-    return Linear(beta_min, beta_max)
+    return _Linear(beta_min, beta_max)
 
 
-def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Cosine:
+def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> NoisingRate:
     """β falls from ``beta_max`` at the base to ``beta_min`` as cos²(πt/2): the OSDS release's.
 
     Args:
@@ -149,10 +156,10 @@ def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> Cosine:
       >>> round(float(schedule.rate(1.0)), 3), round(float(schedule.integral(0.0, 1.0)), 3)
       (0.01, 5.005)
     """
-    return Cosine(beta_min, beta_max)
+    return _Cosine(beta_min, beta_max)
 
 
-def constant(beta: float = 5.0) -> Linear:
+def constant(beta: float = 5.0) -> NoisingRate:
     """β is the same everywhere.
 
     Args:
@@ -166,10 +173,10 @@ def constant(beta: float = 5.0) -> Linear:
       >>> float(cs.schedules.constant(5.0).integral(0.0, 0.5))
       2.5
     """
-    return Linear(beta, beta)
+    return _Linear(beta, beta)
 
 
-def brownian() -> Brownian:
+def brownian() -> NoisingRate:
     """β(t) = 1 / t: the noising of a Brownian motion pinned at the origin, in scaled coordinates.
 
     For a Brownian motion X from X_0 = 0 the variable X_t / √t is an Ornstein-Uhlenbeck process
@@ -183,7 +190,7 @@ def brownian() -> Brownian:
       >>> round(float(jnp.exp(-0.5 * schedule.integral(0.25, 1.0))), 3)  # the signal a(t) = √t
       0.5
     """
-    return Brownian()
+    return _Brownian()
 
 
 def check_num_steps(num_steps: int, max_steps: int) -> None:

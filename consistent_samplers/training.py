@@ -149,8 +149,8 @@ def fit(
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
-      >>> algorithm = cs.dis(target, max_steps=1, hidden=(8,), batch_size=8)
+      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> algorithm = cs.dis(target, base=base, max_steps=1, hidden=(8,), batch_size=8)
       >>> result = cs.fit(jax.random.key(0), algorithm, 5, progress_bar=False)
       >>> int(result.state.iteration), result.history.loss.shape
       (5, (5,))

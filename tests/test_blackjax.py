@@ -122,9 +122,7 @@ def test_exact_starts_stay_exact(chain):
     check_exact_starts_stay_exact(chain)
 
 
-@pytest.mark.parametrize(
-    ("base", "method"), [("mixture", "map"), ("gaussian", "path")]
-)
+@pytest.mark.parametrize(("base", "method"), [("mixture", "map"), ("gaussian", "path")])
 def test_exact_starts_stay_exact_with_components_and_on_paths(base, method):
     check_exact_starts_stay_exact(one_step_mh(off(base), method=method))
 

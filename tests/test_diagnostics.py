@@ -89,7 +89,7 @@ def make_evidence(**changes) -> Evidence:
     ("changes", "parts"),
     [
         ({}, ["can be trusted", "modes that no sample reaches"]),
-        ({"bound": "heuristic"}, ["neither figure bounds log Z", 'bound="lower"']),
+        ({"bound": "heuristic"}, ["neither figure bounds log Z", 'method="map" or "path"']),
         ({"folded": 0.25}, ["folds at 25 %", "may exceed log Z"]),
         ({"folded": 0.0, "round_trip_error": 0.01}, ["can be trusted"]),
         ({"folded": 0.0, "round_trip_error": 1.0}, ["not inverted", "may exceed"]),

@@ -116,6 +116,16 @@ class Now(NamedTuple):
       state: the training state; its parameters are constants here.
       extra: constants of the algorithm: the teacher of a distillation.
       gradient: of the target's log density, for guided controls; None for others.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.algorithms import Now
+      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), hidden=(8,))
+      >>> key = jax.random.key(0)
+      >>> now = Now(key, algorithm.control, algorithm.init(key))
+      >>> int(now.state.iteration)
+      0
     """
 
     rng_key: PRNGKey
@@ -133,6 +143,12 @@ class Loss(NamedTuple):
       info: a NamedTuple of ``[]``, what the iteration reports: at least ``loss``, ``elbo`` and
         ``gradient_norm``, which the caller fills in.
       memory: `SamplerState.memory` after the iteration.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.algorithms import Loss
+      >>> Loss(parts=(jnp.asarray(1.0),), info=None).memory
+      ()
     """
 
     parts: tuple[Array, ...]
@@ -151,6 +167,12 @@ class Objective:
       learning_rate: Adam's; a number or an optax schedule.
       gradient_clip: on the global norm.
       ema_decay: of the parameters that sample.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), max_steps=4)
+      >>> isinstance(algorithm.objective, cs.algorithms.Objective), algorithm.objective.max_steps
+      (True, 4)
     """
 
     max_steps: int = 1
@@ -614,6 +636,13 @@ class Constructor:
 
     Attributes:
       paper: the same with the settings of the paper, ``(target, *, overrides) -> Algorithm``.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> isinstance(cs.dis, cs.algorithms.Constructor)
+      True
+      >>> cs.dis.paper(cs.targets.funnel(2)).objective.batch_size
+      2048
     """
 
     def __init__(

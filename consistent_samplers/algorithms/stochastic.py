@@ -54,6 +54,15 @@ class OnPaths(Objective):
       learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, bounded;
         ``"both"`` the scale of the generative ones as well; None keeps the process's own. Train
         such kernels at the numbers of steps that will be sampled.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.algorithms import OnPaths
+      >>> control = OnPaths(max_steps=4, hidden=(8,)).control(
+      ...     cs.bases.standard_normal(2), network="general"
+      ... )
+      >>> control.max_flow_steps, control.guided
+      (4, False)
     """
 
     anneal_iterations: int = 100
@@ -156,6 +165,11 @@ class Stochastic(OnPaths):
       replay_share: share of further paths, relative to the batch, that end at points of a replay
         buffer; for losses without back-propagation.
       replay_capacity: end points that the buffer holds.
+
+    Example:
+      >>> from consistent_samplers.algorithms import Stochastic
+      >>> Stochastic(max_steps=64, replay_share=0.5).num_replayed
+      128
     """
 
     max_steps: int = 128

@@ -14,6 +14,7 @@ the log density of the extended target relative to π_k is, in the frame,
 so a sampler that leaves z where it is has exactly the base's importance weights ρ / p0.
 """
 
+import dataclasses
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import flax.struct
@@ -83,16 +84,34 @@ class Base(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Itself:
+    """Equal to what holds the same object: another's class may compare arrays, or not hash."""
+
+    own: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.own is self.own
+
+    def __hash__(self) -> int:
+        return id(self.own)
+
+
 @flax.struct.dataclass
 class _Constant:
     """A base that is no pytree, as one: its numbers are constants of what is compiled."""
 
-    own: Any = flax.struct.field(pytree_node=False)
+    held: _Itself = flax.struct.field(pytree_node=False)
+
+    @property
+    def own(self) -> Any:
+        """The base as it is."""
+        return self.held.own
 
     def __getattr__(self, name: str) -> Any:
-        if name == "own":  # not there yet, while it is copied
+        if name == "held":  # not there yet, while it is copied
             raise AttributeError(name)
-        return getattr(self.own, name)
+        return getattr(self.held.own, name)
 
 
 def as_pytree(base: Base) -> Base:
@@ -110,7 +129,7 @@ def as_pytree(base: Base) -> Base:
     """
     leaves = jax.tree.leaves(base)
     is_leaf = len(leaves) == 1 and leaves[0] is base
-    return cast(Base, _Constant(base)) if is_leaf else base
+    return cast(Base, _Constant(_Itself(base))) if is_leaf else base
 
 
 def one_frame(base: Base) -> bool:

@@ -71,7 +71,13 @@ def fit_product_mixture(
 
 
 def fit_product(*args: Any, **kwargs: Any) -> ProductMixtureBase:
-    """The former name of `fit_product_mixture`, for one version more."""
+    """The former name of `fit_product_mixture`, for one version more.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.bases.fit_product_mixture is not cs.bases.fit_product  # warns, and does the same
+      True
+    """
     warnings.warn(
         "fit_product is now called fit_product_mixture.", DeprecationWarning, stacklevel=2
     )

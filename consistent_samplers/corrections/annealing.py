@@ -88,8 +88,8 @@ def annealed(
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
-      >>> algorithm = cs.osds(target, max_steps=1, hidden=(8,), guidance=None)
+      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> algorithm = cs.osds(target, base=base, max_steps=1, hidden=(8,), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # not trained
       >>> key = jax.random.key(1)
       >>> result = cs.corrections.annealed(key, algorithm, state, 200, num_temperatures=4)
@@ -193,8 +193,8 @@ def resampled_paths(
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
-      >>> algorithm = cs.dis(target, max_steps=4, hidden=(8,))
+      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> algorithm = cs.dis(target, base=base, max_steps=4, hidden=(8,))
       >>> state = algorithm.init(jax.random.key(0))
       >>> result = cs.corrections.resampled_paths(jax.random.key(1), algorithm, state, 200, 4)
       >>> result.draws.position.shape, result.acceptance.shape

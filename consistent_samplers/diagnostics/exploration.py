@@ -117,7 +117,8 @@ def exploration_check(
         modes = find_modes(rng_key, target, num_starts=num_starts)
     heavy = modes.log_evidence > log_z + math.log(_MIN_SHARE)
     modes = Modes(*(part[heavy] for part in modes))
-    share = np.exp(modes.log_evidence - log_z)
+    # Of a folded sampler log Z may be off by any amount.
+    share = np.exp(np.minimum(modes.log_evidence - log_z, 600.0))
     observed = _shares_near(np.asarray(position, np.float64), modes)
     missed = observed < _MISSED * np.minimum(share, 1.0)
     return ExplorationCheck(

@@ -46,6 +46,13 @@ class Proposal(NamedTuple):
       position: ``[dim]``.
       log_ratio: ``[]`` in nats; zero where none was asked for.
       folded: ``[]`` bool, whether a step's determinant is not positive; None of a stochastic path.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.maps import Proposal
+      >>> drawn = Proposal(position=jnp.zeros(2), log_ratio=jnp.asarray(1.84))
+      >>> round(float(-0.5 * drawn.position @ drawn.position + drawn.log_ratio), 2)  # log weight
+      1.84
     """
 
     position: Array
@@ -73,6 +80,19 @@ class Control:
       shown_step: step size that the networks are shown whatever the step, or None for its own.
       path_dtype: in which the network's hidden layers are computed on the stochastic paths of
         training; None for that of x.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> control = cs.maps.Control(
+      ...     cs.bases.standard_normal(2),
+      ...     cs.networks.StepConditionedMLP(dim=2, hidden=(8,)),
+      ...     cs.processes.OrnsteinUhlenbeck(),
+      ...     max_flow_steps=4,
+      ... )
+      >>> params = control.init(jax.random.key(0))
+      >>> control.draw(params, jax.random.key(1), 4, "map").position.shape
+      (2,)
     """
 
     base: Base

@@ -23,6 +23,14 @@ class DenoisingProcess(OrnsteinUhlenbeck):
         ``"paper"`` c_skip x + c_out F with c_skip = σ_d² / (τ² + σ_d²) and c_out = τ σ_d /
         √(τ² + σ_d²), τ = 1 - t.
       data_std: the paper's σ_d.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.maps.DenoisingProcess(skip="paper")
+      >>> x, t = jnp.ones(2), jnp.asarray(1.0)
+      >>> process.flow_step(x, 5.0 * x, t, 1.0 - t).tolist()  # at the target: nothing is left
+      [1.0, 1.0]
     """
 
     skip: Literal["flow", "paper"] = "flow"
@@ -44,6 +52,20 @@ class Denoiser(Control):
     One step of a draw is f(·, 0). With more, all but the last denoise and put noise back in; the
     weight has the kernels of that chain against their noising, and the determinant of the last map:
     E[w] = Z wherever that map is injective.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> denoiser = cs.maps.Denoiser(
+      ...     cs.bases.standard_normal(2),
+      ...     cs.networks.StepConditionedMLP(dim=2, hidden=(8,)),
+      ...     cs.maps.DenoisingProcess(),
+      ...     max_flow_steps=1,
+      ... )
+      >>> params = denoiser.init(jax.random.key(0))
+      >>> denoiser.denoise(params, jnp.ones(2), jnp.asarray(0.5)).tolist()  # untrained
+      [1.0, 1.0]
     """
 
     @property

@@ -54,7 +54,11 @@ class Route(NamedTuple):
 
     def __str__(self) -> str:
         """One line."""
-        shares = ", ".join(f"{name} {100 * ess:.2g} %" for name, ess in self.stages.items())
+        percent = {name: 100.0 * ess for name, ess in self.stages.items()}
+        shares = ", ".join(
+            f"{name} {share:.0f} %" if share >= 10.0 else f"{name} {share:.2g} %"
+            for name, share in percent.items()
+        )
         return f"{self.name}: {self.reason} (effective: {shares})"
 
 
