@@ -12,6 +12,7 @@ import consistent_samplers as cs
 from benchmarks import baselines, figures, registry
 from benchmarks.rows import cell, number, save, versions_and_device, write_json
 from consistent_samplers.corrections import annealed
+from consistent_samplers.maps import Control
 from consistent_samplers.types import Draws, PRNGKey
 
 
@@ -199,7 +200,9 @@ def _further(rng_key: PRNGKey, trained: cs.TrainedSampler, num_samples: int) -> 
         found.append({"what": what, "seconds": seconds, **_measured(cs.evidence(draws), truth)})
 
     start = time.perf_counter()
-    network = trained.one_step.control.network
+    control = trained.one_step.control
+    assert isinstance(control, Control)  # trained in full
+    network = control.network
     algorithm = cs.osds(target, base=trained.base, guidance=None, network=network)
     distilled = cs.fit(rng_key, algorithm, 300, progress_bar=False).state
     draws = algorithm.sample(rng_key, distilled, num_samples, 16, method="path")

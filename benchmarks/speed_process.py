@@ -57,7 +57,7 @@ def _raced(sizes: Sizes, variables: dict[str, str]) -> dict[str, Any]:
             for settings, given in _RACED.items():
                 train = common | {"train": given | sizes.train}
                 ours[settings].append(_process("ours", train, variables))
-            budget = {"warm_up": sizes.warm_up, "block": sizes.block}
+            budget: dict[str, float] = {"warm_up": sizes.warm_up, "block": sizes.block}
             budget |= {"effective": sizes.effective, "enough": sizes.effective}
             budget |= {"most_seconds": sizes.max_nuts_seconds}
             theirs.append(_process("nuts", common | {"sizes": budget}))

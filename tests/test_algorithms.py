@@ -406,9 +406,16 @@ def test_blocks_of_draws_are_the_draws(monkeypatch):
         # Inside of what JAX compiles there are none.
         at_once = jax.jit(lambda key, num=num: algorithm.sample(key, state, num))(KEY)
         assert blocks.position.shape == (num, 2)
+        errors, others = blocks.flow.round_trip_error, at_once.flow.round_trip_error
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), blocks, at_once
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+            dataclasses.replace(blocks, flow=blocks.flow.folded),
+            dataclasses.replace(at_once, flow=at_once.flow.folded),
         )
+        # Where Newton's method does not arrive, where it ends is a matter of rounding.
+        arrived = np.asarray(others) < 1e-2
+        np.testing.assert_array_equal(np.asarray(errors) < 1e-2, arrived)
+        np.testing.assert_allclose(errors[arrived], others[arrived], atol=1e-4)
 
 
 def test_numbers_of_draws_share_what_is_compiled():

@@ -59,10 +59,29 @@ def test_other_data_compile_nothing():
 def test_few_batch_sizes_are_compiled():
     evaluation._program.cache_clear()
     density = Partial(log_density, jnp.asarray(0.7))
-    for num in (1, 2, 100, 128, 200, 900, 1_025, 5_000):
+    for num in (1, 2, 128, 300, 512):
         evaluation.values_and_grads(density, points(num))
     program = evaluation._program("values_and_grads", jax.tree.structure(density))
-    assert program._cache_size() == 2
+    # One point, a batch, a large batch; arrays of NumPy and of JAX count apart.
+    compiled = program._cache_size()
+    assert compiled <= 6
+    for num in (3, 100, 200, 900, 1_025, 5_000):
+        evaluation.values_and_grads(density, points(num))
+    assert program._cache_size() == compiled
+
+
+def test_a_density_is_traced_once_for_all_of_its_programs():
+    calls = []
+
+    def counted(x):
+        calls.append(None)
+        return -jnp.sum(x**4)
+
+    for num in (1, 128, 600):
+        evaluation.values(counted, points(num))
+        evaluation.values_and_grads(counted, points(num))
+        evaluation.hessian_products(counted, points(num), points(num))
+    assert len(calls) == 1
 
 
 def test_inside_a_traced_computation_they_are_part_of_it():

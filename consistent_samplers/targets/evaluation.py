@@ -57,7 +57,7 @@ def values(log_density: LogDensityFn, points: ArrayLike) -> Array:
       [-1.0, -1.0, -1.0]
     """
     if _is_traced(log_density, points):
-        return _values(as_partial(log_density), jnp.asarray(points))
+        return _values(_call, as_partial(log_density), jnp.asarray(points))
     # A few points take the gradients' program, which a training compiles in any case.
     if len(points) <= _FEW < _sizes("values")[0]:  # type: ignore[arg-type]
         return _in_batches("values_and_grads", log_density, points)[0]
@@ -80,7 +80,7 @@ def values_and_grads(log_density: LogDensityFn, points: ArrayLike) -> tuple[Arra
       ([-1.0], [[-1.0, -1.0]])
     """
     if _is_traced(log_density, points):
-        return _values_and_grads(as_partial(log_density), jnp.asarray(points))
+        return _values_and_grads(_call, as_partial(log_density), jnp.asarray(points))
     return _in_batches("values_and_grads", log_density, points)
 
 
@@ -101,7 +101,8 @@ def hessian_products(log_density: LogDensityFn, points: ArrayLike, vectors: Arra
       [[-6.0, 0.0]]
     """
     if _is_traced(log_density, (points, vectors)):
-        return _hessian_products(as_partial(log_density), jnp.asarray(points), jnp.asarray(vectors))
+        points, vectors = jnp.asarray(points), jnp.asarray(vectors)
+        return _hessian_products(_call, as_partial(log_density), points, vectors)
     return _in_batches("hessian_products", log_density, points, vectors)
 
 
@@ -148,17 +149,25 @@ def cost(log_density: LogDensityFn, dim: int) -> float:
     return float(analysis.get("flops", 0.0)) / size
 
 
-def _values(density: Partial, points: Array) -> Array:
-    return jax.vmap(density)(points)
+_OnePoint: TypeAlias = Callable[[Partial, Array], Array]
 
 
-def _values_and_grads(density: Partial, points: Array) -> tuple[Array, Array]:
-    return jax.vmap(jax.value_and_grad(lambda x: density(x)))(points)
+def _call(density: Partial, x: Array) -> Array:
+    value: Array = density(x)
+    return value
 
 
-def _hessian_products(density: Partial, points: Array, vectors: Array) -> Array:
+def _values(one: _OnePoint, density: Partial, points: Array) -> Array:
+    return jax.vmap(lambda x: one(density, x))(points)
+
+
+def _values_and_grads(one: _OnePoint, density: Partial, points: Array) -> tuple[Array, Array]:
+    return jax.vmap(jax.value_and_grad(lambda x: one(density, x)))(points)
+
+
+def _hessian_products(one: _OnePoint, density: Partial, points: Array, vectors: Array) -> Array:
     def product(x: Array, v: Array) -> Array:
-        return jax.jvp(jax.grad(lambda y: density(y)), (x,), (v,))[1]
+        return jax.jvp(jax.grad(lambda y: one(density, y)), (x,), (v,))[1]
 
     return jax.vmap(product)(points, vectors)
 
@@ -173,9 +182,16 @@ _FUNCTIONS: dict[_Kind, Callable[..., Any]] = {
 @functools.lru_cache(maxsize=_MAX_PROGRAMS)
 def _program(kind: _Kind, structure: Any) -> Any:
     """The compiled function of a kind, for densities of one structure, without their data."""
-    # A function of its own: what JAX keeps for it goes with it.
     options = compiler_options("less") or None
-    return jax.jit(functools.partial(_FUNCTIONS[kind]), compiler_options=options)
+    function = functools.partial(_FUNCTIONS[kind], _one_point(structure))
+    return jax.jit(function, compiler_options=options)
+
+
+@functools.lru_cache(maxsize=_MAX_PROGRAMS // 3)
+def _one_point(structure: Any) -> _OnePoint:
+    """A density at one point, traced once for all of its programs."""
+    # A function of its own: what JAX keeps for it goes with it.
+    return jax.jit(functools.partial(_call))
 
 
 def _sizes(kind: _Kind) -> tuple[int, ...]:
