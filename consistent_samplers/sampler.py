@@ -315,7 +315,7 @@ def _gradient(density: LogDensityFn | None, control: Control | Identity) -> Grad
     return jax.grad(lambda x: density(x)) if density is not None and control.guided else None
 
 
-@kernel(static=("size", "num_steps", "method", "weights", "batch_size"))
+@kernel(static=("size", "num_steps", "method", "weights", "batch_size"), effort="less")
 def _propose(
     density: Partial | None,
     control: Control | Identity,

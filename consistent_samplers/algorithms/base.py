@@ -381,7 +381,7 @@ class _AskedError(Exception):
     """Carries the points out of an objective that asks for their densities."""
 
 
-@kernel(static=("objective", "fold"), effort="less")
+@kernel(static=("objective", "fold"), effort="least")
 def _ask(
     control: Control,
     extra: ArrayTree,
@@ -404,7 +404,7 @@ def _ask(
     return None
 
 
-@kernel(static=("objective", "optimizer", "fold"))
+@kernel(static=("objective", "optimizer", "fold"), effort="least")
 def learn(
     density: Partial | None,
     answer: tuple[Array, Array] | None,

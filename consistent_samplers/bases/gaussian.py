@@ -10,6 +10,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from consistent_samplers.checks import check_integer
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
@@ -120,4 +121,6 @@ def standard_normal(dim: int, scale: float = 1.0) -> GaussianBase:
     check_integer("dim", dim)
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale!r}.")
-    return GaussianBase(jnp.zeros(dim), scale * jnp.eye(dim))
+    # Made on the host: small operations would each be compiled.
+    dtype = jnp.result_type(float)
+    return GaussianBase(*jax.device_put((np.zeros(dim, dtype), scale * np.eye(dim, dtype=dtype))))

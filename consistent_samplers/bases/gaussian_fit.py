@@ -222,7 +222,7 @@ def _moved(start: GaussianBase, params: Any) -> GaussianBase:
     return GaussianBase(jnp.asarray(loc + scale_tril @ shift), jnp.asarray(scale_tril @ triangle))
 
 
-@kernel(static=("num",))
+@kernel(static=("num",), effort="least")
 def _draw(
     rng_key: PRNGKey, index: Array, start: GaussianBase, params: Any, *, num: int
 ) -> tuple[Array, Array]:
@@ -237,7 +237,7 @@ def _points(start: GaussianBase, params: Any, eps: Array) -> Array:
     return start.loc + z @ start.scale_tril.T
 
 
-@kernel()
+@kernel(effort="least")
 def _update(
     rng_key: PRNGKey,
     index: Array,
@@ -309,7 +309,7 @@ def _natural_ascent(
     return GaussianBase(jnp.asarray(mean, dtype), jnp.asarray(factor, dtype))
 
 
-@kernel(static=("num", "dim"))
+@kernel(static=("num", "dim"), effort="least")
 def _noise(rng_key: PRNGKey, index: Array, *, num: int, dim: int) -> Array:
     return antithetic(rng_key, index, (num, dim))
 

@@ -17,13 +17,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _ROUND = 1_024
 
 
-@kernel(static=("num",))
-def split(rng_key: PRNGKey, *, num: int = 5) -> tuple[PRNGKey, ...]:
-    """Several keys of one.
+@kernel(effort="least")
+def split(rng_key: PRNGKey) -> tuple[PRNGKey, ...]:
+    """Five keys of one: always as many, as every number is a program of its own.
 
     Args:
       rng_key: key.
-      num: how many.
 
     Example:
       >>> import jax
@@ -31,7 +30,7 @@ def split(rng_key: PRNGKey, *, num: int = 5) -> tuple[PRNGKey, ...]:
       >>> len(split(jax.random.key(0)))
       5
     """
-    return tuple(jax.random.split(rng_key, num))
+    return tuple(jax.random.split(rng_key, 5))
 
 
 def normals(rng_key: PRNGKey, num: int, dim: int) -> np.ndarray:
@@ -52,7 +51,7 @@ def normals(rng_key: PRNGKey, num: int, dim: int) -> np.ndarray:
     return np.asarray(_normals(rng_key, num=_ROUND * -(-num // _ROUND), dim=dim))[:num]
 
 
-@kernel(static=("num", "dim"))
+@kernel(static=("num", "dim"), effort="least")
 def _normals(rng_key: PRNGKey, *, num: int, dim: int) -> Array:
     return jax.random.normal(rng_key, (num, dim))
 

@@ -71,7 +71,7 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
     )
 
 
-@kernel()
+@kernel(effort="least")
 def _draws(rng_key: PRNGKey, base: Base) -> tuple[Array, Array]:
     """Draws of a base and their log densities under it."""
     x = base.sample(rng_key, _NUM_JUDGE_DRAWS)

@@ -155,7 +155,7 @@ def train_mixture(
     return mixture(moved.log_weights, moved.loc, moved.scale_tril, moved.tail)
 
 
-@kernel(static=("per_component",))
+@kernel(static=("per_component",), effort="least")
 def _draw(
     rng_key: PRNGKey, index: Array, start: MixtureBase, params: Any, *, per_component: int
 ) -> Array:
@@ -164,7 +164,7 @@ def _draw(
     return _points(_moved(start, params), eps).reshape(-1, start.dim)
 
 
-@kernel()
+@kernel(effort="least")
 def _update(
     rng_key: PRNGKey,
     index: Array,
@@ -205,7 +205,7 @@ def _points(base: MixtureBase, eps: Array) -> Array:
     return base.loc + jnp.einsum("kij,nkj->nki", base.scale_tril, stretched)
 
 
-@kernel()
+@kernel(effort="least")
 def _move(start: MixtureBase, params: Any) -> MixtureBase:
     return _moved(start, params)
 

@@ -174,7 +174,7 @@ def climb(
     return ends[order], values[order]
 
 
-@kernel()
+@kernel(effort="least")
 def _ascend(x: Array, state: Any, gradient: Array, rate: Array) -> tuple[Array, Any]:
     """One step of Adam, at each start's own rate ``[n, 1]``."""
     gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)

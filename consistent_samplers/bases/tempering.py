@@ -138,7 +138,7 @@ def _tempered(
     return (1.0 - tempering) * log_wide + value, (1.0 - tempering) * score + tempering * grad
 
 
-@kernel()
+@kernel(effort="least")
 def _resample(
     rng_key: PRNGKey,
     index: Array,
@@ -181,7 +181,7 @@ def _momentum(rng_key: PRNGKey, index: Array, x: Array) -> tuple[Array, Array]:
     )
 
 
-@kernel()
+@kernel(effort="least")
 def _set_out(
     rng_key: PRNGKey,
     index: Array,
@@ -199,7 +199,7 @@ def _set_out(
     return x + step * spread * momentum, momentum
 
 
-@kernel()
+@kernel(effort="least")
 def _go_on(
     x: Array,
     momentum: Array,
@@ -215,7 +215,7 @@ def _go_on(
     return x + step * spread * momentum, momentum
 
 
-@kernel()
+@kernel(effort="least")
 def _arrive(
     rng_key: PRNGKey,
     index: Array,

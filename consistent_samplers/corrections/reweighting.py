@@ -4,12 +4,11 @@ Both use Pareto-smoothed weights: a little bias for much less variance where a f
 (Vehtari et al. 2024). Neither finds a mode that no draw has reached.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from consistent_samplers.estimate import checked_log_weight, pareto_smooth
+from consistent_samplers.kernels import kernel
 from consistent_samplers.types import Array, Draws, PRNGKey
 
 
@@ -76,7 +75,7 @@ def weighted_moments(draws: Draws) -> tuple[Array, Array]:
     return _moments(draws.position, smoothed)
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@kernel(static=("num_samples",), effort="least")
 def systematic_indices(rng_key: PRNGKey, log_weight: Array, num_samples: int) -> Array:
     """Indices ``[num_samples]`` of a systematic resample by ``log_weight [n]``, shuffled.
 
@@ -107,7 +106,7 @@ def systematic_indices(rng_key: PRNGKey, log_weight: Array, num_samples: int) ->
     return jax.random.permutation(order_key, index)
 
 
-@jax.jit
+@kernel(effort="least")
 def _moments(position: Array, log_weight: Array) -> tuple[Array, Array]:
     """``weighted_moments`` of checked draws: one compiled computation."""
     weight = jnp.exp(log_weight - jnp.max(log_weight))

@@ -225,7 +225,7 @@ def train_sampler(
     _distillation(target, base or _any_base(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
-    key_base = split(rng_key, num=4)[0]
+    key_base = split(rng_key)[0]
     if start is not None:
         moved = warm_start.moved_base(key_base, target, start) if base is None else base
         check_base(target, moved)
@@ -289,7 +289,7 @@ def _train(
     rng_key: PRNGKey, target: Target, start: _Start, plan: _Plan, begin: float
 ) -> TrainedSampler:
     """All stages on a base as far as they are needed, and what they are worth."""
-    _, key_fit, key_calibrate, key_check, key_explore = split(rng_key, num=5)
+    _, key_fit, key_calibrate, key_check, key_explore = split(rng_key)
     structured = plan.network == "structured" or hasattr(plan.network, "split")
     density = evaluation.cost(target.log_density, target.dim)
     cost = route.costs(target.dim, plan.hidden, structured, density)

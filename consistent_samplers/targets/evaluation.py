@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from consistent_samplers.compilation import as_partial, compiler_options, is_traced
+from consistent_samplers.compilation import as_partial, compiler_options
 from consistent_samplers.types import Array, LogDensityFn
 
 _Kind: TypeAlias = Literal["values", "values_and_grads", "hessian_products"]
@@ -60,8 +60,11 @@ def values(log_density: LogDensityFn, points: ArrayLike) -> Array:
         return _values(_call, as_partial(log_density), jnp.asarray(points))
     # A few points take the gradients' program, which a training compiles in any case.
     if len(points) <= _FEW < _sizes("values")[0]:  # type: ignore[arg-type]
-        return _in_batches("values_and_grads", log_density, points)[0]
-    return _in_batches("values", log_density, points)
+        return values_and_grads(log_density, points)[0]
+    try:
+        return _in_batches("values", log_density, points)
+    except jax.errors.TracerArrayConversionError:  # constants of what is being traced
+        return _values(_call, as_partial(log_density), jnp.asarray(points))
 
 
 def values_and_grads(log_density: LogDensityFn, points: ArrayLike) -> tuple[Array, Array]:
@@ -81,7 +84,10 @@ def values_and_grads(log_density: LogDensityFn, points: ArrayLike) -> tuple[Arra
     """
     if _is_traced(log_density, points):
         return _values_and_grads(_call, as_partial(log_density), jnp.asarray(points))
-    return _in_batches("values_and_grads", log_density, points)
+    try:
+        return _in_batches("values_and_grads", log_density, points)
+    except jax.errors.TracerArrayConversionError:  # constants of what is being traced
+        return _values_and_grads(_call, as_partial(log_density), jnp.asarray(points))
 
 
 def hessian_products(log_density: LogDensityFn, points: ArrayLike, vectors: ArrayLike) -> Array:
@@ -200,7 +206,8 @@ def _sizes(kind: _Kind) -> tuple[int, ...]:
 
 
 def _is_traced(log_density: LogDensityFn, points: Any) -> bool:
-    return is_traced((points, as_partial(log_density)))
+    leaves = jax.tree.leaves((points, as_partial(log_density)))
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> Any:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers import corrections, diagnostics
@@ -533,12 +532,14 @@ class OneStepSampler:
             self._sample(jax.random.fold_in(run.rng_key, i), self.num_samples)
             for i in range(1, self._num_blocks(run))
         ]
-        position = jnp.concatenate([block.position for block in blocks])
-        log_weight = jnp.concatenate([checked_log_weight(block) for block in blocks])
+        # On the host: joins and gathers of every length would each be compiled.
+        position = np.concatenate([np.asarray(block.position) for block in blocks])
+        log_weight = np.concatenate([np.asarray(checked_log_weight(block)) for block in blocks])
         key = jax.random.fold_in(run.rng_key, MAX_OVERSAMPLING)
-        smoothed, _ = pareto_smooth(log_weight)
-        index = corrections.systematic_indices(key, smoothed, self.num_samples)
-        return position[index], log_weight[index]
+        smoothed, _ = pareto_smooth(jax.device_put(log_weight))
+        index = np.asarray(corrections.systematic_indices(key, smoothed, self.num_samples))
+        chosen: tuple[Array, Array] = jax.device_put((position[index], log_weight[index]))
+        return chosen
 
     def _num_blocks(self, run: _Run) -> int:
         """Blocks of ``num_samples`` candidates: twice as many effective ones as are asked for."""
