@@ -17,12 +17,13 @@ def _train(target, **settings):
 
 @pytest.fixture(scope="module")
 def seeds():
-    # A sixth of the calibration and no look for modes: less than the defaults, in less time.
+    # A sixth of the calibration, little distillation and no look for modes: less than the
+    # defaults, in less time.
     return _train(
         cs.targets.seeds(),
         explore=False,
-        max_steps=16,
-        num_iterations=150,
+        max_steps=8,
+        num_iterations=60,
         num_calibration_iterations=250,
     )
 

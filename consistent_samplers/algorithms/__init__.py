@@ -3,13 +3,12 @@
 from consistent_samplers.algorithms.base import (
     Adam,
     Algorithm,
-    Constructor,
     Loss,
     Now,
     Objective,
     SamplerState,
-    build,
 )
+from consistent_samplers.algorithms.building import Constructor, build
 from consistent_samplers.algorithms.calibration import calibration
 from consistent_samplers.algorithms.cdds import cdds
 from consistent_samplers.algorithms.dds import dds

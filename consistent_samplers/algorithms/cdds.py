@@ -24,14 +24,13 @@ import optax
 from consistent_samplers import schedules, simulate
 from consistent_samplers.algorithms.base import (
     Algorithm,
-    Constructor,
     Evaluate,
     Loss,
     Now,
     Objective,
     SamplerState,
-    build,
 )
+from consistent_samplers.algorithms.building import Constructor, build
 from consistent_samplers.algorithms.consistency import one_step_elbo
 from consistent_samplers.algorithms.teachers import check_teacher, distilled
 from consistent_samplers.checks import check_choice

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from consistent_samplers import log_det, losses, schedules, simulate
-from consistent_samplers.algorithms.base import Algorithm, Constructor, Evaluate, Loss, Now
+from consistent_samplers.algorithms.base import Algorithm, Evaluate, Loss, Now
+from consistent_samplers.algorithms.building import Constructor
 from consistent_samplers.algorithms.consistency import draw_steps
 from consistent_samplers.algorithms.objectives import (
     CONTROL_LOSSES,
@@ -194,7 +195,7 @@ def _osds(
     Args:
       target: what to sample.
       base: where samples start; fitted to the target if None.
-      network: ``"general"``, ``"structured"``, or one's own (`algorithms.base.choose_network`).
+      network: ``"general"``, ``"structured"``, or one's own (`algorithms.building.choose_network`).
       optimizer: an optax transformation; Adam at ``learning_rate`` if None.
       **settings: see `OSDS`.
 

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import optax
 
 from consistent_samplers import schedules
-from consistent_samplers.algorithms.base import Algorithm, Constructor
+from consistent_samplers.algorithms.base import Algorithm
+from consistent_samplers.algorithms.building import Constructor
 from consistent_samplers.algorithms.stochastic import Stochastic, build_on_paths
 from consistent_samplers.bases import Base, standard_normal
 from consistent_samplers.processes import OrnsteinUhlenbeck
@@ -53,7 +54,7 @@ def _pis(
     Args:
       target: what to sample.
       base: where samples start; fitted to the target if None.
-      network: ``"general"``, ``"structured"``, or one's own (`algorithms.base.choose_network`).
+      network: ``"general"``, ``"structured"``, or one's own (`algorithms.building.choose_network`).
       optimizer: an optax transformation; Adam at ``learning_rate`` if None.
       **settings: see `PIS`.
 

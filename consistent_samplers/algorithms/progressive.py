@@ -24,8 +24,8 @@ from consistent_samplers.algorithms.base import (
     Now,
     Objective,
     SamplerState,
-    build,
 )
+from consistent_samplers.algorithms.building import build
 from consistent_samplers.algorithms.consistency import one_step_elbo
 from consistent_samplers.algorithms.teachers import check_teacher, distilled
 from consistent_samplers.maps import Control

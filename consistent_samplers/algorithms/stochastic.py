@@ -13,12 +13,8 @@ from jax.typing import DTypeLike
 
 from consistent_samplers import networks, schedules
 from consistent_samplers.algorithms import objectives, replay
-from consistent_samplers.algorithms.base import (
-    Algorithm,
-    Evaluate,
-    Loss,
-    Now,
-    Objective,
+from consistent_samplers.algorithms.base import Algorithm, Evaluate, Loss, Now, Objective
+from consistent_samplers.algorithms.building import (
     build,
     check_control,
     choose_base,

@@ -14,7 +14,7 @@ from consistent_samplers.checks import check_integer
 from consistent_samplers.maps import Identity
 from consistent_samplers.plotting import style
 from consistent_samplers.recipe import TrainedSampler
-from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.schedules import check_num_steps, time_grid
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, Params, PRNGKey
 
@@ -117,7 +117,7 @@ def _flow_points(control: simulate.ControlFn, process: Any, z0: Array, num_steps
         z_next = simulate.flow_step(control, process, z, t, d)
         return z_next, z_next
 
-    _, points = jax.lax.scan(step, z0, simulate.time_grid(num_steps))
+    _, points = jax.lax.scan(step, z0, time_grid(num_steps))
     return jnp.concatenate([z0[None], points])
 
 

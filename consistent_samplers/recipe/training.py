@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import optax
 
 from consistent_samplers.algorithms import Algorithm, SamplerState, build, calibration
-from consistent_samplers.algorithms.base import check_base
+from consistent_samplers.algorithms.building import check_base
 from consistent_samplers.algorithms.osds import OSDS
 from consistent_samplers.bases import Base, fit_base, fit_gaussian
 from consistent_samplers.bases.base import as_pytree

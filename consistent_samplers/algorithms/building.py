@@ -1,0 +1,205 @@
+"""How an algorithm is built: base, network and optimiser, and the checks of its constructor."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from consistent_samplers import bases
+from consistent_samplers.algorithms.base import Adam, Algorithm, Objective
+from consistent_samplers.bases import Base
+from consistent_samplers.bases.base import as_pytree
+from consistent_samplers.checks import check_choice, check_widths
+from consistent_samplers.maps import Control
+from consistent_samplers.networks import Structured
+from consistent_samplers.schedules import check_max_steps
+from consistent_samplers.targets import Target
+from consistent_samplers.types import Array, ArrayTree, PRNGKey
+
+NetworkKind: TypeAlias = Literal["general", "structured"]
+
+
+def build(
+    target: Target,
+    objective: Objective,
+    *,
+    control: Control,
+    optimizer: optax.GradientTransformation | None = None,
+    extra: ArrayTree = (),
+    name: str | None = None,
+) -> Algorithm:
+    """The algorithm of an objective.
+
+    Args:
+      target: what to sample.
+      objective: what is minimised.
+      control: what is trained.
+      optimizer: any optax transformation; the objective's own `Adam` if None.
+      extra: constants that the objective finds in `Now.extra`.
+      name: for tables; the objective's if None.
+
+    Raises:
+      TypeError: the optimiser is none.
+      ValueError: base and target differ in dimension, or ``max_steps`` is not a power of two.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.algorithms import build
+      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), hidden=(8,))
+      >>> build(algorithm.target, algorithm.objective, control=algorithm.control).name
+      'osds'
+    """
+    check_base(target, control.base)
+    check_max_steps(objective.max_steps)
+    chosen = choose_optimizer(objective, optimizer)
+    return Algorithm(name or objective.name, target, control, objective, chosen, extra)
+
+
+def choose_optimizer(objective: Objective, optimizer: Any) -> Any:
+    """The optimiser that is given, or the objective's own.
+
+    Raises:
+      TypeError: it is none.
+    """
+    is_optax = callable(getattr(optimizer, "update", None))
+    if optimizer is not None and not (is_optax or isinstance(optimizer, Adam)):
+        raise TypeError(
+            "optimizer must be an optax transformation such as optax.adam(1e-3), got "
+            f"{type(optimizer).__name__}."
+        )
+    return objective.optimizer() if optimizer is None else optimizer
+
+
+def choose_base(target: Target, base: Base | None) -> Base:
+    """The base of an algorithm: the one given, or what the recipe would fit to the target.
+
+    From N(0, 1) a reverse KL would end in whatever mode it meets first, without a word.
+
+    Raises:
+      ValueError: base and target differ in dimension.
+    """
+    if base is None:
+        return bases.fit(jax.random.key(0), target)
+    check_base(target, base)
+    return as_pytree(base)
+
+
+def choose_network(
+    network: Any, dim: int, default: Callable[[], Any], hidden: tuple[int, ...]
+) -> Any:
+    """The network of a control, by its kind or as it is given.
+
+    Args:
+      network: ``"general"``, ``"structured"`` (`networks.Structured`, as many units as the widest
+        hidden layer), a linen module or anything else with ``init`` and ``apply``, called as
+        (x [dim], t [], d []) -> [dim].
+      dim: dimension of the space.
+      default: makes the general one.
+      hidden: widths of the hidden layers.
+
+    Raises:
+      TypeError: it has no ``init`` and ``apply``.
+      ValueError: no such kind.
+    """
+    if isinstance(network, str):
+        check_choice("network", network, ("general", "structured"))
+        check_widths(hidden)
+        return default() if network == "general" else Structured(dim, max(hidden))
+    if not (callable(getattr(network, "init", None)) and callable(getattr(network, "apply", None))):
+        raise TypeError(
+            "network must be 'general', 'structured', a linen module, or anything with init and "
+            f"apply (cs.networks.Network), got {type(network).__name__}."
+        )
+    return network
+
+
+def check_control(control: Control) -> None:
+    """Raises unless a network of the user's gives a control of the right shape.
+
+    Raises:
+      TypeError: it has another shape.
+    """
+
+    def called(rng_key: PRNGKey, x: Array, t: Array) -> Array:
+        component = control.base.draw_component(rng_key)
+        return control.bind(control.init(rng_key), component, jnp.zeros_like)(x, t, 1.0 - t)
+
+    key, x = jax.random.key(0), jnp.zeros(control.dim)
+    found = jax.eval_shape(called, key, x, jnp.zeros(()))
+    if getattr(found, "shape", None) != x.shape:
+        raise TypeError(
+            f"A network maps (x [{control.dim}], t [], d []) to a control [{control.dim}], but "
+            f"{type(control.network).__name__} to {list(getattr(found, 'shape', [type(found)]))}."
+        )
+
+
+def check_base(target: Target, base: Base) -> None:
+    """Raises unless base and target live in the same space.
+
+    Raises:
+      ValueError: their dimensions differ.
+    """
+    if base.dim != target.dim:
+        raise ValueError(
+            f"The base has dimension {base.dim} but target {target.name!r} has {target.dim}. "
+            f"Build the base for this target, e.g. cs.bases.fit_gaussian(rng_key, target)."
+        )
+
+
+class Constructor:
+    """An algorithm's constructor, ``(target, *, settings) -> Algorithm``, and its paper's preset.
+
+    Attributes:
+      paper: the same with the settings of the paper, ``(target, *, overrides) -> Algorithm``.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> isinstance(cs.dis, cs.algorithms.Constructor)
+      True
+      >>> cs.dis.paper(cs.targets.funnel(2)).objective.batch_size
+      2048
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Algorithm],
+        objective: type[Objective],
+        paper: Callable[..., dict[str, Any]],
+    ) -> None:
+        self._make, self._paper, self._objective = make, paper, objective
+        functools.update_wrapper(self, make)
+        own = [
+            p for p in inspect.signature(make).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
+        taken = {p.name for p in own}
+        settings = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+            for f in dataclasses.fields(objective)
+            if f.name not in taken
+        ]
+        self.__signature__ = inspect.Signature([*own, *settings], return_annotation=Algorithm)
+
+    def __call__(self, target: Target, **settings: Any) -> Algorithm:
+        """Builds the algorithm with the defaults of this package."""
+        self._check(settings)
+        return self._make(target, **settings)
+
+    def paper(self, target: Target, **overrides: Any) -> Algorithm:
+        """Builds it with the settings of its paper: N(0, I) as the base unless one is given."""
+        self._check(overrides)
+        algorithm = self._make(target, **(self._paper(target, overrides) | overrides))
+        return dataclasses.replace(algorithm, name=f"{algorithm.name}.paper")
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        unknown = settings.keys() - self.__signature__.parameters.keys()
+        if unknown:
+            known = ", ".join(list(self.__signature__.parameters)[1:])
+            raise TypeError(
+                f"cs.{self._objective.name} has no setting {sorted(unknown)[0]!r}. It takes: "
+                f"{known}."
+            )

@@ -1,0 +1,260 @@
+"""Stochastic paths with their weights, forwards and backwards."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from consistent_samplers.processes import GaussianKernel, OrnsteinUhlenbeck
+from consistent_samplers.schedules import time_grid
+from consistent_samplers.simulate.controls import ControlFn, scan, standard_normal_log_prob
+from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+
+
+class PathKernels(NamedTuple):
+    """The transitions of a stochastic sampler, with their parameters.
+
+    Attributes:
+      forward: ``(x [dim], t [], d []) -> F(· | x)``, the generative kernel from t to t + d.
+      backward: ``(x_next [dim], t [], d []) -> B(· | x_next)``, from t + d back to t.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.PathKernels(
+      ...     forward=lambda x, t, d: process.forward_kernel(x, 0.5 * x, t, d),
+      ...     backward=process.backward_kernel,
+      ... )
+      >>> kernels.backward(jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)).mean.shape
+      (2,)
+    """
+
+    forward: Callable[[Array, Array, Array], GaussianKernel]
+    backward: Callable[[Array, Array, Array], GaussianKernel]
+
+
+class StochasticPath(NamedTuple):
+    """One simulated path of the generative SDE.
+
+    Attributes:
+      position: ``[num_steps + 1, dim]``, from the base to the target.
+      log_ratio: ``[num_steps]``, log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k).
+      log_weight: ``[]``, log w of the path in nats, with E[w] = Z.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> path = cs.simulate.StochasticPath(jnp.zeros((3, 2)), jnp.zeros(2), jnp.asarray(0.0))
+      >>> path.position[-1].shape, path.log_ratio.shape  # the end of two steps; one ratio a step
+      ((2,), (2,))
+    """
+
+    position: Array
+    log_ratio: Array
+    log_weight: Array
+
+
+def noising_kernels(control: ControlFn, process: OrnsteinUhlenbeck) -> PathKernels:
+    """The process's own kernels: generative with a control, backward the fixed noising.
+
+    Args:
+      control: the control.
+      process: noising process.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> x, t, d = jnp.ones(2), jnp.asarray(0.5), jnp.asarray(0.5)
+      >>> bool(jnp.allclose(kernels.forward(x, t, d).mean, kernels.backward(x, t, d).mean))
+      True
+    """
+    return PathKernels(
+        lambda x, t, d: process.forward_kernel(x, control(x, t, d), t, d),
+        process.backward_kernel,
+    )
+
+
+def stochastic_path(
+    rng_key: PRNGKey,
+    x0: Array,
+    kernels: PathKernels,
+    log_density: LogDensityFn,
+    num_steps: int,
+    *,
+    density_kernels: PathKernels | None = None,
+) -> StochasticPath:
+    """Simulates the generative SDE and weighs the path against its noising.
+
+    log w = log ρ(x_K) - log p0(x_0) + Σ_k [log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k)], with
+    E[w] = Z for any kernels and any number of steps (Richter & Berner, 2024, in discrete time).
+
+    Args:
+      rng_key: key of the noise.
+      x0: ``[dim]``, a draw of the base.
+      kernels: transitions that move the path.
+      log_density: whitened log ρ.
+      num_steps: number of steps.
+      density_kernels: transitions that weigh the path, if others than those that move it: with
+        the forward one's parameters held constant, log w has the path gradient (Vaitl et al.,
+        2022).
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> log_density = cs.simulate.standard_normal_log_prob  # the target is the base
+      >>> path = cs.simulate.stochastic_path(
+      ...     jax.random.key(0), jnp.ones(2), kernels, log_density, 4
+      ... )
+      >>> path.position.shape
+      (5, 2)
+      >>> bool(jnp.abs(path.log_weight) < 1e-3)  # no control is needed, at any number of steps
+      True
+    """
+    position, log_ratio = simulate_path(
+        rng_key, x0, kernels, num_steps, density_kernels=density_kernels
+    )
+    return StochasticPath(position, log_ratio, path_log_weight(position, log_ratio, log_density))
+
+
+def simulate_path(
+    rng_key: PRNGKey,
+    x0: Array,
+    kernels: PathKernels,
+    num_steps: int,
+    *,
+    density_kernels: PathKernels | None = None,
+) -> tuple[Array, Array]:
+    """Simulates the generative SDE: points ``[num_steps + 1, dim]``, log ratios ``[num_steps]``.
+
+    `stochastic_path` without the density; arguments as there.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> position, log_ratio = cs.simulate.simulate_path(
+      ...     jax.random.key(0), jnp.ones(2), kernels, 4
+      ... )
+      >>> position.shape, log_ratio.shape
+      ((5, 2), (4,))
+    """
+    weighing = kernels if density_kernels is None else density_kernels
+    d = jnp.asarray(1.0 / num_steps)
+
+    # Recomputed in the backward pass: cheaper, on CPUs too, than to store and load what every step
+    # computes. Only the noise is drawn once for both passes.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def step(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        t, noise = inputs
+        moving = kernels.forward(x, t, d)
+        x_next = moving.mean + moving.std * noise
+        if density_kernels is None:
+            # As a function of the noise it has no gradient by the path to compute.
+            log_forward = jnp.sum(jax.scipy.stats.norm.logpdf(noise) - jnp.log(moving.std))
+        else:
+            log_forward = weighing.forward(x, t, d).log_prob(x_next)
+        return x_next, (x_next, weighing.backward(x_next, t, d).log_prob(x) - log_forward)
+
+    keys = jax.random.split(rng_key, num_steps)
+    noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape, x0.dtype))(keys)
+    _, (path, log_ratio) = scan(step, x0, (time_grid(num_steps), noise))
+    return jnp.concatenate([x0[None], path]), log_ratio
+
+
+def backward_path(rng_key: PRNGKey, x1: Array, kernels: PathKernels, num_steps: int) -> Array:
+    """Carries a point of the target back to the base by the backward kernels.
+
+    Weighed by `path_log_ratio`, paths from exact draws of the target give the evidence upper
+    bound E[log w] (Blessing et al., 2024); from any points they serve off-policy training.
+
+    Args:
+      rng_key: key of the noise.
+      x1: ``[dim]``, where the path ends.
+      kernels: transitions; the backward ones move the point.
+      num_steps: number of steps.
+
+    Returns:
+      ``[num_steps + 1, dim]``, in generative order.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> cs.simulate.backward_path(jax.random.key(0), jnp.ones(2), kernels, num_steps=4).shape
+      (5, 2)
+    """
+    d = jnp.asarray(1.0 / num_steps)
+
+    def step(x_next: Array, inputs: tuple[Array, PRNGKey]) -> tuple[Array, Array]:
+        t, key = inputs
+        x = kernels.backward(x_next, t, d).sample(key)
+        return x, x
+
+    keys = jax.random.split(rng_key, num_steps)
+    _, path = scan(step, x1, (time_grid(num_steps), keys), reverse=True)
+    return jnp.concatenate([path, x1[None]])
+
+
+def path_log_ratio(
+    position: Array, kernels: PathKernels, num_steps: int, first: Array | int = 0
+) -> Array:
+    """Log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k) of given points: ``[num_points - 1]``.
+
+    All steps at once: what has been simulated needs no recursion to be weighed, so that losses
+    on given paths have no back-propagation through time.
+
+    Args:
+      position: ``[num_points, dim]``, consecutive points of a path.
+      kernels: transitions.
+      num_steps: number of steps of the whole path.
+      first: index of the first of the points on the whole path.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> process = cs.processes.OrnsteinUhlenbeck()
+      >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
+      >>> position = cs.simulate.backward_path(jax.random.key(0), jnp.ones(2), kernels, num_steps=4)
+      >>> cs.simulate.path_log_ratio(position, kernels, num_steps=4).shape
+      (4,)
+    """
+    d = jnp.asarray(1.0 / num_steps)
+    t = (first + jnp.arange(position.shape[0] - 1)) / num_steps
+
+    def log_ratio(x: Array, x_next: Array, t: Array) -> Array:
+        backward, forward = kernels.backward(x_next, t, d), kernels.forward(x, t, d)
+        return backward.log_prob(x) - forward.log_prob(x_next)
+
+    return jax.vmap(log_ratio)(position[:-1], position[1:], t)
+
+
+def path_log_weight(position: Array, log_ratio: Array, log_density: LogDensityFn) -> Array:
+    """Log weight of a path from its points ``[num_steps + 1, dim]`` and log ratios: ``[]``.
+
+    Args:
+      position: ``[num_steps + 1, dim]``, from the base to the target.
+      log_ratio: ``[num_steps]``, see `path_log_ratio`.
+      log_density: whitened log ρ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import consistent_samplers as cs
+      >>> log_density = cs.simulate.standard_normal_log_prob
+      >>> position = jnp.ones((3, 2))
+      >>> float(cs.simulate.path_log_weight(position, jnp.zeros(2), log_density))
+      0.0
+    """
+    return log_density(position[-1]) - standard_normal_log_prob(position[0]) + log_ratio.sum()
