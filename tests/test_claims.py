@@ -22,7 +22,7 @@ def seeds():
     return _train(
         cs.targets.seeds(),
         explore=False,
-        max_steps=8,
+        max_steps=16,
         num_iterations=60,
         num_calibration_iterations=250,
     )
