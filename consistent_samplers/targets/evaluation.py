@@ -103,8 +103,8 @@ def hessian_products(log_density: LogDensityFn, points: ArrayLike, vectors: Arra
       >>> from consistent_samplers.targets import evaluation
       >>> def log_density(x):
       ...     return -jnp.sum(x**3)
-      >>> evaluation.hessian_products(log_density, jnp.ones((1, 2)), jnp.eye(2)[:1]).tolist()
-      [[-6.0, 0.0]]
+      >>> evaluation.hessian_products(log_density, jnp.ones((1, 2)), jnp.ones((1, 2))).tolist()
+      [[-6.0, -6.0]]
     """
     if _is_traced(log_density, (points, vectors)):
         points, vectors = jnp.asarray(points), jnp.asarray(vectors)
