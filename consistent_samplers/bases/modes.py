@@ -30,8 +30,10 @@ _SAME_MODE = 0.5
 # Relative to the largest curvature; flatter directions have no Laplace width of their own.
 _MIN_CURVATURE = 1e-6
 _MAX_DROP = 200.0
-# Ends in a row that are no new mode, after which the rest is left.
-_MAX_IN_VAIN = 16
+# Ends in a row that are no new mode, after which the rest is left: among dozens of modes alike,
+# the ends that are not quite there yet come one after another.
+_MAX_IN_VAIN = 64
+_POLISH = 50
 _OPTIMIZER = optax.scale_by_adam()
 
 
@@ -200,10 +202,12 @@ def distinct(
     locs: list[np.ndarray] = []
     factors: list[np.ndarray] = []
     log_evidence: list[float] = []
+    # A polish, and a Hessian of a product a dimension; at most a quarter of the budget in vain.
+    most = min(_MAX_IN_VAIN, 1 + affordable(target) / (4 * (_POLISH + 2 * dim)))
     in_vain = 0
-    while len(left) and len(locs) < max_modes and in_vain < _MAX_IN_VAIN:
+    while len(left) and len(locs) < max_modes and in_vain < most:
         in_vain += 1
-        loc, value = maximise(target, left[0], maxiter=50)
+        loc, value = maximise(target, left[0], maxiter=_POLISH)
         left = left[1:]
         hessian = evaluation.hessians(target.log_density, loc[None].astype(points.dtype))[0]
         if not np.isfinite(hessian).all() or not np.isfinite(value):
