@@ -16,7 +16,9 @@ from jax.tree_util import Partial
 from tqdm.auto import tqdm
 
 from consistent_samplers import checkpoint
-from consistent_samplers.algorithms.base import Algorithm, SamplerState, learn
+from consistent_samplers.algorithms.base import Algorithm
+from consistent_samplers.algorithms.learning import learn
+from consistent_samplers.algorithms.protocol import SamplerState
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import Effort, as_partial, compiler_options
 from consistent_samplers.sharding import (

@@ -12,7 +12,7 @@ import pytest
 
 import consistent_samplers as cs
 from consistent_samplers import sampler as sampling
-from consistent_samplers.algorithms import base as algorithm_base
+from consistent_samplers.algorithms.learning import _updated
 from consistent_samplers.bases import GaussianBase
 from consistent_samplers.types import BOUND_OF, METHODS
 
@@ -571,7 +571,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_count():
     params = {"w": jnp.ones(3)}
     state = cs.SamplerState(params, params, optimizer.init(params), jnp.zeros((), jnp.int32))
     bad = {"w": jnp.array([0.0, jnp.nan, 0.0])}
-    skipped = algorithm_base._updated(optimizer, state, bad, 0.9)
+    skipped = _updated(optimizer, state, bad, 0.9)
     chex.assert_trees_all_equal(skipped, state._replace(iteration=state.iteration + 1))
-    good = algorithm_base._updated(optimizer, state, {"w": jnp.ones(3)}, 0.9)
+    good = _updated(optimizer, state, {"w": jnp.ones(3)}, 0.9)
     assert not jnp.allclose(good.params["w"], params["w"])

@@ -12,7 +12,7 @@ import scipy.stats
 import consistent_samplers as cs
 from consistent_samplers import losses, networks, schedules, simulate
 from consistent_samplers.algorithms import objectives, replay
-from consistent_samplers.algorithms.base import Now
+from consistent_samplers.algorithms.protocol import Now
 from consistent_samplers.bases import GaussianBase
 from consistent_samplers.maps import Control
 from consistent_samplers.processes import OrnsteinUhlenbeck

@@ -17,7 +17,8 @@ import pytest
 import consistent_samplers as cs
 from consistent_samplers import checkpoint, training
 from consistent_samplers.algorithms import Objective
-from consistent_samplers.algorithms.base import Loss, _updated
+from consistent_samplers.algorithms.learning import _updated
+from consistent_samplers.algorithms.protocol import Loss
 from consistent_samplers.checkpoint import CheckpointError
 
 KEY = jax.random.key(0)

@@ -1,13 +1,6 @@
 """Training algorithms, one file each, all of one protocol (`base.Algorithm`)."""
 
-from consistent_samplers.algorithms.base import (
-    Adam,
-    Algorithm,
-    Loss,
-    Now,
-    Objective,
-    SamplerState,
-)
+from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import Constructor, build
 from consistent_samplers.algorithms.calibration import calibration
 from consistent_samplers.algorithms.cdds import cdds
@@ -16,6 +9,7 @@ from consistent_samplers.algorithms.dis import dis
 from consistent_samplers.algorithms.osds import osds
 from consistent_samplers.algorithms.pis import pis
 from consistent_samplers.algorithms.progressive import progressive_distillation
+from consistent_samplers.algorithms.protocol import Adam, Loss, Now, Objective, SamplerState
 from consistent_samplers.algorithms.scds import scds
 from consistent_samplers.algorithms.stochastic import OnPaths, Stochastic
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from consistent_samplers import bases
-from consistent_samplers.algorithms.base import Adam, Algorithm, Objective
+from consistent_samplers.algorithms.base import Algorithm
+from consistent_samplers.algorithms.protocol import Adam, Objective
 from consistent_samplers.bases import Base
 from consistent_samplers.bases.base import as_pytree
 from consistent_samplers.checks import check_choice, check_widths

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import optax
 
 from consistent_samplers import losses, simulate
-from consistent_samplers.algorithms.base import Algorithm, Evaluate, Loss, Now, Objective
+from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import choose_optimizer
+from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases import Component
 from consistent_samplers.log_det import Jacobian
 from consistent_samplers.schedules import check_num_steps, time_grid

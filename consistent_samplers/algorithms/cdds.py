@@ -22,16 +22,10 @@ import jax.numpy as jnp
 import optax
 
 from consistent_samplers import schedules, simulate
-from consistent_samplers.algorithms.base import (
-    Algorithm,
-    Evaluate,
-    Loss,
-    Now,
-    Objective,
-    SamplerState,
-)
+from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import Constructor, build
 from consistent_samplers.algorithms.consistency import one_step_elbo
+from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective, SamplerState
 from consistent_samplers.algorithms.teachers import check_teacher, distilled
 from consistent_samplers.checks import check_choice
 from consistent_samplers.maps import Denoiser, DenoisingProcess

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import simulate
-from consistent_samplers.algorithms.base import Evaluate, Now
+from consistent_samplers.algorithms.protocol import Evaluate, Now
 from consistent_samplers.sharding import shard_batch
 from consistent_samplers.types import Array, Params, PRNGKey
 

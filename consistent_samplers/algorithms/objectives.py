@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import losses, simulate
-from consistent_samplers.algorithms.base import Evaluate, Now
+from consistent_samplers.algorithms.protocol import Evaluate, Now
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_choice
 from consistent_samplers.maps import Control

@@ -17,16 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from consistent_samplers import losses, simulate
-from consistent_samplers.algorithms.base import (
-    Algorithm,
-    Evaluate,
-    Loss,
-    Now,
-    Objective,
-    SamplerState,
-)
+from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import build
 from consistent_samplers.algorithms.consistency import one_step_elbo
+from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective, SamplerState
 from consistent_samplers.algorithms.teachers import check_teacher, distilled
 from consistent_samplers.maps import Control
 from consistent_samplers.sharding import shard_batch

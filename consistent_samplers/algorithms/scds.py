@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from consistent_samplers import losses, schedules
-from consistent_samplers.algorithms.base import Algorithm, Evaluate, Loss, Now
+from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import Constructor
 from consistent_samplers.algorithms.consistency import draw_steps
 from consistent_samplers.algorithms.objectives import (
@@ -30,6 +30,7 @@ from consistent_samplers.algorithms.objectives import (
     PathLoss,
     annealing,
 )
+from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.algorithms.stochastic import OnPaths, build_on_paths
 from consistent_samplers.bases import Base, Component, standard_normal
 from consistent_samplers.checks import check_choice

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from consistent_samplers import networks, schedules
 from consistent_samplers.algorithms import objectives, replay
-from consistent_samplers.algorithms.base import Algorithm, Evaluate, Loss, Now, Objective
+from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import (
     build,
     check_control,
@@ -21,6 +21,7 @@ from consistent_samplers.algorithms.building import (
     choose_network,
 )
 from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss, PathLoss
+from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases import Base
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.checks import check_choice, check_widths

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from consistent_samplers.algorithms.base import Algorithm, SamplerState
+from consistent_samplers.algorithms.base import Algorithm
+from consistent_samplers.algorithms.protocol import SamplerState
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Params, PRNGKey

@@ -1,0 +1,164 @@
+"""One iteration of training: an objective, its gradient, and an update.
+
+An objective is run in one of two ways. With the density *outside*, the loss is run up to its call
+of the density to learn the points (`ask`), the density is evaluated at them by programs of its
+own, and the loss is run again with the answer (`learn`): a value whose derivative by the points is
+the gradient found there. So nothing of ours is compiled with anybody's density. With the density
+*inside* the loss runs once; that is how it is traced as part of a larger computation, and how
+guided controls run, whose every step asks for it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from consistent_samplers.algorithms.protocol import Adam, Loss, Now, Objective, SamplerState
+from consistent_samplers.kernels import kernel
+from consistent_samplers.maps import Control
+from consistent_samplers.types import Array, ArrayTree, GradientFn, Params, PRNGKey
+
+
+@kernel(effort="least")
+def init_params(control: Control, rng_key: PRNGKey) -> Params:
+    """Fresh parameters of a control."""
+    return control.init(jax.random.split(rng_key)[0])
+
+
+@kernel(static=("objective", "optimizer"), effort="least")
+def init_state(
+    control: Control, params: Params, *, objective: Objective, optimizer: Any
+) -> SamplerState:
+    """The state of parameters that training starts from."""
+    iteration, memory = jnp.zeros((), jnp.int32), objective.init_memory(control, params)
+    opt_state = _transformation(optimizer).init(params)
+    return SamplerState(params, params, opt_state, iteration, memory, jnp.ones(()))
+
+
+class _AskedError(Exception):
+    """Carries the points out of an objective that asks for their densities."""
+
+
+@kernel(static=("objective", "fold"), effort="least")
+def ask(
+    control: Control,
+    extra: ArrayTree,
+    rng_key: PRNGKey,
+    state: SamplerState,
+    *,
+    objective: Objective,
+    fold: bool,
+) -> Array | None:
+    """The points ``[n, dim]`` whose densities an iteration asks for; None for none."""
+
+    def stop(points: Array) -> Array:
+        raise _AskedError(points)
+
+    try:
+        objective(state.params, _now(control, extra, rng_key, state, fold, None), stop)
+    except _AskedError as asked:
+        points: Array = asked.args[0]
+        return points
+    return None
+
+
+@kernel(static=("objective", "optimizer", "fold"), effort="least")
+def learn(
+    density: Partial | None,
+    answer: tuple[Array, Array] | None,
+    control: Control,
+    extra: ArrayTree,
+    rng_key: PRNGKey,
+    state: SamplerState,
+    *,
+    objective: Objective,
+    optimizer: Any,
+    fold: bool,
+) -> tuple[SamplerState, Any]:
+    """One iteration, given the density itself or its values and gradients."""
+    gradient = None if density is None else jax.grad(lambda x: density(x))
+    now = _now(control, extra, rng_key, state, fold, gradient)
+
+    def evaluate(points: Array) -> Array:
+        if density is not None:
+            return jax.vmap(lambda x: density(x))(points)
+        assert answer is not None
+        return _answered(points, *answer)
+
+    def parts(params: Params) -> tuple[tuple[Array, ...], Loss]:
+        loss = objective(params, now, evaluate)
+        return loss.parts, loss
+
+    values, pull_back, loss = jax.vjp(parts, state.params, has_aux=True)
+    ones = [jnp.ones_like(value) for value in values]
+    if objective.part_clip is None:
+        (grads,) = pull_back(tuple(ones))
+        norm = optax.tree.norm(grads)
+    else:
+        limit = optax.clip_by_global_norm(getattr(objective, objective.part_clip))
+        each = [
+            pull_back(tuple(one if i == k else jnp.zeros_like(one) for i, one in enumerate(ones)))[
+                0
+            ]
+            for k in range(len(ones))
+        ]
+        norm = jnp.stack([optax.tree.norm(g) for g in each]).sum()
+        clipped = [limit.update(g, optax.EmptyState())[0] for g in each]
+        grads = jax.tree.map(lambda *g: sum(g[1:], g[0]), *clipped)
+    new_state = _updated(_transformation(optimizer), state, grads, objective.ema_decay)
+    return new_state._replace(memory=loss.memory), loss.info._replace(gradient_norm=norm)
+
+
+def _now(
+    control: Control,
+    extra: ArrayTree,
+    rng_key: PRNGKey,
+    state: SamplerState,
+    fold: bool,
+    gradient: GradientFn | None,
+) -> Now:
+    if fold:
+        rng_key = jax.random.fold_in(rng_key, state.iteration)
+    return Now(rng_key, control, state, extra, gradient)
+
+
+@jax.custom_jvp
+def _answered(points: Array, values: Array, grads: Array) -> Array:
+    """Log densities ``[n]`` that were found, as a function of the points ``[n, dim]``."""
+    return values
+
+
+@_answered.defjvp
+def _answered_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    _, values, grads = primals
+    # Where the density is zero or overflows its gradient says nothing.
+    grads = jnp.where(jnp.isfinite(grads), grads, 0.0)
+    return values, jnp.sum(grads * tangents[0], axis=-1)
+
+
+def _updated(
+    optimizer: optax.GradientTransformation,
+    state: SamplerState,
+    grads: Params,
+    ema_decay: float,
+) -> SamplerState:
+    """One optimiser update and the moving average; none where a gradient is not finite.
+
+    A single path that overflows then costs one iteration, not the training.
+    """
+    finite = jnp.isfinite(optax.tree.norm(grads))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: state.step_scale * update, updates)
+    params = optax.apply_updates(state.params, updates)
+    # A young average follows closely, so that it is never stuck at its starting point.
+    decay = jnp.minimum(ema_decay, (1.0 + state.iteration) / (10.0 + state.iteration))
+    ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
+    new_state = state._replace(params=params, ema_params=ema_params, opt_state=opt_state)
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+    return kept._replace(iteration=state.iteration + 1)
+
+
+def _transformation(optimizer: Any) -> optax.GradientTransformation:
+    return optimizer.transformation() if isinstance(optimizer, Adam) else optimizer
