@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from consistent_samplers import kernels, registry, store
+from consistent_samplers import kernels, programs, registry, store
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.kernels import kernel
 from consistent_samplers.types import FlowDiagnostics
@@ -394,7 +394,7 @@ def test_other_versions_have_other_programs(what, folder, monkeypatch):
     if what == "XLA_FLAGS":
         monkeypatch.setenv(what, os.environ.get(what, "") + " --xla_other=1")
     else:
-        home = store if what == "_machine" else kernels
+        home = store if what == "_machine" else programs
         monkeypatch.setattr(home, what, lambda: "another")
     made(_flow)(jnp.ones(3))
     assert RUNS == ["flow"] * 2

@@ -17,6 +17,7 @@ ORDER = [
     "compilation",
     "registry",
     "store",
+    "programs",
     "kernels",
     "targets",
     "bases",
