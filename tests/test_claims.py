@@ -23,7 +23,7 @@ def seeds():
         cs.targets.seeds(),
         explore=False,
         max_steps=16,
-        num_iterations=60,
+        num_iterations=250,
         num_calibration_iterations=250,
     )
 
