@@ -169,7 +169,8 @@ def flatten_model(
       TypeError: data that are no numbers.
     """
     name = name_of(model)
-    trace = _trace_of(model, model_args, model_kwargs)
+    initialised = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
+    trace = handlers.trace(initialised).get_trace(*model_args, **model_kwargs)
     _check_trace(name, trace)
 
     sites = []
@@ -192,26 +193,6 @@ def flatten_model(
         structure, _Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
     )
     return _flat_model(_Functions(model, constants, tuple(sites)), ([], fixed), name)
-
-
-def _trace_of(
-    model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """A model's sites, without computing what their values would be where nobody needs them."""
-    initialised = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
-
-    def sites() -> dict[str, Any]:
-        found: dict[str, Any] = handlers.trace(initialised).get_trace(*model_args, **model_kwargs)
-        return found
-
-    abstract: dict[str, Any] = {}
-    try:
-        jax.eval_shape(lambda: abstract.update(sites()))
-    except Exception:
-        # A model that branches on its draws; a fault of its own is met again, and told.
-        return sites()
-    valued = any(site["type"] in ("param", "mutable") for site in abstract.values())
-    return sites() if valued else abstract
 
 
 class _Opaque(tuple):
