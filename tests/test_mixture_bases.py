@@ -324,6 +324,12 @@ def test_missed_modes_are_seen_from_outside():
     assert "2 of 9 modes" in str(check) and "2.3 nats higher" in str(check)
 
 
+def test_modes_behind_ends_that_are_not_there_yet_are_found():
+    """Among 40 modes alike, unfinished ends of known ones come one after another."""
+    modes = bases.find_modes(jax.random.key(0), cs.targets.gmm40(50))
+    assert len(modes.loc) >= 35
+
+
 def test_starts_where_the_density_is_not_a_number_are_left_out():
     target = cs.Target(
         lambda x: jnp.where(jnp.abs(x).max() > 5.0, jnp.nan, -0.5 * jnp.sum(x**2)), 2, name="near"
