@@ -28,9 +28,9 @@ from consistent_samplers.compilation import Effort, compiler_options, is_traced
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
-# What JAX compiles for. Attributes of arrays that cost nothing: this is done for every leaf of
+# What is compiled for. An attribute of arrays that costs nothing: this is done for every leaf of
 # every call.
-_mark = operator.attrgetter("aval", "committed")
+_type_of_array = operator.attrgetter("aval")
 # The settings of JAX's cache are the process's, so that one program at a time is compiled.
 _lock = threading.RLock()
 _warmer: Callable[..., Any] | None = None
@@ -232,10 +232,10 @@ def _decorate(
         if _has_many_devices() and _is_spread(leaves):
             return chosen.plain(*args, **kwargs)
         try:
-            marks = tuple(map(_mark, leaves))
+            types = tuple(map(_type_of_array, leaves))
         except AttributeError:
-            marks = tuple(map(_mark_of_any, leaves))
-        signature = (structure, marks, programs.settings(jax.config))
+            types = tuple(map(jax.typeof, leaves))
+        signature = (structure, types, programs.settings(jax.config))
         program = chosen.programs.get(signature)
         if program is None:
             # What is computed inside of another program is part of that one.
@@ -270,7 +270,7 @@ def _first_call(
             except Exception as error:  # whatever it is that this version of JAX raises
                 problem = error
     if program is None:
-        program = _of_leaves(variant.filled, signature[0], effort)
+        program = _of_leaves(variant.filled, signature[0], effort, leaves)
     result = program(*leaves)
     # Not before: a mistake in the arguments shows as an error of the function itself.
     if problem is not None:
@@ -279,15 +279,19 @@ def _first_call(
     return result
 
 
-def _of_leaves(filled: Callable[..., Any], structure: Any, effort: Effort) -> Callable[..., Any]:
-    """A function of the leaves of its arguments, as JAX compiles it."""
+def _of_leaves(
+    filled: Callable[..., Any], structure: Any, effort: Effort, leaves: list[Any]
+) -> Callable[..., Any]:
+    """A compiled function of the leaves of its arguments."""
 
     def flat(*leaves: Any) -> Any:
         args, kwargs = jax.tree.unflatten(structure, leaves)
         return filled(*args, **kwargs)
 
     flat.__name__ = flat.__qualname__ = filled.__name__
-    return jax.jit(flat, compiler_options=compiler_options(effort) or None)
+    jitted = jax.jit(flat, compiler_options=compiler_options(effort) or None)
+    # Ahead of time: a jitted function compiles once more where an array is bound to its device.
+    return jitted.lower(*leaves).compile()
 
 
 def _keep_few(kept: dict[Any, Any], key: Any, value: Any) -> Any:
@@ -298,13 +302,6 @@ def _keep_few(kept: dict[Any, Any], key: Any, value: Any) -> Any:
         except (StopIteration, RuntimeError):  # another thread does the same
             break
     return kept.setdefault(key, value)
-
-
-def _mark_of_any(leaf: Any) -> Any:
-    """As `_mark`, of what may be a number or an array of NumPy."""
-    if isinstance(leaf, jax.Array):
-        return _mark(leaf)
-    return type(leaf), getattr(leaf, "shape", ()), getattr(leaf, "dtype", None)
 
 
 class _Identity:

@@ -102,10 +102,11 @@ def prepare(
         return jax.tree.unflatten(out_structure, results)
 
     run.__name__ = run.__qualname__ = f"consistent_samplers_{function.__name__}"
-    program = jax.jit(run, compiler_options=compiler_options(effort) or None)
+    jitted = jax.jit(run, compiler_options=compiler_options(effort) or None)
     with store.own_cache(kept.entries) as folder:
-        # Compiled, not run: the settings of the cache are the user's again before it runs.
-        program.lower(*leaves).compile()
+        # Compiled, not run: the settings of the cache are the user's again before it runs. And
+        # called as compiled: a jitted function would compile again for another kind of array.
+        program = jitted.lower(*leaves).compile()
         # By name: another thread of the user's may have compiled something meanwhile.
         entries = {
             file.name: file.read_bytes()

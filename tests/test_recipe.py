@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 
 import consistent_samplers as cs
 from consistent_samplers.diagnostics import ExplorationCheck
-from consistent_samplers.recipe import calibrating, route, warm_start
-from consistent_samplers.recipe import training as recipe
+from consistent_samplers.recipe import calibrating, route, training, warm_start
+from consistent_samplers.recipe import stages as recipe
 
 KEY = jax.random.key(0)
 # As many as the recipe compiles its sampler for.
@@ -357,8 +357,8 @@ def test_a_warm_start_that_falls_short_is_given_up(monkeypatch, trained, share, 
         check = ExplorationCheck(2, 0 if passed else 1, 0.5, 0.0)
         return dataclasses.replace(trained, stages=stages, exploration=check, warm_started=True)
 
-    monkeypatch.setattr(recipe, "_train", train)
-    monkeypatch.setattr(recipe, "fit_base", lambda *args, **kwargs: pytest.fail("explored"))
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "fit_base", lambda *args, **kwargs: pytest.fail("explored"))
     settings = {"base": trained.base, "start": trained}
     if anew:
         with pytest.warns(UserWarning, match="training begins anew"):

@@ -35,20 +35,8 @@ def maximise(
 ) -> tuple[np.ndarray, float]:
     """Where L-BFGS ends, ``[dim]`` in float64, and the log density there, -inf outside the support.
 
-    Args:
-      target: the target.
-      start: ``[dim]``, of the type in which the density is evaluated.
-      callback: called with the point after each iteration.
-      **options: of ``scipy.optimize.minimize(method="L-BFGS-B")``.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import numpy as np
-      >>> import consistent_samplers as cs
-      >>> from consistent_samplers.bases.laplace import maximise
-      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
-      >>> maximise(target, np.zeros(1, np.float32))[0].round(3).tolist()
-      [1.0]
+    ``callback`` is called with the point after each iteration; options are those of
+    ``scipy.optimize.minimize(method="L-BFGS-B")``.
     """
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -75,10 +63,6 @@ def paths(target: Target, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct ends of L-BFGS, the highest first, and points on the ways there: ``[n, dim]`` each.
 
     The end is the mode where there is one; the early points are what is left where there is none.
-
-    Args:
-      target: the target.
-      starts: ``[num_starts, dim]``.
     """
     found, ways = [], []
     for start in starts:
@@ -106,11 +90,7 @@ def laplace(
 ) -> Gaussians:
     """Laplace approximations at points, one for each ridge added to the curvatures.
 
-    Args:
-      target: the target.
-      points: ``[n, dim]``.
-      dtype: in which the density is evaluated.
-      ridges: for flat and saddle directions; several, since none fits all.
+    Ridges are for flat and saddle directions; several, since none fits all.
     """
     locs, factors = [], []
     hessians = evaluation.hessians(target.log_density, points.astype(dtype))
@@ -130,33 +110,14 @@ def laplace(
 
 
 def usable_everywhere(values: np.ndarray) -> bool:
-    """Whether log densities are numbers or -inf, and not all of them -inf.
-
-    Args:
-      values: ``[n]``.
-
-    Example:
-      >>> import numpy as np
-      >>> from consistent_samplers.bases.laplace import usable_everywhere
-      >>> usable_everywhere(np.array([-np.inf, 0.0])), usable_everywhere(np.array([np.nan, 0.0]))
-      (True, False)
-    """
+    """Whether log densities are numbers or -inf, and not all of them -inf."""
     return bool(-np.inf < values.max() < np.inf)
 
 
 def check_starts(
     target: Target, points: np.ndarray, allowed: Callable[[np.ndarray], bool]
 ) -> np.ndarray:
-    """Log densities at starts: ``[n]``.
-
-    Args:
-      target: the target.
-      points: ``[n, dim]``.
-      allowed: whether one can start from points of such log densities.
-
-    Raises:
-      ValueError: it cannot, and the words of `targets.check_density` say why.
-    """
+    """Log densities ``[n]`` at starts; a ValueError unless one can start from such values."""
     values = np.asarray(evaluation.values(target.log_density, points))
     if not allowed(values):
         check_density(target, points)

@@ -30,10 +30,13 @@ _SAME_MODE = 0.5
 # Relative to the largest curvature; flatter directions have no Laplace width of their own.
 _MIN_CURVATURE = 1e-6
 _MAX_DROP = 200.0
-# Ends in a row that are no new mode, after which the rest is left: among dozens of modes alike,
-# the ends that are not quite there yet come one after another.
-_MAX_IN_VAIN = 64
+# Polishes in a row that end in no new mode, after which the rest is left.
+_MAX_IN_VAIN = 16
 _POLISH = 50
+# An end is on its way to an optimum if on the line to it the density falls by no more than this, in
+# nats, below its own.
+_FALL = 0.1
+_NUM_BETWEEN = 15
 _OPTIMIZER = optax.scale_by_adam()
 
 
@@ -120,20 +123,7 @@ def find_modes(
 
 
 def climb_size(target: Target, num_starts: int, num_iterations: int = 400) -> tuple[int, int]:
-    """Numbers of starts and of Adam iterations that the budget allows; 0 of these for L-BFGS.
-
-    Args:
-      target: the target.
-      num_starts: starts asked for.
-      num_iterations: iterations asked for.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> from consistent_samplers.bases.modes import climb_size
-      >>> climb_size(cs.Target(lambda x: -jnp.sum(x**2), dim=2), 512)
-      (512, 400)
-    """
+    """Numbers of starts and of Adam iterations that the budget allows; 0 of these for L-BFGS."""
     most = affordable(target)
     while max(num_starts, _MIN_BATCH) * num_iterations > most:
         if num_starts <= _MIN_BATCH:
@@ -148,14 +138,8 @@ def climb(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where Adam or L-BFGS ends from starts, and the log densities there, the highest first.
 
-    From far away to the nearest mode takes Adam about the start's scale; the decay of the step to
-    zero settles.
-
-    Args:
-      target: the target.
-      starts: ``[n, dim]``.
-      scale: ``[n]``, their distances from the centre.
-      num_iterations: see `climb_size`.
+    From far away to the nearest mode takes Adam about the start's scale ``[n]``; the decay of the
+    step to zero settles.
     """
     if num_iterations:
         # In all up to five times the scale, whatever the number of iterations.
@@ -188,16 +172,10 @@ def _ascend(x: Array, state: Any, gradient: Array, rate: Array) -> tuple[Array, 
 def distinct(
     target: Target, points: np.ndarray, values: np.ndarray, max_modes: int = MAX_MODES
 ) -> Modes:
-    """Optima from points in order of their densities, polished, one of each.
-
-    Args:
-      target: the target.
-      points: ``[n, dim]``.
-      values: ``[n]``, log densities, the highest first.
-      max_modes: optima kept.
-    """
+    """Optima from points ``[n, dim]``, the highest log density first, polished, one of each."""
     # An end far below the best carries no mass, and every end costs a Hessian.
     left = points[values > values.max(initial=-np.inf) - _MAX_DROP]
+    nearest = np.full(len(left), np.inf)
     dim = target.dim
     locs: list[np.ndarray] = []
     factors: list[np.ndarray] = []
@@ -208,7 +186,7 @@ def distinct(
     while len(left) and len(locs) < max_modes and in_vain < most:
         in_vain += 1
         loc, value = maximise(target, left[0], maxiter=_POLISH)
-        left = left[1:]
+        left, nearest = left[1:], nearest[1:]
         hessian = evaluation.hessians(target.log_density, loc[None].astype(points.dtype))[0]
         if not np.isfinite(hessian).all() or not np.isfinite(value):
             continue
@@ -219,8 +197,13 @@ def distinct(
         floor = max(_MIN_CURVATURE * curvature[-1], 0.05 * float(np.median(curvature.clip(0))))
         curvature = np.maximum(curvature, max(floor, 1e-12))
         root = np.sqrt(curvature)[:, None] * vectors.T
-        near = np.linalg.norm((left - loc) @ root.T, axis=1) < _SAME_MODE * np.sqrt(dim)
-        left = left[~near]
+        distance = np.linalg.norm((left - loc) @ root.T, axis=1)
+        here = distance < _SAME_MODE * np.sqrt(dim)
+        # Of the others, those on the way to it; each end is compared with ever nearer optima.
+        further = ~here & (distance < nearest)
+        if further.any():
+            here[further] = fall_between(target, left[further], loc) <= _FALL
+        left, nearest = left[~here], np.minimum(distance, nearest)[~here]
         if any(
             np.linalg.norm(np.linalg.solve(f, loc - other)) < _SAME_MODE * np.sqrt(dim)
             for other, f in zip(locs, factors, strict=True)
@@ -237,15 +220,19 @@ def distinct(
     return Modes(np.stack(locs)[order], np.stack(factors)[order], np.asarray(log_evidence)[order])
 
 
+def fall_between(target: Target, points: np.ndarray, loc: np.ndarray) -> np.ndarray:
+    """How far the density falls on the way to ``loc``, in nats below the lower end: ``[n]``."""
+    part = np.linspace(0.0, 1.0, _NUM_BETWEEN + 2)[:, None]
+    line = (1.0 - part) * points[:, None] + part * loc
+    flat = line.reshape(-1, target.dim).astype(jnp.result_type(float))
+    values = np.asarray(evaluation.values(target.log_density, flat), np.float64)
+    values = np.where(np.isnan(values), -np.inf, values).reshape(line.shape[:2])
+    fall: np.ndarray = np.minimum(values[:, 0], values[:, -1]) - values.min(axis=1)
+    return fall
+
+
 def covering(modes: Modes, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviations of a Gaussian that covers the optima that carry mass.
-
-    N(0, I) where there are none.
-
-    Args:
-      modes: optima.
-      dim: dimension of the space.
-    """
+    """Mean and standard deviations of a Gaussian over the optima that carry mass, or of N(0, I)."""
     dtype = jnp.result_type(float)
     if len(modes.loc) == 0:
         return np.zeros(dim, dtype), np.ones(dim, dtype)

@@ -22,14 +22,7 @@ def alone(base: Base) -> Sampler:
 
 
 def widened(base: Base, width: float) -> Base | None:
-    """The base with all its standard deviations times ``width``; None of a class not known here.
-
-    Example:
-      >>> import consistent_samplers as cs
-      >>> from consistent_samplers.recipe.base_stage import widened
-      >>> widened(cs.bases.standard_normal(1), 1.5).scale_tril.tolist()
-      [[1.5]]
-    """
+    """The base with all its standard deviations times ``width``; None of a class not known here."""
     if width == 1.0:
         return base
     if isinstance(base, GaussianBase):
@@ -52,18 +45,8 @@ def widest_needed(
 ) -> tuple[Sampler, Draws, Evidence, str | None]:
     """The base at the first width at which its weights are enough, else as it is.
 
-    Args:
-      rng_key: key of the draws, the same for every width.
-      target: the target.
-      base: the base.
-      num_draws: draws to judge by.
-      is_enough: why the weights are enough, in words, or None.
-
-    Returns:
-      Sampler, draws, evidence, and why it is enough or None.
-
-    Raises:
-      ValueError: the weights of the base as it is cannot be used.
+    Sampler, draws (of one key for every width), evidence, and why it is enough, in words, or None.
+    A ValueError where the weights of the base as it is cannot be used.
     """
     own = alone(base)
     draws = own.sample(rng_key, target, num_draws)

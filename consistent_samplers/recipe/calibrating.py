@@ -25,20 +25,10 @@ class AnnealedRounds:
     """A learning rate that each round warms up and anneals, so that training may end after any.
 
     A tenth of the round to warm up (at most 100 iterations), then a cosine to zero.
-
-    Attributes:
-      peak: largest learning rate.
-      rounds: iterations of each round.
-
-    Example:
-      >>> from consistent_samplers.recipe.calibrating import AnnealedRounds
-      >>> rate = AnnealedRounds(peak=1e-2, rounds=(250, 1_250))
-      >>> [round(float(rate(i)), 4) for i in (0, 25, 250, 350)]
-      [0.0, 0.01, 0.0, 0.01]
     """
 
     peak: float
-    rounds: tuple[int, ...]
+    rounds: tuple[int, ...]  # iterations of each
 
     def __call__(self, count: Any) -> Array:
         """The rate at an iteration."""
@@ -65,17 +55,8 @@ def in_rounds(
 ) -> tuple[FitResult, bool]:
     """Rounds of training until one is enough; and whether Ctrl-C cut them short.
 
-    A round that diverges ends the training with its last good state, and a warning.
-
-    Args:
-      rng_key: key.
-      algorithms: what is trained in each round, all with states of one kind.
-      state: where it starts.
-      rounds: iterations of each.
-      name: of the stage, for checkpoints.
-      is_enough: whether a state ends the training.
-      folder: for checkpoints, or None.
-      progress_bar: show progress.
+    A round that diverges ends the training with its last good state, and a warning. The algorithms,
+    one a round, have states of one kind; ``name`` is the stage's, for checkpoints in ``folder``.
     """
     histories = []
     run = functools.partial(_fit_or_keep, progress_bar=progress_bar)

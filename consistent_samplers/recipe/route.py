@@ -63,13 +63,7 @@ class Route(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Floating-point operations.
-
-    Attributes:
-      base_draw: of a weighted draw of the base.
-      map_draw: of a weighted draw of the map.
-      density: of a value and gradient of the density.
-    """
+    """Floating-point operations of weighted draws, and of a density's value and gradient."""
 
     base_draw: float
     map_draw: float
@@ -82,14 +76,7 @@ class Costs(NamedTuple):
 
 
 def costs(dim: int, hidden: tuple[int, ...], structured: bool, density: float) -> Costs:
-    """Operations of draws in ``dim`` dimensions with a network of some hidden widths.
-
-    Example:
-      >>> from consistent_samplers.recipe.route import costs
-      >>> found = costs(10, (64, 64), False, density=100.0)
-      >>> found.map_draw > 10 * found.base_draw
-      True
-    """
+    """Operations of draws in ``dim`` dimensions with a network of some hidden widths."""
     widths = (dim, *hidden, 2 * dim)
     network = 2.0 * sum(a * b for a, b in itertools.pairwise(widths))
     base = dim**2 + density / 3.0
@@ -103,14 +90,7 @@ def base_is_enough(
     num_samples: int,
     cost: Costs,
 ) -> str | None:
-    """Why the base alone will do, in words; None where it will not.
-
-    Args:
-      evidence: of the base's weights.
-      exploration: what an independent look for modes found, or None.
-      num_samples: effective draws asked for.
-      cost: of draws and of training.
-    """
+    """Why the base alone will do for so many effective draws, in words; None where it will not."""
     k, ess = float(evidence.pareto_k), float(evidence.ess)
     if not (k <= FINITE_VARIANCE_K - _MARGIN and ess * evidence.num_samples >= MIN_EFFECTIVE):
         return None
@@ -123,13 +103,7 @@ def base_is_enough(
 
 
 def calibration_is_enough(evidence: Evidence, num_samples: int, cost: Costs) -> str | None:
-    """Why the short calibration will do, in words; None where it will not.
-
-    Args:
-      evidence: of the calibrated step's weights.
-      num_samples: effective draws asked for.
-      cost: of draws and of training.
-    """
+    """Why the short calibration will do, in words; None where it will not."""
     ess = float(evidence.ess)
     if not weights_are_reliable(evidence) or ess * evidence.num_samples < MIN_EFFECTIVE:
         return None

@@ -20,12 +20,7 @@ _ENOUGH = 0.5
 
 
 def check_start(start: TrainedSampler, target: Target) -> None:
-    """Raises unless a sampler can be gone on from.
-
-    Raises:
-      TypeError: it is no `TrainedSampler`.
-      ValueError: it has another dimension.
-    """
+    """Raises a TypeError or ValueError unless a sampler can be gone on from."""
     if not isinstance(start, TrainedSampler):
         raise TypeError(
             "start must come from cs.train_sampler or cs.load, got "
@@ -52,11 +47,6 @@ def late(algorithm: Algorithm, params: Params, planned: int) -> SamplerState:
     """A state on trained parameters with a fresh optimiser, its learning rate late in the schedule.
 
     What has been done counts: nothing is annealed or warmed up again.
-
-    Args:
-      algorithm: what will be trained.
-      params: the parameters.
-      planned: iterations of its schedule.
     """
     blank = SamplerState(params, params, (), jnp.zeros((), jnp.int32))
     restarted = algorithm.restart(blank)

@@ -68,20 +68,7 @@ def values(log_density: LogDensityFn, points: ArrayLike) -> Array:
 
 
 def values_and_grads(log_density: LogDensityFn, points: ArrayLike) -> tuple[Array, Array]:
-    """Log densities ``[n]`` and their gradients ``[n, dim]`` at points.
-
-    Args:
-      log_density: see `values`.
-      points: ``[n, dim]``.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.targets import evaluation
-      >>> points = jnp.ones((1, 2))
-      >>> value, grad = evaluation.values_and_grads(lambda x: -0.5 * jnp.sum(x**2), points)
-      >>> value.tolist(), grad.tolist()
-      ([-1.0], [[-1.0, -1.0]])
-    """
+    """Log densities ``[n]`` and gradients ``[n, dim]`` at points ``[n, dim]``; see `values`."""
     if _is_traced(log_density, points):
         return _values_and_grads(_call, as_partial(log_density), jnp.asarray(points))
     try:
@@ -91,21 +78,7 @@ def values_and_grads(log_density: LogDensityFn, points: ArrayLike) -> tuple[Arra
 
 
 def hessian_products(log_density: LogDensityFn, points: ArrayLike, vectors: ArrayLike) -> Array:
-    """Products ∇²log ρ(x) v of Hessians with vectors: ``[n, dim]``.
-
-    Args:
-      log_density: see `values`.
-      points: ``[n, dim]``.
-      vectors: ``[n, dim]``, one for each point.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.targets import evaluation
-      >>> def log_density(x):
-      ...     return -jnp.sum(x**3)
-      >>> evaluation.hessian_products(log_density, jnp.ones((1, 2)), jnp.ones((1, 2))).tolist()
-      [[-6.0, -6.0]]
-    """
+    """Products ∇²log ρ(x) v of Hessians with vectors, one for each point: ``[n, dim]``."""
     if _is_traced(log_density, (points, vectors)):
         points, vectors = jnp.asarray(points), jnp.asarray(vectors)
         return _hessian_products(_call, as_partial(log_density), points, vectors)
@@ -113,18 +86,7 @@ def hessian_products(log_density: LogDensityFn, points: ArrayLike, vectors: Arra
 
 
 def hessians(log_density: LogDensityFn, points: ArrayLike) -> np.ndarray:
-    """Hessians at points as host arrays in float64: ``[n, dim, dim]``, made of products.
-
-    Args:
-      log_density: see `values`.
-      points: ``[n, dim]``.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.targets import evaluation
-      >>> evaluation.hessians(lambda x: -jnp.sum(x**2), jnp.ones((1, 2))).tolist()
-      [[[-2.0, -0.0], [-0.0, -2.0]]]
-    """
+    """Hessians at points as host arrays in float64: ``[n, dim, dim]``, made of products."""
     points = np.asarray(points)
     num, dim = points.shape
     vectors = np.tile(np.eye(dim, dtype=points.dtype), (num, 1))
@@ -136,16 +98,6 @@ def cost(log_density: LogDensityFn, dim: int) -> float:
     """Floating-point operations of one value and gradient, as the compiler counts them.
 
     Loops count once. The same on every machine, unlike a time.
-
-    Args:
-      log_density: see `values`.
-      dim: dimension of its points.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.targets import evaluation
-      >>> evaluation.cost(lambda x: -0.5 * jnp.sum(x**2), dim=100) < 1_000
-      True
     """
     size = _FEW
     density = as_partial(log_density)
@@ -217,12 +169,12 @@ def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> A
     num = len(inputs[0])  # type: ignore[arg-type]
     sizes = _sizes(kind)
     size = next((s for s in sizes if s >= num), sizes[-1])
-    if num == size:
-        return program(*inputs)
-    # On CPUs with NumPy: JAX compiles slices and joins of every length. Elsewhere that would move
-    # all of them to the host and back.
+    # On CPUs with NumPy: JAX compiles slices and joins of every length, and all once more for
+    # arrays bound to their device. Elsewhere that would move all of them to the host and back.
     xp: Any = np if jax.default_backend() == "cpu" else jnp
     arrays = [xp.asarray(x) for x in inputs]
+    if num == size:
+        return program(*arrays)
     parts = [
         program(*(_filled(x[begin : begin + size], size, xp) for x in arrays))
         for begin in range(0, num, size)

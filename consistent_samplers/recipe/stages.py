@@ -1,0 +1,264 @@
+"""The stages of the recipe on a base: how far they go, and what they are worth."""
+
+import dataclasses
+import functools
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from consistent_samplers.algorithms import Algorithm, SamplerState, build, calibration
+from consistent_samplers.algorithms.osds import OSDS
+from consistent_samplers.bases import Base
+from consistent_samplers.bases.base import as_pytree
+from consistent_samplers.bases.iterating import split
+from consistent_samplers.diagnostics import ExplorationCheck, exploration_check
+from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.maps import Control, Identity
+from consistent_samplers.recipe import base_stage, route, warm_start
+from consistent_samplers.recipe.calibrating import AnnealedRounds, in_rounds
+from consistent_samplers.recipe.route import Effort, Route
+from consistent_samplers.recipe.trained import TrainedSampler
+from consistent_samplers.sampler import Sampler
+from consistent_samplers.targets import Target, evaluation
+from consistent_samplers.training import TrainingDivergedError
+from consistent_samplers.types import Draws, PRNGKey
+
+# Draws on which the stages of the recipe are compared with each other.
+_NUM_CHECK_DRAWS = 4_096
+# Draws of an iteration of calibration, and of its first round where that may be enough.
+_BATCH, _BRIEF_BATCH = 128, 64
+# Share of effective draws from which on a full calibration is not gone on with.
+_EFFECTIVE_ENOUGH = 0.9
+# Nats below which two stages are as good as each other: rounding, where the base is exact.
+_SAME_ELBO = 1e-3
+
+
+class Plan(NamedTuple):
+    """What was asked for."""
+
+    num_samples: int
+    effort: Effort
+    max_steps: int
+    hidden: tuple[int, ...]
+    network: Any
+    optimizer: Any
+    distillation: int  # iterations of OSDS
+    rounds: tuple[int, ...]  # iterations of each round of calibration
+    explore: bool
+    progress_bar: bool
+    folder: Path | None  # of checkpoints
+
+
+class Start(NamedTuple):
+    """What training sets out from."""
+
+    base: Base
+    explored: bool  # whether modes were looked for, and are to be looked for again
+    modes: Any = None  # that the base was not fitted to
+    particle_log_z: float = math.nan
+    trained: TrainedSampler | None = None  # what it goes on from
+
+
+def distillation(target: Target, base: Base, plan: Plan) -> Algorithm:
+    """The recipe's OSDS, unguided.
+
+    On a fitted base the target's gradient costs more (a Hessian in every Jacobian) than it brings.
+    """
+    objective = OSDS(
+        max_steps=plan.max_steps,
+        hidden=plan.hidden,
+        guidance=None,
+        learning_rate=AnnealedRounds(2e-3, (max(plan.distillation, 1),)),
+    )
+    control = objective.control(as_pytree(base), plan.network)
+    return build(target, objective, control=control, optimizer=plan.optimizer)
+
+
+def train(
+    rng_key: PRNGKey, target: Target, start: Start, plan: Plan, begin: float
+) -> TrainedSampler:
+    """All stages on a base as far as they are needed, and what they are worth."""
+    _, key_fit, key_calibrate, key_check, key_explore = split(rng_key)
+    structured = plan.network == "structured" or hasattr(plan.network, "split")
+    density = evaluation.cost(target.log_density, target.dim)
+    cost = route.costs(target.dim, plan.hidden, structured, density)
+
+    def look(draws: Draws, worth: Evidence, modes: Any) -> ExplorationCheck | None:
+        if not start.explored:
+            return None
+        return exploration_check(
+            key_explore,
+            target,
+            draws.position,
+            float(worth.log_z),
+            particle_log_z=start.particle_log_z,
+            modes=modes,
+        )
+
+    def base_suffices(worth: Evidence, draws: Draws) -> str | None:
+        if plan.effort == "base":
+            return "asked for"
+        if plan.effort != "auto":
+            return None
+        enough = route.base_is_enough(worth, None, plan.num_samples, cost)
+        found = look(draws, worth, start.modes) if enough else None
+        return enough if found is None or found.passed else None
+
+    finish = functools.partial(_finish, target=target, start=start, begin=begin)
+    try:
+        alone, draws, worth, enough = base_stage.widest_needed(
+            key_check, target, start.base, _NUM_CHECK_DRAWS, base_suffices
+        )
+    except ValueError:
+        if plan.effort == "base":
+            raise
+        alone, draws, worth, enough = base_stage.alone(start.base), None, None, None
+    stages = {} if worth is None else {"base": worth}
+    if enough is not None and draws is not None and worth is not None:
+        found = look(draws, worth, start.modes)
+        taken = Route("base", enough, {"base": float(worth.ess)})
+        return finish(alone, alone, stages, {}, found, taken)
+
+    algorithm, state = _begin(key_fit, target, start, plan)
+    untrained, histories, interrupted = state, {}, False
+    if plan.distillation:
+        rounds: tuple[int, ...] = (warm_start.num_iterations(plan.distillation, start.trained),)
+        distilled, interrupted = in_rounds(
+            key_fit,
+            (algorithm,),
+            state,
+            rounds,
+            name="distilled",
+            folder=plan.folder,
+            progress_bar=plan.progress_bar,
+        )
+        state, histories["distilled"] = distilled.state, distilled.history
+
+    calibrated, ran, reason = state, 0, "interrupted"
+    if not interrupted:
+        rate = AnnealedRounds(1e-2, plan.rounds)
+        calibrating = calibration(algorithm, learning_rate=rate, optimizer=plan.optimizer)
+        # A first round that may be all costs half as much for a few percent of effective draws.
+        brief = calibration(
+            algorithm,
+            learning_rate=rate,
+            optimizer=plan.optimizer,
+            batch_size=_BRIEF_BATCH if plan.effort in ("auto", "short") else _BATCH,
+        )
+        reasons: list[str] = []
+
+        def suffices(state: SamplerState) -> bool:
+            why = _why_enough(calibrating, state, key_check, target, plan, cost)
+            reasons.extend([why] if why else [])
+            return why is not None
+
+        first, rounds = warm_start.calibration_start(calibrating, state, start.trained, plan.rounds)
+        result, interrupted = in_rounds(
+            key_calibrate,
+            (brief, calibrating)[: len(rounds)],
+            first,
+            rounds,
+            name="calibrated",
+            is_enough=suffices,
+            folder=plan.folder,
+            progress_bar=plan.progress_bar,
+        )
+        calibrated, histories["calibrated"] = result.state, result.history
+        ran = len(result.history.loss)
+        reason = reasons[-1] if reasons else "all of its iterations were run"
+
+    samplers = {"distilled": algorithm.sampler(state)} if plan.distillation else {}
+    samplers["calibrated"] = algorithm.sampler(calibrated)
+    drawn: dict[str, Draws] = {} if draws is None else {"base": draws}
+    try:
+        for name, sampler in samplers.items():
+            drawn[name] = sampler.sample(key_check, target, _NUM_CHECK_DRAWS, 1)
+            stages[name] = evidence(drawn[name])
+    except ValueError as error:
+        raise TrainingDivergedError(
+            f"The sampler of target {target.name!r} was trained, but its draws cannot be weighed: "
+            f"{error} The trained state is in this error's .result.state.",
+            result if not interrupted else distilled,
+        ) from error
+    best = _best_stage(stages)
+    one_step = {"base": algorithm.sampler(untrained), **samplers}[best]
+    ended_early = len(plan.rounds) > 1 and ran <= plan.rounds[0]
+    name = "short" if plan.effort == "short" or ended_early else "full"
+    taken = Route(name, reason, {stage: float(e.ess) for stage, e in stages.items()})
+    found = None if interrupted else look(drawn[best], stages[best], None)
+    if found is not None and not found.passed and start.trained is None:
+        # A warm start that misses modes is given up with a warning of its own.
+        warnings.warn(str(found), stacklevel=3)
+    return finish(one_step, algorithm.sampler(state), stages, histories, found, taken)
+
+
+def _begin(
+    rng_key: PRNGKey, target: Target, start: Start, plan: Plan
+) -> tuple[Algorithm, SamplerState]:
+    """The recipe's algorithm and the state that it starts from, warm or cold."""
+    algorithm = distillation(target, start.base, plan)
+    known = start.trained
+    if known is None or isinstance(known.many_steps.control, Identity):
+        return algorithm, algorithm.init(rng_key)
+    control = known.many_steps.control
+    assert isinstance(control, Control)
+    moved = dataclasses.replace(control, base=start.base)
+    algorithm = dataclasses.replace(algorithm, control=moved)
+    return algorithm, warm_start.late(algorithm, known.many_steps.params, plan.distillation)
+
+
+def _why_enough(
+    algorithm: Algorithm,
+    state: SamplerState,
+    rng_key: PRNGKey,
+    target: Target,
+    plan: Plan,
+    cost: route.Costs,
+) -> str | None:
+    """Why calibration may end, in words: never on draws that cannot be weighed."""
+    try:
+        worth = evidence(algorithm.sampler(state).sample(rng_key, target, _NUM_CHECK_DRAWS, 1))
+    except ValueError:
+        return None
+    if float(worth.ess) >= _EFFECTIVE_ENOUGH:
+        return "nine tenths of its draws are effective"
+    if plan.effort == "auto":
+        return route.calibration_is_enough(worth, plan.num_samples, cost)
+    return None
+
+
+def _best_stage(stages: dict[str, Evidence]) -> str:
+    """The stage of the best ELBO; the calibrated one where they differ by noise only."""
+    best = max(stages, key=lambda name: float(stages[name].elbo))
+    last = stages["calibrated"]
+    # On a target that the base already fits, the stages differ by noise only.
+    noise = 2.0 * float(last.elbo_stderr) + _SAME_ELBO
+    if float(last.elbo) >= float(stages[best].elbo) - noise:
+        return "calibrated"
+    warnings.warn(
+        f"Calibration did not improve the one-step ELBO ({last.elbo:.3f}); the {best} sampler "
+        f"({stages[best].elbo:.3f}) is used instead. Try more iterations or another rng_key.",
+        stacklevel=4,
+    )
+    return best
+
+
+def _finish(
+    one_step: Sampler,
+    many_steps: Sampler,
+    stages: dict[str, Evidence],
+    histories: dict[str, Any],
+    exploration: ExplorationCheck | None,
+    taken: Route,
+    *,
+    target: Target,
+    start: Start,
+    begin: float,
+) -> TrainedSampler:
+    seconds = time.perf_counter() - begin
+    warm = start.trained is not None
+    return TrainedSampler(
+        target, one_step, many_steps, stages, histories, seconds, exploration, taken, warm
+    )
