@@ -25,7 +25,6 @@ from jax.sharding import SingleDeviceSharding
 from consistent_samplers import programs, store
 from consistent_samplers.compilation import Effort, compiler_options, is_traced
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
 # What is compiled for. An attribute of arrays that costs nothing: this is done for every leaf of
@@ -33,7 +32,6 @@ _Result = TypeVar("_Result")
 _type_of_array = operator.attrgetter("aval")
 # The settings of JAX's cache are the process's, so that one program at a time is compiled.
 _lock = threading.RLock()
-_warmer: Callable[..., Any] | None = None
 
 
 def kernel(
@@ -45,13 +43,13 @@ def kernel(
     a user's is among the arguments, it is an ordinary ``jax.jit``.
 
     Args:
-      static: names of arguments that are part of what is compiled, by keyword or by position.
+      static: names of keyword-only arguments that are part of what is compiled.
       store: whether the programs of a function outside of this package may be kept as well; it
         must depend on nothing but its module's source and its arguments.
       effort: what compiling may cost; see `consistent_samplers.compilation.Effort`.
 
     Raises:
-      TypeError: the function has no such arguments, or takes ``*args`` after static ones.
+      TypeError: the function has no such keyword-only arguments.
 
     Example:
       >>> import jax.numpy as jnp
@@ -129,66 +127,47 @@ def clear() -> int:
     return sum(store.remove(path) for _, _, path in store.programs(root))
 
 
-def on_warm(function: _Function) -> _Function:
-    """Makes a function the one that `warm` calls; a decorator.
+def warm(*, dim: int, **options: Any) -> Info:
+    """Compiles and keeps what ``cs.train_sampler`` and draws need in some dimension.
 
-    Args:
-      function: of ``dim`` and options, by keyword.
-
-    Example:
-      >>> from consistent_samplers import kernels
-      >>> @kernels.on_warm  # doctest: +SKIP
-      ... def warm(*, dim, num_samples=1_000):
-      ...     draw_once(dim, num_samples)
-    """
-    global _warmer
-    _warmer = function
-    return function
-
-
-def warm(*, dim: int, **options: Any) -> Any:
-    """Compiles ahead of time what training and sampling in some dimension need.
+    An image, a continuous integration or an idle minute does it once.
 
     Args:
       dim: dimension of the densities to come.
-      **options: what else decides which programs they need, as given to ``cs.train_sampler``.
+      **options: as for `train_sampler`, where other programs depend on them: ``hidden``,
+        ``network``, ``max_steps``.
 
     Returns:
-      What the recipe returns.
+      What is kept by then.
 
     Example:
       >>> from consistent_samplers import kernels
       >>> kernels.warm(dim=10)  # doctest: +SKIP
     """
-    if _warmer is None:
-        # By name: the recipe is made of kernels, and not the other way round.
-        importlib.import_module("consistent_samplers.recipe")
-    if _warmer is None:
-        raise RuntimeError("No recipe has said what to compile; see consistent_samplers.kernels.")
-    return _warmer(dim=dim, **options)
+    # By name: the recipe is made of kernels, and not the other way round.
+    importlib.import_module("consistent_samplers.recipe.warming").rehearse(dim, **options)
+    return info()
 
 
 @dataclasses.dataclass(eq=False)
 class _Variant:
-    """A kernel with its static arguments filled in.
-
-    Attributes:
-      filled: the function of the other arguments.
-      static: the static arguments.
-      plain: as JAX compiles it.
-      programs: compiled functions of the leaves of the arguments, by what they are compiled for.
-    """
+    """A kernel with its static arguments filled in."""
 
     filled: Callable[..., Any]
     static: dict[str, Any]
-    plain: Callable[..., Any]
+    plain: Callable[..., Any]  # as JAX compiles it
+    # Compiled functions of the leaves of the arguments, by what they are compiled for.
     programs: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
 
 def _decorate(
     function: Callable[..., Any], static: tuple[str, ...], store: bool, effort: Effort
 ) -> Callable[..., Any]:
-    defaults, positional = _static_arguments(function, static)
+    parameters = inspect.signature(function).parameters
+    given_by_name = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if unknown := [name for name in static if name not in given_by_name]:
+        raise TypeError(f"{function.__name__}() has no keyword-only arguments {unknown}.")
+    defaults = {n: p.default for n in static if (p := parameters[n]).default is not p.empty}
     storable = _is_storable(function, store)
     variants: dict[tuple[Any, ...], _Variant] = {}
     # Types of leaves that are no tracers: grows to the few that there are.
@@ -217,8 +196,6 @@ def _decorate(
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if positional is not None and len(args) > positional[0]:
-            args, kwargs = _by_name(function, args, kwargs, positional)
         try:
             values = [kwargs.pop(n) if n in kwargs else defaults[n] for n in static]
         except KeyError as error:
@@ -315,42 +292,6 @@ class _Identity:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Identity) and self.value is other.value
-
-
-def _static_arguments(
-    function: Callable[..., Any], static: tuple[str, ...]
-) -> tuple[dict[str, Any], tuple[int, tuple[str, ...]] | None]:
-    """Defaults of static arguments, and where the positional ones start among which names."""
-    parameters = inspect.signature(function).parameters
-    kinds = inspect.Parameter
-    named = (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
-    if unknown := [n for n in static if n not in parameters or parameters[n].kind not in named]:
-        raise TypeError(f"{function.__name__}() has no arguments {unknown} that can be static.")
-    defaults = {n: p.default for n in static if (p := parameters[n]).default is not kinds.empty}
-    if all(parameters[name].kind is kinds.KEYWORD_ONLY for name in static):
-        return defaults, None
-    if any(p.kind is kinds.VAR_POSITIONAL for p in parameters.values()):
-        raise TypeError(f"{function.__name__}(): make static arguments beside *args keyword-only.")
-    names = tuple(
-        name
-        for name, p in parameters.items()
-        if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
-    )
-    return defaults, (min(names.index(name) for name in static if name in names), names)
-
-
-def _by_name(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    positional: tuple[int, tuple[str, ...]],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments, by name from the first static one on."""
-    first, names = positional
-    given = dict(zip(names[first:], args[first:], strict=False))
-    if len(args) > len(names) or given.keys() & kwargs.keys():
-        inspect.signature(function).bind(*args, **kwargs)  # raises a TypeError that says which
-    return args[:first], kwargs | given
 
 
 @functools.cache

@@ -36,16 +36,7 @@ settings = operator.attrgetter(*(name for name in _MEANING if hasattr(jax.config
 
 
 def setting(name: str) -> Any:
-    """A setting of JAX as it holds here and now; None if this version has none of that name.
-
-    Args:
-      name: of the setting.
-
-    Example:
-      >>> from consistent_samplers import programs
-      >>> programs.setting("jax_disable_jit"), programs.setting("jax_no_such_setting")
-      (False, None)
-    """
+    """A setting of JAX as it holds here and now; None if this version has none of that name."""
     return getattr(jax.config, name, None)
 
 
@@ -66,17 +57,6 @@ def prepare(
       effort: what compiling may cost.
       structure: of the arguments, as ``jax.tree.flatten`` gives it.
       leaves: their leaves.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers import programs
-      >>> def total(x):
-      ...     return jnp.sum(x)
-      >>> leaves, structure = jax.tree.flatten(((jnp.ones(3),), {}))
-      >>> program = programs.prepare(total, total, {}, "least", structure, leaves)  # doctest: +SKIP
-      >>> float(program(*leaves))  # doctest: +SKIP
-      3.0
     """
     # Another default device may be of another platform.
     if (root := store.root_folder()) is None or setting("jax_default_device") is not None:

@@ -17,9 +17,11 @@ import numpy as np
 import optax
 import pytest
 
+import consistent_samplers as cs
 from consistent_samplers import kernels, programs, registry, store
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.kernels import kernel
+from consistent_samplers.recipe import warming
 from consistent_samplers.types import FlowDiagnostics
 
 # What the functions below leave when Python runs them: once for every trace.
@@ -46,8 +48,8 @@ def _base(base, x, scale=2.0):
     return base.log_prob(x) * scale, base
 
 
-def _positional(a, num, b=1.0):
-    RUNS.append("positional")
+def _scaled(a, b=1.0, *, num):
+    RUNS.append("scaled")
     return a * num + b
 
 
@@ -196,36 +198,29 @@ def _identity(tree):
     return tree
 
 
-def test_static_arguments_by_position_and_by_name():
-    positional = made(_positional, static=("num",))
-    for found in (
-        positional(2.0, 3),
-        positional(2.0, num=3),
-        positional(a=2.0, num=3),
-        positional(2.0, 3, 1.0),
-        positional(2.0, 3, b=1.0),
-    ):
+def test_static_arguments_are_given_by_name():
+    scaled = made(_scaled, static=("num",))
+    for found in (scaled(2.0, num=3), scaled(a=2.0, num=3), scaled(2.0, b=1.0, num=3)):
         assert float(found) == 7.0
+    with pytest.raises(TypeError, match="needs the argument 'num'"):
+        scaled(2.0)
     with pytest.raises(TypeError):
-        positional(2.0)
-    with pytest.raises(TypeError):
-        positional(2.0, 3, num=4)
-    with pytest.raises(TypeError):
-        positional(2.0, 3, 4.0, 5.0)
-    with pytest.raises(TypeError, match="static"):
-        made(_positional, static=("nothing",))
+        scaled(2.0, 4.0, 5.0, num=3)
+    for other in ("nothing", "b"):
+        with pytest.raises(TypeError, match="no keyword-only arguments"):
+            made(_scaled, static=(other,))
     with pytest.raises(TypeError, match="traced"):
-        jax.jit(lambda n: positional(2.0, n))(3)
+        jax.jit(lambda n: scaled(2.0, num=n))(3)
 
 
 def test_numbers_and_numpy_arrays_are_arguments(folder):
     for b in (1, 1.0, np.float32(1.0), np.ones(2, np.float32), np.ones(2), jnp.ones(2)):
-        expected = jax.jit(_positional, static_argnums=1)(np.ones(2, np.float32), 2, b)
+        expected = jax.jit(_scaled, static_argnames="num")(np.ones(2, np.float32), b, num=2)
         for _ in range(2):
-            found = made(_positional, static=("num",))(np.ones(2, np.float32), 2, b)
+            found = made(_scaled, static=("num",))(np.ones(2, np.float32), b, num=2)
             assert_same(found, expected)
     # Python's numbers give way to the types of arrays, kept or not.
-    half = made(_positional, static=("num",))(jnp.ones(2, jnp.bfloat16), 2, 1.0)
+    half = made(_scaled, static=("num",))(jnp.ones(2, jnp.bfloat16), 1.0, num=2)
     assert half.dtype == jnp.bfloat16
 
 
@@ -496,16 +491,17 @@ def test_arrays_put_on_a_device_need_no_other_compilation():
     assert sum(compiled) == 1
 
 
-def test_warm_calls_what_was_said(monkeypatch):
-    monkeypatch.setattr(kernels, "_warmer", None)
+def test_warming_trains_as_far_as_each_route_and_returns_what_is_kept(monkeypatch):
+    trained = []
 
-    @kernels.on_warm
-    def warm(*, dim, num_steps=1):
-        return dim, num_steps
+    def train_sampler(rng_key, target, **options):
+        trained.append((target.dim, options["effort"], options["hidden"]))
+        base = cs.bases.standard_normal(target.dim)
+        return cs.train_sampler(rng_key, target, base=base, progress_bar=False, effort="base")
 
-    assert kernels.warm(dim=3, num_steps=2) == (3, 2)
-    with pytest.raises(TypeError):
-        kernels.warm(dim=3, nothing=1)
+    monkeypatch.setattr(warming, "train_sampler", train_sampler)
+    assert cs.kernels.warm(dim=3, hidden=(8,)) == cs.kernels.info()
+    assert trained == [(3, "auto", (8,)), (3, "full", (8,))]
 
 
 MODULE = """

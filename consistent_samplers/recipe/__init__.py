@@ -3,6 +3,5 @@
 from consistent_samplers.recipe.route import Effort, Route
 from consistent_samplers.recipe.trained import TrainedSampler, load
 from consistent_samplers.recipe.training import train_sampler
-from consistent_samplers.recipe.warming import warm
 
-__all__ = ["Effort", "Route", "TrainedSampler", "load", "train_sampler", "warm"]
+__all__ = ["Effort", "Route", "TrainedSampler", "load", "train_sampler"]
