@@ -221,9 +221,10 @@ def plot_quality(
         # A further round of the colours has other markers and dashes.
         later, place = divmod(i, len(style.CYCLE))
         marker = style.MARKERS[(i + later) % len(style.MARKERS)]
-        looks = {"color": style.CYCLE[place], "marker": marker, "ls": "--" if later else "-"}
+        looks: dict[str, Any] = {"marker": marker, "markersize": 5, "capsize": 2.5}
+        looks |= {"color": style.CYCLE[place], "ls": "--" if later else "-"}
         bars = None if stderr is None else 2.0 * stderr
-        ax.errorbar(steps, values, bars, markersize=5, capsize=2.5, label=name or None, **looks)
+        ax.errorbar(steps, values, bars, label=name or None, **looks)
     dashes = itertools.cycle((":", "--", "-.", (0, (1, 3))))
     for (name, level), dash in zip(levels.items(), dashes, strict=False):
         ax.axhline(level, color=style.TRUTH, linestyle=dash, linewidth=1.2, label=name)

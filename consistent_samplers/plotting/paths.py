@@ -1,5 +1,6 @@
 """How particles travel from the base to the target."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def trajectories(
     if isinstance(sampler, TrainedSampler):
         drawing = sampler.one_step if num_steps == 1 and not stochastic else sampler.many_steps
         if state is not None:
-            drawing = drawing.replace(params=state.ema_params)
+            drawing = dataclasses.replace(drawing, params=state.ema_params)
     elif state is None:
         raise ValueError(f"{sampler.name!r} needs the state of training: state=cs.fit(...).state.")
     else:

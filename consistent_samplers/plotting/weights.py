@@ -219,8 +219,13 @@ def _draw_evidence(ax: "Axes", place: int, e: Evidence) -> None:
     shape: dict[str, Any] = {"linestyle": "none", "capsize": 2.5, "elinewidth": 1.2, "zorder": 3}
     marker, color, face, label = _BOUND_STYLES[e.bound]
     if math.isfinite(elbo):
-        looks = {"marker": marker, "color": color, "markerfacecolor": face, "markersize": 7.5}
-        ax.errorbar(left, elbo, 2.0 * float(e.elbo_stderr), label=label, **looks, **shape)
+        looks = shape | {
+            "marker": marker,
+            "color": color,
+            "markerfacecolor": face,
+            "markersize": 7.5,
+        }
+        ax.errorbar(left, elbo, 2.0 * float(e.elbo_stderr), label=label, **looks)
         if e.folded is not None and float(e.folded) > 0:
             ring = {"markersize": 14, "markerfacecolor": "none", "color": style.NO_BOUND}
             ax.plot(left, elbo, "o", label="the map folds: no bound", zorder=2, **ring)
@@ -233,5 +238,5 @@ def _draw_evidence(ax: "Axes", place: int, e: Evidence) -> None:
     if e.bound == "heuristic":
         label, color = "log Z, heuristic", style.NO_BOUND
     face = color if sure else "white"
-    looks = {"marker": "o", "color": color, "markerfacecolor": face, "markersize": 6.0}
-    ax.errorbar(right, float(e.log_z), 2.0 * float(e.log_z_stderr), label=label, **looks, **shape)
+    looks = shape | {"marker": "o", "color": color, "markerfacecolor": face, "markersize": 6.0}
+    ax.errorbar(right, float(e.log_z), 2.0 * float(e.log_z_stderr), label=label, **looks)
