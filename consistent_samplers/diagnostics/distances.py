@@ -124,8 +124,9 @@ def sinkhorn(
     if max_iterations < 10:
         raise ValueError(f"max_iterations must be at least 10, got {max_iterations}.")
     for name, value in (("regularisation", regularisation), ("tolerance", tolerance)):
-        known = value is not None and not isinstance(value, jax.core.Tracer)
-        if known and not (np.ndim(value) == 0 and 0 < float(value) < float("inf")):
+        if value is None or isinstance(value, jax.core.Tracer):
+            continue
+        if not (np.ndim(value) == 0 and 0 < float(value) < float("inf")):
             raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
     return _sinkhorn(x, y, regularisation, tolerance, max_iterations, debiased)
 

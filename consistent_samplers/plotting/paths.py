@@ -165,11 +165,10 @@ def plot_trajectories(
     alpha = float(np.clip(30.0 / len(values), 0.2, 0.6))
     ax.plot(x.T, y.T, color=style.TRUTH, alpha=alpha, linewidth=0.7, zorder=2)
     # Hollow and larger, so that a particle that hardly moved shows both.
-    hollow = {"color": style.BASE, "markersize": 5.0, "markerfacecolor": "none", "zorder": 3}
-    ax.plot(x[:, 0], y[:, 0], "o", label="base, t = 0", **hollow)
     ax.plot(
-        x[:, -1], y[:, -1], "o", label="end, t = 1", color=style.DRAWS, markersize=3.0, zorder=3
+        x[:, 0], y[:, 0], "o", color=style.BASE, mfc="none", ms=5.0, label="base, t = 0", zorder=3
     )
+    ax.plot(x[:, -1], y[:, -1], "o", color=style.DRAWS, ms=3.0, label="end, t = 1", zorder=3)
     ax.set(xlabel=labels[shown[0]] if plane else "time t (0 base, 1 target)")
     ax.set(ylabel=labels[shown[-1]])
     if plane:

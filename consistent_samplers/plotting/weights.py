@@ -219,16 +219,13 @@ def _draw_evidence(ax: "Axes", place: int, e: Evidence) -> None:
     shape: dict[str, Any] = {"linestyle": "none", "capsize": 2.5, "elinewidth": 1.2, "zorder": 3}
     marker, color, face, label = _BOUND_STYLES[e.bound]
     if math.isfinite(elbo):
-        looks = shape | {
-            "marker": marker,
-            "color": color,
-            "markerfacecolor": face,
-            "markersize": 7.5,
-        }
-        ax.errorbar(left, elbo, 2.0 * float(e.elbo_stderr), label=label, **looks)
+        bar = 2.0 * float(e.elbo_stderr)
+        ax.errorbar(
+            left, elbo, bar, marker=marker, color=color, mfc=face, ms=7.5, label=label, **shape
+        )
         if e.folded is not None and float(e.folded) > 0:
-            ring = {"markersize": 14, "markerfacecolor": "none", "color": style.NO_BOUND}
-            ax.plot(left, elbo, "o", label="the map folds: no bound", zorder=2, **ring)
+            label, color = "the map folds: no bound", style.NO_BOUND
+            ax.plot(left, elbo, "o", color=color, mfc="none", ms=14, label=label, zorder=2)
     else:
         label = "ELBO of minus infinity: a weight is zero"
         ax.plot(left, 0.02, "v", color=color, transform=ax.get_xaxis_transform(), label=label)
@@ -237,6 +234,5 @@ def _draw_evidence(ax: "Axes", place: int, e: Evidence) -> None:
     color = style.ESTIMATE
     if e.bound == "heuristic":
         label, color = "log Z, heuristic", style.NO_BOUND
-    face = color if sure else "white"
-    looks = shape | {"marker": "o", "color": color, "markerfacecolor": face, "markersize": 6.0}
-    ax.errorbar(right, float(e.log_z), 2.0 * float(e.log_z_stderr), label=label, **looks)
+    face, log_z, bar = color if sure else "white", float(e.log_z), 2.0 * float(e.log_z_stderr)
+    ax.errorbar(right, log_z, bar, marker="o", color=color, mfc=face, ms=6.0, label=label, **shape)
