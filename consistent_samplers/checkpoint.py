@@ -1,8 +1,7 @@
 """What is kept on disk: arrays as msgpack, everything else as JSON, replaced in one step.
 
-A checkpoint is a folder. Its ``header.json`` names the file of arrays by its content, and is
-renamed into place last: whenever a process is killed, the folder holds either what it held before
-or what was being written, whole.
+A checkpoint is a folder. Its ``header.json`` names the file of arrays and is renamed into place
+last: whenever a process is killed, the folder holds the old checkpoint or the new one, whole.
 """
 
 import hashlib
@@ -33,10 +32,8 @@ class CheckpointError(ValueError):
 
     Example:
       >>> import consistent_samplers as cs
-      >>> cs.load("no/such/folder", cs.targets.funnel(2))  # doctest: +ELLIPSIS
-      Traceback (most recent call last):
-        ...
-      consistent_samplers.checkpoint.CheckpointError: There is no checkpoint in ...
+      >>> issubclass(cs.CheckpointError, ValueError)
+      True
     """
 
 
@@ -54,34 +51,28 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
 
     Example:
       >>> import tempfile
-      >>> import numpy as np
       >>> from consistent_samplers import checkpoint
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     checkpoint.write(folder, "notes", {"title": "zeros"}, {"x": np.zeros(3)})
-      ...     header, arrays = checkpoint.read(folder, "notes")
-      >>> header["title"], arrays["x"].shape
-      ('zeros', (3,))
+      ...     checkpoint.write(folder, "notes", {"title": "none"}, {})
+      ...     checkpoint.read(folder, "notes")[0]["title"]
+      'none'
     """
     folder = Path(folder)
     payload = msgpack_serialize(arrays)
     digest = hashlib.sha256(payload).hexdigest()
     name = f"arrays-{digest[:16]}.msgpack"
-    text = json.dumps(
-        {
-            **header,
-            "format": FORMAT,
-            "version": VERSION,
-            "kind": kind,
-            "package": metadata.version("consistent_samplers"),
-            "arrays": name,
-            "sha256": digest,
-        },
-        indent=1,
-    )
+    header = header | {
+        "format": FORMAT,
+        "version": VERSION,
+        "kind": kind,
+        "package": metadata.version("consistent_samplers"),
+        "arrays": name,
+        "sha256": digest,
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / name, payload)
-        _replace(folder / _HEADER, text.encode())
+        _replace(folder / _HEADER, json.dumps(header, indent=1).encode())
         for other in folder.glob("arrays-*.msgpack"):
             if other.name != name:
                 other.unlink(missing_ok=True)
@@ -93,10 +84,7 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a checkpoint, of whatever kind.
-
-    Args:
-      folder: where to look.
+    """Whether a folder holds a checkpoint of any kind.
 
     Example:
       >>> from consistent_samplers import checkpoint
@@ -107,31 +95,17 @@ def exists(folder: str | os.PathLike[str]) -> bool:
 
 
 def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any]:
-    """Reads a checkpoint: its header and its arrays, as given to `write`.
-
-    Args:
-      folder: the folder that `write` was given.
-      kind: what it should be a checkpoint of.
-
-    Returns:
-      The header, and nested dictionaries of NumPy arrays.
+    """The header and the arrays of a checkpoint, by the folder and kind given to `write`.
 
     Raises:
-      CheckpointError: there is none, it is of another kind or program, of a newer version, or
-        damaged.
+      CheckpointError: there is none, or one of another kind, program or newer version, or damaged.
 
     Example:
-      >>> import tempfile
-      >>> import numpy as np
       >>> from consistent_samplers import checkpoint
-      >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
-      ...     checkpoint.write(folder, "notes", {}, {"x": np.zeros(3)})
-      ...     checkpoint.read(
-      ...         folder, "training"
-      ...     )
+      >>> checkpoint.read("no/such/folder", "training")  # doctest: +ELLIPSIS
       Traceback (most recent call last):
         ...
-      consistent_samplers.checkpoint.CheckpointError: ... holds a 'notes', not a 'training'.
+      consistent_samplers.checkpoint.CheckpointError: There is no checkpoint in ...
     """
     folder = Path(folder)
     try:
@@ -170,79 +144,52 @@ def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any
 
 
 def to_arrays(tree: ArrayTree) -> dict[str, np.ndarray]:
-    """The leaves of a tree, numbered, on the host.
-
-    Args:
-      tree: a pytree of arrays.
-
-    Returns:
-      NumPy arrays by number, as a string.
+    """The leaves of a tree as NumPy arrays, by their number as a string.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from consistent_samplers import checkpoint
-      >>> arrays = checkpoint.to_arrays({"a": jnp.zeros(2), "b": jnp.ones(3)})
-      >>> {name: array.shape for name, array in arrays.items()}
-      {'0': (2,), '1': (3,)}
+      >>> checkpoint.to_arrays({"a": jnp.zeros(2)})["0"].tolist()
+      [0.0, 0.0]
     """
     return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> Any:
-    """A tree of the structure, shapes and types of another, with the leaves of `to_arrays`.
-
-    Args:
-      like: a pytree of the wanted structure, shapes and types.
-      arrays: what `to_arrays` gave.
-      what: a word for messages: what is restored.
+    """A tree of the structure, shapes and types of ``like``, with the leaves of `to_arrays`.
 
     Raises:
-      CheckpointError: they do not fit.
+      CheckpointError: they do not fit; ``what`` is its word for what is restored.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from consistent_samplers import checkpoint
       >>> tree = {"a": jnp.zeros(2), "b": jnp.ones(3)}
-      >>> again = checkpoint.from_arrays(tree, checkpoint.to_arrays(tree), "example")
-      >>> again["b"].tolist()
+      >>> checkpoint.from_arrays(tree, checkpoint.to_arrays(tree), "example")["b"].tolist()
       [1.0, 1.0, 1.0]
     """
     leaves, structure = jax.tree.flatten(like)
     found = [arrays.get(str(i)) for i in range(len(leaves))]
-    wrong = [
-        i
-        for i, (leaf, array) in enumerate(zip(leaves, found, strict=True))
-        if array is None or np.shape(leaf) != array.shape
-    ]
+    pairs = list(zip(leaves, found, strict=True))
+    wrong = sum(array is None or np.shape(leaf) != array.shape for leaf, array in pairs)
     if wrong or len(arrays) != len(leaves):
         raise CheckpointError(
-            f"The checkpoint's {what} has {len(arrays)} arrays, of which {len(wrong)} do not fit "
-            f"the {len(leaves)} of this one: it was made with other settings (network, base, "
+            f"The checkpoint's {what} has {len(arrays)} arrays, of which {wrong} do not fit the "
+            f"{len(leaves)} of this one: it was made with other settings (network, base, "
             "optimiser)."
         )
-    dtypes = [getattr(leaf, "dtype", None) for leaf in leaves]
-    restored = [jnp.asarray(a, dtype) for a, dtype in zip(found, dtypes, strict=True)]
+    restored = [jnp.asarray(array, getattr(leaf, "dtype", None)) for leaf, array in pairs]
     return jax.tree.unflatten(structure, restored)
 
 
 def digest(tree: ArrayTree) -> str:
-    """Identifies the contents of a tree of arrays.
-
-    Args:
-      tree: a pytree of arrays.
-
-    Returns:
-      SHA-256 of types, shapes and contents, as hexadecimal digits; not of the structure.
+    """SHA-256 of the types, shapes and contents of a tree's leaves, not of its structure.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> import numpy as np
       >>> from consistent_samplers import checkpoint
-      >>> zeros = checkpoint.digest({"a": jnp.zeros(2)})
-      >>> zeros == checkpoint.digest({"a": np.zeros(2, np.float32)})
+      >>> checkpoint.digest({"a": jnp.zeros(2)}) == checkpoint.digest({"b": jnp.zeros(2)})
       True
-      >>> zeros == checkpoint.digest({"a": jnp.ones(2)})
-      False
     """
     code = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):

@@ -1,12 +1,12 @@
 """What importance weights say about log Z, and what that is worth.
 
-Everything here is made from log weights ``log w = log ρ(x) - log q(x)``: the estimate of log Z,
-the evidence lower bound (ELBO), the share of effective samples, and Pareto-smoothed importance
-sampling (PSIS). Pure functions, safe in float32, free of LAPACK, and usable under ``jax.jit``;
-checks that need values are skipped while tracing.
+Everything here is made from log weights ``log w = log ρ(x) - log q(x)``, ``[n]``, -inf for a weight
+of zero. Pure functions, safe in float32, free of LAPACK, and usable under ``jax.jit``; checks that
+need values are skipped while tracing.
 """
 
 import math
+from typing import Any
 
 import flax.struct
 import jax
@@ -33,10 +33,9 @@ class Evidence:
 
     Attributes:
       log_z: ``[]``, importance-sampling estimate, log of the mean weight.
-      log_z_stderr: ``[]``, its standard error by the delta method,
-        ``sqrt(var(w) / n) / mean(w)``; too small where ``pareto_k`` exceeds 0.5 (the weights then
-        have no variance), and meaningless above 0.7.
-      elbo: ``[]``, mean log weight; -inf if any weight is zero.
+      log_z_stderr: ``[]``, its standard error by the delta method, ``sqrt(var(w) / n) / mean(w)``;
+        too small where ``pareto_k`` exceeds 0.5, and meaningless above 0.7.
+      elbo: ``[]``, evidence lower bound, the mean log weight; -inf if any weight is zero.
       elbo_stderr: ``[]``, its standard error; +inf where the ELBO is -inf.
       ess: ``[]``, share of effective samples, in (0, 1].
       pareto_k: ``[]``, tail index of the weights; +inf where it cannot be judged.
@@ -49,10 +48,9 @@ class Evidence:
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
-      >>> evidence = cs.evidence(draws)
-      >>> float(evidence.log_z), float(evidence.elbo), float(evidence.ess), evidence.bound
-      (0.0, 0.0, 1.0, 'lower')
+      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower"))
+      >>> float(evidence.log_z), float(evidence.ess), evidence.bound
+      (0.0, 1.0, 'lower')
     """
 
     log_z: Array
@@ -71,13 +69,13 @@ class Evidence:
         if isinstance(self.log_z, jax.core.Tracer) or jnp.ndim(self.log_z) > 0:
             return repr(self)
         k = float(self.pareto_k)
-        k_text = "not available (tail too short to judge)" if math.isinf(k) else f"{k:.2f}"
+        tail = "not available (tail too short to judge)" if math.isinf(k) else f"{k:.2f}"
         lines = [
             f"log Z     {float(self.log_z):.4f} ± {float(self.log_z_stderr):.4f}",
             f"ELBO      {float(self.elbo):.4f} ± {float(self.elbo_stderr):.4f}",
             f"bound     the ELBO is {BOUND_IN_WORDS[self.bound]}",
             f"ESS       {100 * float(self.ess):.1f} % of {self.num_samples} samples",
-            f"Pareto k  {k_text}",
+            f"Pareto k  {tail}",
         ]
         if self.folded is not None:
             share = float(self.folded)
@@ -99,13 +97,7 @@ class Evidence:
 
 @kernel(effort="least")
 def effective_sample_size(log_weight: Array) -> Array:
-    """Share of effective samples, ``(sum w)^2 / (n sum w^2)`` (Kish 1965).
-
-    Args:
-      log_weight: ``[n]`` log weights; -inf for a weight of zero.
-
-    Returns:
-      ``[]`` in (0, 1]; 0 if every weight is zero.
+    """Share of effective samples, ``(sum w)^2 / (n sum w^2)`` (Kish 1965); 0 if every w is zero.
 
     Example:
       >>> import jax.numpy as jnp
@@ -123,28 +115,21 @@ def effective_sample_size(log_weight: Array) -> Array:
 def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
     """Pareto-smoothed importance sampling (Vehtari et al. 2024, JMLR 25:72).
 
-    The largest ``min(n/5, 3 sqrt(n))`` weights are replaced by the expected order statistics of
-    a generalised Pareto distribution fitted to them, capped at the largest raw weight. The
-    weights are not normalised: smoothing keeps their scale. Exceedances are handled as
-    logarithms throughout, so weights that span hundreds of nats do not underflow.
-
-    ``arviz_stats.psislw`` takes the negated log weights (log likelihoods, for leave-one-out
-    cross-validation); the sign of k is the same.
-
-    Args:
-      log_weight: ``[n]`` log weights; -inf for a weight of zero.
+    The `tail_size` largest weights are replaced by the expected order statistics of a generalised
+    Pareto distribution fitted to them, capped at the largest raw weight. The weights keep their
+    scale. Weights that span hundreds of nats do not underflow. ``arviz_stats.psislw`` takes the
+    negated log weights; the sign of k is the same.
 
     Returns:
-      ``(smoothed [n], pareto_k [])``. k <= 0.7 is good, above it the mean of the weights is
-      unreliable. Two cases leave the weights as they are: k = 0 if the tail is constant up to
-      rounding (exact draws), and k = +inf ("cannot be judged") if fewer than 25 weights, or
-      fewer than 5 distinct from the threshold, are given.
+      ``(smoothed [n], pareto_k [])``. Above k = 0.7 the mean of the weights is unreliable. Two
+      cases leave the weights as they are: k = 0 if the tail is constant up to rounding (exact
+      draws), and k = +inf ("cannot be judged") if fewer than 25 weights, or fewer than `MIN_TAIL`
+      distinct from the threshold, are given.
 
     Example:
       >>> import jax
       >>> from consistent_samplers import estimate
-      >>> log_weight = 0.5 * jax.random.normal(jax.random.key(0), (400,))
-      >>> smoothed, k = estimate.pareto_smooth(log_weight)
+      >>> smoothed, k = estimate.pareto_smooth(0.5 * jax.random.normal(jax.random.key(0), (400,)))
       >>> smoothed.shape, bool(k < 0.7)
       ((400,), True)
     """
@@ -155,12 +140,8 @@ def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
     shifted, largest = _shift_by_max(log_weight)
     order = jnp.argsort(shifted)
     where = order[n - num :]
-    tail = shifted[where]
-    cutoff = shifted[order[n - num - 1]]
-
-    k, smoothed_tail, fitted = _smooth_tail(tail, cutoff, largest)
-    smoothed_tail = jnp.where(fitted, smoothed_tail + largest, log_weight[where])
-    return log_weight.at[where].set(smoothed_tail), k
+    k, tail, fitted = _smooth_tail(shifted[where], shifted[order[n - num - 1]], largest)
+    return log_weight.at[where].set(jnp.where(fitted, tail + largest, log_weight[where])), k
 
 
 def tail_size(num_samples: int) -> int:
@@ -176,23 +157,15 @@ def tail_size(num_samples: int) -> int:
 
 @kernel(effort="least")
 def tail_index(tail: Array, cutoff: Array) -> Array:
-    """Pareto k of the largest weights alone, as `pareto_smooth` finds it among all.
+    """Pareto k of all n weights, as `pareto_smooth` finds it, from the largest alone.
 
-    Args:
-      tail: ``[tail_size(n)]`` largest log weights, ascending.
-      cutoff: ``[]``, the largest log weight below them.
-
-    Returns:
-      ``[]``; see `pareto_smooth`.
+    These are ``tail [tail_size(n)]``, ascending, and ``cutoff []``, the next smaller log weight.
 
     Example:
-      >>> import jax
       >>> import jax.numpy as jnp
       >>> from consistent_samplers import estimate
-      >>> log_weight = jnp.sort(0.5 * jax.random.normal(jax.random.key(0), (400,)))
-      >>> num = estimate.tail_size(400)
-      >>> k = estimate.tail_index(log_weight[-num:], log_weight[-num - 1])
-      >>> bool(jnp.isclose(k, estimate.pareto_smooth(log_weight)[1]))
+      >>> weight = jnp.linspace(1.0, 2.0, 400)  # a tail of 60
+      >>> bool(estimate.tail_index(jnp.log(weight[-60:]), jnp.log(weight[-61])) < 0.0)
       True
     """
     if tail.shape[0] < MIN_TAIL:
@@ -203,10 +176,7 @@ def tail_index(tail: Array, cutoff: Array) -> Array:
 def _smooth_tail(tail: Array, cutoff: Array, largest: Array) -> tuple[Array, Array, Array]:
     """``(k [], smoothed tail [m], where it is smoothed [m])`` of the m largest log weights.
 
-    Args:
-      tail: ``[m]``, ascending, relative to ``largest``.
-      cutoff: ``[]``, the largest log weight below them, relative to ``largest``.
-      largest: ``[]``, log weight.
+    The ascending ``tail`` and ``cutoff``, the next smaller one, are relative to ``largest``.
     """
     num = tail.shape[0]
     # Weights tied with the threshold stay in the body, so the tail's length is only known at
@@ -233,34 +203,21 @@ def _smooth_tail(tail: Array, cutoff: Array, largest: Array) -> tuple[Array, Arr
 
 
 def evidence(draws: Draws) -> Evidence:
-    """Estimates log Z, the ELBO and their worth from weighted draws.
+    """Estimates log Z, the ELBO and their worth from draws with weights and a bound.
 
-    The weights are used raw: smoothing would cost the estimate of Z its unbiasedness. Under
-    ``jax.jit`` the checks of values are skipped.
-
-    Args:
-      draws: samples with ``log_weight [n]``, n >= 2, and a ``bound``.
-
-    Returns:
-      Evidence, with scalar entries.
+    The weights are used raw: smoothing would cost the estimate of Z its unbiasedness.
 
     Raises:
-      ValueError: no weights, no bound, fewer than 2 draws, a log weight that is NaN or +inf, or
-        all of them -inf.
+      ValueError: fewer than 2 draws, no bound, no weights, any NaN or +inf, or all of them zero.
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1))
       >>> base = cs.bases.standard_normal(1, scale=1.2)
       >>> x = base.sample(jax.random.key(0), 1_000)
-      >>> log_weight = jax.vmap(target.log_density)(x) - base.log_prob(x)
-      >>> evidence = cs.evidence(cs.Draws(x, log_weight, bound="lower"))
-      >>> bool(abs(evidence.log_z - target.log_z) < 4 * evidence.log_z_stderr)
-      True
-      >>> bool(evidence.elbo < evidence.log_z)
-      True
+      >>> log_weight = -(x[:, 0] ** 2) / 2 - base.log_prob(x)
+      >>> round(float(cs.evidence(cs.Draws(x, log_weight, bound="lower")).log_z), 1)  # log √2π
+      0.9
     """
     log_weight = checked_log_weight(draws)
     n = log_weight.shape[0]
@@ -271,24 +228,13 @@ def evidence(draws: Draws) -> Evidence:
             f"draws carry weights but do not say what they are worth (bound={draws.bound!r}). "
             f"Build them with Draws(..., bound=...), one of {', '.join(map(repr, BOUNDS))}."
         )
-    folded, round_trip_error = flow_summary(draws.flow)
-    return Evidence(
-        **_estimates(log_weight),
-        bound=draws.bound,
-        folded=folded,
-        round_trip_error=round_trip_error,
-        num_samples=n,
-    )
+    entries = _estimates(log_weight)
+    entries["folded"], entries["round_trip_error"] = flow_summary(draws.flow)
+    return Evidence(**entries, bound=draws.bound, num_samples=n)
 
 
 def checked_log_weight(draws: Draws) -> Array:
-    """The log weights of ``draws``, after checking that they can be used.
-
-    Args:
-      draws: weighted draws.
-
-    Returns:
-      ``[n]`` log weights, floating point.
+    """The log weights of ``draws``, ``[n]`` and floating point, if they can be used.
 
     Raises:
       ValueError: no weights, not of shape ``[n]``, and (unless traced) NaN, +inf or all -inf.
@@ -297,8 +243,6 @@ def checked_log_weight(draws: Draws) -> Array:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
       >>> from consistent_samplers import estimate
-      >>> estimate.checked_log_weight(cs.Draws(jnp.zeros((2, 1)), jnp.zeros(2))).shape
-      (2,)
       >>> estimate.checked_log_weight(cs.Draws(jnp.zeros((2, 1))))  # doctest: +ELLIPSIS
       Traceback (most recent call last):
         ...
@@ -311,10 +255,8 @@ def checked_log_weight(draws: Draws) -> Array:
         )
     log_weight = jnp.asarray(draws.log_weight)
     if log_weight.ndim != 1 or log_weight.shape[0] != draws.position.shape[0]:
-        raise ValueError(
-            "log_weight must have one entry a draw: shape "
-            f"{(draws.position.shape[0],)} expected, got {log_weight.shape}."
-        )
+        n, shape = draws.position.shape[0], log_weight.shape
+        raise ValueError(f"log_weight must have one entry a draw, {n}: got shape {shape}.")
     if not jnp.issubdtype(log_weight.dtype, jnp.floating):
         log_weight = log_weight.astype(float)
     if isinstance(log_weight, jax.core.Tracer):
@@ -322,9 +264,8 @@ def checked_log_weight(draws: Draws) -> Array:
     num_bad, all_zero = map(int, _count_unusable(log_weight))
     if num_bad:
         raise ValueError(
-            f"{num_bad} of {log_weight.shape[0]} log weights are NaN or +inf. Check that the "
-            "target's log_density is finite where the sampler draws, or train with a smaller "
-            "learning rate."
+            f"{num_bad} of {len(log_weight)} log weights are NaN or +inf. Check that log_density "
+            "is finite where the sampler draws, or train with a smaller learning rate."
         )
     if all_zero:
         raise ValueError(
@@ -335,8 +276,8 @@ def checked_log_weight(draws: Draws) -> Array:
 
 
 @kernel(effort="least")
-def _estimates(log_weight: Array) -> dict[str, Array]:
-    """The entries of Evidence made from the raw weights, in one compiled computation."""
+def _estimates(log_weight: Array) -> dict[str, Any]:
+    """The entries of Evidence made from the raw weights."""
     n = log_weight.shape[0]
     shifted, largest = _shift_by_max(log_weight)
     log_mean = logsumexp(shifted) - math.log(n)
@@ -361,30 +302,20 @@ def _count_unusable(log_weight: Array) -> tuple[Array, Array]:
 
 
 def flow_summary(flow: FlowDiagnostics | None) -> tuple[Array | None, Array | None]:
-    """What `FlowDiagnostics` say of a map: the entries ``folded`` and ``round_trip_error``.
-
-    Args:
-      flow: of the draws, or None for stochastic kernels.
-
-    Returns:
-      ``(share folded [], 99 % quantile of the round-trip errors [])``, None where not measured.
+    """The entries ``folded`` and ``round_trip_error`` of `Evidence`, from what draws say of a map.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from consistent_samplers import estimate
-      >>> from consistent_samplers.types import FlowDiagnostics
-      >>> flow = FlowDiagnostics(jnp.array([True, False]), jnp.array([1e-6, jnp.nan]))
-      >>> folded, error = estimate.flow_summary(flow)
-      >>> float(folded), round(float(error), 7)
-      (0.5, 1e-06)
+      >>> from consistent_samplers import estimate, types
+      >>> flow = types.FlowDiagnostics(jnp.array([True, False]), jnp.array([0.25, jnp.nan]))
+      >>> [float(entry) for entry in estimate.flow_summary(flow)]
+      [0.5, 0.25]
     """
     if flow is None:
         return None, None
-    folded, round_trip_error = _flow_summary(flow)
-    traced = isinstance(round_trip_error, jax.core.Tracer)
-    if not traced and math.isnan(float(round_trip_error)):
-        return folded, None  # measured nowhere
-    return folded, round_trip_error
+    folded, error = _flow_summary(flow)
+    measured = isinstance(error, jax.core.Tracer) or not math.isnan(float(error))
+    return folded, error if measured else None
 
 
 @kernel(effort="least")
@@ -399,7 +330,7 @@ def _flow_summary(flow: FlowDiagnostics) -> tuple[Array, Array]:
 
 
 def _shift_by_max(log_weight: Array) -> tuple[Array, Array]:
-    """Subtracts the largest entry, so that float32 keeps its digits for the differences."""
+    """Log weights less the largest, which keeps the digits of differences, and the largest."""
     largest = jnp.max(log_weight)
     largest = jnp.where(largest == -jnp.inf, 0.0, largest)
     return log_weight - largest, largest
@@ -413,18 +344,10 @@ def _standard_error(value: Array) -> Array:
 def _fit_generalised_pareto(
     log_exceedance: Array, mask: Array, length: Array
 ) -> tuple[Array, Array]:
-    """Posterior-mean fit of Zhang & Stephens (2009, Technometrics 51:316), with a prior on k.
+    """``(k, log sigma)`` fitted to the last ``length`` of ascending ``log_exceedance [m]``.
 
-    The prior, that of Vehtari et al. (2024) as in loo and ArviZ, is worth 10 observations at
-    k = 0.5; it enters k but not sigma.
-
-    Args:
-      log_exceedance: ``[m]`` ascending logarithms of the exceedances.
-      mask: ``[m]`` bool, entries in use: the last ``length`` ones.
-      length: ``[]`` number of entries in use.
-
-    Returns:
-      ``(k [], log sigma [])``.
+    Posterior mean of Zhang & Stephens (2009, Technometrics 51:316), with the prior on k of Vehtari
+    et al. (2024), as in loo and ArviZ: 10 observations at k = 0.5, not for sigma.
     """
     m = log_exceedance.shape[0]
     num_grid = 30 + int(math.sqrt(m))
@@ -436,7 +359,7 @@ def _fit_generalised_pareto(
     theta = jnp.where(theta == 0.0, jnp.finfo(log_x.dtype).eps, theta)
 
     def shape(theta: Array) -> Array:
-        """K at one theta: mean of log(1 - theta x), without forming x where it is large."""
+        # Mean of log(1 - theta x), without forming x where it is large.
         negative = theta < 0
         heavy = jnp.logaddexp(0.0, jnp.log(jnp.where(negative, -theta, 1.0)) + log_x)
         light = jnp.log1p(-jnp.where(negative, 0.0, theta) * jnp.exp(jnp.minimum(log_x, 20.0)))
@@ -452,11 +375,8 @@ def _fit_generalised_pareto(
 
 
 def _log_standard_quantile(probability: Array, k: Array) -> Array:
-    """Log quantile of the generalised Pareto distribution with sigma = 1.
-
-    That is ``log(expm1(k a) / k)`` with ``a = -log1p(-p)``, arranged to neither overflow for
-    large k nor lose digits around k = 0.
-    """
+    """Log quantile of the generalised Pareto distribution with sigma = 1."""
+    # log(expm1(k a) / k), arranged to neither overflow for large k nor lose digits around k = 0.
     a = -jnp.log1p(-probability)
     size = jnp.abs(k) * a
     safe = jnp.maximum(size, 1e-4)

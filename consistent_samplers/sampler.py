@@ -1,8 +1,7 @@
-"""A sampler: a map from a base with its parameters, and how many draws are made of it.
+"""A sampler: a map from a base with its parameters, as a pytree of arrays without a density.
 
-A pytree of arrays without a density. Draws are made in blocks of a few sizes, so that what is
-compiled for one number of them serves every other; draw i depends on the key and on i alone,
-whatever the blocks and devices.
+Draws are made in blocks of a few sizes, so that what is compiled for one number of them serves
+every other; draw i depends on the key and on i alone, whatever the blocks and devices.
 """
 
 import functools
@@ -40,27 +39,18 @@ from consistent_samplers.types import (
 
 
 class _Limits(NamedTuple):
-    """The most that is computed at once.
-
-    Attributes:
-      points: draws.
-      floats: of one array of them.
-      jacobian_floats: of their full Jacobians.
-      blocks: sizes of blocks of draws with full Jacobians.
-      cheap_blocks: sizes of blocks of others.
-    """
+    """The most that is computed at once, and sizes of blocks of draws."""
 
     points: int
-    floats: int
-    jacobian_floats: int
-    blocks: tuple[int, ...]
-    cheap_blocks: tuple[int, ...]
+    floats: int  # of one array of points, or of their full Jacobians
+    blocks: tuple[int, ...]  # with full Jacobians
+    cheap_blocks: tuple[int, ...]  # without
 
 
 # On CPUs a few arrays of a chunk, and its Jacobians (1 MiB), have to fit the caches: beyond them a
 # weighted draw takes twice the time. Other devices idle over small batches.
-_LIMITS = {"cpu": _Limits(8_192, 2**18, 2**18, (256, 4_096), (256, 4_096, 65_536))}
-_LIMITS_ELSEWHERE = _Limits(2**17, 2**26, 2**26, (1_024, 2**17), (1_024, 2**17))
+_LIMITS = {"cpu": _Limits(8_192, 2**18, (256, 4_096), (256, 4_096, 65_536))}
+_LIMITS_ELSEWHERE = _Limits(2**17, 2**26, (1_024, 2**17), (1_024, 2**17))
 # What filling up the last block may cost, relative to the draws asked for.
 _MAX_FILLING = 1.3
 _NUM_ROUND_TRIPS = 256
@@ -79,14 +69,12 @@ class Sampler:
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target, base = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.osds(target, base=base, guidance=None, hidden=(8,))
       >>> sampler = algorithm.sampler(algorithm.init(jax.random.key(0)))
-      >>> draws = sampler.sample(jax.random.key(1), target, 100)
-      >>> draws.position.shape, draws.log_weight.shape, draws.bound
-      ((100, 1), (100,), 'lower-if-injective')
+      >>> sampler.sample(jax.random.key(1), target, 100).bound
+      'lower-if-injective'
     """
 
     control: Control | Identity
@@ -134,16 +122,14 @@ class Sampler:
         check_key(rng_key)
         check_integer("num_samples", num_samples)
         density = as_partial(target.log_density)
-        inside = density if self.control.guided else None
-        settings = {"num_steps": num_steps, "method": method, "weights": weights}
+        settings: dict[str, Any] = {"num_steps": num_steps, "method": method, "weights": weights}
         settings["batch_size"] = self._batch_size(num_steps, method, weights)
         if mesh is not None:
             check_mesh(mesh)
-            drawn, values = _on_mesh(
-                density, self, rng_key, num_samples=num_samples, mesh=mesh, **settings
-            )
+            settings |= {"num_samples": num_samples, "mesh": mesh}
+            drawn, values = _on_mesh(density, self, rng_key, **settings)
         else:
-            drawn, values = self._draw(rng_key, density, inside, num_samples, settings), None
+            drawn, values = self._draw(rng_key, density, num_samples, settings), None
         if not weights:
             return Draws(_on_device(drawn.position))
         if values is None:
@@ -154,7 +140,7 @@ class Sampler:
         log_weight = xp.where(xp.isneginf(values), -xp.inf, values + log_ratio)
         flow = None
         if drawn.folded is not None:
-            flow = self._diagnostics(rng_key, inside, drawn.folded, num_steps, xp)
+            flow = self._diagnostics(rng_key, density, drawn.folded, num_steps, xp)
         position, log_weight, values = _on_device((drawn.position, log_weight, values))
         return Draws(position, log_weight, values, flow, self.bound(method))
 
@@ -169,8 +155,8 @@ class Sampler:
     ) -> Array:
         """Log weights ``[n]`` of draws that end at given points, run in reverse.
 
-        The path back to the base is made up by the backward kernels, or by inverting the map (NaN
-        where that fails). The mean over exact draws of the target is an evidence upper bound.
+        The path back is drawn from the backward kernels, or by inverting the map (NaN where that
+        fails). The mean over exact draws of the target is an evidence upper bound.
 
         Args:
           rng_key: key.
@@ -183,74 +169,56 @@ class Sampler:
           ValueError: as `sample`, or points of another dimension.
         """
         num_steps, method = self._checked(num_steps, method, reverse=True)
-        if position.ndim != 2 or position.shape[1] != self.base.dim:
-            raise ValueError(
-                f"position must have shape [n, {self.base.dim}], got {position.shape}."
-            )
+        dim = self.base.dim
+        if position.ndim != 2 or position.shape[1] != dim:
+            raise ValueError(f"position must have shape [n, {dim}], got {position.shape}.")
         density = as_partial(target.log_density)
-        log_ratio = _reverse(
-            density if self.control.guided else None,
-            self.control,
-            self.params,
-            rng_key,
-            position,
-            num_steps=num_steps,
-            method=method,
-            batch_size=self._batch_size(num_steps, method, True),
-        )
+        inside = self._inside(density)
+        settings: dict[str, Any] = {"num_steps": num_steps, "method": method}
+        settings["batch_size"] = self._batch_size(num_steps, method, True)
+        log_ratio = _reverse(inside, self.control, self.params, rng_key, position, **settings)
         return evaluation.values(density, position) + log_ratio
 
     def draw_one(
         self, rng_key: PRNGKey, log_density: LogDensityFn, num_steps: int, method: Method
     ) -> Draws:
         """One weighted draw, ``position [dim]``: pure, for chains that JAX traces."""
-        drawn = self.control.draw(
-            self.params, rng_key, num_steps, method, True, _gradient(log_density, self.control)
-        )
+        gradient = _gradient(log_density, self.control)
+        drawn = self.control.draw(self.params, rng_key, num_steps, method, True, gradient)
         value = log_density(drawn.position)
         log_weight = jnp.where(jnp.isneginf(value), -jnp.inf, value + drawn.log_ratio)
         return Draws(drawn.position, log_weight, value, None, self.bound(method))
 
+    def _inside(self, density: Partial) -> Partial | None:
+        """The density where it is part of what moves the points."""
+        return density if self.control.guided else None
+
     def _draw(
-        self,
-        rng_key: PRNGKey,
-        density: Partial,
-        inside: Partial | None,
-        num_samples: int,
-        settings: dict[str, Any],
+        self, rng_key: PRNGKey, density: Partial, num_samples: int, settings: dict[str, Any]
     ) -> Proposal:
         """Proposals in blocks, the last one cut."""
+        inside = self._inside(density)
         propose = functools.partial(_propose, inside, self.control, self.params, rng_key)
         if is_traced((rng_key, self.params, density)):
-            drawn: Proposal = propose(np.int32(0), size=num_samples, **settings)
-            return drawn
+            return propose(np.int32(0), size=num_samples, **settings)
         size = self._block_size(num_samples, settings)
-        blocks = [
-            propose(np.int32(begin), size=size, **settings) for begin in range(0, num_samples, size)
-        ]
+        begins = map(np.int32, range(0, num_samples, size))
+        blocks = [propose(begin, size=size, **settings) for begin in begins]
         xp = _arrays_on(rng_key)
-        joined: Proposal = jax.tree.map(
+        return jax.tree.map(
             lambda *parts: xp.concatenate([*map(xp.asarray, parts)])[:num_samples], *blocks
         )
-        return joined
 
     def _diagnostics(
-        self, rng_key: PRNGKey, inside: Partial | None, folded: Array, num_steps: int, xp: Any
+        self, rng_key: PRNGKey, density: Partial, folded: Array, num_steps: int, xp: Any
     ) -> FlowDiagnostics:
         """Folds of all draws and round trips of the first ones."""
-        num = len(folded)
-        errors = _round_trips(
-            inside,
-            self.control,
-            self.params,
-            rng_key,
-            num_steps=num_steps,
-            batch_size=self._batch_size(1, "map", True),
-        )
-        errors = xp.asarray(errors)[:num]
-        unmeasured = xp.full(num - len(errors), xp.nan, errors.dtype)
-        errors = xp.concatenate([errors, unmeasured])
-        return FlowDiagnostics(*_on_device((folded, errors)))
+        settings = {"num_steps": num_steps, "batch_size": self._batch_size(1, "map", True)}
+        inside = self._inside(density)
+        errors = _round_trips(inside, self.control, self.params, rng_key, **settings)
+        errors = xp.asarray(errors)[: len(folded)]
+        unmeasured = xp.full(len(folded) - len(errors), xp.nan, errors.dtype)
+        return FlowDiagnostics(*_on_device((folded, xp.concatenate([errors, unmeasured]))))
 
     def _checked(
         self, num_steps: int | None, method: Method | None, reverse: bool = False
@@ -270,7 +238,7 @@ class Sampler:
         limit = _LIMITS.get(jax.default_backend(), _LIMITS_ELSEWHERE)
         most = min(limit.points, limit.floats // self.base.dim)
         if self._has_jacobians(method, weights):
-            most = min(most, limit.jacobian_floats // (num_steps * self.base.dim**2))
+            most = min(most, limit.floats // (num_steps * self.base.dim**2))
         return max(1, most)
 
     def _block_size(self, num_samples: int, settings: dict[str, Any]) -> int:
@@ -283,16 +251,12 @@ class Sampler:
 
 
 def method_of_bound(bound: Bound | None, method: Method | None) -> tuple[Method | None, bool]:
-    """Method and whether weights are wanted, of the argument ``bound`` of earlier versions.
-
-    Warns:
-      DeprecationWarning: always.
+    """Method and whether weights are wanted, of the deprecated argument ``bound``; warns of it.
 
     Example:
       >>> import warnings
       >>> from consistent_samplers.sampler import method_of_bound
-      >>> with warnings.catch_warnings():
-      ...     warnings.simplefilter("ignore")
+      >>> with warnings.catch_warnings(action="ignore"):
       ...     method_of_bound("lower", None), method_of_bound(None, None)
       (('path', True), (None, False))
     """
@@ -336,8 +300,7 @@ def _propose(
         key = jax.random.fold_in(rng_key, index)
         return control.draw(params, key, num_steps, method, weights, gradient)
 
-    drawn: Proposal = _in_chunks(one, begin + jnp.arange(size, dtype=jnp.int32), batch_size)
-    return drawn
+    return _in_chunks(one, begin + jnp.arange(size, dtype=jnp.int32), batch_size)
 
 
 @kernel(static=("num_steps", "batch_size"), effort="least")
@@ -350,15 +313,14 @@ def _round_trips(
     num_steps: int,
     batch_size: int,
 ) -> Array:
-    """What the inverse misses of the first draws: ``[256]``."""
+    """What the inverse misses of the first draws: ``[_NUM_ROUND_TRIPS]``."""
     gradient = _gradient(density, control)
 
     def one(index: Array) -> Array:
         key = jax.random.fold_in(rng_key, index)
         return control.round_trip(params, key, num_steps, gradient)
 
-    errors: Array = _in_chunks(one, jnp.arange(_NUM_ROUND_TRIPS, dtype=jnp.int32), batch_size)
-    return errors
+    return _in_chunks(one, jnp.arange(_NUM_ROUND_TRIPS, dtype=jnp.int32), batch_size)
 
 
 @kernel(static=("num_steps", "method", "batch_size"), effort="less")
@@ -380,8 +342,7 @@ def _reverse(
     def one(inputs: tuple[PRNGKey, Array]) -> Array:
         return control.reverse(params, inputs[0], inputs[1], num_steps, method, gradient)
 
-    log_ratio: Array = _in_chunks(one, (keys, position), batch_size)
-    return log_ratio
+    return _in_chunks(one, (keys, position), batch_size)
 
 
 @functools.partial(
@@ -414,21 +375,17 @@ def _on_mesh(
     filled = num_samples + -num_samples % num_devices(mesh)
     index = jnp.minimum(jnp.arange(filled, dtype=jnp.int32), num_samples - 1)
     drawn = map_over_mesh(draw, mesh, 3)(density, sampler, rng_key, index)
-    cut: tuple[Proposal, Array | None] = jax.tree.map(lambda x: x[:num_samples], drawn)
-    return cut
+    return jax.tree.map(lambda x: x[:num_samples], drawn)
 
 
 def _in_chunks(function: Callable[[Any], Any], inputs: Any, most: int) -> Any:
-    """``jax.lax.map`` in chunks of the same size, at most ``most``.
-
-    The last one is filled up with the last input: a rest of another size would have all compiled
-    a second time.
-    """
+    """``jax.lax.map`` in chunks of the same size, at most ``most``."""
     num = jax.tree.leaves(inputs)[0].shape[0]
     num_chunks = -(-num // most)
     size = -(-num // num_chunks)
     if num_chunks == 1:
         return jax.vmap(function)(inputs)
+    # Filled up with the last input: a rest of another size would have all compiled a second time.
     index = jnp.minimum(jnp.arange(num_chunks * size), num - 1).reshape(num_chunks, size)
     outputs = jax.lax.map(lambda i: jax.vmap(function)(jax.tree.map(lambda x: x[i], inputs)), index)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], outputs)

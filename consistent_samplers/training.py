@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +21,16 @@ from consistent_samplers.algorithms.learning import learn
 from consistent_samplers.algorithms.protocol import SamplerState
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import Effort, as_partial, compiler_options
-from consistent_samplers.sharding import (
-    on_mesh,
-    replicate,
-    share,
-    spans_hosts,
-    wait_for_hosts,
-)
+from consistent_samplers.sharding import on_mesh, replicate, share, spans_hosts, wait_for_hosts
 from consistent_samplers.types import PRNGKey
 
 MAX_SKIPPED_SHARE = 0.1
-"""Share of a chunk's iterations that may meet NaN or inf, and be skipped, before it counts as
-diverged."""
+"""Share of a chunk's iterations that may meet NaN or inf before it counts as diverged."""
 LOWERED_STEP = 0.1
 """Size of the updates, relative to those before, after training has diverged once."""
 
 _KIND = "training"
+_Folder: TypeAlias = str | os.PathLike[str]
 
 
 class FitResult(NamedTuple):
@@ -48,11 +42,10 @@ class FitResult(NamedTuple):
         Ctrl-C ended training early. Iterations whose loss or gradient is NaN or inf were skipped.
 
     Example:
-      >>> import numpy as np
       >>> import consistent_samplers as cs
-      >>> result = cs.FitResult(state=None, history={"loss": np.zeros(10)})
-      >>> result.history["loss"].shape  # one entry an iteration
-      (10,)
+      >>> state, history = cs.FitResult(state="trained", history={"loss": [2.0, 1.0]})
+      >>> len(history["loss"])  # one entry an iteration
+      2
     """
 
     state: SamplerState
@@ -67,13 +60,8 @@ class TrainingDivergedError(RuntimeError):
 
     Example:
       >>> import consistent_samplers as cs
-      >>> try:
-      ...     raise cs.TrainingDivergedError(
-      ...         "met NaN", cs.FitResult(state="the last good one", history=())
-      ...     )
-      ... except cs.TrainingDivergedError as error:
-      ...     state = error.result.state
-      >>> state
+      >>> error = cs.TrainingDivergedError("met NaN", cs.FitResult("the last good one", history=()))
+      >>> error.result.state
       'the last good one'
     """
 
@@ -92,8 +80,8 @@ class _Run:
     num_skipped: int = 0
     lowered: bool = False
 
-    def result(self, like: Any) -> FitResult:
-        """``like``: a function that gives the shape of one info, for a history of none."""
+    def result(self, like: Callable[[], Any]) -> FitResult:
+        """``like`` gives the shape of one info, for a history of none."""
         history = _join(self.infos) if self.infos else _history_like(like(), 0)
         return FitResult(self.state, history)
 
@@ -114,11 +102,9 @@ def fit(
     """Trains an algorithm.
 
     Iteration i uses the key ``fold_in(rng_key, i)``, so that the result does not depend on how
-    the run is cut into chunks, continued from a state, or killed and resumed.
-
-    Ctrl-C ends it with the state that was reached, and a warning. Iterations that meet NaN or inf
-    change nothing; where they are many, training goes on from the last good chunk with updates of a
-    tenth, once.
+    the run is cut into chunks, continued from a state, or killed and resumed. Ctrl-C ends it with
+    the state that was reached, and a warning. Iterations that meet NaN or inf change nothing; where
+    they are many, training goes on from the last good chunk with updates of a tenth, once.
 
     Args:
       rng_key: key.
@@ -131,10 +117,9 @@ def fit(
       checkpoint_dir: folder to keep the run in. The same call with the same folder goes on from
         where it was, to bitwise the same parameters as without a break.
       checkpoint_seconds: least time between two checkpoints.
-      mesh: devices to spread each batch over (`sharding.data_mesh`), of several hosts as well:
-        every one of them makes the same call, and the first writes the checkpoints. The result is
-        that of one device to rounding. A batch size that the number of devices does not divide is
-        computed whole on each.
+      mesh: devices to spread each batch over (`sharding.data_mesh`); the result is that of one
+        device to rounding. Of several hosts all make the same call, and the first writes the
+        checkpoints. A batch size that the number of devices does not divide is computed on each.
       compile_effort: what compiling may cost on CPUs. ``"least"`` suits runs of a minute or less,
         ``"full"`` is XLA's own (see `compilation.Effort`).
 
@@ -144,24 +129,19 @@ def fit(
       CheckpointError: ``checkpoint_dir`` cannot be written to, is damaged, or holds another run.
       RuntimeError: another host stopped.
       TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
-        chunk's losses or gradients did, a second time; carries the last good state. Fewer are
-        skipped, with a warning.
+        chunk's losses or gradients did, a second time; carries the last good state.
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.dis(target, base=base, max_steps=1, hidden=(8,), batch_size=8)
       >>> result = cs.fit(jax.random.key(0), algorithm, 5, progress_bar=False)
       >>> int(result.state.iteration), result.history.loss.shape
       (5, (5,))
-      >>> more = cs.fit(jax.random.key(0), algorithm, 5, state=result.state, progress_bar=False)
-      >>> int(more.state.iteration)
-      10
     """
-    for name, value in (("num_iterations", num_iterations), ("chunk_size", chunk_size)):
-        check_integer(name, value)
+    check_integer("num_iterations", num_iterations)
+    check_integer("chunk_size", chunk_size)
     check_key(rng_key)
     key_init, key_steps = jax.random.split(rng_key)
     if state is None:
@@ -188,32 +168,21 @@ def fit(
     if mesh is not None:
         run = dataclasses.replace(run, state=replicate(run.state, mesh))
     written = time.monotonic()
-    bar = tqdm(
-        total=num_iterations,
-        initial=run.done,
-        disable=not (progress_bar and first_host),
-        desc=algorithm.name,
-        unit="it",
-    )
-    with bar:
+    hidden = not (progress_bar and first_host)
+    with tqdm(
+        desc=algorithm.name, total=num_iterations, initial=run.done, unit="it", disable=hidden
+    ) as bar:
         try:
             while run.done < num_iterations:
                 num_run = min(chunk_size, num_iterations - run.done)
                 with on_mesh(mesh):
-                    new_state, info = run_chunk(
-                        algorithm, key_steps, run.state, num_run, chunk_size
-                    )
+                    reached, info = run_chunk(algorithm, key_steps, run.state, num_run, chunk_size)
                 bad = _is_bad(info)
-                if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(new_state.params):
+                if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(reached.params):
                     run = _lower_or_stop(run, algorithm, bad, info_like)
                     continue
-                run = dataclasses.replace(
-                    run,
-                    state=new_state,
-                    infos=(*run.infos, info),
-                    done=run.done + num_run,
-                    num_skipped=run.num_skipped + int(bad.sum()),
-                )
+                done, num_skipped = run.done + num_run, run.num_skipped + int(bad.sum())
+                run = _Run(reached, (*run.infos, info), done, num_skipped, run.lowered)
                 bar.update(num_run)
                 bar.set_postfix_str(f"ELBO {np.mean(info.elbo[~bad]):.3f}")
                 due = time.monotonic() - written >= checkpoint_seconds
@@ -230,15 +199,13 @@ def fit(
         except jax.errors.JaxRuntimeError as error:
             if not several_hosts:
                 raise
+            then = f"goes on from the last checkpoint in {checkpoint_dir}"
+            if checkpoint_dir is None:
+                then = "begins anew, as there is no checkpoint_dir"
             raise RuntimeError(
                 f"Training of {algorithm.name!r} on {jax.process_count()} hosts ended after "
                 f"{run.done} of {num_iterations} iterations, most likely because a host stopped or "
-                "cannot be reached. Start all of them again with the same call: "
-                + (
-                    "it begins anew, as there is no checkpoint_dir."
-                    if checkpoint_dir is None
-                    else f"it goes on from the last checkpoint in {checkpoint_dir}."
-                )
+                f"cannot be reached. Start all of them again with the same call: it {then}."
             ) from error
     if checkpoint_dir is not None and first_host:
         _write_or_warn(checkpoint_dir, identity, run)
@@ -272,17 +239,9 @@ def _inside(algorithm: Algorithm, effort: Effort) -> Callable[..., tuple[Sampler
     def run(
         algorithm: Algorithm, rng_key: PRNGKey, state: SamplerState, num_run: int, chunk_size: int
     ) -> tuple[SamplerState, Any]:
-        state, infos = compiled(
-            density,
-            algorithm.control,
-            algorithm.extra,
-            rng_key,
-            state,
-            jnp.asarray(num_run),
-            objective=algorithm.objective,
-            optimizer=algorithm.optimizer,
-            chunk_size=chunk_size,
-        )
+        parts = {"objective": algorithm.objective, "optimizer": algorithm.optimizer}
+        arrays = density, algorithm.control, algorithm.extra, rng_key, state, jnp.asarray(num_run)
+        state, infos = compiled(*arrays, **parts, chunk_size=chunk_size)
         return state, jax.tree.map(lambda x: np.asarray(x)[:num_run], infos)
 
     return run
@@ -310,23 +269,12 @@ def _chunk(
     optimizer: Any,
     chunk_size: int,
 ) -> tuple[SamplerState, Any]:
-    """The first ``num_run`` iterations of a chunk, and room for the infos of all of them.
-
-    How many is not part of what is compiled: one compilation serves the last chunk as well.
-    """
+    """The first ``num_run`` iterations of a chunk, and room for the infos of all of them."""
+    # How many is not part of what is compiled: one compilation serves the last chunk as well.
+    parts = {"objective": objective, "optimizer": optimizer}
 
     def step(state: SamplerState) -> tuple[SamplerState, Any]:
-        return learn(
-            density,
-            None,
-            control,
-            extra,
-            rng_key,
-            state,
-            objective=objective,
-            optimizer=optimizer,
-            fold=True,
-        )
+        return learn(density, None, control, extra, rng_key, state, fold=True, **parts)
 
     info = jax.eval_shape(step, state)[1]
     infos = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), info)
@@ -341,10 +289,7 @@ def _chunk(
 
 def _is_bad(info: Any) -> np.ndarray:
     """Which iterations' losses or gradients were not finite: ``[num_iterations]``."""
-    finite = np.isfinite(info.loss)
-    if hasattr(info, "gradient_norm"):
-        finite &= np.isfinite(info.gradient_norm)
-    return ~finite
+    return ~(np.isfinite(info.loss) & np.isfinite(getattr(info, "gradient_norm", 0.0)))
 
 
 def _lower_or_stop(run: _Run, algorithm: Algorithm, bad: np.ndarray, info_like: Any) -> _Run:
@@ -353,10 +298,9 @@ def _lower_or_stop(run: _Run, algorithm: Algorithm, bad: np.ndarray, info_like: 
     met = f"Training of {algorithm.name!r} on target {algorithm.target.name!r} met NaN or inf"
     if run.lowered:
         raise TrainingDivergedError(
-            f"{met} at iteration {where}, after its updates had been lowered once. Likely causes: "
-            "too large a learning rate, a base far from the target (fit one: "
-            "cs.bases.fit_gaussian), or a density that overflows. The last good state is in this "
-            "error's .result.state.",
+            f"{met} at iteration {where}, after its updates had been lowered once. Causes: too "
+            "large a learning rate, a base far from the target (fit: cs.bases.fit_gaussian), or a "
+            "density that overflows. The last good state is in this error's .result.state.",
             run.result(info_like),
         )
     warnings.warn(
@@ -382,14 +326,14 @@ def _identity(rng_key: PRNGKey, algorithm: Algorithm, state: SamplerState) -> di
     }
 
 
-def _write(folder: str | os.PathLike[str], identity: dict[str, Any], run: _Run) -> None:
+def _write(folder: _Folder, identity: dict[str, Any], run: _Run) -> None:
     header = {**identity, "done": run.done, "skipped": run.num_skipped, "lowered": run.lowered}
     history = checkpoint.to_arrays(_join(run.infos)) if run.infos else {}
     arrays = {"state": checkpoint.to_arrays(run.state), "history": history}
     checkpoint.write(folder, _KIND, header, arrays)
 
 
-def _write_or_warn(folder: str | os.PathLike[str], identity: dict[str, Any], run: _Run) -> None:
+def _write_or_warn(folder: _Folder, identity: dict[str, Any], run: _Run) -> None:
     """A full disk ends no training."""
     try:
         _write(folder, identity, run)
@@ -398,30 +342,24 @@ def _write_or_warn(folder: str | os.PathLike[str], identity: dict[str, Any], run
 
 
 def _read(
-    folder: str | os.PathLike[str],
-    identity: dict[str, Any],
-    start: _Run,
-    info_like: Any,
-    num_iterations: int,
+    folder: _Folder, identity: dict[str, Any], start: _Run, info_like: Any, num_iterations: int
 ) -> _Run:
     header, arrays = checkpoint.read(folder, _KIND)
     other = [name for name, value in identity.items() if header.get(name) != value]
     if other:
-        raise checkpoint.CheckpointError(
-            f"{folder} holds a training run of another {' and '.join(other)}. Take another folder, "
-            "or delete that one."
-        )
-    if header["done"] > num_iterations:
-        raise checkpoint.CheckpointError(
-            f"{folder} holds a run of {header['done']} iterations, more than the {num_iterations} "
-            "asked for. Take another folder, or delete that one."
-        )
+        found: str | None = f"a training run of another {' and '.join(other)}"
+    elif header["done"] > num_iterations:
+        found = f"a run of {header['done']} iterations, more than the {num_iterations} asked for"
+    else:
+        found = None
+    if found:
+        remedy = "Take another folder, or delete that one."
+        raise checkpoint.CheckpointError(f"{folder} holds {found}. {remedy}")
     infos: tuple[Any, ...] = ()
     if header["done"]:
         like = _history_like(info_like(), header["done"])
-        infos = (
-            jax.tree.map(np.asarray, checkpoint.from_arrays(like, arrays["history"], "history")),
-        )
+        history = checkpoint.from_arrays(like, arrays["history"], "history")
+        infos = (jax.tree.map(np.asarray, history),)
     state = checkpoint.from_arrays(start.state, arrays["state"], "state")
     return _Run(state, infos, header["done"], header["skipped"], header["lowered"])
 

@@ -8,7 +8,6 @@ from consistent_samplers.diagnostics.distances import (
     sinkhorn,
     wasserstein2,
 )
-from consistent_samplers.diagnostics.exploration import ExplorationCheck, exploration_check
 from consistent_samplers.diagnostics.modes import (
     MISSED_SHARE,
     ModeCoverage,
@@ -22,6 +21,8 @@ from consistent_samplers.diagnostics.verdicts import (
     MAX_ROUND_TRIP_ERROR,
     MIN_EFFECTIVE,
     NEARLY_EXACT_ESS,
+    ExplorationCheck,
+    exploration_check,
     is_trustworthy,
     pareto_k_threshold,
     standard_error_is_reliable,

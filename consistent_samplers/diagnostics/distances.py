@@ -1,9 +1,8 @@
 """Distances between two samples: maximum mean discrepancy and optimal transport.
 
-All of them compare equally weighted draws; resample weighted ones first. A distance between
-finite samples is not zero even where the distributions agree (only ``mmd`` and, nearly, the
-debiased ``sinkhorn`` centre on zero there), so quote beside it the same distance between two
-independent reference samples.
+All compare equally weighted draws; resample weighted ones first. Even where the distributions agree
+only ``mmd`` and, nearly, the debiased ``sinkhorn`` centre on zero, so quote beside a distance the
+one between two independent reference samples.
 """
 
 import functools
@@ -21,33 +20,29 @@ MAX_MEDIAN_POINTS = 500
 RELATIVE_REGULARISATION = 0.01
 """Default of `sinkhorn`, in median squared distances between the points of the reference."""
 
+# Factor of the regularisation per iteration on its way down. Heavy tails want it slow: at 0.7
+# Neal's funnel (2,000 points) takes over four times as many iterations in all.
 _ANNEALING_RATE = 0.95
-"""Factor of the regularisation per iteration on its way down. Heavy tails want it slow: at 0.7
-Neal's funnel (2,000 points) takes over four times as many iterations in all."""
-
+# Step length once annealed: saves about a third of the iterations of plain ones, at 1.
 _OVERRELAXATION = 1.8
-"""Step length once annealed: saves about a third of the iterations of plain ones, at 1."""
 
 
 class SinkhornResult(NamedTuple):
-    """Entropic transport between two samples.
+    """Entropic transport between two samples; every entry is a scalar ``[]``.
 
     Attributes:
-      value: ``[]``, the transport cost or, if debiased, the Sinkhorn divergence; in squared units
-        of the samples.
-      regularisation: ``[]``, that was used, in the same units.
-      marginal_error: ``[]``, total variation between the marginals of the plan and the samples;
-        the largest over the plans involved.
-      num_iterations: ``[]``, of the plan that took the most.
-      converged: ``[]`` bool, whether ``marginal_error`` is within the tolerance.
+      value: transport cost or, if debiased, Sinkhorn divergence, in squared units of the samples.
+      regularisation: that was used, in the same units.
+      marginal_error: total variation between samples and the plan's marginals; the largest plan's.
+      num_iterations: of the plan that took the most.
+      converged: whether ``marginal_error`` is within the tolerance.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
       >>> x = jnp.array([[0.0], [1.0]])
-      >>> result = cs.diagnostics.sinkhorn(x, x + 1.0)
-      >>> bool(result.converged), result.value.shape
-      (True, ())
+      >>> bool(cs.diagnostics.sinkhorn(x, x + 1.0).converged)
+      True
     """
 
     value: Array
@@ -60,17 +55,14 @@ class SinkhornResult(NamedTuple):
 def mmd(x: Array, y: Array, bandwidth: float | Array | None = None) -> Array:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, JMLR 13:723, eq. 3).
 
-    The kernel is ``exp(-|x - y|^2 / (2 bandwidth^2))``. Rows go in chunks, so memory grows as
-    256 times the sample size; time grows as its square.
+    For equal distributions 0 in expectation: it may be slightly negative. Time grows as the square
+    of the sample size, memory as 256 times the sample size.
 
     Args:
       x: ``[n, dim]``, n >= 2.
       y: ``[m, dim]``, m >= 2.
-      bandwidth: of the kernel; if None, the median distance between the pooled points
-        (evenly spaced rows of ``x`` and ``y``, at most 500 of each).
-
-    Returns:
-      ``[]``; 0 in expectation for equal distributions, and may be slightly negative.
+      bandwidth: of the kernel ``exp(-|x - y|^2 / (2 bandwidth^2))``; if None, the median distance
+        between the pooled points (evenly spaced rows, at most `MAX_MEDIAN_POINTS` of each sample).
 
     Raises:
       ValueError: shapes that do not fit, or fewer than 2 points in a sample.
@@ -83,8 +75,7 @@ def mmd(x: Array, y: Array, bandwidth: float | Array | None = None) -> Array:
       >>> bool(abs(cs.diagnostics.mmd(x, y)) < 0.02), bool(cs.diagnostics.mmd(x, y + 3.0) > 0.5)
       (True, True)
     """
-    x, y = _checked_pair("mmd", x, y, min_points=2)
-    return _mmd(x, y, bandwidth)
+    return _mmd(*_checked_pair("mmd", x, y, min_points=2), bandwidth)
 
 
 def sinkhorn(
@@ -99,51 +90,37 @@ def sinkhorn(
     """Entropic optimal transport between two samples, with squared Euclidean cost.
 
     The plan P minimises <P, C> + regularisation * KL(P | product of the samples) over couplings
-    (Cuturi 2013, arXiv:1306.0895), by Sinkhorn iterations on log scale: the regularisation is
-    annealed from the largest cost (Schmitzer 2019, arXiv:1610.06519), then the iterations are
-    over-relaxed (Thibault et al. 2021, arXiv:1711.01851). Two numbers are on offer:
+    (Cuturi 2013, arXiv:1306.0895), by Sinkhorn iterations on log scale: annealed from the largest
+    cost (Schmitzer 2019, arXiv:1610.06519), then over-relaxed (Thibault et al. 2021,
+    arXiv:1711.01851). The transport cost <P, C>, which the diffusion-sampler literature calls
+    Sinkhorn distance, exceeds `wasserstein2` squared by up to the order of regularisation * dim.
+    The Sinkhorn divergence (Feydy et al. 2019, arXiv:1810.08278) takes off the entropic cost of
+    each sample to itself: zero for equal samples, and positive otherwise.
 
-    - The transport cost <P, C> is what the diffusion-sampler literature calls Sinkhorn distance
-      (some papers add the entropy term). It exceeds `wasserstein2` squared, by up to the order of
-      regularisation * dim, even for equal samples.
-    - The Sinkhorn divergence (Feydy et al. 2019, arXiv:1810.08278) takes off the entropic cost of
-      each sample to itself: zero for equal samples, and positive otherwise.
-
-    Either depends on the regularisation and, through its noise, on the sample sizes: only figures
-    that share both compare. The default depends on ``y`` alone, so give the reference sample as
-    ``y`` and one number serves every method that is compared with it.
-
-    Memory and the time of an iteration grow as ``n * m``. It can be jitted and vmapped, but not
-    differentiated in reverse mode: a diagnostic, no training loss.
+    Only figures of one regularisation and one pair of sample sizes compare. Memory and the time of
+    an iteration grow as ``n * m``. It cannot be differentiated in reverse mode.
 
     Args:
       x: ``[n, dim]``.
       y: ``[m, dim]``, the reference sample.
       regularisation: positive, in squared units of the samples; if None, `RELATIVE_REGULARISATION`
-        times the median squared distance between points of ``y`` (evenly spaced rows, at most 500).
+        times the median squared distance between at most `MAX_MEDIAN_POINTS` points of ``y``.
       max_iterations: at least 10; at most half of them anneal.
       tolerance: stop at this ``marginal_error``; the default leaves the value about 1 % off. Heavy
         tails in float32 do not reach 1e-4.
       debiased: whether to return the divergence instead of the cost (about twice the time).
 
-    Returns:
-      The value, and how well it converged.
-
     Raises:
-      ValueError: shapes that do not fit, an argument out of range, and (unless traced) points that
-        are not finite.
+      ValueError: wrong shapes, an argument out of range, or (unless traced) points not finite.
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> x = jax.random.normal(jax.random.key(0), (100, 2))
-      >>> result = cs.diagnostics.sinkhorn(x, x + jnp.array([3.0, 0.0]), debiased=True)
-      >>> round(float(result.value), 1), bool(result.converged)  # the shift, squared
-      (9.0, True)
+      >>> x = jax.random.normal(jax.random.key(0), (100, 1))
+      >>> round(float(cs.diagnostics.sinkhorn(x, x + 3.0, debiased=True).value), 1)
+      9.0
     """
-    x, y = _checked_pair("sinkhorn", x, y, min_points=1)
-    _check_finite("sinkhorn", x, y)
+    x, y = _checked_pair("sinkhorn", x, y, finite=True)
     if max_iterations < 10:
         raise ValueError(f"max_iterations must be at least 10, got {max_iterations}.")
     for name, value in (("regularisation", regularisation), ("tolerance", tolerance)):
@@ -155,18 +132,10 @@ def sinkhorn(
 
 
 def wasserstein2(x: Array, y: Array) -> float:
-    """Exact 2-Wasserstein distance between two samples of one size.
+    """Exact 2-Wasserstein distance between two concrete samples of one size, ``[n, dim]``.
 
-    The root of the least mean squared Euclidean distance over all pairings, by the Hungarian
-    method (``scipy.optimize.linear_sum_assignment``) in float64 on the host. Time grows as up to
-    the cube of the size (seconds for 2,000 points), memory as its square.
-
-    Args:
-      x: ``[n, dim]``, concrete (not traced).
-      y: ``[n, dim]``, concrete (not traced).
-
-    Returns:
-      The distance, in units of the samples.
+    The root of the least mean squared Euclidean distance over all pairings, in float64 on the host.
+    Time grows as up to the cube of the size (seconds for 2,000 points), memory as its square.
 
     Raises:
       ValueError: shapes that do not fit, different sizes, or points that are not finite.
@@ -174,12 +143,11 @@ def wasserstein2(x: Array, y: Array) -> float:
     Example:
       >>> import numpy as np
       >>> import consistent_samplers as cs
-      >>> x = np.random.default_rng(0).normal(size=(50, 2))
-      >>> round(float(cs.diagnostics.wasserstein2(x, x + np.array([3.0, 0.0]))), 3)
+      >>> x = np.random.default_rng(0).normal(size=(50, 1))
+      >>> round(cs.diagnostics.wasserstein2(x, x + 3.0), 3)
       3.0
     """
-    x, y = _checked_pair("wasserstein2", x, y, min_points=1)
-    _check_finite("wasserstein2", x, y)
+    x, y = _checked_pair("wasserstein2", x, y, finite=True)
     if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"wasserstein2 pairs samples of one size, got {x.shape[0]} and {y.shape[0]} points. "
@@ -193,52 +161,48 @@ def wasserstein2(x: Array, y: Array) -> float:
 
 
 def squared_distances(x: Array, y: Array) -> Array:
-    """Squared Euclidean distances ``[n, m]`` between ``x [n, dim]`` and ``y [m, dim]``.
-
-    Differences are squared, not squares subtracted: near points far from the origin keep their
-    digits in float32.
-    """
-    # A few rows at a time, since the differences of all pairs would take dim times the memory.
-    return jax.lax.map(
-        lambda point: jnp.sum((point[None, :] - y) ** 2, axis=1), x, batch_size=min(16, x.shape[0])
-    )
+    """Squared Euclidean distances ``[n, m]`` between ``x [n, dim]`` and ``y [m, dim]``."""
+    # Differences are squared, not squares subtracted: near points far from the origin keep their
+    # digits in float32. A few rows at a time: those of all pairs take dim times the memory.
+    size = min(16, x.shape[0])
+    return jax.lax.map(lambda point: jnp.sum((point - y) ** 2, axis=1), x, batch_size=size)
 
 
-def _checked_pair(name: str, x: Array, y: Array, min_points: int) -> tuple[Array, Array]:
+def check_finite(points: Array, what: str, consequence: str) -> None:
+    """Refuses points ``[n, dim]`` that are not finite, unless traced."""
+    if isinstance(points, jax.core.Tracer):
+        return
+    num_bad = int(np.sum(~np.all(np.isfinite(np.asarray(points)), axis=1)))
+    if num_bad > 0:
+        raise ValueError(
+            f"{num_bad} of {points.shape[0]} {what} are NaN or infinite, and {consequence}. "
+            "Drop them and say how many, or find out why the sampler diverged."
+        )
+
+
+def _checked_pair(
+    name: str, x: Array, y: Array, min_points: int = 1, finite: bool = False
+) -> tuple[Array, Array]:
     """Both samples as floating-point arrays whose shapes fit."""
     x, y = jnp.asarray(x), jnp.asarray(y)
+    got = f"got shapes {x.shape} and {y.shape}"
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"{name} compares samples of shapes [n, dim] and [m, dim], "
-            f"got {x.shape} and {y.shape}. Reshape scalars to [n, 1]."
+            f"{name} compares samples [n, dim] and [m, dim], {got}. Reshape scalars to [n, 1]."
         )
     if min(x.shape[0], y.shape[0]) < min_points:
-        points = "point" if min_points == 1 else "points"
-        raise ValueError(
-            f"{name} needs at least {min_points} {points} in each sample, "
-            f"got shapes {x.shape} and {y.shape}."
-        )
+        least = "1 point" if min_points == 1 else f"{min_points} points"
+        raise ValueError(f"{name} needs at least {least} in each sample, {got}.")
+    if finite:
+        check_finite(x, "points of x", f"{name} has no distance to them")
+        check_finite(y, "points of y", f"{name} has no distance to them")
     dtype = jnp.result_type(x, y, float)
     return x.astype(dtype), y.astype(dtype)
 
 
-def _check_finite(name: str, x: Array, y: Array) -> None:
-    """Refuses points that are not finite, unless traced."""
-    for label, sample in (("x", x), ("y", y)):
-        if isinstance(sample, jax.core.Tracer):
-            continue
-        num_bad = int(np.sum(~np.all(np.isfinite(np.asarray(sample)), axis=1)))
-        if num_bad > 0:
-            raise ValueError(
-                f"{num_bad} of {sample.shape[0]} points of {label} are NaN or infinite, and "
-                f"{name} has no distance to them. Drop them and say how many, or find out why the "
-                "sampler diverged."
-            )
-
-
 @jax.jit
 def _mmd(x: Array, y: Array, bandwidth: float | Array | None) -> Array:
-    """``mmd`` of checked samples: one compiled computation."""
+    """``mmd`` of checked samples."""
     n, m = x.shape[0], y.shape[0]
     # Distances do not care about the origin; float32 does, when squares are subtracted.
     centre = 0.5 * (jnp.mean(x, axis=0, keepdims=True) + jnp.mean(y, axis=0, keepdims=True))
@@ -261,23 +225,21 @@ def _squared_distance(point: Array, points: Array, squared_norm: Array) -> Array
 def _kernel_sum(x: Array, y: Array, bandwidth: float | Array, skip_diagonal: bool) -> Array:
     """Sum of the kernel over all pairs, without i = j if asked."""
     squared_norm = jnp.sum(y**2, axis=1)
-    column = jnp.arange(y.shape[0])
+    column, row = jnp.arange(y.shape[0]), jnp.arange(x.shape[0])
 
-    def row_sum(row: tuple[Array, Array]) -> Array:
-        index, point = row
+    def row_sum(inputs: tuple[Array, Array]) -> Array:
+        index, point = inputs
         kernel = jnp.exp(-_squared_distance(point, y, squared_norm) / (2.0 * bandwidth**2))
         return jnp.sum(jnp.where(skip_diagonal & (column == index), 0.0, kernel))
 
-    rows = (jnp.arange(x.shape[0]), x)
-    return jnp.sum(jax.lax.map(row_sum, rows, batch_size=min(256, x.shape[0])))
+    return jnp.sum(jax.lax.map(row_sum, (row, x), batch_size=min(256, x.shape[0])))
 
 
 def _median_distance(points: Array) -> Array:
     """Median distance between ``points [n, dim]``; 1 if most coincide or there is one."""
     if points.shape[0] < 2:
         return jnp.ones((), points.dtype)
-    # Distances do not care about the origin; float32 does, when squares are subtracted.
-    points = points - jnp.mean(points, axis=0, keepdims=True)
+    points = points - jnp.mean(points, axis=0, keepdims=True)  # as in `_mmd`
     squared_norm = jnp.sum(points**2, axis=1)
     squared = jax.vmap(_squared_distance, (0, None, None))(points, points, squared_norm)
     median = jnp.sqrt(jnp.median(squared[jnp.triu_indices(points.shape[0], 1)]))
@@ -293,7 +255,7 @@ def _sinkhorn(
     max_iterations: int,
     debiased: bool,
 ) -> SinkhornResult:
-    """``sinkhorn`` of checked samples: one compiled computation."""
+    """``sinkhorn`` of checked samples."""
     if regularisation is None:
         every = -(-y.shape[0] // MAX_MEDIAN_POINTS)
         regularisation = RELATIVE_REGULARISATION * _median_distance(y[::every]) ** 2
@@ -311,41 +273,30 @@ def _sinkhorn(
     else:
         value = _transport_cost(cost, epsilon, plans[0])
     marginal_error = jnp.max(jnp.stack([plan.marginal_error for plan in plans]))
-    return SinkhornResult(
-        value=value,
-        regularisation=epsilon,
-        marginal_error=marginal_error,
-        num_iterations=jnp.max(jnp.stack([plan.num_iterations for plan in plans])),
-        converged=marginal_error <= tolerance,
-    )
+    num_iterations = jnp.max(jnp.stack([plan.num_iterations for plan in plans]))
+    converged = marginal_error <= tolerance
+    return SinkhornResult(value, epsilon, marginal_error, num_iterations, converged)
 
 
 class _Plan(NamedTuple):
-    """Potentials ``f [n]``, ``g [m]`` of the plan exp((f + g - cost) / epsilon) / (n m).
+    """Potentials of the plan exp((f + g - cost) / epsilon) / (n m); its columns add up to 1 / m."""
 
-    Its columns add up to 1 / m; ``marginal_error`` is that of its rows.
-    """
-
-    f: Array
-    g: Array
-    row_update: Array
+    f: Array  # [n]
+    g: Array  # [m]
+    row_update: Array  # the next f
     previous_error: Array
-    marginal_error: Array
+    marginal_error: Array  # of the rows
     num_iterations: Array
 
 
 def _potentials(
-    cost: Array,
-    regularisation: Array,
-    tolerance: float | Array,
-    max_iterations: int,
-    symmetric: bool,
+    cost: Array, final: Array, tolerance: float | Array, max_iterations: int, symmetric: bool
 ) -> _Plan:
-    """Sinkhorn iterations for ``cost [n, m]``; ``symmetric`` for a sample with itself."""
+    """Iterations for ``cost [n, m]``, annealed to ``final``; ``symmetric``: of one sample."""
     n, m = cost.shape
-    start = jnp.maximum(jnp.max(cost), regularisation)
+    start = jnp.maximum(jnp.max(cost), final)
     # Faster where the iterations would not suffice otherwise, so that annealing always ends.
-    span = jnp.log(regularisation / start) / (max_iterations // 2)
+    span = jnp.log(final / start) / (max_iterations // 2)
     rate = jnp.minimum(_ANNEALING_RATE, jnp.exp(span))
 
     def row_update(g: Array, epsilon: Array) -> Array:
@@ -358,8 +309,8 @@ def _potentials(
 
     def iterate(plan: _Plan) -> _Plan:
         step = plan.num_iterations
-        epsilon = jnp.maximum(start * rate**step, regularisation)
-        epsilon = jnp.where(step < max_iterations // 2, epsilon, regularisation)
+        epsilon = jnp.maximum(start * rate**step, final)
+        epsilon = jnp.where(step < max_iterations // 2, epsilon, final)
         if symmetric:
             # Averaging both updates keeps f = g and settles within a few iterations.
             f = 0.5 * (plan.f + plan.row_update)
@@ -373,14 +324,14 @@ def _potentials(
         update = row_update(g, epsilon)
         # Row i of the plan adds up to exp((f_i - update_i) / epsilon) / n.
         error = 0.5 * jnp.mean(jnp.abs(jnp.expm1((f - update) / epsilon)))
-        error = jnp.where(epsilon > regularisation, jnp.inf, error)
+        error = jnp.where(epsilon > final, jnp.inf, error)
         return _Plan(f, g, update, plan.marginal_error, error, step + 1)
 
     def unfinished(plan: _Plan) -> Array:
         return (plan.marginal_error > tolerance) & (plan.num_iterations < max_iterations)
 
-    f, infinity = jnp.zeros(n, cost.dtype), jnp.asarray(jnp.inf, cost.dtype)
-    g = jnp.zeros(m, cost.dtype)
+    f, g = jnp.zeros(n, cost.dtype), jnp.zeros(m, cost.dtype)
+    infinity = jnp.asarray(jnp.inf, cost.dtype)
     first = _Plan(f, g, row_update(g, start), infinity, infinity, jnp.asarray(0))
     plan = jax.lax.while_loop(unfinished, iterate, first)
     # With g = T(f) the pair is feasible for the dual, which bounds the entropic cost from below.
@@ -388,12 +339,9 @@ def _potentials(
 
 
 def _transport_cost(cost: Array, epsilon: Array, plan: _Plan) -> Array:
-    """<P, C> of the plan, with the mass that its rows and columns lack at its dual price.
-
-    That is the dual objective less epsilon * KL: unconverged it is far closer than the bare sum,
-    which misses outliers, and than the cost of a plan rounded to a coupling, which sends the
-    missing mass anywhere.
-    """
+    """<P, C> of the plan, with the mass that its rows and columns lack at its dual price."""
+    # That is the dual objective less epsilon * KL: unconverged it is far closer than the bare sum,
+    # which misses outliers, and than a plan rounded to a coupling, which sends that mass anywhere.
     n, m = cost.shape
     coupling = jnp.exp((plan.f[:, None] + plan.g[None, :] - cost) / epsilon) / (n * m)
     rows, columns = jnp.sum(coupling, axis=1), jnp.sum(coupling, axis=0)

@@ -1,8 +1,4 @@
-"""Which of the known modes the draws reach, and in which shares.
-
-A sampler's own weights cannot tell that it misses a mode. Where the modes of a target are known,
-these figures can.
-"""
+"""Which of a target's known modes the draws reach, and in which shares."""
 
 from typing import NamedTuple
 
@@ -10,33 +6,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.diagnostics.distances import squared_distances
+from consistent_samplers.diagnostics.distances import check_finite, squared_distances
 from consistent_samplers.estimate import checked_log_weight
 from consistent_samplers.types import Array, Draws
 
 MISSED_SHARE = 0.1
 """Part of a mode's true weight below whose share of the draws the mode is called missed."""
 
+_NO_MODE = "they belong to no mode"
+
 
 class ModeCoverage(NamedTuple):
     """How draws spread over K known modes.
 
     Attributes:
-      entropic_coverage: ``[]``, entropy of ``share`` over log K: 1 for even shares, 0 where all
-        draws lie in one mode (and 1 for K = 1).
+      entropic_coverage: ``[]``, entropy of ``share`` over log K: 1 for even shares (and for
+        K = 1), 0 where all draws lie in one mode.
       jensen_shannon: ``[]``, Jensen-Shannon divergence between ``share`` and the true weights in
         bits: 0 for the true shares, 1 where the draws lie in none of the modes that count.
-      num_missed: ``[]``, modes of positive true weight with no draw, or with a share below the
-        stated part of their true weight.
+      num_missed: ``[]``, modes with no draw or too small a share of their (positive) true weight.
       share: ``[K]``, of the draws or of their weight, adds up to 1.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> labels = jnp.array([0, 0, 1, 1])
-      >>> coverage = cs.diagnostics.mode_coverage(labels, 4)
-      >>> coverage.share.tolist(), int(coverage.num_missed)
-      ([0.5, 0.5, 0.0, 0.0], 2)
+      >>> cs.diagnostics.mode_coverage(jnp.array([0, 0, 1, 1]), 4).share.tolist()
+      [0.5, 0.5, 0.0, 0.0]
     """
 
     entropic_coverage: Array
@@ -55,37 +50,30 @@ def mode_coverage(
 ) -> ModeCoverage:
     """Entropic mode coverage and missed modes (Blessing et al. 2024, arXiv:2406.07423).
 
-    The paper's coverage is the entropy of the modes' shares of the draws, to base K: the one to
-    quote where the modes weigh the same. Where they do not, its best value is below 1 and draws
-    that are too even exceed that; there the paper uses the Jensen-Shannon divergence to the true
-    weights. Every draw counts for one mode: the nearest centre, or the label given.
-
-    Shares are noisy: a mode of true weight w that exact draws [n] do not miss still gets
-    less than a tenth of w with probability 5e-5 at n w = 10, and 5e-8 at n w = 20.
+    Quote the entropic coverage where the modes weigh the same, the Jensen-Shannon divergence where
+    they do not. Every draw counts for one mode: the nearest centre, or the label given. Shares are
+    noisy: of n exact draws a mode of true weight w gets less than a tenth of w with probability
+    5e-5 at n w = 10, and 5e-8 at n w = 20.
 
     Args:
-      position: ``[n, dim]`` draws, if ``modes`` are centres; else ``[n]`` labels, integers from
-        0 to K - 1 (see `sign_modes`).
+      position: draws ``[n, dim]`` if ``modes`` are centres, else labels ``[n]`` from 0 to K - 1
+        (see `sign_modes`).
       modes: ``[K, dim]`` centres, or the number of modes K.
       mode_weight: ``[K]`` true weights of the modes, up to a factor; equal if None.
       log_weight: ``[n]`` log importance weights of the draws; equal if None.
       missed_share: part of its true weight, from 0 to 1, below which a mode is called missed; at 0
         only modes without any draw are.
 
-    Returns:
-      The coverage, the divergence, the number of missed modes and the shares.
-
     Raises:
-      ValueError: shapes that do not fit, an argument out of range, and (unless traced) points that
-        are not finite, labels out of range, or weights that cannot be used.
+      ValueError: wrong shapes, an argument out of range, or (unless traced) points not finite,
+        labels out of range or weights that cannot be used.
       TypeError: labels that are not integers.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
       >>> centres = jnp.array([[-5.0], [0.0], [5.0]])
-      >>> position = jnp.array([[-5.1], [-4.9], [0.1], [-0.2]])
-      >>> coverage = cs.diagnostics.mode_coverage(position, centres)
+      >>> coverage = cs.diagnostics.mode_coverage(jnp.array([[-5.1], [0.1]]), centres)
       >>> int(coverage.num_missed), round(float(coverage.entropic_coverage), 3)  # log 2 / log 3
       (1, 0.631)
     """
@@ -104,62 +92,45 @@ def mode_coverage(
         log_weight = checked_log_weight(Draws(position=labels, log_weight=log_weight))
     if mode_weight is None:
         mode_weight = jnp.ones(num_modes)
-    else:
-        mode_weight = _checked_mode_weight(mode_weight, num_modes)
+    mode_weight = _checked_mode_weight(mode_weight, num_modes)
     return _coverage(labels, log_weight, mode_weight, missed_share)
 
 
 def nearest_mode(position: Array, centres: Array) -> Array:
-    """Index ``[n]`` of the centre nearest to each draw, by Euclidean distance.
-
-    Args:
-      position: ``[n, dim]``.
-      centres: ``[K, dim]``.
+    """Index ``[n]`` of the centre ``[K, dim]`` nearest to each position ``[n, dim]``.
 
     Raises:
-      ValueError: shapes that do not fit and (unless traced) points that are not finite.
+      ValueError: wrong shapes, or (unless traced) points not finite.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> centres = jnp.array([[-1.0], [1.0]])
-      >>> cs.diagnostics.nearest_mode(jnp.array([[0.9], [-3.0]]), centres).tolist()
+      >>> position, centres = jnp.array([[0.9], [-3.0]]), jnp.array([[-1.0], [1.0]])
+      >>> cs.diagnostics.nearest_mode(position, centres).tolist()
       [1, 0]
     """
     position, centres = jnp.asarray(position), jnp.asarray(centres)
+    shapes = f"{position.shape} and {centres.shape}"
     if position.ndim != 2 or centres.ndim != 2 or position.shape[1] != centres.shape[1]:
         raise ValueError(
-            "Draws of shape [n, dim] and centres of shape [K, dim] are needed, got "
-            f"{position.shape} and {centres.shape}. For labels, give the number of modes instead "
-            "of centres."
+            f"Draws of shape [n, dim] and centres of shape [K, dim] are needed, got {shapes}. For "
+            "labels, give the number of modes instead of centres."
         )
     if min(position.shape[0], centres.shape[0]) < 1:
-        raise ValueError(
-            "At least one draw and one centre are needed, got shapes "
-            f"{position.shape} and {centres.shape}."
-        )
-    for name, points in (("draws", position), ("centres", centres)):
-        _check_finite(name, points)
+        raise ValueError(f"At least one draw and one centre are needed, got shapes {shapes}.")
+    check_finite(position, "draws", _NO_MODE)
+    check_finite(centres, "centres", _NO_MODE)
     return _nearest(position, centres)
 
 
 def sign_modes(position: Array, num_wells: int) -> Array:
-    """Mode labels of double wells: the signs of the first coordinates, read as a binary number.
+    """Mode labels ``[n]`` of ``position [n, dim]`` with double wells in ``num_wells`` coordinates.
 
-    Bit i of a label is 1 where coordinate i is positive: labels from 0 to ``2**num_wells`` - 1,
-    for ``mode_coverage(labels, 2**num_wells)``. Wells in other coordinates: give
-    ``position[:, wells]``.
-
-    Args:
-      position: ``[n, dim]``, a double well in each of the first ``num_wells`` coordinates.
-      num_wells: from 1 to ``dim``, and at most 20 (a million modes).
-
-    Returns:
-      ``[n]``, integers.
+    These are the first ones, at most 20 (a million modes). Bit i of a label is 1 where coordinate i
+    is positive: integers from 0 to ``2**num_wells`` - 1, for `mode_coverage`.
 
     Raises:
-      ValueError: ``position`` not of shape ``[n, dim]``, ``num_wells`` out of range and (unless
-        traced) points that are not finite.
+      ValueError: a wrong shape, ``num_wells`` out of range, or (unless traced) points not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -170,26 +141,12 @@ def sign_modes(position: Array, num_wells: int) -> Array:
     position = jnp.asarray(position)
     if position.ndim != 2:
         raise ValueError(f"position must have shape [n, dim], got {position.shape}.")
-    if not 1 <= num_wells <= min(position.shape[1], 20):
-        raise ValueError(
-            f"num_wells must be from 1 to {min(position.shape[1], 20)} (dim, and at most 20), "
-            f"got {num_wells}. Give fewer wells to look at their modes only."
-        )
+    most = min(position.shape[1], 20)
+    if not 1 <= num_wells <= most:
+        raise ValueError(f"num_wells must be from 1 to {most}, got {num_wells}. Give fewer wells.")
     wells = position[:, :num_wells]
-    _check_finite("draws", wells)
+    check_finite(wells, "draws", _NO_MODE)
     return jnp.sum((wells > 0) * 2 ** jnp.arange(num_wells)[None, :], axis=1)
-
-
-def _check_finite(name: str, points: Array) -> None:
-    """Refuses points that are not finite, unless traced."""
-    if isinstance(points, jax.core.Tracer):
-        return
-    num_bad = int(np.sum(~np.all(np.isfinite(np.asarray(points)), axis=1)))
-    if num_bad > 0:
-        raise ValueError(
-            f"{num_bad} of {points.shape[0]} {name} are NaN or infinite and belong to no mode. "
-            "Drop them and say how many, or find out why they diverged."
-        )
 
 
 def _checked_labels(labels: Array, num_modes: int) -> Array:
@@ -217,11 +174,9 @@ def _checked_labels(labels: Array, num_modes: int) -> Array:
 def _checked_mode_weight(mode_weight: Array, num_modes: int) -> Array:
     """True weights ``[K]`` that can be normalised (values are not checked while tracing)."""
     mode_weight = jnp.asarray(mode_weight)
-    if mode_weight.shape != (num_modes,):
-        raise ValueError(
-            f"mode_weight must have one entry a mode: shape {(num_modes,)} expected, got "
-            f"{mode_weight.shape}."
-        )
+    shape = mode_weight.shape
+    if shape != (num_modes,):
+        raise ValueError(f"mode_weight must have one entry a mode, {num_modes}: got shape {shape}.")
     if isinstance(mode_weight, jax.core.Tracer):
         return mode_weight
     values = np.asarray(mode_weight)
@@ -235,7 +190,6 @@ def _checked_mode_weight(mode_weight: Array, num_modes: int) -> Array:
 
 @jax.jit
 def _nearest(position: Array, centres: Array) -> Array:
-    """``nearest_mode`` of checked arrays."""
     return jnp.argmin(squared_distances(position, centres), axis=1)
 
 
@@ -243,24 +197,20 @@ def _nearest(position: Array, centres: Array) -> Array:
 def _coverage(
     labels: Array, log_weight: Array, mode_weight: Array, missed_share: float | Array
 ) -> ModeCoverage:
-    """``mode_coverage`` of checked arrays: one compiled computation."""
+    """``mode_coverage`` of checked arrays."""
     num_modes = mode_weight.shape[0]
     weight = jnp.exp(log_weight - jnp.max(log_weight))
     total = jnp.zeros(num_modes, weight.dtype).at[labels].add(weight)
     share = total / jnp.sum(total)
     truth = mode_weight / jnp.sum(mode_weight)
-    middle = 0.5 * (share + truth)
-    divergence = _entropy(middle) - 0.5 * (_entropy(share) + _entropy(truth))
+    entr = jax.scipy.special.entr
+    entropy, of_truth = jnp.sum(entr(share)), jnp.sum(entr(truth))
+    divergence = jnp.sum(entr(0.5 * (share + truth))) - 0.5 * (entropy + of_truth)
     missed = (truth > 0) & ((share == 0) | (share < missed_share * truth))
     return ModeCoverage(
-        entropic_coverage=_entropy(share) / jnp.log(num_modes) if num_modes > 1 else jnp.ones(()),
+        entropic_coverage=entropy / jnp.log(num_modes) if num_modes > 1 else jnp.ones(()),
         # Rounding may leave a little less than nothing of three entropies.
         jensen_shannon=jnp.maximum(divergence, 0.0) / jnp.log(2.0),
         num_missed=jnp.sum(missed),
         share=share,
     )
-
-
-def _entropy(probability: Array) -> Array:
-    """Entropy of ``probability [K]`` in nats."""
-    return jnp.sum(jax.scipy.special.entr(probability))

@@ -1,9 +1,18 @@
-"""A plain-language verdict on an ``Evidence``."""
+"""A plain-language verdict on an ``Evidence``, and a look for modes that its sampler missed.
+
+Nothing computed from a sampler's own draws tells that it misses modes. Fresh optimiser starts can,
+where modes have basins, and tempered particles can, where their evidence is larger.
+"""
 
 import math
+from typing import NamedTuple
 
-from consistent_samplers.diagnostics.exploration import ExplorationCheck
+import numpy as np
+
+from consistent_samplers.bases import Modes, find_modes
 from consistent_samplers.estimate import Evidence
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Array, PRNGKey
 
 MIN_EFFECTIVE = 100
 """Effective samples below which the estimates are called noisy."""
@@ -15,18 +24,21 @@ FINITE_VARIANCE_K = 0.5
 """Pareto k above which the weights have no variance, and a standard error is an underestimate."""
 
 EVEN_ESS = 0.99
-"""Share of effective samples from which on the weights are so even that a correction by them hardly
-changes anything, whatever their Pareto k."""
+"""Share of effective samples from which on weights are reliable, whatever their Pareto k."""
 
 NEARLY_EXACT_ESS = 0.999
-"""The same for the standard error of log Z, since their tail is close to rounding."""
+"""The same for the standard error of log Z: the tail of such weights is close to rounding."""
+
+# A mode with a smaller share of Z is not missed, only rare.
+_MIN_SHARE = 0.01
+# Missed: draws near it are fewer than this part of what its Laplace evidence lets expect.
+_MISSED = 0.1
+# Nats by which an independent log Z must exceed the sampler's to say so; it is noisy itself.
+_EXCESS = 1.0
 
 
 def pareto_k_threshold(num_samples: int) -> float:
-    """Largest Pareto k that can be trusted: min(1 - 1 / log10 n, 0.7) (Vehtari et al. 2024).
-
-    Args:
-      num_samples: number of weights that k was fitted to.
+    """Largest Pareto k to trust of n weights: min(1 - 1 / log10 n, 0.7) (Vehtari et al. 2024).
 
     Example:
       >>> import consistent_samplers as cs
@@ -37,21 +49,16 @@ def pareto_k_threshold(num_samples: int) -> float:
 
 
 def weights_are_reliable(evidence: Evidence) -> bool:
-    """Whether the importance weights support a correction of the draws and a standard error.
+    """Whether the importance weights support a correction of the draws.
 
     They do if Pareto k is at most `pareto_k_threshold`, or at least `EVEN_ESS` of the samples are
     effective.
 
-    Args:
-      evidence: concrete (not traced) evidence.
-
     Example:
-      >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> log_weight = 0.1 * jax.random.normal(jax.random.key(0), (1_000,))
-      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((1_000, 1)), log_weight, bound="lower"))
-      >>> cs.diagnostics.weights_are_reliable(evidence)
+      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
+      >>> cs.diagnostics.weights_are_reliable(cs.evidence(draws))
       True
     """
     threshold = pareto_k_threshold(evidence.num_samples)
@@ -62,23 +69,120 @@ def standard_error_is_reliable(evidence: Evidence) -> bool:
     """Whether log Z can be taken with its standard error.
 
     It can if Pareto k is at most `FINITE_VARIANCE_K` (and `pareto_k_threshold`), or at least
-    `NEARLY_EXACT_ESS` of the samples are effective. Above that k the mean of the weights still
-    converges, but slowly and from below, and their variance is infinite.
-
-    Args:
-      evidence: concrete (not traced) evidence.
+    `NEARLY_EXACT_ESS` of the samples are effective. Above that k the variance of the weights is
+    infinite, and their mean converges slowly and from below.
 
     Example:
-      >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> log_weight = 5.0 * jax.random.normal(jax.random.key(0), (1_000,))
-      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((1_000, 1)), log_weight, bound="lower"))
-      >>> cs.diagnostics.standard_error_is_reliable(evidence)
+      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.arange(100.0), bound="lower")
+      >>> cs.diagnostics.standard_error_is_reliable(cs.evidence(draws))
       False
     """
     threshold = min(FINITE_VARIANCE_K, pareto_k_threshold(evidence.num_samples))
     return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= NEARLY_EXACT_ESS
+
+
+class ExplorationCheck(NamedTuple):
+    """What an independent look found that the draws do not show.
+
+    Attributes:
+      num_modes: modes found with at least 1 % of Z by their Laplace evidence.
+      num_missed: those that the draws hardly reach.
+      missed_share: Laplace evidence of the missed modes relative to the sampler's Z; may exceed 1.
+      log_z_excess: log Z of tempered particles above the sampler's in nats, or NaN if not given.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> check = cs.diagnostics.ExplorationCheck(2, 1, missed_share=1.0, log_z_excess=float("nan"))
+      >>> print(check.passed, check)  # doctest: +ELLIPSIS
+      False 1 of 2 modes found by fresh optimiser starts are hardly sampled; by their ...
+    """
+
+    num_modes: int
+    num_missed: int
+    missed_share: float
+    log_z_excess: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was missed as far as this look can tell."""
+        return self.num_missed == 0 and not self.log_z_excess > _EXCESS
+
+    def __str__(self) -> str:
+        if self.passed:
+            if not self.num_modes:
+                return "Fresh optimiser starts found no mode that holds mass by itself."
+            return f"Fresh optimiser starts found {self.num_modes} mode(s), all of them sampled."
+        words = []
+        if self.num_missed:
+            words.append(
+                f"{self.num_missed} of {self.num_modes} modes found by fresh optimiser starts are "
+                f"hardly sampled; by their Laplace evidence they hold {self.missed_share:.2g} "
+                "times the mass that the sampler found"
+            )
+        if self.log_z_excess > _EXCESS:
+            words.append(
+                f"tempered particles put log Z {self.log_z_excess:.1f} nats higher than the sampler"
+            )
+        found = " and ".join(words)
+        return (
+            f"{found[0].upper()}{found[1:]}. The figures stand for the part that was found: train "
+            "again with another rng_key, init_position at the missed places, or a base that covers "
+            "them."
+        )
+
+
+def exploration_check(
+    rng_key: PRNGKey,
+    target: Target,
+    position: Array,
+    log_z: float,
+    *,
+    particle_log_z: float = math.nan,
+    modes: Modes | None = None,
+    num_starts: int = 512,
+) -> ExplorationCheck:
+    """Compares draws with modes that fresh optimiser starts find.
+
+    Args:
+      rng_key: key of the starts; take another than the one the sampler was trained with.
+      target: the target.
+      position: ``[n, dim]``, draws that follow the sampler (corrected or not).
+      log_z: the sampler's estimate of log Z, in nats.
+      particle_log_z: log Z of a tempered SMC, e.g. `bases.Exploration.log_z`, if at hand.
+      modes: what `bases.exploration.find_modes` found already; a look from fresh starts if None.
+      num_starts: number of starts of that look.
+
+    Raises:
+      ValueError: the density is NaN, +inf, or zero at every start.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
+      >>> key = jax.random.key(0)
+      >>> right = 2.0 + 0.25 * jax.random.normal(key, (200, 1))
+      >>> check = cs.diagnostics.exploration_check(key, target, right, -0.8, num_starts=16)
+      >>> check.num_modes, check.num_missed, check.passed
+      (2, 1, False)
+    """
+    if modes is None:
+        modes = find_modes(rng_key, target, num_starts=num_starts)
+    heavy = modes.log_evidence > log_z + math.log(_MIN_SHARE)
+    modes = Modes(*(part[heavy] for part in modes))
+    # Of a folded sampler log Z may be off by any amount.
+    share = np.exp(np.minimum(modes.log_evidence - log_z, 600.0))
+    points = np.asarray(position, np.float64)
+    # Six standard deviations beyond the mean of a chi-square of dim degrees: modes are not normal.
+    radius = points.shape[1] + 6.0 * math.sqrt(2.0 * points.shape[1])
+    observed = []
+    for loc, factor in zip(modes.loc, modes.scale_tril, strict=True):
+        z = np.linalg.solve(factor, (points - loc).T)
+        observed.append(np.mean((z**2).sum(0) < radius))
+    missed = np.asarray(observed) < _MISSED * np.minimum(share, 1.0)
+    num_missed, missed_share = int(missed.sum()), float(share[missed].sum())
+    return ExplorationCheck(len(share), num_missed, missed_share, particle_log_z - log_z)
 
 
 def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = None) -> bool:
@@ -86,26 +190,16 @@ def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = No
 
     The weights are no heuristic and have a variance (`standard_error_is_reliable`), at least
     `MIN_EFFECTIVE` samples are effective, the map does not fold and is inverted within
-    `MAX_ROUND_TRIP_ERROR`, and a look for modes from outside, if one was taken, found nothing
-    missing.
-
-    Args:
-      evidence: concrete (not traced) evidence.
-      exploration: what `exploration_check` found, or None.
+    `MAX_ROUND_TRIP_ERROR`, and `exploration_check`, if it was made, found nothing missing.
 
     Example:
-      >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> log_weight = 0.1 * jax.random.normal(jax.random.key(0), (1_000,))
-      >>> draws = cs.Draws(jnp.zeros((1_000, 1)), log_weight, bound="lower")
+      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="heuristic")
       >>> cs.diagnostics.is_trustworthy(cs.evidence(draws))
-      True
-      >>> cs.diagnostics.is_trustworthy(cs.evidence(draws.replace(bound="heuristic")))
       False
     """
-    folded = 0.0 if evidence.folded is None else float(evidence.folded)
-    error = 0.0 if evidence.round_trip_error is None else float(evidence.round_trip_error)
+    folded, error = _folds_and_error(evidence)
     return (
         evidence.bound != "heuristic"
         and standard_error_is_reliable(evidence)
@@ -117,42 +211,39 @@ def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = No
 
 
 def verdict(evidence: Evidence, exploration: ExplorationCheck | None = None) -> str:
-    """What the numbers are worth and what to try, in a few plain sentences.
+    """What the numbers are worth and what to try: the findings, then the remedies, in a paragraph.
 
     Args:
       evidence: concrete (not traced) evidence.
       exploration: what `exploration_check` found, or None where nobody looked.
 
-    Returns:
-      One paragraph: the findings, then the remedies.
-
     Example:
-      >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> log_weight = 5.0 * jax.random.normal(jax.random.key(0), (1_000,))
-      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((1_000, 1)), log_weight, bound="lower"))
-      >>> print(cs.diagnostics.verdict(evidence))  # doctest: +ELLIPSIS
+      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.arange(100.0), bound="lower")
+      >>> print(cs.diagnostics.verdict(cs.evidence(draws)))  # doctest: +ELLIPSIS
       A few large weights decide log Z (Pareto k ...
     """
     said = _verdict_on_weights(evidence, looked=exploration is not None)
     if exploration is None:
         return said
-    return f"{exploration} {said}" if not exploration.passed else f"{said} {exploration}"
+    return f"{said} {exploration}" if exploration.passed else f"{exploration} {said}"
+
+
+def _folds_and_error(evidence: Evidence) -> tuple[float, float]:
+    """Share folded and round-trip error of a map, zero where there is no map or no measurement."""
+    return float(evidence.folded or 0.0), float(evidence.round_trip_error or 0.0)
 
 
 def _verdict_on_weights(evidence: Evidence, looked: bool) -> str:
-    n = evidence.num_samples
-    k, ess = float(evidence.pareto_k), float(evidence.ess)
-    k_threshold = pareto_k_threshold(n)
+    n, k, ess = evidence.num_samples, float(evidence.pareto_k), float(evidence.ess)
     findings: list[str] = []
     remedies: list[str] = []
 
     if evidence.bound == "heuristic":
         findings.append("these weights are heuristic, so neither figure bounds log Z")
         remedies.append('sample with method="map" or "path"')
-    folded = 0.0 if evidence.folded is None else float(evidence.folded)
-    error = 0.0 if evidence.round_trip_error is None else float(evidence.round_trip_error)
+    folded, error = _folds_and_error(evidence)
     if folded > 0:
         findings.append(
             f"the map folds at {100 * folded:.2g} % of the samples, so the figures may exceed log Z"
@@ -174,8 +265,9 @@ def _verdict_on_weights(evidence: Evidence, looked: bool) -> str:
         remedies.append("draw at least a few hundred samples")
     elif not weights_are_reliable(evidence):
         findings.append(
-            f"a few large weights decide log Z (Pareto k {k:.2f}, above {k_threshold:.2f} for "
-            f"{n} samples), so it is probably too low and its standard error too small"
+            f"a few large weights decide log Z (Pareto k {k:.2f}, above "
+            f"{pareto_k_threshold(n):.2f} for {n} samples), so it is probably too low and its "
+            "standard error too small"
         )
         remedies.append("train longer, take more steps or fit a richer base")
     if not math.isnan(k) and ess * n < MIN_EFFECTIVE:

@@ -1,7 +1,7 @@
 """Figures of draws, paths, training and evidence, with matplotlib, which is optional.
 
 Every function takes the axes to draw on, or makes a figure of its own, and returns the axes. None
-shows a figure or changes a setting of matplotlib.
+shows a figure or changes a setting of matplotlib; all raise ImportError if it is not installed.
 """
 
 from consistent_samplers.plotting.curves import plot_quality, plot_training

@@ -1,5 +1,6 @@
 """Curves: training over its iterations, and quality over the number of steps."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 Curve: TypeAlias = Sequence[Any]
 """``(num_steps [n], values [n])``, and standard errors ``[n]`` as a third."""
+
+_Stages: TypeAlias = dict[str, dict[str, np.ndarray]]  # arrays by quantity, by stage
 
 # In this order; what a history has besides is shown after them.
 _QUANTITIES = {
@@ -45,27 +48,21 @@ def plot_training(
     window: int = 25,
     axes: Any = None,
 ) -> np.ndarray:
-    """Training curves: every iteration faintly, and running means over ``window`` of them.
+    """Training curves, one panel a quantity: every iteration faintly, and running means.
 
     Of the loss and the gradient's norm, where single iterations spike, running medians. The scale
-    of the loss leaves out its highest few per cent, that of the ELBO its lowest: training starts
-    there, often far off.
+    of the loss leaves out its highest few per cent, that of the ELBO its lowest.
 
     Args:
       history: ``FitResult.history`` (or the `FitResult`), or a mapping from stages to histories
         such as ``TrainedSampler.histories`` (or the `TrainedSampler`), drawn one after another.
       log_z: the true log Z in nats, drawn with the ELBO, or None.
-      quantities: fields of the history to show, one panel each. If None the ELBO, the loss, and
-        what else it reports of the result, such as consistency gaps and the gradient's norm.
+      quantities: fields of the history to show; if None, all but its settings.
       window: iterations of a running mean or median.
       axes: at least as many Axes as panels; a new figure if None.
 
-    Returns:
-      Array of Axes, ``[num_panels]``.
-
     Raises:
       ValueError: no iterations, an unknown quantity, or one without a finite value.
-      ImportError: matplotlib is not installed.
 
     Example:
       >>> import numpy as np
@@ -87,59 +84,42 @@ def plot_training(
     return panels
 
 
-def _stages(history: Any) -> dict[str, dict[str, np.ndarray]]:
-    """Arrays by quantity, by stage."""
+def _stages(history: Any) -> _Stages:
     if isinstance(history, FitResult):
         history = history.history
     elif isinstance(history, TrainedSampler):
         history = history.histories
+    stages: _Stages = {}
     named = history if isinstance(history, Mapping) else {"training": history}
-    stages = {}
     for name, info in named.items():
         if not hasattr(info, "_asdict"):
-            raise ValueError(
-                "history must be that of cs.fit, or a mapping from stages to such histories, got "
-                f"{type(info).__name__}."
-            )
-        stages[str(name)] = {
-            quantity: np.atleast_1d(np.asarray(values, np.float64))
-            for quantity, values in info._asdict().items()
-        }
-    if not any(len(v) for fields in stages.values() for v in fields.values()):
+            kind = type(info).__name__
+            raise ValueError(f"history must be that of cs.fit, or several by stage, got {kind}.")
+        fields = info._asdict().items()
+        stages[str(name)] = {key: np.atleast_1d(np.asarray(x, np.float64)) for key, x in fields}
+    if not any(len(values) for fields in stages.values() for values in fields.values()):
         raise ValueError("history holds no iterations: there is nothing to plot.")
     return stages
 
 
-def _quantities(
-    stages: dict[str, dict[str, np.ndarray]], quantities: Sequence[str] | None
-) -> list[str]:
-    there = dict.fromkeys(name for fields in stages.values() for name in fields)
-    finite = [
-        name
-        for name in there
-        if any(np.isfinite(fields[name]).any() for fields in stages.values() if name in fields)
-    ]
+def _quantities(stages: _Stages, quantities: Sequence[str] | None) -> list[str]:
+    fields = [item for stage in stages.values() for item in stage.items()]
+    finite = list(dict.fromkeys(name for name, values in fields if np.isfinite(values).any()))
     if quantities is None:
-        known = [name for name in _QUANTITIES if name in finite]
-        others = [name for name in finite if name not in _QUANTITIES and name not in _SETTINGS]
-        if not known + others:
+        order = dict.fromkeys([*_QUANTITIES, *finite])
+        shown = [name for name in order if name in finite and name not in _SETTINGS]
+        if not shown:
             raise ValueError("history holds no finite number: training met NaN from the start.")
-        return known + others
-    wrong = [name for name in quantities if name not in finite]
+        return shown
+    wrong = not set(quantities) <= set(finite)
     if wrong or not quantities or isinstance(quantities, str):
-        raise ValueError(
-            f"quantities must be fields of the history with finite values, {sorted(finite)}; got "
-            f"{quantities!r}."
-        )
+        known = f"fields of the history with finite values, {sorted(finite)}"
+        raise ValueError(f"quantities must be {known}; got {quantities!r}.")
     return list(quantities)
 
 
 def _draw_quantity(
-    ax: "Axes",
-    stages: dict[str, dict[str, np.ndarray]],
-    quantity: str,
-    window: int,
-    log_z: float | None,
+    ax: "Axes", stages: _Stages, quantity: str, window: int, log_z: float | None
 ) -> None:
     offset, smooth = 0, []
     for i, (name, fields) in enumerate(stages.items()):
@@ -148,10 +128,9 @@ def _draw_quantity(
         length = max(len(values) for values in fields.values())
         if quantity in fields:
             iteration = offset + np.arange(length)
-            level = _running(fields[quantity], window, quantity in _MEDIANS)
-            smooth.append(level)
+            smooth.append(_running(fields[quantity], window, quantity in _MEDIANS))
             ax.plot(iteration, fields[quantity], color=color, alpha=0.25, linewidth=0.6)
-            ax.plot(iteration, level, color=color, linewidth=1.5, label=name)
+            ax.plot(iteration, smooth[-1], color=color, linewidth=1.5, label=name)
         offset += length
         if i < len(stages) - 1:
             ax.axvline(offset, color=style.BASE, linestyle=":", linewidth=1.0)
@@ -165,7 +144,7 @@ def _draw_quantity(
 
 
 def _set_scale(ax: "Axes", quantity: str, levels: np.ndarray, log_z: float | None) -> None:
-    """The scale and range of what was smoothed, ``[n]`` finite numbers."""
+    """The scale and range of smoothed ``levels [n]``, finite numbers."""
     positive = levels[levels > 0.0]
     if quantity in _LOGARITHMIC and len(positive):
         # What is zero to begin with grows through many decades, of which the last matter.
@@ -218,60 +197,41 @@ def plot_quality(
       xlabel: what the steps are.
       ax: where to draw; a new figure if None.
 
-    Returns:
-      The Axes.
-
     Raises:
-      ValueError: no curve, shapes that do not agree, numbers of steps that are not positive, or no
-        finite value.
-      ImportError: matplotlib is not installed.
+      ValueError: no curve, shapes that do not fit, steps that are not positive, or no finite value.
 
     Example:
       >>> from consistent_samplers import plotting
-      >>> steps = [1, 2, 4, 8]
-      >>> ax = plotting.plot_quality(
-      ...     {"ours": (steps, [0.4, 0.2, 0.1, 0.1]), "theirs": (steps, [9.0, 3.0, 1.0, 0.3])},
-      ...     reference={"exact draws": 0.05},
-      ...     ylabel="Sinkhorn cost",
-      ... )
-      >>> ax.get_yscale()
+      >>> curves = {"ours": ([1, 2], [0.4, 0.2]), "theirs": ([1, 2], [9.0, 3.0])}
+      >>> plotting.plot_quality(curves, reference={"exact": 0.1}, ylabel="cost").get_yscale()
       'log'
     """
     named = curves if isinstance(curves, Mapping) else {"": curves}
     if not named:
         raise ValueError('curves must hold at least one method: {"name": (num_steps, values)}.')
     checked = {str(name): _checked_curve(str(name), curve) for name, curve in named.items()}
-    levels: dict[str, float] = {}
-    if isinstance(reference, Mapping):
-        levels = {str(name): float(level) for name, level in reference.items()}
-    elif reference is not None:
-        levels = {"reference": float(reference)}
+    if not isinstance(reference, Mapping):
+        reference = {} if reference is None else {"reference": reference}
+    levels = {str(name): float(level) for name, level in reference.items()}
     for name, level in levels.items():
         if not math.isfinite(level):
             raise ValueError(f"The reference {name!r} must be finite, got {level}.")
     ax = style.one_axes(ax)
     for i, (name, (steps, values, stderr)) in enumerate(checked.items()):
-        ax.errorbar(
-            steps,
-            values,
-            None if stderr is None else 2.0 * stderr,
-            color=style.CYCLE[i % len(style.CYCLE)],
-            # A further round of the colours has other markers and dashes.
-            marker=style.MARKERS[(i + i // len(style.CYCLE)) % len(style.MARKERS)],
-            linestyle="-" if i < len(style.CYCLE) else "--",
-            markersize=5,
-            capsize=2.5,
-            label=name or None,
-        )
-    for (name, level), style_of in zip(
-        levels.items(), (":", "--", "-.", (0, (1, 3))) * len(levels), strict=False
-    ):
-        ax.axhline(level, color=style.TRUTH, linestyle=style_of, linewidth=1.2, label=name)
+        # A further round of the colours has other markers and dashes.
+        later, place = divmod(i, len(style.CYCLE))
+        marker = style.MARKERS[(i + later) % len(style.MARKERS)]
+        looks: dict[str, Any] = {"marker": marker, "markersize": 5, "capsize": 2.5}
+        looks |= {"color": style.CYCLE[place], "ls": "--" if later else "-"}
+        bars = None if stderr is None else 2.0 * stderr
+        ax.errorbar(steps, values, bars, label=name or None, **looks)
+    dashes = itertools.cycle((":", "--", "-.", (0, (1, 3))))
+    for (name, level), dash in zip(levels.items(), dashes, strict=False):
+        ax.axhline(level, color=style.TRUTH, linestyle=dash, linewidth=1.2, label=name)
     shown = np.concatenate([values for _, values, _ in checked.values()] + [[*levels.values()]])
     if np.all(shown > 0.0):
-        ax.set_yscale("log", nonpositive="clip")
-        _room_for_ticks(ax, shown)
-    _step_scale(ax, np.concatenate([steps for steps, _, _ in checked.values()]))
+        _logarithmic(ax, shown)
+    _powers_of_two(ax, np.concatenate([steps for steps, _, _ in checked.values()]))
     ax.set(xlabel=xlabel, ylabel=ylabel)
     style.tidy(ax)
     style.legend(ax)
@@ -285,15 +245,12 @@ def _checked_curve(name: str, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.
         raise ValueError(f"{what} must be (num_steps, values) or (num_steps, values, stderr).")
     parts = [np.asarray(part, np.float64) for part in curve if part is not None]
     if len(parts) < 2 or any(p.ndim != 1 or p.shape != parts[0].shape for p in parts):
-        raise ValueError(
-            f"{what} must be of one-dimensional arrays of one length, got shapes "
-            f"{[part.shape for part in parts]}."
-        )
+        shapes = [part.shape for part in parts]
+        raise ValueError(f"{what} must be of flat arrays of one length, got shapes {shapes}.")
     steps, values = parts[0], parts[1]
     if not np.all(steps > 0) or not np.all(np.isfinite(steps)):
         raise ValueError(
-            f"{what} has numbers of steps that are not positive; give what takes no step, such as "
-            "a base, as a reference."
+            f"{what} has steps that are not positive; give what takes no step as a reference."
         )
     kept = np.argsort(steps, kind="stable")
     kept = kept[np.isfinite(values[kept])]
@@ -307,18 +264,17 @@ def _checked_curve(name: str, curve: Curve) -> tuple[np.ndarray, np.ndarray, np.
     return steps[kept], values[kept], stderr
 
 
-def _step_scale(ax: "Axes", steps: np.ndarray) -> None:
-    """Powers of two, written as they are."""
+def _powers_of_two(ax: "Axes", steps: np.ndarray) -> None:
     ax.set_xscale("log", base=2)
     first, last = math.floor(math.log2(steps.min())), math.ceil(math.log2(steps.max()))
-    powers = list(range(first, last + 1))
-    ticks = [2.0**k for k in powers]
+    ticks = [2.0**k for k in range(first, last + 1)]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.set_xticks([], minor=True)
 
 
-def _room_for_ticks(ax: "Axes", shown: np.ndarray) -> None:
+def _logarithmic(ax: "Axes", shown: np.ndarray) -> None:
     """Labels between the powers of ten where the values span hardly one."""
+    ax.set_yscale("log", nonpositive="clip")
     if shown.max() < 20.0 * shown.min():
         from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 

@@ -34,10 +34,10 @@ def trajectories(
     state: SamplerState | None = None,
     stochastic: bool | None = None,
 ) -> Array:
-    """Paths of particles from the base to the target, in the target's own coordinates.
+    """Paths ``[num_particles, num_steps + 1, dim]`` from the base to the target.
 
-    They are those of the sampler's draws: with the same key, ``sampler.sample(..., weights=False)``
-    returns their end points.
+    They are those of the sampler's draws, in the target's coordinates: with the same key
+    ``sampler.sample(..., weights=False)`` returns their end points.
 
     Args:
       rng_key: key.
@@ -48,18 +48,13 @@ def trajectories(
       stochastic: simulate the SDE instead of the deterministic map. None for what the sampler
         itself draws by: the map, or of an iterative algorithm the SDE.
 
-    Returns:
-      ``[num_particles, num_steps + 1, dim]``, the base's draw first.
-
     Raises:
-      ValueError: an algorithm without a state, or a kind of path or a number of steps that the
-        sampler does not have.
+      ValueError: an algorithm without a state, or paths or steps that the sampler does not have.
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target, base = cs.targets.gaussian(jnp.ones(2), jnp.ones(2)), cs.bases.standard_normal(2)
+      >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.osds(target, base=base, max_steps=4, hidden=(8,), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))
       >>> cs.plotting.trajectories(jax.random.key(1), algorithm, 5, 4, state=state).shape
@@ -67,28 +62,21 @@ def trajectories(
     """
     check_integer("num_particles", num_particles)
     if isinstance(sampler, TrainedSampler):
-        target, drawing = sampler.target, sampler.many_steps
-        if num_steps == 1 and not stochastic:
-            drawing = sampler.one_step
+        drawing = sampler.one_step if num_steps == 1 and not stochastic else sampler.many_steps
         if state is not None:
             drawing = dataclasses.replace(drawing, params=state.ema_params)
     elif state is None:
-        raise ValueError(
-            f"The algorithm {sampler.name!r} needs the state of its training: "
-            "state=cs.fit(...).state."
-        )
+        raise ValueError(f"{sampler.name!r} needs the state of training: state=cs.fit(...).state.")
     else:
-        target, drawing = sampler.target, sampler.sampler(state)
+        drawing = sampler.sampler(state)
     if stochastic is None:
         stochastic = drawing.methods[0] == "path"
     if ("path" if stochastic else "map") not in drawing.methods:
-        raise ValueError(
-            f"This sampler has no {'stochastic' if stochastic else 'deterministic'} paths; "
-            f"take stochastic={not stochastic}."
-        )
+        kind = "stochastic" if stochastic else "deterministic"
+        raise ValueError(f"This sampler has no {kind} paths; take stochastic={not stochastic}.")
     control = drawing.control
     check_num_steps(num_steps, drawing.max_steps if stochastic else control.max_flow_steps)
-    gradient = jax.grad(target.log_density) if control.guided else None
+    gradient = jax.grad(sampler.target.log_density) if control.guided else None
 
     def one(params: Params, key: PRNGKey) -> Array:
         # Keys as where draws are made, so that the paths are the draws'.
@@ -110,7 +98,7 @@ def trajectories(
 
 
 def _flow_points(control: simulate.ControlFn, process: Any, z0: Array, num_steps: int) -> Array:
-    """Points of the deterministic map, without the Jacobians of `simulate.flow_path`."""
+    """Points ``[num_steps + 1, dim]`` of the map, without the Jacobians of `simulate.flow_path`."""
     d = jnp.asarray(1.0 / num_steps)
 
     def step(z: Array, t: Array) -> tuple[Array, Array]:
@@ -134,28 +122,20 @@ def plot_trajectories(
 
     Args:
       paths: ``[num_particles, num_steps + 1, dim]``, as of `trajectories`.
-      dims: two coordinates for a plane, or one against time t in [0, 1], which is 0 at the base
-        and 1 at the target. The first two if None.
-      target: a target in two dimensions, whose density is drawn below as contours that hold 50,
-        90 and 99 % of its mass in view.
+      dims: two coordinates for a plane, or one against time t, 0 at the base and 1 at the target;
+        the first two if None.
+      target: in two dimensions; contours of its density hold 50, 90 and 99 % of its mass in view.
       max_paths: most paths; the first are drawn.
       names: a label for each of the ``dim`` coordinates.
       ax: where to draw; a new figure if None.
 
-    Returns:
-      The Axes.
-
     Raises:
-      ValueError: paths of another rank or that are not finite, coordinates that are not there, or
-        a target that is not of two dimensions in a plane.
-      ImportError: matplotlib is not installed.
+      ValueError: paths, coordinates or a target that cannot be drawn.
 
     Example:
       >>> import numpy as np
       >>> from consistent_samplers import plotting
-      >>> steps = np.random.default_rng(0).normal(size=(50, 17, 2))
-      >>> ax = plotting.plot_trajectories(steps.cumsum(axis=1))
-      >>> ax.get_xlabel()
+      >>> plotting.plot_trajectories(np.random.default_rng(0).normal(size=(50, 17, 2))).get_xlabel()
       'x[0]'
     """
     values = np.asarray(paths, np.float64)
@@ -175,36 +155,24 @@ def plot_trajectories(
             f"coordinates {shown} of {dim}."
         )
     check_integer("max_paths", max_paths)
-    labels = [f"x[{i}]" for i in range(dim)] if names is None else list(names)
-    if len(labels) != dim:
-        raise ValueError(f"names must label each of the {dim} coordinates, got {len(labels)}.")
+    labels = style.coordinate_labels(names, dim, "paths")
     values = values[:max_paths]
     plane = len(shown) == 2
     ax = style.one_axes(ax, (5.2, 5.0) if plane else (6.0, 4.0))
     time = np.broadcast_to(np.linspace(0.0, 1.0, values.shape[1]), values.shape[:2])
-    x = values[..., shown[0]] if plane else time
-    y = values[..., shown[-1]]
+    x, y = values[..., shown[0]] if plane else time, values[..., shown[-1]]
     # Fewer paths can be darker and still be told apart.
     alpha = float(np.clip(30.0 / len(values), 0.2, 0.6))
     ax.plot(x.T, y.T, color=style.TRUTH, alpha=alpha, linewidth=0.7, zorder=2)
     # Hollow and larger, so that a particle that hardly moved shows both.
-    ends = (0, style.BASE, 5.0, "none", "base, t = 0"), (-1, style.DRAWS, 3.0, None, "end, t = 1")
-    for place, color, size, face, label in ends:
-        ax.plot(
-            x[:, place],
-            y[:, place],
-            "o",
-            color=color,
-            markerfacecolor=face,
-            markersize=size,
-            label=label,
-            zorder=3,
-        )
+    ax.plot(
+        x[:, 0], y[:, 0], "o", color=style.BASE, mfc="none", ms=5.0, label="base, t = 0", zorder=3
+    )
+    ax.plot(x[:, -1], y[:, -1], "o", color=style.DRAWS, ms=3.0, label="end, t = 1", zorder=3)
+    ax.set(xlabel=labels[shown[0]] if plane else "time t (0 base, 1 target)")
+    ax.set(ylabel=labels[shown[-1]])
     if plane:
-        ax.set(xlabel=labels[shown[0]], ylabel=labels[shown[1]])
         ax.margins(0.05)
-    else:
-        ax.set(xlabel="time t (0 base, 1 target)", ylabel=labels[shown[0]])
     if target is not None:
         _draw_contours(ax, target)
     style.tidy(ax)
@@ -225,14 +193,7 @@ def _draw_contours(ax: "Axes", target: Target) -> None:
     ordered = np.sort(density)[::-1]
     held = np.cumsum(ordered) / ordered.sum()
     levels = sorted({float(ordered[np.searchsorted(held, mass)]) for mass in _MASSES})
-    ax.contour(
-        x,
-        y,
-        density.reshape(_GRID, _GRID),
-        levels=levels,
-        colors=style.REFERENCE,
-        linewidths=0.9,
-        zorder=1,
-    )
+    density = density.reshape(_GRID, _GRID)
+    ax.contour(x, y, density, levels, colors=style.REFERENCE, linewidths=0.9, zorder=1)
     ax.plot([], [], color=style.REFERENCE, linewidth=0.9, label="target: 50, 90, 99 % of mass")
     ax.set(xlim=(left, right), ylim=(bottom, top))

@@ -14,7 +14,7 @@ from consistent_samplers.diagnostics import (
     standard_error_is_reliable,
     weights_are_reliable,
 )
-from consistent_samplers.estimate import Evidence, evidence, pareto_smooth
+from consistent_samplers.estimate import Evidence, evidence, pareto_smooth, tail_size
 from consistent_samplers.plotting import style
 from consistent_samplers.types import Array, Draws
 
@@ -29,7 +29,7 @@ _LOG_SCALE_RATIO = 10.0
 _BOUND_STYLES = {
     "lower": ("^", style.DRAWS, style.DRAWS, "ELBO: lower bound"),
     "lower-if-injective": ("^", style.DRAWS, "white", "ELBO: lower bound if injective"),
-    "heuristic": ("X", style.NO_BOUND, style.NO_BOUND, "heuristic: no bound"),
+    "heuristic": ("X", style.NO_BOUND, style.NO_BOUND, "ELBO, heuristic: no bound"),
 }
 
 
@@ -38,32 +38,25 @@ def plot_weights(
 ) -> np.ndarray:
     """Log weights, and the tail of the largest with the generalised Pareto fitted to it.
 
-    Left: the histogram of log w - log Z, with Z the mean weight; the ELBO is its mean, and lies as
-    far left of zero as it falls short of log Z. Right: the share of weights above each weight, for
-    the largest; the line is the distribution that `estimate.pareto_smooth` fits to them (Vehtari
-    et al. 2024, JMLR 25:72), the dotted ones the same tail from its median on if k were at the
-    limits: `FINITE_VARIANCE_K`, above which weights have no variance and the standard error of
-    log Z is too small, and `pareto_k_threshold`, above which their mean is unreliable.
+    Left: the histogram of log w - log Z, with Z the mean weight; the ELBO is its mean. Right: the
+    share of weights above each of the largest; the line is the distribution that
+    `estimate.pareto_smooth` fits to them (Vehtari et al. 2024, JMLR 25:72), the dotted ones the
+    same tail from its median on if k were at the limits: `FINITE_VARIANCE_K`, above which the
+    standard error of log Z is too small, and `pareto_k_threshold`, above which log Z is unreliable.
 
     Args:
       log_weight: ``[n]`` log weights in nats, at least two; -inf for a weight of zero.
       num_bins: bins of the histogram; one for 20 weights if None, but 10 to 50.
-      axes: two Axes; a new figure if None.
-
-    Returns:
-      Array of Axes, ``[2]``: histogram and tail.
+      axes: two Axes, for histogram and tail; a new figure if None.
 
     Raises:
       ValueError: another shape, fewer than two weights, NaN or +inf, or every weight zero.
-      ImportError: matplotlib is not installed.
 
     Example:
       >>> import numpy as np
       >>> from consistent_samplers import plotting
-      >>> log_weight = 0.5 * np.random.default_rng(0).normal(size=400)
-      >>> histogram, tail = plotting.plot_weights(log_weight)
-      >>> tail.get_xlabel()
-      'weight / mean weight'
+      >>> plotting.plot_weights(0.5 * np.random.default_rng(0).normal(size=400)).shape
+      (2,)
     """
     logs = jnp.asarray(log_weight)
     if logs.ndim != 1:
@@ -93,13 +86,11 @@ def _draw_histogram(ax: "Axes", relative: np.ndarray, found: Evidence, num_bins:
         label = f"ELBO, {-gap:.2g} nats below" if gap < 0 else "ELBO"
         ax.axvline(gap, color=style.DRAWS, linewidth=1.4, linestyle="--", label=label)
     ax.set(xlabel="log weight - log Z [nats]", ylabel="density [1 / nat]")
-    notes = [f"ESS {100 * float(found.ess):.3g} % of {n:,} draws"]
-    outside, zero = n - int(counts.sum()), n - len(finite)
-    if outside > zero:
-        notes.append(f"{outside - zero} further left")
-    if zero:
-        notes.append(f"{zero} of weight zero")
-    ax.set_title("; ".join(notes), fontsize="medium")
+    title = f"ESS {100 * float(found.ess):.3g} % of {n:,} draws"
+    left, zero = len(finite) - int(counts.sum()), n - len(finite)
+    title += f"; {left} further left" if left else ""
+    title += f"; {zero} of weight zero" if zero else ""
+    ax.set_title(title, fontsize="medium")
     style.tidy(ax)
     style.legend(ax, loc="upper right")
 
@@ -108,16 +99,15 @@ def _draw_tail(ax: "Axes", relative: np.ndarray, smoothed: np.ndarray, found: Ev
     n = len(relative)
     order = np.argsort(relative)
     above = 1.0 - (np.arange(n) + 0.5) / n  # share of weights above each, in that order
-    # The tail that was fitted: what stands above the weight before it.
-    first = n - max(1, int(min(n / 5.0, 3.0 * math.sqrt(n))))
     with np.errstate(under="ignore"):
         weight = np.exp(relative[order])
         fit = np.exp(smoothed[order] - float(found.log_z))
-    tail = np.arange(first, n)
+    # The tail that was fitted: what stands above the weight before it.
+    num_tail = max(1, tail_size(n))
+    first = n - num_tail
     cutoff = weight[first - 1]
-    tail = tail[weight[tail] > cutoff]
-    start = max(first - 2 * (n - first), 0)
-    body = np.arange(start, first)
+    tail = first + np.flatnonzero(weight[first:] > cutoff)
+    body = np.arange(max(first - 2 * num_tail, 0), first)
     body = body[weight[body] > 0.0]
     ax.plot(weight[body], above[body], ".", color=style.BASE, markersize=4, label="weights")
     ax.plot(
@@ -137,8 +127,7 @@ def _draw_tail(ax: "Axes", relative: np.ndarray, smoothed: np.ndarray, found: Ev
     else:
         ax.set_xscale("log")
         ax.set_xlim(right=weight[-1] * 1.5)
-    ax.set_yscale("log")
-    ax.set(xlabel="weight / mean weight", ylabel="share of weights above")
+    ax.set(xlabel="weight / mean weight", ylabel="share of weights above", yscale="log")
     ax.set_ylim(0.3 / n, None)
     ax.set_title(_tail_in_words(found), fontsize="medium")
     style.tidy(ax)
@@ -151,18 +140,12 @@ def _draw_limits(
     """Tails through the fitted median with k at its limits."""
     probability = np.linspace(0.5, 1.0 - 0.5 / len(above), 200)
     limits = {FINITE_VARIANCE_K: "variance ends", pareto_k_threshold(n): "mean unreliable"}
-    whole = above_median / 0.5
+    share = above_median / 0.5 * (1.0 - probability)
     for (k, words), dashes in zip(limits.items(), ((0, (1, 1.5)), (0, (4, 2))), strict=False):
         exceedance = np.expm1(-k * np.log1p(-probability)) / k
-        scale = (median - cutoff) / exceedance[0]
-        ax.plot(
-            cutoff + scale * exceedance,
-            whole * (1.0 - probability),
-            color=style.REFERENCE,
-            linestyle=dashes,
-            linewidth=1.2,
-            label=f"k = {k:.2g}: {words}",
-        )
+        weight = cutoff + (median - cutoff) / exceedance[0] * exceedance
+        looks: dict[str, Any] = {"color": style.REFERENCE, "linestyle": dashes, "linewidth": 1.2}
+        ax.plot(weight, share, label=f"k = {k:.2g}: {words}", **looks)
 
 
 def _tail_in_words(found: Evidence) -> str:
@@ -189,8 +172,7 @@ def plot_evidence(
 
     Bars are two standard errors. A filled triangle is a lower bound by construction, a hollow one
     where the map is injective (a ring says that it was seen to fold), a yellow cross no bound at
-    all. The dot of log Z is hollow where its standard error cannot be relied on
-    (`diagnostics.standard_error_is_reliable`).
+    all. The dot of log Z is hollow unless `diagnostics.standard_error_is_reliable`.
 
     Args:
       evidences: evidence by label, e.g. ``trained.stages`` or ``{1: ..., 2: ...}``.
@@ -198,30 +180,21 @@ def plot_evidence(
       xlabel: what the labels are.
       ax: where to draw; a new figure if None.
 
-    Returns:
-      The Axes.
-
     Raises:
       ValueError: no evidence, or one that is NaN.
-      ImportError: matplotlib is not installed.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((4, 1)), jnp.arange(4.0), bound="lower")
-      >>> ax = cs.plotting.plot_evidence({"one step": cs.evidence(draws)}, log_z=2.0)
-      >>> ax.get_ylabel()
+      >>> cs.plotting.plot_evidence({"one step": cs.evidence(draws)}, log_z=2.0).get_ylabel()
       'ELBO and log Z [nats]'
     """
     if not isinstance(evidences, Mapping) or not evidences:
-        raise ValueError(
-            'evidences must be a mapping of at least one label, e.g. {"one step": evidence}.'
-        )
+        raise ValueError('evidences must be a mapping of at least one label: {"label": evidence}.')
     for label, e in evidences.items():
         if not isinstance(e, Evidence) or jnp.ndim(e.log_z) > 0:
-            raise ValueError(
-                f"evidences[{label!r}] must be one Evidence, as of cs.evidence(draws)."
-            )
+            raise ValueError(f"evidences[{label!r}] must be one Evidence: cs.evidence(draws).")
         if math.isnan(float(e.elbo)) or math.isnan(float(e.log_z)):
             raise ValueError(f"evidences[{label!r}] is NaN. Check the target's log_density.")
     ax = style.one_axes(ax, (min(max(5.0, 2.5 + 0.9 * len(evidences)), 13.0), 4.0))
@@ -242,52 +215,24 @@ def plot_evidence(
 
 
 def _draw_evidence(ax: "Axes", place: int, e: Evidence) -> None:
-    marker, color, face, label = _BOUND_STYLES[e.bound]
+    left, right, elbo = place - 0.1, place + 0.1, float(e.elbo)
     shape: dict[str, Any] = {"linestyle": "none", "capsize": 2.5, "elinewidth": 1.2, "zorder": 3}
-    elbo, log_z = float(e.elbo), float(e.log_z)
+    marker, color, face, label = _BOUND_STYLES[e.bound]
     if math.isfinite(elbo):
+        bar = 2.0 * float(e.elbo_stderr)
         ax.errorbar(
-            place - 0.1,
-            elbo,
-            2.0 * float(e.elbo_stderr),
-            marker=marker,
-            color=color,
-            markerfacecolor=face,
-            markersize=7.5,
-            label=f"ELBO, {label}" if e.bound == "heuristic" else label,
-            **shape,
+            left, elbo, bar, marker=marker, color=color, mfc=face, ms=7.5, label=label, **shape
         )
+        if e.folded is not None and float(e.folded) > 0:
+            label, color = "the map folds: no bound", style.NO_BOUND
+            ax.plot(left, elbo, "o", color=color, mfc="none", ms=14, label=label, zorder=2)
     else:
-        ax.plot(
-            place - 0.1,
-            0.02,
-            "v",
-            color=color,
-            transform=ax.get_xaxis_transform(),
-            label="ELBO of minus infinity: a weight is zero",
-        )
-    if e.folded is not None and float(e.folded) > 0 and math.isfinite(elbo):
-        ax.plot(
-            place - 0.1,
-            elbo,
-            "o",
-            markersize=14,
-            markerfacecolor="none",
-            color=style.NO_BOUND,
-            label="the map folds: no bound",
-            zorder=2,
-        )
-    heuristic, sure = e.bound == "heuristic", standard_error_is_reliable(e)
-    color = style.NO_BOUND if heuristic else style.ESTIMATE
-    words = "log Z, estimated" if sure else "log Z, standard error not reliable"
-    ax.errorbar(
-        place + 0.1,
-        log_z,
-        2.0 * float(e.log_z_stderr),
-        marker="o",
-        color=color,
-        markerfacecolor=color if sure else "white",
-        markersize=6.0,
-        label="log Z, heuristic" if heuristic else words,
-        **shape,
-    )
+        label = "ELBO of minus infinity: a weight is zero"
+        ax.plot(left, 0.02, "v", color=color, transform=ax.get_xaxis_transform(), label=label)
+    sure = standard_error_is_reliable(e)
+    label = "log Z, estimated" if sure else "log Z, standard error not reliable"
+    color = style.ESTIMATE
+    if e.bound == "heuristic":
+        label, color = "log Z, heuristic", style.NO_BOUND
+    face, log_z, bar = color if sure else "white", float(e.log_z), 2.0 * float(e.log_z_stderr)
+    ax.errorbar(right, log_z, bar, marker="o", color=color, mfc=face, ms=6.0, label=label, **shape)
