@@ -2,9 +2,8 @@
 
 Independence Metropolis-Hastings (Tierney 1994) with the sampler's draws as proposals: accepted with
 probability min(1, w' / w), w the importance weight of a draw. The chain's law tends to the target
-however good the sampler is, at the rate 1 - Z / max w (Mengersen & Tweedie 1996): quickly where
-weights are even, and never to a mode that no proposal reaches. The other way round, a BlackJAX
-kernel moves draws in `consistent_samplers.corrections.move`.
+at the rate 1 - Z / max w (Mengersen & Tweedie 1996), and never to a mode that no proposal reaches.
+The other way round, a BlackJAX kernel moves draws in `consistent_samplers.corrections.move`.
 
 With ``method="map"`` this is exact as far as the map is injective: a point that several base draws
 map to is visited as many times as often. With ``method="path"`` proposals are ends of stochastic
@@ -135,9 +134,9 @@ def init(
 def init_from_draws(
     rng_key: PRNGKey, trained: TrainedSampler, num_steps: int = 1, *, method: ExactMethod = "map"
 ) -> OneStepMHState:
-    """State of a chain that starts at one of the sampler's draws, chosen by weight among 64.
+    """State of a chain that starts near the target: at one of 64 draws, chosen by weight.
 
-    Near the target without a warm-up. Arguments and errors as of `init`.
+    Arguments and errors as of `init`.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -167,8 +166,8 @@ def build_kernel(
       >>> trained = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
       >>> state = blackjax.init(jnp.zeros(1), trained)
       >>> state, info = blackjax.build_kernel(trained)(jax.random.key(1), state)
-      >>> state.position.shape, bool(info.acceptance_rate <= 1.0)
-      ((1,), True)
+      >>> bool(info.acceptance_rate <= 1.0)
+      True
     """
     propose = _proposals(trained, num_steps, method)
 
@@ -208,11 +207,10 @@ def one_step_mh(
       >>> algorithm = cs.osds(cs.targets.gaussian(jnp.zeros(2), 1.0), base=base, guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
       >>> chain = one_step_mh(cs.TrainedSampler.of(algorithm, state))
-      >>> state, (states, infos) = blackjax.util.run_inference_algorithm(
-      ...     jax.random.key(1), chain, 100, initial_position=jnp.ones(2)
-      ... )
-      >>> states.position.shape, bool(0.3 < infos.acceptance_rate.mean() < 0.9)
-      ((100, 2), True)
+      >>> run = blackjax.util.run_inference_algorithm
+      >>> _, (states, _) = run(jax.random.key(1), chain, 100, initial_position=jnp.ones(2))
+      >>> states.position.shape
+      (100, 2)
     """
 
     def init_fn(position: Array, rng_key: PRNGKey | None = None) -> OneStepMHState:

@@ -19,8 +19,7 @@ def gaussian(mean: ArrayLike, covariance: ArrayLike) -> Target:
     """Gaussian with any mean and covariance, left unnormalised.
 
     The log density is the bare quadratic form -(x - m)^T C^-1 (x - m) / 2, so that
-    log Z = (d log 2π + log det C) / 2 is a value to find, not zero. It is given, and an exact
-    sampler.
+    log Z = (d log 2π + log det C) / 2 is a value to find, not zero.
 
     Args:
       mean: ``[dim]``.

@@ -240,14 +240,11 @@ def lgcp(num_bins: int = 40) -> Target:
     point x is the log intensity cell by cell, not whitened: x ~ N(μ, K), with
     μ = log(126) - σ²/2, K_ij = σ² exp(-33 |i - j| / num_bins), σ² = 1.91, and
     y_i ~ Poisson(a exp(x_i)), a = 1 / num_bins². As in the field, the likelihood is
-    Σ y_i x_i - a exp(x_i), without Σ y_i log a - log y_i!, which is constant.
-    log Z = 501.803 ± 0.011 for 40 bins (tempered sequential Monte Carlo and bridge sampling,
-    which agree, pooled; the 512.6 of some code is wrong), and None for other numbers of bins.
-
-    In float32, log densities of about -2000 were off by at most 2e-4. Model from Møller, Syversveen
-    & Waagepetersen, Log Gaussian Cox processes, Scandinavian Journal of Statistics 25 (1998); as a
-    test of samplers from Heng et al., Controlled sequential Monte Carlo, Annals of Statistics 48
-    (2020).
+    Σ y_i x_i - a exp(x_i), without Σ y_i log a - log y_i!, which is constant. log Z = 501.803 ±
+    0.011 for 40 bins (tempered sequential Monte Carlo and bridge sampling, pooled; the 512.6 of
+    some code is wrong), and None for other numbers. Model from Møller, Syversveen & Waagepetersen,
+    Log Gaussian Cox processes, Scandinavian Journal of Statistics 25 (1998); as a test of samplers
+    from Heng et al., Controlled sequential Monte Carlo, Annals of Statistics 48 (2020).
 
     Args:
       num_bins: cells a side of the square.
@@ -278,8 +275,8 @@ def _cox_process(
 ) -> Target:
     """Posterior of the log intensity on a square grid, given the counts ``[num_bins, num_bins]``.
 
-    A priori it has this mean and variance and the correlation exp(-distance / length_scale), with
-    distances in sides of the square.
+    A priori it has this mean, variance and correlation exp(-distance / length_scale), the side of
+    the square being 1.
     """
     num_bins = len(counts)
     dim = num_bins**2

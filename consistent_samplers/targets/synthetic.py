@@ -17,9 +17,9 @@ from consistent_samplers.types import Array, PRNGKey
 def funnel(dim: int = 10) -> Target:
     """Neal's funnel: a scale that varies over orders of magnitude.
 
-    x_0 ~ N(0, 9) and x_i | x_0 ~ N(0, exp(x_0)) for i > 0; normalised, log Z = 0. Draws are not
-    clipped to [-30, 30], as they are in common benchmark code.
-    From Neal, Slice sampling, Annals of Statistics 31 (2003).
+    x_0 ~ N(0, 9) and x_i | x_0 ~ N(0, exp(x_0)) for i > 0; normalised, log Z = 0. Draws are exact,
+    not clipped as in common benchmark code. From Neal, Slice sampling, Annals of Statistics 31
+    (2003).
 
     Args:
       dim: dimension, at least 2.
@@ -29,9 +29,8 @@ def funnel(dim: int = 10) -> Target:
 
     Example:
       >>> import jax, consistent_samplers as cs
-      >>> draws = cs.targets.funnel(dim=3).sample(jax.random.key(0), 1_000)
-      >>> draws.shape, 2.5 < float(draws[:, 0].std()) < 3.5
-      ((1000, 3), True)
+      >>> cs.targets.funnel(dim=3).sample(jax.random.key(0), 1_000).shape
+      (1000, 3)
     """
     check_integer("dim", dim, 2)
     log_constant = -0.5 * dim * LOG_2PI - math.log(3)

@@ -255,9 +255,7 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
                 "in the model, e.g. with numpyro.distributions.MixtureSameFamily; enumeration by "
                 "numpyro.contrib.funsor is not supported."
             )
-    for site in trace.values():
-        if site["type"] != "plate":
-            continue
+    for site in (s for s in trace.values() if s["type"] == "plate"):
         size, subsample_size = site["args"]
         if subsample_size is not None and subsample_size < size:
             raise ValueError(
