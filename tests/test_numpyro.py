@@ -19,7 +19,7 @@ from numpyro.infer import initialize_model
 from numpyro.infer.reparam import CircularReparam, LocScaleReparam
 
 import consistent_samplers as cs
-from consistent_samplers.integrations.numpyro import OneStepSampler
+from consistent_samplers.integrations.numpyro import OneStepSampler, run
 from consistent_samplers.integrations.numpyro import model as numpyro_model
 from consistent_samplers.integrations.numpyro import sampler as hook
 from consistent_samplers.integrations.numpyro.model import flatten_model, identify
@@ -273,7 +273,7 @@ def test_density_and_sites_are_those_of_initialize_model(trained_regression):
 
 
 def test_uneven_weights_are_left_out_and_a_warning_says_so(many_sites, capsys, monkeypatch):
-    monkeypatch.setattr(hook, "MAX_OVERSAMPLING", 2)
+    monkeypatch.setattr(run, "MAX_OVERSAMPLING", 2)
     assert not many_sites.reweighted
     with pytest.warns(UserWarning, match="not corrected by their importance weights"):
         samples = many_sites.get_samples()
@@ -442,8 +442,6 @@ def test_models_that_look_at_their_data_work_and_are_traced_again():
     position = jnp.array([0.3, -0.2])
     calls = counted.num_calls
     other = first.with_arguments((group, Y[6:12]), {})
-    assert other is None
-    other = flatten_model(counted, (group, Y[6:12]), {})
     assert counted.num_calls > calls
     expected = dist.Normal(0, 1).log_prob(position).sum()
     expected += dist.Normal(position[group], 1.0).log_prob(Y[6:12]).sum()

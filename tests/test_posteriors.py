@@ -17,8 +17,8 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from consistent_samplers import targets
-from consistent_samplers.targets import cox, datasets, logistic, posteriors
-from consistent_samplers.targets.sources import DATA_FOLDER_VARIABLE
+from consistent_samplers.targets import datasets, posteriors
+from consistent_samplers.targets.datasets import DATA_FOLDER_VARIABLE
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 needs_shared = pytest.mark.skipif(
@@ -211,9 +211,9 @@ def test_logistic_regression_matches_numpyro(centre, prior_std):
         with numpyro.plate("rows", 20):
             numpyro.sample("label", dist.Bernoulli(logits=logits), obs=labels)
 
-    design = logistic._design(features, centre)
+    design = posteriors._design(features, centre)
     signs = 2.0 * labels - 1.0
-    target = logistic._logistic_regression(design, signs, prior_std, "random", None)
+    target = posteriors._logistic_regression(design, signs, prior_std, "random", None)
     with enable_x64(True):
         points = rng.standard_normal((5, 5))
         expected = -potential_energies(model, lambda x: {"w": x}, points)
@@ -262,7 +262,7 @@ def test_cox_process_matches_scipy():
     rng = np.random.default_rng(2)
     counts = rng.poisson(1.5, size=(4, 4)).astype(float)
     mean, variance, length_scale = 0.8, 1.91, 1 / 33
-    target = cox._cox_process(counts, mean, variance, length_scale)
+    target = posteriors._cox_process(counts, mean, variance, length_scale)
     assert (target.dim, target.log_z) == (16, None)
 
     centres = np.array([[row, column] for row in range(4) for column in range(4)]) / 4
@@ -279,11 +279,11 @@ def test_cox_process_matches_scipy():
 
 def test_bin_counts():
     points = np.array([[0.1, 0.6], [0.1, 0.9], [1.0, 0.0], [0.5, 1.0]])
-    np.testing.assert_array_equal(cox._bin_counts(points, 2), [[0, 2], [1, 1]])
+    np.testing.assert_array_equal(posteriors._bin_counts(points, 2), [[0, 2], [1, 1]])
 
 
 def test_cox_process_density_calls_no_lapack():
-    target = cox._cox_process(np.ones((3, 3)), 0.0, 1.0, 0.3)
+    target = posteriors._cox_process(np.ones((3, 3)), 0.0, 1.0, 0.3)
     text = str(jax.make_jaxpr(jax.value_and_grad(target.log_density))(jnp.zeros(9)))
     assert "dot_general" in text
     assert not any(name in text for name in ("cholesky", "triangular_solve", "lu", "custom_linear"))

@@ -2,14 +2,12 @@
 
 Independence Metropolis-Hastings (Tierney 1994) with the sampler's draws as proposals: accepted with
 probability min(1, w' / w), w the importance weight of a draw. The chain's law tends to the target
-however good the sampler is, at the rate 1 - Z / max w (Mengersen & Tweedie 1996): quickly where
-weights are even, and never to a mode that no proposal reaches. The other way round, a BlackJAX
-kernel moves draws in `consistent_samplers.corrections.move`.
+at the rate 1 - Z / max w (Mengersen & Tweedie 1996), and never to a mode that no proposal reaches.
+The other way round, a BlackJAX kernel moves draws in `consistent_samplers.corrections.move`.
 
-With ``method="map"`` this is exact as far as the map is injective: a point that
-several base draws map to is visited as many times as often. With ``method="path"`` proposals are
-ends of stochastic paths, and chains on the paths are exact whatever the network (Andrieu & Roberts
-2009).
+With ``method="map"`` this is exact as far as the map is injective: a point that several base draws
+map to is visited as many times as often. With ``method="path"`` proposals are ends of stochastic
+paths, and chains on the paths are exact whatever the network (Andrieu & Roberts 2009).
 """
 
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from consistent_samplers.bases.base import one_frame
 from consistent_samplers.checks import check_choice
 from consistent_samplers.corrections.metropolis import NUM_STARTS, accept, choose_start
 from consistent_samplers.recipe import TrainedSampler
+from consistent_samplers.sampler import Sampler
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, PRNGKey
 
@@ -44,14 +43,12 @@ class OneStepMHState(NamedTuple):
     Attributes:
       position: ``[dim]``, in the target's space.
       logdensity: ``[]``, unnormalised log density there.
-      log_weight: ``[]``, log importance weight of the draw that ended there; -inf where it has
-        none, and the next proposal is accepted.
+      log_weight: ``[]``, log importance weight of the draw that ended there; -inf if it has none.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> from consistent_samplers.integrations.blackjax import OneStepMHState
-      >>> OneStepMHState(jnp.zeros(2), jnp.zeros(()), jnp.zeros(())).position.shape
-      (2,)
+      >>> OneStepMHState._fields
+      ('position', 'logdensity', 'log_weight')
     """
 
     position: Array
@@ -92,14 +89,13 @@ def init(
     """State of a chain that starts at a given point.
 
     Its weight comes from the sampler run in reverse, so that chains from exact draws stay exact.
-    Where the map cannot be inverted, no draw ends there as far as is known, and the weight is
-    zero: the chain then leaves with the first proposal.
+    Where the map cannot be inverted it is zero: the chain then leaves with the first proposal.
 
     Args:
       position: ``[dim]``.
       trained: the sampler.
-      rng_key: draws what the point leaves open, the component of the base and the path. Not
-        needed for one step of a map from a Gaussian base.
+      rng_key: draws the component of the base and the path, which one step of a map from a
+        Gaussian base does not have.
       num_steps: steps of the sampler.
       method: which transitions.
 
@@ -109,20 +105,15 @@ def init(
         that the sampler does not have.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> from consistent_samplers.integrations import blackjax
-      >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1))
-      >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(1, 1.5), guidance=None)
-      >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
-      >>> trained = cs.TrainedSampler.of(algorithm, state)
-      >>> start = blackjax.init(jnp.zeros(1), trained)
-      >>> bool(jnp.isfinite(start.log_weight))
+      >>> target, base = cs.targets.gaussian(jnp.zeros(1), 1.0), cs.bases.standard_normal(1)
+      >>> algorithm = cs.osds(target, base=base, guidance=None)
+      >>> trained = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
+      >>> bool(jnp.isfinite(blackjax.init(jnp.zeros(1), trained).log_weight))
       True
     """
-    _check(trained, num_steps, method)
-    sampler, target = trained.sampler_for(num_steps, method), trained.target
+    sampler, target = _checked_sampler(trained, num_steps, method), trained.target
     position = jnp.asarray(position, float)
     if position.shape != (target.dim,):
         raise ValueError(
@@ -141,63 +132,48 @@ def init(
 
 
 def init_from_draws(
-    rng_key: PRNGKey,
-    trained: TrainedSampler,
-    num_steps: int = 1,
-    *,
-    method: ExactMethod = "map",
+    rng_key: PRNGKey, trained: TrainedSampler, num_steps: int = 1, *, method: ExactMethod = "map"
 ) -> OneStepMHState:
-    """State of a chain that starts at one of the sampler's draws, chosen by weight among 64.
+    """State of a chain that starts near the target: at one of 64 draws, chosen by weight.
 
-    Near the target without a warm-up. Arguments and errors as of `init`.
+    Arguments and errors as of `init`.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> from consistent_samplers.integrations import blackjax
-      >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1))
-      >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(1, 1.5), guidance=None)
-      >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
-      >>> trained = cs.TrainedSampler.of(algorithm, state)
+      >>> target, base = cs.targets.gaussian(jnp.zeros(1), 1.0), cs.bases.standard_normal(1)
+      >>> algorithm = cs.osds(target, base=base, guidance=None)
+      >>> trained = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
       >>> blackjax.init_from_draws(jax.random.key(1), trained).position.shape
       (1,)
     """
-    _check(trained, num_steps, method)
     key_draws, key_choice = jax.random.split(rng_key)
-    draw = _proposals(trained, num_steps, method)
-    states = jax.vmap(draw)(jax.random.split(key_draws, NUM_STARTS))
+    propose = _proposals(trained, num_steps, method)
+    states = jax.vmap(propose)(jax.random.split(key_draws, NUM_STARTS))
     return choose_start(key_choice, states, states.log_weight)
 
 
 def build_kernel(
-    trained: TrainedSampler,
-    num_steps: int = 1,
-    *,
-    method: ExactMethod = "map",
+    trained: TrainedSampler, num_steps: int = 1, *, method: ExactMethod = "map"
 ) -> KernelFn:
     """The transition ``(rng_key, state) -> (state, info)``; see `one_step_mh`.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> from consistent_samplers.integrations import blackjax
-      >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1))
-      >>> algorithm = cs.osds(target, base=cs.bases.standard_normal(1, 1.5), guidance=None)
-      >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
-      >>> trained = cs.TrainedSampler.of(algorithm, state)
-      >>> kernel = blackjax.build_kernel(trained)
-      >>> state, info = kernel(jax.random.key(1), blackjax.init(jnp.zeros(1), trained))
-      >>> state.position.shape, bool(info.acceptance_rate <= 1.0)
-      ((1,), True)
+      >>> target, base = cs.targets.gaussian(jnp.zeros(1), 1.0), cs.bases.standard_normal(1)
+      >>> algorithm = cs.osds(target, base=base, guidance=None)
+      >>> trained = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
+      >>> state = blackjax.init(jnp.zeros(1), trained)
+      >>> state, info = blackjax.build_kernel(trained)(jax.random.key(1), state)
+      >>> bool(info.acceptance_rate <= 1.0)
+      True
     """
-    _check(trained, num_steps, method)
-    draw = _proposals(trained, num_steps, method)
+    propose = _proposals(trained, num_steps, method)
 
     def kernel(rng_key: PRNGKey, state: OneStepMHState) -> tuple[OneStepMHState, OneStepMHInfo]:
         key_propose, key_accept = jax.random.split(rng_key)
-        proposal = draw(key_propose)
+        proposal = propose(key_propose)
         probability, accepted = accept(key_accept, proposal.log_weight, state.log_weight)
         new = jax.tree.map(lambda p, s: jnp.where(accepted, p, s), proposal, state)
         return new, OneStepMHInfo(probability, accepted, proposal)
@@ -206,17 +182,13 @@ def build_kernel(
 
 
 def one_step_mh(
-    trained: TrainedSampler,
-    num_steps: int = 1,
-    *,
-    method: ExactMethod = "map",
+    trained: TrainedSampler, num_steps: int = 1, *, method: ExactMethod = "map"
 ) -> SamplingAlgorithm:
-    """A trained sampler as a BlackJAX algorithm: independence Metropolis-Hastings with its draws.
+    """``blackjax.SamplingAlgorithm``: independence Metropolis-Hastings with a sampler's draws.
 
-    ``init(position, rng_key=None)`` starts anywhere (`init`; `init_from_draws` starts at a draw
-    of the sampler), and ``step(rng_key, state)`` is one transition (`build_kernel`). Both are
-    pure: jit, vmap over chains, or scan them, or hand them to
-    ``blackjax.util.run_inference_algorithm``.
+    ``init(position, rng_key=None)`` starts anywhere (`init`; `init_from_draws` at a draw of the
+    sampler), and ``step(rng_key, state)`` is one transition (`build_kernel`). Both are pure: jit,
+    vmap over chains, or scan them, or hand them to ``blackjax.util.run_inference_algorithm``.
 
     Args:
       trained: what ``cs.train_sampler`` or ``cs.load`` returned; of a NumPyro model's
@@ -224,63 +196,51 @@ def one_step_mh(
       num_steps: steps of the sampler for each proposal.
       method: ``"map"``, the deterministic map, or ``"path"``, stochastic paths.
 
-    Returns:
-      A ``blackjax.SamplingAlgorithm`` over `OneStepMHState` and `OneStepMHInfo`.
-
     Raises:
       TypeError: ``trained`` is no `TrainedSampler`.
       ValueError: steps or weights that the sampler does not have.
 
     Example:
-      >>> import blackjax, jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.zeros(2), jnp.eye(2))
+      >>> import blackjax, jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> from consistent_samplers.integrations.blackjax import one_step_mh
       >>> base = cs.bases.standard_normal(2, 1.5)
-      >>> algorithm = cs.osds(target, base=base, guidance=None, hidden=(8,))
+      >>> algorithm = cs.osds(cs.targets.gaussian(jnp.zeros(2), 1.0), base=base, guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
-      >>> trained = cs.TrainedSampler.of(algorithm, state)
-      >>> chain = one_step_mh(trained)
-      >>> state, (states, infos) = blackjax.util.run_inference_algorithm(
-      ...     jax.random.key(1), chain, 100, initial_position=jnp.ones(2)
-      ... )
-      >>> states.position.shape, bool(0.3 < infos.acceptance_rate.mean() < 0.9)
-      ((100, 2), True)
+      >>> chain = one_step_mh(cs.TrainedSampler.of(algorithm, state))
+      >>> run = blackjax.util.run_inference_algorithm
+      >>> _, (states, _) = run(jax.random.key(1), chain, 100, initial_position=jnp.ones(2))
+      >>> states.position.shape
+      (100, 2)
     """
-    kernel = build_kernel(trained, num_steps, method=method)
 
     def init_fn(position: Array, rng_key: PRNGKey | None = None) -> OneStepMHState:
         return init(position, trained, rng_key, num_steps, method=method)
 
-    return SamplingAlgorithm(init_fn, kernel)
+    return SamplingAlgorithm(init_fn, build_kernel(trained, num_steps, method=method))
 
 
 def _proposals(
     trained: TrainedSampler, num_steps: int, method: ExactMethod
 ) -> Callable[[PRNGKey], OneStepMHState]:
-    sampler, log_density = trained.sampler_for(num_steps, method), trained.target.log_density
+    sampler = _checked_sampler(trained, num_steps, method)
+    log_density = trained.target.log_density
 
-    def draw(rng_key: PRNGKey) -> OneStepMHState:
+    def propose(rng_key: PRNGKey) -> OneStepMHState:
         drawn = sampler.draw_one(rng_key, log_density, num_steps, method)
         return _state(drawn.position, drawn.log_density, drawn.log_weight)
 
-    return draw
+    return propose
 
 
 def _state(position: Array, logdensity: Any, log_weight: Any) -> OneStepMHState:
     """A state in one dtype, as ``lax.scan`` wants it; no weight that is unknown."""
     logdensity, log_weight = (jnp.asarray(x, position.dtype) for x in (logdensity, log_weight))
-    return OneStepMHState(
-        position, logdensity, jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
-    )
+    log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+    return OneStepMHState(position, logdensity, log_weight)
 
 
-def _check(trained: TrainedSampler, num_steps: int, method: ExactMethod) -> None:
-    """Raises unless the sampler gives such draws.
-
-    Raises:
-      TypeError: it is no trained sampler.
-      ValueError: steps or weights that it does not have.
-    """
+def _checked_sampler(trained: TrainedSampler, num_steps: int, method: ExactMethod) -> Sampler:
+    """The sampler of this many steps; raises unless it gives exactly weighted draws."""
     if not isinstance(trained, TrainedSampler):
         raise TypeError(
             "trained must be a TrainedSampler, from cs.train_sampler, cs.load or the trained of a "
@@ -289,3 +249,4 @@ def _check(trained: TrainedSampler, num_steps: int, method: ExactMethod) -> None
     sampler = trained.sampler_for(num_steps, method)
     check_num_steps(num_steps, sampler.max_steps)
     check_choice("method", method, tuple(m for m in sampler.methods if m != "heuristic"))
+    return sampler

@@ -1,15 +1,7 @@
 """Target densities: the class, and ready-made ones with what is known of them."""
 
 from consistent_samplers.targets.base import Target, check_density
-from consistent_samplers.targets.cox import lgcp
 from consistent_samplers.targets.image import image
-from consistent_samplers.targets.logistic import (
-    cancer,
-    credit,
-    credit_likelihood,
-    ionosphere,
-    sonar,
-)
 from consistent_samplers.targets.mixtures import gaussian, gmm9, gmm40, student_t_mixture
 from consistent_samplers.targets.particles import (
     dw4,
@@ -18,9 +10,23 @@ from consistent_samplers.targets.particles import (
     particle_coordinates,
     particle_positions,
 )
-from consistent_samplers.targets.posteriors import brownian, seeds
-from consistent_samplers.targets.synthetic import funnel, rings, rosenbrock
-from consistent_samplers.targets.wells import double_wells, many_well
+from consistent_samplers.targets.posteriors import (
+    brownian,
+    cancer,
+    credit,
+    credit_likelihood,
+    ionosphere,
+    lgcp,
+    seeds,
+    sonar,
+)
+from consistent_samplers.targets.synthetic import (
+    double_wells,
+    funnel,
+    many_well,
+    rings,
+    rosenbrock,
+)
 
 __all__ = [
     "Target",

@@ -20,10 +20,9 @@ class Target:
     """An unnormalised density ρ on R^dim, with Z = ∫ρ.
 
     Attributes:
-      log_density: pure, differentiable function ``[dim] -> []``; batches go through
-        ``jax.vmap``. May be -inf outside the support. Given as ``jax.tree_util.Partial(function,
-        data)`` it brings its arrays along, and what is compiled for it serves other data of the
-        same shapes as well.
+      log_density: pure, differentiable function of one point ``[dim] -> []``, -inf outside the
+        support. Given as ``jax.tree_util.Partial(function, data)`` it brings its arrays along, and
+        what is compiled for it serves other data of the same shapes as well.
       dim: dimension of the space.
       name: a label for tables and messages.
       log_z: the true log Z in nats where it is known, else None.
@@ -35,15 +34,10 @@ class Target:
         real number for one point.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> target = cs.Target(log_density=lambda x: -0.5 * jnp.sum(x**2), dim=2, name="bell")
       >>> float(target.log_density(jnp.ones(2)))
       -1.0
-      >>> cs.Target(log_density=lambda x: -x, dim=2)  # doctest: +ELLIPSIS
-      Traceback (most recent call last):
-        ...
-      ValueError: log_density of target 'target' must return a scalar for one point ...
     """
 
     log_density: LogDensityFn
@@ -62,8 +56,10 @@ class Target:
         if self.sample is not None and not callable(self.sample):
             raise TypeError("sample must be a function (rng_key, num_samples) -> [n, dim] or None.")
         point = jax.ShapeDtypeStruct((self.dim,), jnp.zeros(0).dtype)
+        # A Partial is a new object each time, but traced only once as the argument of a function.
+        function = (_call,) if isinstance(self.log_density, Partial) else ()
         try:
-            out = jax.eval_shape(*_called(self.log_density), point)
+            out = jax.eval_shape(*function, self.log_density, point)
         except Exception as error:
             raise TypeError(
                 f"log_density of target {self.name!r} could not be traced on one point of shape "
@@ -88,14 +84,6 @@ class Target:
             )
 
 
-def _called(log_density: LogDensityFn) -> tuple[Any, ...]:
-    """The function and first arguments by which JAX knows the density again.
-
-    A Partial is a new object each time, but traced only once as the argument of a function.
-    """
-    return (_call, log_density) if isinstance(log_density, Partial) else (log_density,)
-
-
 def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
@@ -103,23 +91,17 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
 def check_density(target: Target, points: ArrayLike) -> None:
     """Raises if the log density cannot be sampled from, judged at some points.
 
-    Points where the density is zero (-inf) are allowed as long as some are not.
-
     Args:
       target: the target.
       points: ``[num_points, dim]``.
 
     Raises:
-      ValueError: NaN or +inf anywhere, or -inf everywhere.
+      ValueError: NaN or +inf anywhere, or -inf (zero density) everywhere.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> target = cs.Target(lambda x: jnp.log(x[0]), dim=1, name="half")
-      >>> cs.targets.check_density(target, jnp.array([[1.0], [-1.0]]))  # doctest: +ELLIPSIS
-      Traceback (most recent call last):
-        ...
-      ValueError: The log density of target 'half' is NaN at 1 of 2 points tried. ...
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> target = cs.Target(lambda x: jnp.log(x[0]), dim=1)
+      >>> cs.targets.check_density(target, jnp.array([[1.0], [2.0]]))
     """
     points = np.asarray(points)
     values = np.asarray(evaluation.values(target.log_density, points))

@@ -1,22 +1,24 @@
-"""Data sets of the posteriors: typed in, from public packages, a local folder or a download.
+"""Data sets of the posteriors: typed in, from public packages, or read from files.
 
-The environment variable ``CONSISTENT_SAMPLERS_DATA`` names a folder to read the files from
-instead, for work without a network or without the packages that carry them. Everything is parsed
-as text or plain arrays, checked by shape and checksum, and never unpickled.
+Files are downloaded on first use, or read from the folder that the environment variable
+``CONSISTENT_SAMPLERS_DATA`` names, for work without a network or the packages that carry them.
+Everything is parsed as text or plain arrays, checked by shape and checksum, and never unpickled.
+Features are float64 and labels int64.
 """
 
+import contextlib
+import hashlib
+import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from consistent_samplers.targets import sources
+DATA_FOLDER_VARIABLE = "CONSISTENT_SAMPLERS_DATA"
+_REMEDY = "Replace it by the original; if it was downloaded, delete it, and it is fetched again."
 
 _UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
-_GERMAN_CREDIT_URL = f"{_UCI}/statlog/german/german.data-numeric"
-_IONOSPHERE_URL = f"{_UCI}/ionosphere/ionosphere.data"
-_SONAR_URL = f"{_UCI}/undocumented/connectionist-bench/sonar/sonar.all-data"
 _PINES_URL = (
     "https://raw.githubusercontent.com/juliusberner/sde_sampler/"
     "06b553a3f4b0c592d6429fa2c309d47552accbfd/data/pines.csv"
@@ -52,163 +54,89 @@ _BROWNIAN_LAST = (
 # fmt: on
 
 
-class SeedsData(NamedTuple):
-    """The Seeds data, one entry a plate, float64.
-
-    Attributes:
-      germinated: ``[21]``, number of seeds that germinated.
-      total: ``[21]``, number of seeds.
-      seed_type: ``[21]``, 0 or 1.
-      extract: ``[21]``, root extract, 0 or 1.
-    """
-
-    germinated: np.ndarray
-    total: np.ndarray
-    seed_type: np.ndarray
-    extract: np.ndarray
-
-
-def seeds() -> SeedsData:
-    """Germination of seeds on 21 plates: Crowder (1978), typed in."""
-    table = (_SEEDS_GERMINATED, _SEEDS_TOTAL, _SEEDS_TYPE, _SEEDS_EXTRACT)
-    return SeedsData(*(np.array(column, np.float64) for column in table))
+def seeds() -> np.ndarray:
+    """Germination of seeds: rows of germinated, total, type and root extract, ``[4, 21]``."""
+    return np.array([_SEEDS_GERMINATED, _SEEDS_TOTAL, _SEEDS_TYPE, _SEEDS_EXTRACT], np.float64)
 
 
 def brownian_observations() -> np.ndarray:
-    """Noisy positions of a Brownian motion at 30 times, the middle ten missing; typed in.
+    """Noisy positions of a Brownian motion ``[30]``, the middle ten missing (NaN).
 
-    Returns:
-      ``[30]`` float64, NaN where nothing was observed. Single precision, as inference_gym has it.
+    Rounded to single precision, as inference_gym has it.
     """
-    missing = np.full(10, np.nan)
-    values = np.concatenate([_BROWNIAN_FIRST, missing, _BROWNIAN_LAST])
+    values = np.concatenate([_BROWNIAN_FIRST, np.full(10, np.nan), _BROWNIAN_LAST])
     return values.astype(np.float32).astype(np.float64)
 
 
 def breast_cancer() -> tuple[np.ndarray, np.ndarray]:
     """Breast cancer Wisconsin (diagnostic): Street, Wolberg & Mangasarian (1993), UCI.
 
-    Read from scikit-learn, or from ``breast_cancer.data`` in the folder that
-    ``CONSISTENT_SAMPLERS_DATA`` names: one row a patient of id, diagnosis (M or B, or 0 or 1)
-    and features, separated by commas or blanks.
-
-    Returns:
-      features ``[569, 30]`` float64, and labels ``[569]`` int64 (malignant 0, benign 1).
-
-    Raises:
-      FileNotFoundError: the folder does not hold the file.
-      ValueError: the file cannot be parsed, or is not the data set (shape or checksum).
+    Features ``[569, 30]`` and labels (malignant 0, benign 1), from scikit-learn or from rows of
+    id, diagnosis (M or B, or 0 or 1) and features, separated by commas or blanks.
     """
-    path = sources.local_file("breast_cancer.data")
+    path = _local_file("breast_cancer.data")
     if path is None:
         from sklearn.datasets import load_breast_cancer
 
         features, labels = load_breast_cancer(return_X_y=True)
         features, labels = np.asarray(features, np.float64), np.asarray(labels, np.int64)
-        source = "scikit-learn"
     else:
         rows = [row[1:] for row in _rows(path)]  # without the id
         codes = {"M": 0, "B": 1, "0": 0, "1": 1}
         expected = "rows of id, diagnosis (M or B) and 30 numbers"
         features, labels = _features_and_labels(path, rows, 0, codes, expected)
-        source = str(path)
-    sources.check_arrays(source, _BREAST_CANCER_SHA256, features, labels, shape=(569, 30))
+    source = path or "scikit-learn"
+    _check_arrays(source, _BREAST_CANCER_SHA256, features, labels, shape=(569, 30))
     return features, labels
 
 
 def german_credit() -> tuple[np.ndarray, np.ndarray]:
     """German credit in the numeric coding of Strathclyde: Hofmann (1994), Statlog, UCI.
 
-    Downloaded on first use, or read from ``german.data-numeric`` in the folder that
-    ``CONSISTENT_SAMPLERS_DATA`` names.
-
-    Returns:
-      features ``[1000, 24]`` float64, and labels ``[1000]`` int64 (good 0, bad 1).
-
-    Raises:
-      ImportError: pooch is not installed and no folder is named.
-      ConnectionError: the download failed.
-      FileNotFoundError: the folder does not hold the file.
-      ValueError: the file cannot be parsed, or is not the data set (shape or checksum).
+    Features ``[1000, 24]`` and labels (good 0, bad 1).
     """
-    path = sources.local_file("german.data-numeric") or sources.fetch(_GERMAN_CREDIT_URL)
+    path = _file_of(f"{_UCI}/statlog/german/german.data-numeric")
     expected = "rows of 24 numbers and a label (1 or 2)"
     features, labels = _features_and_labels(path, _rows(path), -1, {"1": 0, "2": 1}, expected)
-    sources.check_arrays(str(path), _GERMAN_CREDIT_SHA256, features, labels, shape=(1000, 24))
+    _check_arrays(path, _GERMAN_CREDIT_SHA256, features, labels, shape=(1000, 24))
     return features, labels
 
 
 def ionosphere() -> tuple[np.ndarray, np.ndarray]:
     """Ionosphere, radar returns: Sigillito, Wing, Hutton & Baker (1989), UCI.
 
-    Downloaded on first use, or read from ``ionosphere.data`` (UCI's text) or
-    ``ionosphere_sonar_arrays.npz`` in the folder that ``CONSISTENT_SAMPLERS_DATA`` names.
-    Whatever the source, every column is scaled to [-1, 1] and rounded as LIBSVM distributes it
-    (six digits, single precision), which is the form the known log Z was computed from; to the
-    posterior, which standardises its features, the scaling makes no difference.
-
-    Returns:
-      features ``[351, 34]`` float64 in [-1, 1], the second column all 0, and labels ``[351]``
-      int64 (good 1, bad 0).
-
-    Raises:
-      ImportError: pooch is not installed and no folder is named.
-      ConnectionError: the download failed.
-      FileNotFoundError: the folder holds neither file.
-      ValueError: the file cannot be parsed, or is not the data set (shape or checksum).
+    Features ``[351, 34]``, the second column all 0, and labels (good 1, bad 0); see `_scaled`.
     """
-    path = sources.local_file("ionosphere.data", _SCALED_ARRAYS) or sources.fetch(_IONOSPHERE_URL)
+    path = _file_of(f"{_UCI}/ionosphere/ionosphere.data", _SCALED_ARRAYS)
     expected = "rows of 34 numbers and a label (g or b)"
     features, labels = _scaled(path, "ionosphere", {"g": 1, "b": 0}, expected)
-    sources.check_arrays(str(path), _IONOSPHERE_SHA256, features, labels, shape=(351, 34))
+    _check_arrays(path, _IONOSPHERE_SHA256, features, labels, shape=(351, 34))
     return features, labels
 
 
 def sonar() -> tuple[np.ndarray, np.ndarray]:
     """Sonar, mines and rocks: Gorman & Sejnowski, Neural Networks 1 (1988), UCI.
 
-    Downloaded on first use, or read from ``sonar.all-data`` (UCI's text) or
-    ``ionosphere_sonar_arrays.npz`` in the folder that ``CONSISTENT_SAMPLERS_DATA`` names; scaled
-    as ``ionosphere`` is.
-
-    Returns:
-      features ``[208, 60]`` float64 in [-1, 1], and labels ``[208]`` int64 (rock 1, mine 0).
-
-    Raises:
-      ImportError: pooch is not installed and no folder is named.
-      ConnectionError: the download failed.
-      FileNotFoundError: the folder holds neither file.
-      ValueError: the file cannot be parsed, or is not the data set (shape or checksum).
+    Features ``[208, 60]`` and labels (rock 1, mine 0); see `_scaled`.
     """
-    path = sources.local_file("sonar.all-data", _SCALED_ARRAYS) or sources.fetch(_SONAR_URL)
+    url = f"{_UCI}/undocumented/connectionist-bench/sonar/sonar.all-data"
+    path = _file_of(url, _SCALED_ARRAYS)
     expected = "rows of 60 numbers and a label (R or M)"
     features, labels = _scaled(path, "sonar", {"R": 1, "M": 0}, expected)
-    sources.check_arrays(str(path), _SONAR_SHA256, features, labels, shape=(208, 60))
+    _check_arrays(path, _SONAR_SHA256, features, labels, shape=(208, 60))
     return features, labels
 
 
 def finnish_pines() -> np.ndarray:
-    """Positions of 126 pine saplings in Finland, in the unit square: Kellomäki & Penttinen.
+    """Positions of pine saplings in the unit square ``[126, 2]``: Kellomäki & Penttinen.
 
     The data set finpines of the R package spatstat, rescaled as the field does (x + 5 and y + 8,
-    over 10). Downloaded on first use, or read from ``pines.csv`` in the folder that
-    ``CONSISTENT_SAMPLERS_DATA`` names: a header, then rows of number, x and y.
-
-    Returns:
-      ``[126, 2]`` float64 in [0, 1].
-
-    Raises:
-      ImportError: pooch is not installed and no folder is named.
-      ConnectionError: the download failed.
-      FileNotFoundError: the folder does not hold the file.
-      ValueError: the file cannot be parsed, or is not the data set (shape or checksum).
+    over 10).
     """
-    path = sources.local_file("pines.csv") or sources.fetch(_PINES_URL)
-    try:
+    path = _file_of(_PINES_URL)
+    with _parsing(path, "a header, then rows of number, x and y"):
         points = np.array([[float(field) for field in row[1:]] for row in _rows(path)[1:]])
-    except ValueError as error:
-        raise sources.parse_error(path, "a header, then rows of number, x and y", error) from error
-    sources.check_arrays(str(path), _PINES_SHA256, points, shape=(126, 2))
+    _check_arrays(path, _PINES_SHA256, points, shape=(126, 2))
     return points
 
 
@@ -223,27 +151,27 @@ def _features_and_labels(
     path: Path, rows: list[list[str]], label_at: int, codes: dict[str, int], expected: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and coded labels of text rows, the label first (0) or last (-1)."""
-    try:
+    with _parsing(path, expected):
         if not rows:
             raise ValueError("it is empty")
         labels = np.array([codes[row.pop(label_at)] for row in rows], np.int64)
         features = np.array([[float(field) for field in row] for row in rows], np.float64)
-    except (ValueError, KeyError, IndexError) as error:
-        raise sources.parse_error(path, expected, error) from error
     return features, labels
 
 
 def _scaled(
     path: Path, name: str, codes: dict[str, int], expected: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features as LIBSVM scales them, and labels, from UCI's text or from stored arrays."""
+    """Features as LIBSVM scales them, and labels, from UCI's text or from stored arrays.
+
+    To [-1, 1], rounded to six digits: what the known log Z was computed from. To the posterior,
+    which standardises its features, the scaling makes no difference.
+    """
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                features = np.asarray(arrays[f"{name}_X"], np.float64)
-                labels = np.asarray(arrays[f"{name}_y"], np.int64)
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            raise sources.parse_error(path, f"arrays {name}_X and {name}_y", error) from error
+        expected = f"arrays {name}_X and {name}_y"
+        with _parsing(path, expected), np.load(path, allow_pickle=False) as arrays:
+            features = np.asarray(arrays[f"{name}_X"], np.float64)
+            labels = np.asarray(arrays[f"{name}_y"], np.int64)
     else:
         features, labels = _features_and_labels(path, _rows(path), -1, codes, expected)
         low, high = features.min(axis=0), features.max(axis=0)
@@ -254,3 +182,78 @@ def _scaled(
     features = np.round(features, 12) + 0.0
     printed = np.array([float(f"{value:.6g}") for value in features.flat])
     return printed.reshape(features.shape).astype(np.float32).astype(np.float64), labels
+
+
+def _file_of(url: str, *stand_ins: str) -> Path:
+    """Path of a file or one that stands in for it, in the user's folder or else downloaded."""
+    return _local_file(url.rsplit("/", 1)[-1], *stand_ins) or _fetch(url)
+
+
+def _local_file(*names: str) -> Path | None:
+    """Path of the first of some files in the user's folder, or None if there is no folder."""
+    folder = os.environ.get(DATA_FOLDER_VARIABLE)
+    if not folder:
+        return None
+    paths = [Path(folder).expanduser() / name for name in names]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{' and '.join(map(str, paths))} {'does' if len(paths) == 1 else 'do'} not exist. Put "
+        f"{' or '.join(names)} into the folder that {DATA_FOLDER_VARIABLE} names, or unset the "
+        "variable to use the public source."
+    )
+
+
+def _fetch(url: str) -> Path:
+    """Path of a downloaded file, kept in the user's cache and fetched on first use only."""
+    name = url.rsplit("/", 1)[-1]
+    try:
+        import pooch
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is downloaded by pooch, which is not installed. Run: "
+            f'pip install "consistent_samplers[bench]". Or set {DATA_FOLDER_VARIABLE} to a folder '
+            f"that holds {name}."
+        ) from error
+    try:
+        # No hash of the file: its line ends may change, the numbers in it may not.
+        cache = pooch.os_cache("consistent_samplers")
+        return Path(pooch.retrieve(url, known_hash=None, fname=name, path=cache))
+    except OSError as error:  # every failure of requests is one
+        raise ConnectionError(
+            f"{url} could not be downloaded ({type(error).__name__}: {error}). Try again, or get "
+            f"{name} by other means and set {DATA_FOLDER_VARIABLE} to the folder that holds it."
+        ) from error
+
+
+@contextlib.contextmanager
+def _parsing(path: Path, expected: str) -> Iterator[None]:
+    """Raises a ValueError with the remedy where a file is not in the format expected."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be read: expected {expected} ({type(error).__name__}: {error}). "
+            f"{_REMEDY}"
+        ) from error
+
+
+def _check_arrays(
+    source: str | Path, expected: str, *arrays: np.ndarray, shape: tuple[int, ...]
+) -> None:
+    """Raises unless parsed arrays have the original's shape (the first one) and joint sha256."""
+    if arrays[0].shape != shape:
+        raise ValueError(
+            f"The data from {source} have shape {arrays[0].shape}, expected {shape}. {_REMEDY}"
+        )
+    digest = hashlib.sha256()
+    for array in arrays:
+        # One byte order and layout on every machine.
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    if digest.hexdigest() != expected:
+        raise ValueError(
+            f"The data from {source} differ from the original: sha256 of the parsed arrays is "
+            f"{digest.hexdigest()}, expected {expected}. The known log Z holds for the original "
+            f"alone. {_REMEDY}"
+        )

@@ -1,13 +1,13 @@
 """Particle systems: interchangeable particles bound by the energy of their distances.
 
-The densities live on the configurations with their centre of mass at zero, in orthonormal
-coordinates of that subspace, because free translations would leave nothing to normalise.
-Rotations, reflections and permutations of the particles remain: they leave the density
-unchanged, so that every configuration comes in a continuum of equal copies.
+The densities live on configurations with their centre of mass at zero, in orthonormal coordinates
+of that subspace: free translations would leave nothing to normalise. Rotations, reflections and
+permutations of the particles leave the density unchanged.
 """
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,11 @@ import numpy as np
 
 from consistent_samplers.checks import check_integer
 from consistent_samplers.targets.base import Target
+from consistent_samplers.targets.numerics import safe_sqrt
 from consistent_samplers.types import Array
+
+# Of squared distances.
+_PairEnergy: TypeAlias = Callable[[Array], Array]
 
 
 def dw4() -> Target:
@@ -23,26 +27,20 @@ def dw4() -> Target:
 
     log ρ = -Σ_{i<j} [-4 (d_ij - 4)² + 0.9 (d_ij - 4)⁴], every pair once: the equation
     1/(2τ) Σ_{i≠j} of Köhler, Klein & Noé, Equivariant flows (arXiv:2006.02425), with a = 0,
-    b = -4, c = 0.9, d_0 = 4 and τ = 1. A pair prefers the distances 4 ± 1.49. Rotations,
-    reflections and permutations remain (see the module); the centre of mass is fixed. log Z is
-    not known. Where two particles coincide, at exp(-170) of a pair's peak, the density has a cusp
-    and the pair's gradient is taken to be zero.
+    b = -4, c = 0.9, d_0 = 4 and τ = 1. The centre of mass is fixed; rotations, reflections and
+    permutations remain. log Z is not known. The density has a cusp where two particles coincide,
+    at exp(-170) of a pair's peak; the pair's gradient is taken to be zero there.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> target = cs.targets.dw4()
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> square = 4.0 * jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
       >>> x = cs.targets.particle_coordinates(square)
-      >>> x.shape, round(float(target.log_density(x)), 2)
-      ((6,), 8.4)
+      >>> round(float(cs.targets.dw4().log_density(x)), 2)
+      8.4
     """
 
     def pair_energy(squared: Array) -> Array:
-        # The slope of the square root at 0 is infinite, which would make the gradient NaN.
-        apart = squared > 0
-        distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
-        offset = (distance - 4.0) ** 2
+        offset = (safe_sqrt(squared) - 4.0) ** 2
         return offset * (0.9 * offset - 4.0)
 
     return _particle_target("dw4", 4, 2, pair_energy, stiffness=0.0)
@@ -53,15 +51,12 @@ def lj13(epsilon: float = 1.0) -> Target:
 
     log ρ = -ε Σ_{i<j} [d_ij^-12 - 2 d_ij^-6] - ½ Σ_i |x_i - x̄|²: every pair once, r_m = τ = 1,
     the equation ε/(2τ) Σ_{i≠j} of Köhler, Klein & Noé, Equivariant flows (arXiv:2006.02425),
-    with the trap of their code. Published figures differ in how they count: the code and data of
-    equivariant flow matching and iDEM (Akhound-Sadegh et al., arXiv:2402.06121) count every pair
-    twice, which is ``epsilon=2.0`` here.
+    with the trap of their code. The code and data of equivariant flow matching and iDEM
+    (Akhound-Sadegh et al., arXiv:2402.06121) count every pair twice: ``epsilon=2.0`` here.
 
-    Rotations, reflections and permutations remain (see the module); the centre of mass is fixed.
-    log Z is not known. A pair closer than where its repulsion ε d^-12 reaches 4,096 (d = 1/2 for
-    ε = 1) has its energy continued linearly in d², so that value and gradient are finite in
-    float32 even where particles coincide. That pair alone costs over 2,800 nats there: no draw
-    comes near.
+    The centre of mass is fixed; rotations, reflections and permutations remain. log Z is not
+    known. Where a pair's repulsion ε d^-12 exceeds 4,096 (d < 1/2 for ε = 1), at a cost of over
+    2,800 nats, its energy goes on linearly in d², finite in float32 where particles coincide.
 
     Args:
       epsilon: depth of a pair's well, in units of the temperature, up to 100.
@@ -70,11 +65,9 @@ def lj13(epsilon: float = 1.0) -> Target:
       ValueError: ``epsilon`` out of range.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> target = cs.targets.lj13()
-      >>> target.dim, cs.targets.particle_positions(jnp.zeros(target.dim), 13).shape
-      (36, (13, 3))
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> cs.targets.particle_positions(jnp.zeros(cs.targets.lj13().dim), 13).shape
+      (13, 3)
     """
     return _particle_target("lj13", 13, 3, _lennard_jones(epsilon), stiffness=1.0)
 
@@ -82,14 +75,7 @@ def lj13(epsilon: float = 1.0) -> Target:
 def lj55(epsilon: float = 1.0) -> Target:
     """Fifty-five Lennard-Jones particles in a weak trap; 162 coordinates.
 
-    The density of ``lj13`` with more particles: see there for the equation, for how pairs are
-    counted and for what happens at tiny distances.
-
-    Args:
-      epsilon: depth of a pair's well, in units of the temperature, up to 100.
-
-    Raises:
-      ValueError: ``epsilon`` out of range.
+    The density of ``lj13`` with more particles: arguments and errors as there.
 
     Example:
       >>> import consistent_samplers as cs
@@ -100,24 +86,21 @@ def lj55(epsilon: float = 1.0) -> Target:
 
 
 def particle_positions(x: Array, num_particles: int) -> Array:
-    """Positions of the particles, with their centre of mass at zero.
+    """Positions ``[..., num_particles, spatial_dim]``, with their centre of mass at zero.
+
+    The map is an isometry: Σ_i |position_i|² = |x|².
 
     Args:
       x: ``[..., (num_particles - 1) * spatial_dim]``, points of a particle target.
       num_particles: number of particles, at least 2.
 
-    Returns:
-      ``[..., num_particles, spatial_dim]``. The map is an isometry: Σ_i |position_i|² = |x|².
-
     Raises:
       ValueError: the last axis does not go with that number of particles.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> positions = cs.targets.particle_positions(jnp.arange(6.0), num_particles=4)
-      >>> positions.shape, (jnp.abs(positions.mean(axis=0)) < 1e-5).tolist()
-      ((4, 2), [True, True])
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> cs.targets.particle_positions(jnp.arange(6.0), num_particles=4).shape
+      (4, 2)
     """
     check_integer("num_particles", num_particles, 2)
     if x.ndim < 1 or x.shape[-1] == 0 or x.shape[-1] % (num_particles - 1):
@@ -131,27 +114,21 @@ def particle_positions(x: Array, num_particles: int) -> Array:
 
 
 def particle_coordinates(positions: Array) -> Array:
-    """Coordinates of a configuration in the subspace of zero centre of mass.
+    """Coordinates ``[..., (num_particles - 1) * spatial_dim]`` of a configuration.
 
-    The inverse of ``particle_positions`` once the centre of mass is taken out, which happens
-    here by itself.
+    The centre of mass is taken out; then this is the inverse of ``particle_positions``.
 
     Args:
       positions: ``[..., num_particles, spatial_dim]``.
-
-    Returns:
-      ``[..., (num_particles - 1) * spatial_dim]``.
 
     Raises:
       ValueError: fewer than two axes or particles.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> square = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-      >>> x = cs.targets.particle_coordinates(square)
-      >>> x.shape, round(float(jnp.sum(x**2)), 3)  # four times half a diagonal, squared
-      ((6,), 2.0)
+      >>> cs.targets.particle_coordinates(square).shape
+      (6,)
     """
     if positions.ndim < 2 or positions.shape[-2] < 2:
         raise ValueError(
@@ -164,13 +141,9 @@ def particle_coordinates(positions: Array) -> Array:
 
 
 def _particle_target(
-    name: str,
-    num_particles: int,
-    spatial_dim: int,
-    pair_energy: Callable[[Array], Array],
-    stiffness: float,
+    name: str, num_particles: int, spatial_dim: int, pair_energy: _PairEnergy, stiffness: float
 ) -> Target:
-    """Target of a pair energy, as a function of squared distances, in a harmonic trap."""
+    """Target of a pair energy in a harmonic trap."""
     # As int32: JAX trips over 64-bit host indices when its precision is changed in between.
     first, second = np.stack(np.triu_indices(num_particles, k=1)).astype(np.int32)
 
@@ -183,8 +156,8 @@ def _particle_target(
     return Target(log_density, (num_particles - 1) * spatial_dim, name=name)
 
 
-def _lennard_jones(epsilon: float) -> Callable[[Array], Array]:
-    """Energy ε (d^-12 - 2 d^-6) by the squared distance, continued to be finite at 0."""
+def _lennard_jones(epsilon: float) -> _PairEnergy:
+    """Energy ε (d^-12 - 2 d^-6), continued to be finite at 0."""
     if not (math.isfinite(epsilon) and 0 < epsilon <= 100):
         raise ValueError(
             f"epsilon must be positive and at most 100, got {epsilon!r}. It is the depth of a "
@@ -206,5 +179,4 @@ def _helmert(num_particles: int) -> np.ndarray:
     """Orthonormal basis ``[num_particles, num_particles - 1]`` of the vectors with zero sum."""
     k = np.arange(1, num_particles)
     n = np.arange(num_particles)[:, None]
-    unscaled = np.where(n < k, 1.0, np.where(n == k, -k, 0.0))
-    return unscaled / np.sqrt(k * (k + 1))
+    return np.where(n < k, 1.0, np.where(n == k, -k, 0.0)) / np.sqrt(k * (k + 1))

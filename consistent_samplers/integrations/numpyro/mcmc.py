@@ -11,7 +11,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from consistent_samplers.bases import Base, Component
-from consistent_samplers.corrections.latent import LatentPoint, WeighFn, weigh_latent
+from consistent_samplers.corrections.latent import WeighFn, weigh_latent
 from consistent_samplers.corrections.metropolis import NUM_STARTS, accept, choose_start
 from consistent_samplers.integrations.numpyro.model import Samples
 from consistent_samplers.integrations.numpyro.sampler import OneStepSampler
@@ -20,7 +20,7 @@ from consistent_samplers.types import Array, PRNGKey
 
 
 class OneStepMHState(NamedTuple):
-    """State of one chain.
+    """State of one chain; ``extra_fields`` of ``MCMC.run`` may name its fields.
 
     Attributes:
       i: ``[]`` int, iterations done.
@@ -35,7 +35,7 @@ class OneStepMHState(NamedTuple):
 
     Example:
       >>> from consistent_samplers.integrations.numpyro import OneStepMHState
-      >>> OneStepMHState._fields[:4]  # ``extra_fields`` of ``MCMC.run`` may name them
+      >>> OneStepMHState._fields[:4]
       ('i', 'z', 'latent', 'component')
     """
 
@@ -53,13 +53,13 @@ class OneStepMHState(NamedTuple):
 class OneStepMH(MCMCKernel):
     """Independence Metropolis-Hastings with one-step draws as proposals (Tierney 1994).
 
-    A proposal is accepted with probability min(1, w' / w), w the exact importance weight, so that
-    the chain's law tends to the posterior however good the sampler is: quickly where its weights
-    are even, and never to modes that it does not reach. It needs no warm-up of its own.
+    A proposal is accepted with probability min(1, w' / w), w the exact importance weight. The
+    chain's law tends to the posterior however good the sampler is: quickly where its weights are
+    even, and never to modes that it does not reach. It needs no warm-up of its own.
 
-    An inner kernel makes one of its moves after each proposal, in the sampler's latent space, where
-    a good sampler has left a standard normal. It explores what the proposals miss, is adapted
-    during the warm-up, and costs gradients of log-determinants.
+    An inner kernel makes one move after each proposal, in the sampler's latent space, where a good
+    sampler has left a standard normal. It explores what the proposals miss, is adapted during the
+    warm-up, and costs gradients of log-determinants.
 
     Args:
       sampler: the sampler that proposes. If nothing is trained yet, the first run trains it.
@@ -70,22 +70,16 @@ class OneStepMH(MCMCKernel):
       TypeError: ``sampler`` is no `OneStepSampler`, or ``inner`` is not callable.
 
     Example:
-      >>> import jax
-      >>> import numpyro
-      >>> import numpyro.distributions as dist
+      >>> import jax, numpyro, numpyro.distributions as dist
       >>> from numpyro.infer import MCMC
       >>> from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
       >>> def model():
       ...     numpyro.sample("x", dist.Normal(0.0, 1.0))
       >>> kernel = OneStepMH(OneStepSampler(model))
-      >>> mcmc = MCMC(
-      ...     kernel, num_warmup=0, num_samples=2_500, num_chains=4, chain_method="vectorized"
-      ... )
-      >>> kernel.sample_field, kernel.model is model
-      ('z', True)
+      >>> mcmc = MCMC(kernel, num_warmup=0, num_samples=2_500, progress_bar=False)
       >>> mcmc.run(jax.random.key(0), extra_fields=("accept_prob",))  # doctest: +SKIP
       >>> mcmc.get_samples()["x"].shape  # doctest: +SKIP
-      (10000,)
+      (2500,)
     """
 
     def __init__(
@@ -168,12 +162,15 @@ class OneStepMH(MCMCKernel):
     def _base(self) -> Base:
         return self._sampler.trained.sampler_for(self._sampler.num_steps).base
 
-    def _propose(self, rng_key: PRNGKey) -> tuple[Array, Component, LatentPoint]:
+    def _propose(self, rng_key: PRNGKey) -> tuple[Samples, Array, Component, Array]:
+        """Sites, latent point, component and log weight of a draw."""
         key_component, key_latent = jax.random.split(rng_key)
         base = self._base
         component = base.draw_component(key_component)
         latent = jax.random.normal(key_latent, (base.dim,))
-        return latent, component, self._weigh()(latent, component)
+        point = self._weigh()(latent, component)
+        z = self._sampler.flat_model.unravel(point.position)
+        return z, latent, component, point.log_weight
 
     def _latent_model(self, component: Component) -> None:
         """The target within a component of the base, as a model for the inner kernel."""
@@ -186,26 +183,19 @@ class OneStepMH(MCMCKernel):
     def _init_one(self, rng_key: PRNGKey) -> OneStepMHState:
         key_starts, key_choice, key_inner, key_next = jax.random.split(rng_key, 4)
         starts = jax.vmap(self._propose)(jax.random.split(key_starts, NUM_STARTS))
-        log_weight = starts[2].log_weight
-        latent, component, point = choose_start(key_choice, starts, log_weight)
+        z, latent, component, log_weight = choose_start(key_choice, starts, starts[3])
         inner: Any = ()
         if self._inner is not None:
-            inner = self._inner.init(
-                key_inner, self._num_warmup, {"latent": latent}, (component,), {}
-            )
-        zero = jnp.zeros((), log_weight.dtype)
-        z = self._sampler.flat_model.unravel(point.position)
-        return OneStepMHState(
-            jnp.zeros((), int), z, latent, component, point.log_weight, zero, zero, inner, key_next
-        )
+            start = {"latent": latent}
+            inner = self._inner.init(key_inner, self._num_warmup, start, (component,), {})
+        i, zero = jnp.zeros((), int), jnp.zeros((), log_weight.dtype)
+        return OneStepMHState(i, z, latent, component, log_weight, zero, zero, inner, key_next)
 
     def _sample_one(self, state: OneStepMHState) -> OneStepMHState:
         key_propose, key_accept, key_next = jax.random.split(state.rng_key, 3)
-        unravel = self._sampler.flat_model.unravel
-        latent, component, point = self._propose(key_propose)
-        accept_prob, accepted = accept(key_accept, point.log_weight, state.log_weight)
-        proposed = (unravel(point.position), latent, component, point.log_weight)
+        proposed = self._propose(key_propose)
         current = (state.z, state.latent, state.component, state.log_weight)
+        accept_prob, accepted = accept(key_accept, proposed[3], state.log_weight)
         z, latent, component, log_weight = jax.tree.map(
             lambda new, old: jnp.where(accepted, new, old), proposed, current
         )
@@ -216,7 +206,8 @@ class OneStepMH(MCMCKernel):
             inner = self._inner.sample(inner, (component,), {})
             latent = inner.z["latent"]
             moved = self._weigh()(latent, component)
-            z, log_weight = unravel(moved.position), moved.log_weight
+            z = self._sampler.flat_model.unravel(moved.position)
+            log_weight = moved.log_weight
         i = state.i + 1
         num = jnp.where(i <= self._num_warmup, i, i - self._num_warmup)
         mean = state.mean_accept_prob + (accept_prob - state.mean_accept_prob) / num

@@ -25,6 +25,8 @@ from consistent_samplers.types import Array, ArrayTree, PRNGKey
 Samples: TypeAlias = dict[str, Array]
 """Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
 
+_Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # a model's arguments
+
 # Outputs of one chunk of constrained draws held at once: floats (16 MiB), and draws.
 _MAX_CHUNK_FLOATS = 2**22
 _MAX_CHUNK = 16_384
@@ -37,22 +39,13 @@ _NUM_INIT_KEPT = 4
 
 @dataclasses.dataclass(frozen=True)
 class FlatModel:
-    """A model with its arguments, as a density on R^dim.
-
-    Attributes:
-      target: log density over the flattened unconstrained latent sites.
-      functions: what the model's functions are made of, apart from data.
-      data: arrays that they depend on: those of the model's arguments and its fixed parameters.
-    """
+    """A model with its arguments, as a density over the flattened unconstrained latent sites."""
 
     target: Target
     functions: "_Functions"
-    data: ArrayTree
-
-    @property
-    def latent(self) -> tuple[str, ...]:
-        """Names of the latent sites."""
-        return tuple(name for name, _ in self.functions.sites)
+    data: ArrayTree  # arrays of the model's arguments, and its fixed parameters
+    arguments: _Call
+    identity: Any  # what these arguments are told apart by, see `identify`
 
     def unravel(self, position: Array) -> Samples:
         """One position ``[dim]`` to unconstrained sites."""
@@ -74,31 +67,32 @@ class FlatModel:
 
     def with_arguments(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-    ) -> "FlatModel | None":
-        """The same model of other data, without tracing it again.
-
-        None where that cannot be told: arguments of other shapes, or that are no arrays.
-        """
-        arguments, arrays = _split((model_args, model_kwargs))
-        fixed = self.data[1]
-        if self.functions.arguments != arguments or not _alike(arrays, self.data[0]):
-            return None
-        return _flat_model(self.functions, (arrays, fixed), self.target.name)
+    ) -> "FlatModel":
+        """The model of other data with the same sites, traced again only where shapes differ."""
+        model, (known, fixed) = self.functions.model, self.data
+        constants, arrays = _split((model_args, model_kwargs))
+        alike = [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in known]
+        if alike and self.functions.arguments == constants:
+            return _flat_model(self.functions, (arrays, fixed), (model_args, model_kwargs))
+        flat = flatten_model(model, model_args, model_kwargs)
+        was, now = (dict(m.functions.sites) for m in (self, flat))
+        if was != now:
+            raise ValueError(
+                f"With these arguments model {name_of(model)!r} has the latent sites {now} "
+                f"(unconstrained shapes), and this sampler was trained on {was}. Call "
+                ".train(rng_key, ...) to train anew, or make a new OneStepSampler."
+            )
+        return flat
 
 
 @dataclasses.dataclass(frozen=True)
 class _Arguments:
-    """A model's arguments without their arrays.
-
-    Attributes:
-      structure: of the arguments as a tree.
-      rest: leaves that are no arrays, by their place and type (1 and True are equal).
-    """
+    """A model's arguments without their arrays: their tree, and the other leaves."""
 
     structure: Any
-    rest: tuple[tuple[int, type, Any], ...]
+    rest: tuple[tuple[int, type, Any], ...]  # with place, and type since 1 and True are equal
 
-    def join(self, arrays: list[Array]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def join(self, arrays: list[Array]) -> _Call:
         """The model's arguments, ``(args, kwargs)``."""
         leaves: list[Any] = list(arrays)
         for place, _, leaf in self.rest:
@@ -108,17 +102,11 @@ class _Arguments:
 
 @dataclasses.dataclass(frozen=True)
 class _Functions:
-    """A model's functions of data and position, comparable: equal ones are compiled once.
-
-    Attributes:
-      model: the model.
-      arguments: its arguments without their arrays.
-      sites: names and unconstrained shapes of the latent sites.
-    """
+    """A model's functions of data and position, comparable: equal ones are compiled once."""
 
     model: Callable[..., Any]
     arguments: _Arguments
-    sites: tuple[tuple[str, tuple[int, ...]], ...]
+    sites: tuple[tuple[str, tuple[int, ...]], ...]  # names and unconstrained shapes of the latent
 
     @property
     def dim(self) -> int:
@@ -163,15 +151,10 @@ def flatten_model(
 
     This is ``numpyro.infer.initialize_model`` without its search for a starting point, which
     gives up on a density that is NaN without saying so; our own checks name the cause.
-
-    Raises:
-      ValueError: a latent site that cannot be sampled, a subsampled plate, or no latent site.
-      TypeError: data that are no numbers.
     """
-    name = name_of(model)
     initialised = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
     trace = handlers.trace(initialised).get_trace(*model_args, **model_kwargs)
-    _check_trace(name, trace)
+    _check_trace(name_of(model), trace)
 
     sites = []
     for site_name, site in trace.items():
@@ -181,18 +164,16 @@ def flatten_model(
             sites.append((site_name, tuple(transform.inverse_shape(site["fn"].shape()))))
     # Parameters (of neural networks, say) keep their initial values, as under MCMC.
     fixed = {k: s["value"] for k, s in trace.items() if s["type"] in ("param", "mutable")}
-
-    arguments, arrays = _split((model_args, model_kwargs))
-    functions = _Functions(model, arguments, tuple(sites))
+    arguments = model_args, model_kwargs
+    constants, arrays = _split(arguments)
+    functions = _Functions(model, constants, tuple(sites))
     if _takes_data_as_inputs(functions, (arrays, fixed)):
-        return _flat_model(functions, (arrays, fixed), name)
+        return _flat_model(functions, (arrays, fixed), arguments)
     # The model looks at its data, to count groups or to choose a branch: they are constants to it.
-    structure = jax.tree.structure((model_args, model_kwargs))
-    leaves = jax.tree.leaves((model_args, model_kwargs))
-    constants = _Arguments(
-        structure, _Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
-    )
-    return _flat_model(_Functions(model, constants, tuple(sites)), ([], fixed), name)
+    leaves, structure = jax.tree.flatten(arguments)
+    rest = _Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
+    functions = _Functions(model, _Arguments(structure, rest), tuple(sites))
+    return _flat_model(functions, ([], fixed), arguments)
 
 
 class _Opaque(tuple):
@@ -204,43 +185,35 @@ class _Opaque(tuple):
     __hash__ = object.__hash__
 
 
-def _flat_model(functions: _Functions, data: ArrayTree, name: str) -> FlatModel:
-    return FlatModel(Target(Partial(functions, data), functions.dim, name), functions, data)
+def _flat_model(functions: _Functions, data: ArrayTree, arguments: _Call) -> FlatModel:
+    target = Target(Partial(functions, data), functions.dim, name_of(functions.model))
+    return FlatModel(target, functions, data, arguments, identify(functions.model, *arguments))
 
 
-def _split(arguments: Any) -> tuple[_Arguments, list[Array]]:
+def _split(arguments: _Call) -> tuple[_Arguments, list[Array]]:
     """Arguments apart from their arrays, and these."""
+
+    def is_array(leaf: Any) -> bool:
+        numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
+        return numbers or isinstance(leaf, jax.Array)
+
     leaves, structure = jax.tree.flatten(arguments)
-    rest = tuple((i, type(leaf), leaf) for i, leaf in enumerate(leaves) if not _is_array(leaf))
-    arrays = [_strong(jnp.asarray(leaf)) for leaf in leaves if _is_array(leaf)]
+    rest = tuple((i, type(leaf), leaf) for i, leaf in enumerate(leaves) if not is_array(leaf))
+    arrays = [jnp.asarray(leaf) for leaf in leaves if is_array(leaf)]
+    # Of types as NumPy's arrays have: ``jnp.full(n, 45)`` has a weak one, and compiles anew.
+    arrays = [jnp.asarray(a, a.dtype) if a.weak_type else a for a in arrays]
     return _Arguments(structure, rest), arrays
-
-
-def _strong(array: Array) -> Array:
-    """Of a type as NumPy's arrays have: ``jnp.full(n, 45)`` has a weak one, and compiles anew."""
-    return jnp.asarray(array, array.dtype) if array.weak_type else array
-
-
-def _is_array(leaf: Any) -> bool:
-    if isinstance(leaf, jax.Array):
-        return True
-    return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
-
-
-def _alike(arrays: list[Array], others: list[Array]) -> bool:
-    return [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in others]
 
 
 def _takes_data_as_inputs(functions: _Functions, data: ArrayTree) -> bool:
     """Whether the model can be traced without looking at what its arrays hold."""
-    position = jnp.zeros(functions.dim)
 
     def everything(data: ArrayTree, x: Array) -> tuple[Array, Samples]:
         return functions(data, x), functions.constrain_sites(data, functions.unravel(x))
 
     try:
         hash(functions)
-        jax.eval_shape(everything, data, position)
+        jax.eval_shape(everything, data, jnp.zeros(functions.dim))
     except Exception:
         # Whatever it was: a fault of the model itself is met again, and told, without tracing.
         return False
@@ -263,11 +236,11 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
     sampled = [s for s in trace.values() if s["type"] == "sample"]
     latent = [s for s in sampled if not s["is_observed"]]
     for site in sampled:
-        kind = getattr(getattr(site["value"], "dtype", None), "kind", "f")
-        if site["is_observed"] and kind not in "biufcV":
+        dtype = getattr(site["value"], "dtype", np.dtype(float))
+        if site["is_observed"] and getattr(dtype, "kind", "f") not in "biufcV":
             raise TypeError(
-                f"Observed site {site['name']!r} of model {name!r} holds "
-                f"{site['value'].dtype.type.__name__}, not numbers. Encode the data first."
+                f"Observed site {site['name']!r} of model {name!r} holds {dtype.type.__name__}, "
+                "not numbers. Encode the data first."
             )
     for site in latent:
         if isinstance(site["fn"], dist.Delta):
@@ -282,15 +255,12 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
                 "in the model, e.g. with numpyro.distributions.MixtureSameFamily; enumeration by "
                 "numpyro.contrib.funsor is not supported."
             )
-    for site in trace.values():
-        if site["type"] != "plate":
-            continue
+    for site in (s for s in trace.values() if s["type"] == "plate"):
         size, subsample_size = site["args"]
         if subsample_size is not None and subsample_size < size:
             raise ValueError(
                 f"Plate {site['name']!r} of model {name!r} is subsampled ({subsample_size} of "
-                f"{size}), so the density would change from call to call. Leave out "
-                "subsample_size."
+                f"{size}), so the density would change from call to call. Leave out subsample_size."
             )
     if not latent:
         raise ValueError(
@@ -300,11 +270,7 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
 
 
 def starting_points(rng_key: PRNGKey, model: FlatModel) -> Array:
-    """The densest of some random points as NumPyro's ``init_to_uniform`` takes them.
-
-    Raises:
-      ValueError: the density is finite at none of them, with the cause.
-    """
+    """The densest of some random points as NumPyro's ``init_to_uniform`` takes them."""
     target = model.target
     # On the host: every small operation on arrays would be compiled by itself.
     points = np.asarray(_uniform_points(rng_key, dim=target.dim))

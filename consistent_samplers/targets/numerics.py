@@ -1,12 +1,27 @@
-"""One-dimensional densities in tables: log Z and draws by the inverse CDF."""
+"""What several targets compute with: exact products, roots with gradients, tabulated densities."""
 
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers.types import Array
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def matvec(matrix: np.ndarray, x: Array) -> Array:
+    """A constant matrix times a vector, in the vector's precision."""
+    # The default precision of a matrix product on accelerators is far below float32.
+    return jnp.matmul(jnp.asarray(matrix, x.dtype), x, precision=jax.lax.Precision.HIGHEST)
+
+
+def safe_sqrt(squared: Array) -> Array:
+    """Square root with gradient 0 at 0, where its infinite slope would make a gradient NaN."""
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
 class Table(NamedTuple):
@@ -26,8 +41,7 @@ def tabulate(grid: np.ndarray, log_density: np.ndarray) -> Table:
     density = np.exp(log_density)
     mass = 0.5 * (density[1:] + density[:-1]) * np.diff(grid)
     total = mass.sum()
-    cdf = np.concatenate([[0.0], np.cumsum(mass) / total])
-    return Table(grid, cdf, math.log(total))
+    return Table(grid, np.concatenate([[0.0], np.cumsum(mass) / total]), math.log(total))
 
 
 def inverse_cdf(table: Table, uniform: Array) -> Array:

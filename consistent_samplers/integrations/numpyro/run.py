@@ -1,0 +1,183 @@
+"""The draws of one run: corrected by their weights, judged, in a table and as ArviZ takes them."""
+
+import dataclasses
+import importlib
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro import handlers
+from numpyro.diagnostics import hpdi
+from numpyro.infer import Predictive
+from numpyro.infer.util import log_likelihood
+
+from consistent_samplers import corrections, diagnostics
+from consistent_samplers.estimate import checked_log_weight, evidence, pareto_smooth
+from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
+from consistent_samplers.recipe import TrainedSampler
+from consistent_samplers.types import Array, Draws, PRNGKey
+
+MIN_RESAMPLED_EFFECTIVE = 10
+"""Effective draws below which resampling would only repeat a handful of points."""
+
+MAX_OVERSAMPLING = 10
+"""Candidates drawn for resampling, at most, in units of ``num_samples``."""
+
+# Floats of candidate positions held at once (256 MiB).
+_MAX_CANDIDATE_FLOATS = 2**26
+
+
+@dataclasses.dataclass
+class Run:
+    """Weighted draws of a model's trained sampler, and whether to correct them by their weights."""
+
+    rng_key: PRNGKey
+    model: FlatModel
+    trained: TrainedSampler
+    num_samples: int
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        self.draws = self._block(0)
+        self.evidence = evidence(self.draws)
+        # A Pareto-smoothed resample can be trusted, and is not a handful of points.
+        enough = float(self.evidence.ess) * self.evidence.num_samples >= MIN_RESAMPLED_EFFECTIVE
+        self.reweighted = enough and diagnostics.weights_are_reliable(self.evidence)
+        self._samples: dict[bool, tuple[Samples, Array]] = {}
+
+    def samples(self, resampled: bool) -> tuple[Samples, Array]:
+        """Constrained samples, made when first asked for, and log weights of their draws."""
+        if resampled not in self._samples:
+            position, log_weight = self.draws.position, checked_log_weight(self.draws)
+            if resampled:
+                position, log_weight = self._resample()
+            self._samples[resampled] = self.model.constrain(position), log_weight
+        return self._samples[resampled]
+
+    def summary(self, prob: float, exclude_deterministic: bool) -> str:
+        """The table, and below it what the draws are worth."""
+        latent = dict(self.model.functions.sites)
+        samples = {
+            name: np.asarray(value)
+            for name, value in self.samples(self.reweighted)[0].items()
+            if name in latent or not exclude_deterministic
+        }
+        num_blocks = self._num_blocks() if self.reweighted else 1
+        num_effective = self.num_samples * min(1.0, num_blocks * float(self.evidence.ess))
+        how = (
+            f"reweighted: resampled from {num_blocks * self.num_samples} weighted draws"
+            if self.reweighted
+            else "not reweighted: the weights are too uneven, so they follow the sampler itself"
+        )
+        lines = [_table(samples, prob, num_effective), self.evidence, f"draws     {how}"]
+        if self.trained.route is not None:
+            lines.append(f"route     {self.trained.route}")
+        if self.trained.warm_started:
+            lines.append("training  went on from a sampler of other data")
+        return "\n".join([*map(str, lines), "", self.trained.verdict(self.evidence)])
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What the draws are worth, as plain numbers."""
+        trained, worth = self.trained, self.evidence
+        names = ("ess", "pareto_k", "folded", "round_trip_error")
+        values = {name: getattr(worth, name) for name in names}
+        return {name: None if x is None else float(x) for name, x in values.items()} | {
+            "bound": worth.bound,
+            "reweighted": self.reweighted,
+            "verdict": trained.verdict(worth),
+            "training_seconds": trained.training_seconds,
+            "stage_elbos": {name: float(stage.elbo) for name, stage in trained.stages.items()},
+            "route": None if trained.route is None else trained.route.name,
+            "warm_started": trained.warm_started,
+        }
+
+    def to_arviz(self, resampled: bool, predictive_key: PRNGKey, with_log_likelihood: bool) -> Any:
+        """One chain of sites, their log weights, and what the model says of its observed sites."""
+        build = _builder()
+        posterior, log_weight = self.samples(resampled)
+        model, (args, kwargs) = self.model.functions.model, self.model.arguments
+        trace = handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs)
+        observed = {
+            name: np.asarray(site["value"])
+            for name, site in trace.items()
+            if site["type"] == "sample"
+            and site["is_observed"]
+            # A ``numpyro.factor`` is observed in name only.
+            and type(site["fn"]).__name__ != "Unit"
+        }
+        groups: dict[str, dict[str, Any]] = {
+            "posterior": _one_chain(posterior),
+            "sample_stats": _one_chain({"log_weight": log_weight}),
+        }
+        if observed and with_log_likelihood:
+            values = log_likelihood(model, posterior, *args, **kwargs)
+            groups["log_likelihood"] = _one_chain({name: values[name] for name in observed})
+        if observed:
+            free = handlers.uncondition(model)
+            predict = Predictive(free, posterior, return_sites=list(observed))
+            draws = predict(predictive_key, *args, **kwargs)
+            groups["posterior_predictive"] = _one_chain(draws)
+            groups["observed_data"] = observed
+        return build(groups)
+
+    def _block(self, index: int) -> Draws:
+        key = jax.random.fold_in(self.rng_key, index)
+        return self.trained.sample(key, self.num_samples, self.num_steps)
+
+    def _num_blocks(self) -> int:
+        """Blocks of ``num_samples`` candidates: twice as many effective ones as are asked for."""
+        wanted = round(2.0 / max(float(self.evidence.ess), 1e-6))
+        affordable = _MAX_CANDIDATE_FLOATS // self.draws.position.size
+        return max(1, min(wanted, MAX_OVERSAMPLING, affordable))
+
+    def _resample(self) -> tuple[Array, Array]:
+        """Resampled positions from the run's own and more candidates, and their log weights."""
+        blocks = [self.draws, *map(self._block, range(1, self._num_blocks()))]
+        # On the host: joins and gathers of every length would each be compiled.
+        position = np.concatenate([np.asarray(block.position) for block in blocks])
+        log_weight = np.concatenate([np.asarray(checked_log_weight(block)) for block in blocks])
+        key = jax.random.fold_in(self.rng_key, MAX_OVERSAMPLING)
+        smoothed, _ = pareto_smooth(jax.device_put(log_weight))
+        index = np.asarray(corrections.systematic_indices(key, smoothed, self.num_samples))
+        chosen: tuple[Array, Array] = jax.device_put((position[index], log_weight[index]))
+        return chosen
+
+
+def _table(samples: dict[str, np.ndarray], prob: float, num_effective: float) -> str:
+    """The table of ``numpyro.diagnostics.print_summary``, without chain diagnostics."""
+    columns = ["mean", "std", "median", f"{50 * (1 - prob):.1f}%", f"{50 * (1 + prob):.1f}%"]
+    rows: list[tuple[str, list[float]]] = []
+    for name, value in samples.items():
+        interval = hpdi(value, prob, axis=0)
+        parts = [value.mean(0), value.std(0, ddof=1), np.median(value, 0), *interval]
+        for index in itertools.product(*map(range, value.shape[1:])):
+            label = f"{name}[{','.join(map(str, index))}]" if index else name
+            rows.append((label, [float(part[index]) for part in parts]))
+    width = max([10, *(len(label) for label, _ in rows)])
+    lines = ["", f"{'':>{width}}" + "".join(f" {column:>9}" for column in [*columns, "n_eff"])]
+    for label, numbers in rows:
+        cells = "".join(f" {number:>9.2f}" for number in [*numbers, num_effective])
+        lines.append(f"{label:>{width}}{cells}")
+    return "\n".join([*lines, ""])
+
+
+def _builder() -> Callable[[dict[str, dict[str, Any]]], Any]:
+    """``from_dict`` of whichever ArviZ there is; ArviZ itself before the part it is made of."""
+    try:
+        arviz = importlib.import_module("arviz")
+    except ImportError:
+        try:
+            arviz = importlib.import_module("arviz_base")
+        except ImportError as error:
+            raise ImportError(
+                "to_arviz needs ArviZ: pip install arviz (0.22 or newer) or arviz-base."
+            ) from error
+    if hasattr(arviz, "InferenceData"):  # before ArviZ 1
+        return lambda groups: arviz.from_dict(**groups)
+    return lambda groups: arviz.from_dict(groups)
+
+
+def _one_chain(values: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value)[None] for name, value in values.items()}
