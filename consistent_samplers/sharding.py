@@ -5,7 +5,6 @@ to rounding. Meshes may span several hosts (``jax.distributed``).
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,10 +16,7 @@ from consistent_samplers.types import ArrayTree
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, ``"batch"``, over all devices of all hosts.
-
-    Args:
-      devices: its devices; all that there are if None.
+    """A mesh of one axis, ``"batch"``, over ``devices``: all devices of all hosts if None.
 
     Example:
       >>> from consistent_samplers import sharding
@@ -32,7 +28,7 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def num_devices(mesh: Mesh) -> int:
-    """Devices of a mesh.
+    """Number of a mesh's devices.
 
     Example:
       >>> import jax
@@ -40,7 +36,7 @@ def num_devices(mesh: Mesh) -> int:
       >>> sharding.num_devices(sharding.data_mesh()) == jax.device_count()
       True
     """
-    return math.prod(mesh.shape.values())
+    return mesh.size
 
 
 @contextlib.contextmanager
@@ -55,8 +51,6 @@ def on_mesh(mesh: Mesh | None) -> Iterator[None]:
       >>> from consistent_samplers import sharding
       >>> with sharding.on_mesh(sharding.data_mesh()):
       ...     mean = jax.jit(lambda x: sharding.shard_batch(x).mean())(jnp.ones((8, 2)))
-      >>> float(mean)
-      1.0
     """
     if mesh is None:
         yield
@@ -70,9 +64,6 @@ def shard_batch(batch: ArrayTree) -> ArrayTree:
 
     For code under ``jax.jit``: the compiler then splits what follows, and sums what is shared.
 
-    Args:
-      batch: a tree of arrays ``[batch_size, ...]``.
-
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from consistent_samplers import sharding
@@ -82,10 +73,9 @@ def shard_batch(batch: ArrayTree) -> ArrayTree:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return batch
-    num = math.prod(mesh.shape.values())
 
     def spread(x: jax.Array) -> jax.Array:
-        if x.ndim == 0 or x.shape[0] % num:
+        if x.ndim == 0 or x.shape[0] % mesh.size:
             return x
         return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
 
@@ -119,10 +109,9 @@ def map_over_mesh(function: Callable[..., Any], mesh: Mesh, num_shared: int) -> 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from consistent_samplers import sharding
-      >>> mesh = sharding.data_mesh()
-      >>> double = sharding.map_over_mesh(lambda scale, x: scale * x, mesh, 1)
-      >>> double(2.0, jnp.ones(16)).tolist() == [2.0] * 16
-      True
+      >>> times = sharding.map_over_mesh(lambda scale, x: scale * x, sharding.data_mesh(), 1)
+      >>> float(times(2.0, jnp.ones(16)).sum())
+      32.0
     """
     spread = PartitionSpec(mesh.axis_names)
     return jax.shard_map(
@@ -160,10 +149,7 @@ def spans_hosts(mesh: Mesh) -> bool:
 
 
 def wait_for_hosts(name: str) -> None:
-    """Returns when every process has come here.
-
-    Args:
-      name: of the place, for messages.
+    """Returns when every process has come to the place of that name.
 
     Example:
       >>> from consistent_samplers import sharding
@@ -174,10 +160,7 @@ def wait_for_hosts(name: str) -> None:
 
 
 def check_mesh(mesh: Any) -> None:
-    """Raises unless an argument is a mesh.
-
-    Raises:
-      TypeError: it is none.
+    """Raises a TypeError unless an argument is a mesh.
 
     Example:
       >>> from consistent_samplers import sharding

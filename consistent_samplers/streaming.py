@@ -5,6 +5,7 @@ errors, the effective samples and the Pareto tail are made of. The sums are adde
 float64, so that their error does not grow with the number of chunks.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -41,14 +42,6 @@ class _Sums(NamedTuple):
     num_folded: Any
 
 
-class _First(NamedTuple):
-    """What the first chunk says for all."""
-
-    bound: Any
-    folded: Array | None
-    round_trip_error: Array | None
-
-
 def stream_evidence(
     rng_key: PRNGKey,
     sample: Callable[[PRNGKey, int], Draws],
@@ -67,9 +60,6 @@ def stream_evidence(
       num_samples: number of draws.
       chunk_size: draws held at once; the last chunk may be smaller.
 
-    Returns:
-      Evidence.
-
     Raises:
       TypeError: ``rng_key`` is not a single key.
       ValueError: fewer than 2 draws, or weights that cannot be used (see `evidence`).
@@ -77,33 +67,35 @@ def stream_evidence(
     Example:
       >>> import jax
       >>> import consistent_samplers as cs
-      >>> from consistent_samplers.streaming import stream_evidence
       >>> def sample(rng_key, num_samples):
       ...     log_weight = 0.3 * jax.random.normal(rng_key, (num_samples,))
       ...     return cs.Draws(log_weight[:, None], log_weight, bound="lower")
-      >>> evidence = stream_evidence(jax.random.key(0), sample, 100_000, chunk_size=10_000)
+      >>> evidence = cs.streaming.stream_evidence(jax.random.key(0), sample, num_samples=100_000)
       >>> round(float(evidence.log_z), 2), evidence.num_samples
-      (0.05, 100000)
+      (0.04, 100000)
     """
     check_key(rng_key)
     check_integer("num_samples", num_samples, 2)
     check_integer("chunk_size", chunk_size)
     num_top = tail_size(num_samples) + 1
     top = np.zeros(0)
-    sums, sizes, first = [], [], None
+    sums, sizes = [], []
     for i in range(-(-num_samples // chunk_size)):
         num = min(chunk_size, num_samples - i * chunk_size)
         draws = sample(jax.random.fold_in(rng_key, i), num)
-        if first is None:
-            first = _First(draws.bound, *flow_summary(draws.flow))
-        of_chunk, largest = _summarise(_weights_of(draws), _folded_of(draws), min(num_top, num))
+        if i == 0:
+            bound, (folded, round_trip_error) = draws.bound, flow_summary(draws.flow)
+        folds = jnp.zeros((), bool) if draws.flow is None else draws.flow.folded
+        of_chunk, largest = _summarise(_weights_of(draws), folds, min(num_top, num))
         # One transfer, after which nothing of the chunk is held.
         sums.append(jax.tree.map(lambda x: float(np.asarray(x)), of_chunk))
         sizes.append(num)
         top = np.sort(np.concatenate([top, np.asarray(largest, np.float64)]))[-num_top:]
-    assert first is not None
     total = _Sums(*np.asarray(sums, np.float64).T)
-    return _combine(total, np.asarray(sizes, np.float64), top, first)
+    evidence = _combine(total, np.asarray(sizes, np.float64), top, bound)
+    if folded is not None:
+        folded = jnp.asarray(total.num_folded.sum() / num_samples)
+    return dataclasses.replace(evidence, folded=folded, round_trip_error=round_trip_error)
 
 
 def _weights_of(draws: Draws) -> Array:
@@ -111,10 +103,6 @@ def _weights_of(draws: Draws) -> Array:
     if draws.log_weight is not None and bool(jnp.all(draws.log_weight == -jnp.inf)):
         return draws.log_weight
     return checked_log_weight(draws)
-
-
-def _folded_of(draws: Draws) -> Array:
-    return jnp.zeros((), bool) if draws.flow is None else draws.flow.folded
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -142,8 +130,8 @@ def _summarise(log_weight: Array, folded: Array, num_top: int) -> tuple[_Sums, A
     return sums, jax.lax.top_k(log_weight, num_top)[0]
 
 
-def _combine(sums: _Sums, sizes: np.ndarray, top: np.ndarray, first: _First) -> Evidence:
-    """Evidence from the sums of all chunks, each ``[num_chunks]``, in float64."""
+def _combine(sums: _Sums, sizes: np.ndarray, top: np.ndarray, bound: Any) -> Evidence:
+    """Evidence of the weights from the sums of all chunks, each ``[num_chunks]``, in float64."""
     num = int(sizes.sum())
     largest = sums.largest.max()
     if largest == -np.inf:
@@ -163,16 +151,13 @@ def _combine(sums: _Sums, sizes: np.ndarray, top: np.ndarray, first: _First) -> 
         elbo = float((sizes * means).sum() / num)
         deviation = float((sums.deviation + sizes * (means - elbo) ** 2).sum())
         elbo_stderr = math.sqrt(deviation / (num - 1) / num)
-    k = tail_index(jnp.asarray(top[1:]), jnp.asarray(top[0]))
     return Evidence(
         log_z=jnp.asarray(largest + math.log(weights / num)),
         log_z_stderr=jnp.asarray(math.sqrt(relative_variance / num)),
         elbo=jnp.asarray(elbo),
         elbo_stderr=jnp.asarray(elbo_stderr),
         ess=jnp.asarray(ess),
-        pareto_k=k,
-        bound=first.bound,
-        folded=None if first.folded is None else jnp.asarray(sums.num_folded.sum() / num),
-        round_trip_error=first.round_trip_error,
+        pareto_k=tail_index(jnp.asarray(top[1:]), jnp.asarray(top[0])),
+        bound=bound,
         num_samples=num,
     )
