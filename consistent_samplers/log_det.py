@@ -29,8 +29,7 @@ class LogDet(NamedTuple):
       log_abs_det: in nats, -inf where the sign is 0.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.log_det.slogdet(-jnp.eye(3))
       LogDet(sign=Array(-1., dtype=float32), log_abs_det=Array(0., dtype=float32))
     """
@@ -57,8 +56,7 @@ class Sylvester:
       transposed: whether the transposed matrix is meant.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> left, right = jnp.ones((2, 1)), jnp.ones((1, 2))
       >>> matrix = cs.log_det.Sylvester(jnp.ones(2), jnp.ones(1), left, right, right @ left)
       >>> matrix.dense().tolist(), (matrix @ jnp.ones(2)).tolist()
@@ -121,8 +119,7 @@ def gauss_jordan(matrix: Array) -> tuple[LogDet, Array]:
     (through ``jax.vmap``) runs as plain elementwise work. A singular matrix's inverse is NaN.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> det, inverse = cs.log_det.gauss_jordan(jnp.array([[0.0, 2.0], [1.0, 0.0]]))
       >>> float(det.sign), inverse.tolist()
       (-1.0, [[0.0, 1.0], [0.5, 0.0]])
@@ -182,8 +179,7 @@ def slogdet(matrices: Jacobian) -> LogDet:
     Of a `Sylvester` by the identity of that name, det(I + L G R) = det(I + G R L): a product.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.log_det.slogdet(jnp.stack([jnp.eye(2), -jnp.eye(2), 0.0 * jnp.eye(2)])).sign.tolist()
       [1.0, 1.0, 0.0]
     """
@@ -204,8 +200,7 @@ def solve(matrix: Jacobian, rhs: Array) -> Array:
     """Solves one linear system ``[dim, dim]`` for ``rhs [dim]``, as `slogdet` factorises it.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.log_det.solve(2.0 * jnp.eye(2), jnp.ones(2)).tolist()
       [0.5, 0.5]
     """
@@ -217,18 +212,12 @@ def solve(matrix: Jacobian, rhs: Array) -> Array:
 
 
 def solve_triangular(triangle: Array, rhs: Array, gain: Array | float = 1.0) -> Array:
-    """Solves (I + diag(gain) triangle) w = rhs by back-substitution: w ``[rank]``.
+    """Solves (I + diag(gain) triangle) w = rhs ``[rank]``, the triangle zero below its diagonal.
 
     A batch in which only ``gain`` and ``rhs`` differ needs no matrix of its own for each point.
 
-    Args:
-      triangle: ``[rank, rank]``, zero below its diagonal.
-      rhs: ``[rank]``.
-      gain: ``[rank]`` or ``[]``.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> triangle = jnp.array([[1.0, 2.0], [0.0, 3.0]])
       >>> cs.log_det.solve_triangular(triangle, jnp.array([6.0, 8.0])).tolist()
       [1.0, 2.0]
@@ -249,8 +238,7 @@ def value_and_jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, A
     """``fn(x)`` and ∂fn/∂x ``[dim, dim]`` by forward mode, from one shared linearisation.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> value, jacobian = cs.log_det.value_and_jacobian(lambda x: x**2, jnp.array([1.0, 3.0]))
       >>> value.tolist(), jacobian.tolist()
       ([1.0, 9.0], [[2.0, 0.0], [0.0, 6.0]])
@@ -263,8 +251,7 @@ def symmetric_part(matrix: Jacobian) -> tuple[Callable[[Array], Array], Array]:
     """S = (J + Jᵀ) / 2 of one matrix J, as ``v [dim] -> S v``, and a bound on ‖S - I‖₂ ``[]``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> multiply, bound = cs.log_det.symmetric_part(jnp.array([[1.0, 2.0], [0.0, 1.0]]))
       >>> multiply(jnp.array([1.0, 0.0])).tolist(), round(float(bound), 3)
       ([1.0, 1.0], 1.414)
@@ -287,8 +274,7 @@ def hutchinson_trace(fn: Callable[[Array], Array], x: Array, probe: Array) -> Ar
     of it is biased, and a finite step's log-determinant is not its drift's trace.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> probe = jnp.array([1.0, -1.0])
       >>> float(cs.log_det.hutchinson_trace(lambda x: 3.0 * x, jnp.zeros(2), probe))
       6.0

@@ -24,8 +24,7 @@ def reverse_kl(log_weight: Array) -> Array:
     Its mean is -ELBO (Zhang & Chen, 2022; Vargas et al., 2023; Berner et al., 2024).
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> float(cs.losses.reverse_kl(jnp.array([-1.0, -3.0])).mean())  # minus the ELBO
       2.0
     """
@@ -33,18 +32,14 @@ def reverse_kl(log_weight: Array) -> Array:
 
 
 def tame(log_weight: Array, limit: float = TAME_LIMIT) -> Array:
-    """Log weights with residuals about their median that grow as a logarithm beyond a limit.
+    """Log weights with residuals about their median that grow as a logarithm beyond ``limit`` nats.
 
     For training only: a sample whose weight is off by thousands of nats, as some are early on,
-    would outvote all others. Where all weights are equal nothing changes, so the optimum stays.
-
-    Args:
-      log_weight: ``[num_samples]``; the gradient treats their median as constant.
-      limit: nats up to which a residual stays as it is.
+    would outvote all others. Where all weights are equal nothing changes, so the optimum stays. The
+    gradient treats the median as constant.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.losses.tame(jnp.array([-5_000.0, -1.0, 0.0, 1.0, 2.0])).round().tolist()
       [-72.0, -1.0, 0.0, 1.0, 2.0]
     """
@@ -60,22 +55,12 @@ def pull_weight(log_weight: Array, alpha: float = 0.0) -> Array:
     For any f-divergence E_q[f(p/q)] the path gradient is that of the sample's place, pulled by
     f''(w) w² (∇ log q - ∇ log p) (Tucker et al., 2019; Geffner & Domke, 2021). With
     f'' = w^(α - 2) the factor is w^α: 1 for the reverse KL (α = 0), w for the forward KL (α = 1),
-    which leaves no mode that the samples reach, and the chi-square distance at α = 2.
-
-    Args:
-      log_weight: ``[num_samples]``.
-      alpha: which divergence.
-
-    Returns:
-      ``[num_samples]``: times `tame`'s own share for α = 0; normalised to mean one otherwise. No
-      gradient.
+    which leaves no mode that the samples reach, and the chi-square distance at α = 2. It has no
+    gradient. At α = 0 it is the derivative of `tame`, otherwise it has mean one.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> log_weight = jnp.log(jnp.array([1.0, 3.0]))
-      >>> cs.losses.pull_weight(log_weight).tolist()  # the reverse KL pulls at all alike
-      [1.0, 1.0]
       >>> cs.losses.pull_weight(log_weight, alpha=1.0).round(1).tolist()
       [0.5, 1.5]
     """
@@ -92,8 +77,7 @@ def log_variance(log_weight: Array) -> Array:
     distribution of full support: differentiate through `simulate.path_log_ratio` only.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.losses.log_variance(jnp.array([-1.0, 1.0])).tolist()
       [2.0, 2.0]
     """
@@ -107,8 +91,7 @@ def trajectory_balance(log_weight: Array, log_z: Array) -> Array:
     For given paths, like `log_variance`, whose batch mean it replaces by a parameter.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.losses.trajectory_balance(jnp.array([0.0, 2.0]), log_z=1.0).tolist()
       [1.0, 1.0]
     """
@@ -130,8 +113,7 @@ def sub_trajectory_balance(log_flow: Array, log_ratio: Array, decay: float = 1.0
       decay: weight of a piece one step longer.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> log_flow, log_ratio = jnp.array([0.0, 1.0, 3.0]), jnp.array([-1.0, -2.0])
       >>> float(cs.losses.sub_trajectory_balance(log_flow, log_ratio))  # all in balance
       0.0
@@ -153,8 +135,7 @@ class StepPair(NamedTuple):
         ``Sylvester`` where the control has one, or None.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> pair = cs.losses.StepPair(student=jnp.ones(2), teacher=jnp.zeros(2), jacobians=None)
       >>> float(cs.losses.state_consistency(pair))
       1.0
@@ -175,20 +156,13 @@ def step_pair(
     *,
     with_jacobians: bool,
 ) -> StepPair:
-    """Takes a big step with the student and two half steps with the teacher.
+    """A step of size ``d []`` with the student's control, and two half steps with the teacher's.
 
-    Args:
-      student: control being trained.
-      teacher: control to agree with (the EMA, in OSDS).
-      process: noising process.
-      x: ``[dim]``, position at time t.
-      t: ``[]``.
-      d: ``[]``, size of the big step.
-      with_jacobians: also return the Jacobians, for `volume_consistency`.
+    All from ``x [dim]`` at time ``t []``; the teacher of OSDS is the EMA of the student. The
+    Jacobians are for `volume_consistency`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> u, process = lambda x, t, d: jnp.ones(2), cs.processes.OrnsteinUhlenbeck()
       >>> pair = cs.losses.step_pair(u, u, process, jnp.zeros(2), 0.0, 1.0, with_jacobians=True)
       >>> pair.jacobians.shape, bool(jnp.allclose(pair.student, pair.teacher))
@@ -215,8 +189,7 @@ def state_consistency(pair: StepPair) -> Array:
     """Mean squared distance between where the student and the teacher of a pair land: ``[]``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> pair = cs.losses.StepPair(jnp.array([1.0, 0.0]), jnp.array([0.0, 0.0]), None)
       >>> float(cs.losses.state_consistency(pair))
       0.5
@@ -230,8 +203,7 @@ def volume_consistency(log_volumes: Array) -> Array:
     The log volumes ℓ are log-determinants, or the paper's traces.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> float(cs.losses.volume_consistency(jnp.array([0.5, 0.5, 2.0])))
       0.25
     """
@@ -244,8 +216,7 @@ def jacobian_penalty(control: ControlFn, x: Array, t: Array, d: Array, probe: Ar
     A part of the OSDS loss that keeps steps smooth.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> x, probe = jnp.zeros(2), jnp.array([1.0, 0.0])
       >>> float(cs.losses.jacobian_penalty(lambda x, t, d: 2.0 * x, x, 0.0, 1.0, probe))
       4.0
@@ -270,8 +241,7 @@ def monotonicity_shortfall(
       num_iterations: matrix-vector products.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> folding, safe = jnp.diag(jnp.array([1.0, -1.0])), jnp.eye(2)
       >>> [float(cs.losses.monotonicity_shortfall(j, jnp.ones(2), 0.0)) for j in (folding, safe)]
       [1.0, 0.0]
@@ -286,8 +256,7 @@ def least_direction(jacobian: log_det.Jacobian, probe: Array, *, num_iterations:
     Arguments as in `monotonicity_shortfall`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> v = cs.losses.least_direction(jnp.diag(jnp.array([1.0, 0.2])), jnp.ones(2))
       >>> abs(v).round(2).tolist()
       [0.0, 1.0]
@@ -305,17 +274,13 @@ def least_direction(jacobian: log_det.Jacobian, probe: Array, *, num_iterations:
 
 
 def shortfall(v: Array, product: Array, margin: float) -> Array:
-    """Squared amount by which v · J v falls short of ``margin`` |v|²: ``[]``.
+    """Squared amount ``[]`` by which v · J v falls short of ``margin`` |v|², v a `least_direction`.
 
-    Args:
-      v: ``[dim]``, from `least_direction`.
-      product: ``[dim]``, J v; by ``jax.jvp`` of the step its gradient costs one tangent, where
-        that of J itself costs one for each dimension.
-      margin: smallest eigenvalue asked for.
+    The ``product [dim]`` is J v. By ``jax.jvp`` of the step its gradient costs one tangent, where
+    that of J itself costs one for each dimension.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> float(cs.losses.shortfall(jnp.ones(1), -jnp.ones(1), margin=0.0))
       1.0
     """

@@ -39,8 +39,7 @@ class GaussianKernel(NamedTuple):
       std: ``[]``, or ``[dim]`` where it was learned.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> kernel = cs.processes.GaussianKernel(mean=jnp.zeros(2), std=jnp.asarray(1.0))
       >>> round(float(kernel.log_prob(jnp.zeros(2))), 4)  # -log 2π
       -1.8379
@@ -70,8 +69,7 @@ class OrnsteinUhlenbeck:
         instead: DDS) or ``"euler_maruyama"`` (the other papers' choice).
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck(cs.schedules.cosine())
       >>> x, no_control = jnp.ones(2), jnp.zeros(2)
       >>> process.flow_step(x, no_control, t=0.5, d=0.25).tolist()  # the flow stands still

@@ -24,11 +24,9 @@ class NoisingRate(Protocol):
 
     def rate(self, t: Array | float) -> Array:
         """β(t) > 0: ``[] -> []``."""
-        ...
 
     def integral(self, t0: Array | float, t1: Array | float) -> Array:
         """∫β from t0 to t1, in closed form."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +42,6 @@ class Schedule:
       >>> schedule = cs.schedules.Schedule(
       ...     rate=lambda t: 2.0 + 0.0 * t, integral=lambda t0, t1: 2.0 * (t1 - t0)
       ... )
-      >>> schedule.integral(0.0, 0.5)
-      1.0
       >>> process = cs.processes.OrnsteinUhlenbeck(schedule)
     """
 
@@ -106,13 +102,9 @@ class _Brownian:
 
 
 def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> NoisingRate:
-    """β falls linearly from ``beta_max`` at the base to ``beta_min`` at the target.
+    """β per unit of time falls linearly, from ``beta_max`` at the base to ``beta_min``.
 
     The variance-preserving schedule of Song et al. (2021), eq. 32, in generative time.
-
-    Args:
-      beta_min: β at the target, per unit of time.
-      beta_max: β at the base.
 
     Raises:
       ValueError: unless 0 < beta_min <= beta_max.
@@ -158,8 +150,7 @@ def brownian() -> NoisingRate:
     its start: for exact kernels (``"exponential"``) only.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> float(jnp.exp(-0.5 * cs.schedules.brownian().integral(0.25, 1.0)))  # a(t) = √t
       0.5
     """
@@ -182,7 +173,7 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
       ValueError: num_steps=3 does not divide the 16 fine steps of this sampler into ...
     """
     allowed = [2**k for k in range(max_steps.bit_length())]
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps not in allowed:
+    if type(num_steps) is not int or num_steps not in allowed:
         raise ValueError(
             f"num_steps={num_steps!r} does not divide the {max_steps} fine steps of this sampler "
             f"into steps it was trained for. Choose one of {allowed}, or train with more max_steps."
@@ -199,8 +190,7 @@ def check_max_steps(max_steps: int) -> None:
         ...
       ValueError: max_steps must be a power of two (step sizes halve down to it), got 12.
     """
-    whole = isinstance(max_steps, int) and not isinstance(max_steps, bool)
-    if not whole or max_steps < 1 or max_steps & (max_steps - 1):
+    if type(max_steps) is not int or max_steps < 1 or max_steps & (max_steps - 1):
         raise ValueError(
             f"max_steps must be a power of two (step sizes halve down to it), got {max_steps!r}."
         )

@@ -15,14 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consistent_samplers import estimate
 from consistent_samplers.checks import check_integer, check_key
-from consistent_samplers.estimate import (
-    Evidence,
-    checked_log_weight,
-    flow_summary,
-    tail_index,
-    tail_size,
-)
+from consistent_samplers.estimate import Evidence
 from consistent_samplers.types import Array, Draws, PRNGKey
 
 CHUNK_SIZE = 2**16
@@ -32,6 +27,7 @@ CHUNK_SIZE = 2**16
 class _Sums(NamedTuple):
     """Sums over a chunk: weights and their squares relative to the largest, logs of the others."""
 
+    num: Any
     largest: Any
     weights: Any
     squares: Any
@@ -65,8 +61,7 @@ def stream_evidence(
       ValueError: fewer than 2 draws, or weights that cannot be used (see `evidence`).
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> def sample(rng_key, num_samples):
       ...     log_weight = 0.3 * jax.random.normal(rng_key, (num_samples,))
       ...     return cs.Draws(log_weight[:, None], log_weight, bound="lower")
@@ -77,22 +72,21 @@ def stream_evidence(
     check_key(rng_key)
     check_integer("num_samples", num_samples, 2)
     check_integer("chunk_size", chunk_size)
-    num_top = tail_size(num_samples) + 1
+    num_top = estimate.tail_size(num_samples) + 1
     top = np.zeros(0)
-    sums, sizes = [], []
+    sums = []
     for i in range(-(-num_samples // chunk_size)):
         num = min(chunk_size, num_samples - i * chunk_size)
         draws = sample(jax.random.fold_in(rng_key, i), num)
         if i == 0:
-            bound, (folded, round_trip_error) = draws.bound, flow_summary(draws.flow)
+            bound, (folded, round_trip_error) = draws.bound, estimate.flow_summary(draws.flow)
         folds = jnp.zeros((), bool) if draws.flow is None else draws.flow.folded
         of_chunk, largest = _summarise(_weights_of(draws), folds, min(num_top, num))
         # One transfer, after which nothing of the chunk is held.
         sums.append(jax.tree.map(lambda x: float(np.asarray(x)), of_chunk))
-        sizes.append(num)
         top = np.sort(np.concatenate([top, np.asarray(largest, np.float64)]))[-num_top:]
     total = _Sums(*np.asarray(sums, np.float64).T)
-    evidence = _combine(total, np.asarray(sizes, np.float64), top, bound)
+    evidence = _combine(total, top, bound)
     if folded is not None:
         folded = jnp.asarray(total.num_folded.sum() / num_samples)
     return dataclasses.replace(evidence, folded=folded, round_trip_error=round_trip_error)
@@ -102,7 +96,7 @@ def _weights_of(draws: Draws) -> Array:
     """The log weights ``[n]``; that all of one chunk are zero is no error yet."""
     if draws.log_weight is not None and bool(jnp.all(draws.log_weight == -jnp.inf)):
         return draws.log_weight
-    return checked_log_weight(draws)
+    return estimate.checked_log_weight(draws)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -111,13 +105,14 @@ def _summarise(log_weight: Array, folded: Array, num_top: int) -> tuple[_Sums, A
     zero = log_weight == -jnp.inf
     largest = jnp.max(log_weight)
     relative = jnp.exp(log_weight - jnp.where(jnp.isneginf(largest), 0.0, largest))
-    num = jnp.maximum(jnp.sum(~zero), 1)
+    num_positive = jnp.maximum(jnp.sum(~zero), 1)
     logs = jnp.where(zero, 0.0, log_weight)
-    mean = logs.sum() / num
+    mean = logs.sum() / num_positive
     deviation = jnp.where(zero, 0.0, logs - mean)
     # The mean of what is left takes the rounding of the first one out.
-    correction = deviation.sum() / num
+    correction = deviation.sum() / num_positive
     sums = _Sums(
+        log_weight.shape[0],
         largest,
         relative.sum(),
         (relative**2).sum(),
@@ -130,9 +125,9 @@ def _summarise(log_weight: Array, folded: Array, num_top: int) -> tuple[_Sums, A
     return sums, jax.lax.top_k(log_weight, num_top)[0]
 
 
-def _combine(sums: _Sums, sizes: np.ndarray, top: np.ndarray, bound: Any) -> Evidence:
+def _combine(sums: _Sums, top: np.ndarray, bound: Any) -> Evidence:
     """Evidence of the weights from the sums of all chunks, each ``[num_chunks]``, in float64."""
-    num = int(sizes.sum())
+    num = int(sums.num.sum())
     largest = sums.largest.max()
     if largest == -np.inf:
         raise ValueError(
@@ -148,8 +143,8 @@ def _combine(sums: _Sums, sizes: np.ndarray, top: np.ndarray, bound: Any) -> Evi
         elbo, elbo_stderr = -np.inf, np.inf
     else:
         means = sums.mean + sums.correction
-        elbo = float((sizes * means).sum() / num)
-        deviation = float((sums.deviation + sizes * (means - elbo) ** 2).sum())
+        elbo = float((sums.num * means).sum() / num)
+        deviation = float((sums.deviation + sums.num * (means - elbo) ** 2).sum())
         elbo_stderr = math.sqrt(deviation / (num - 1) / num)
     return Evidence(
         log_z=jnp.asarray(largest + math.log(weights / num)),
@@ -157,7 +152,7 @@ def _combine(sums: _Sums, sizes: np.ndarray, top: np.ndarray, bound: Any) -> Evi
         elbo=jnp.asarray(elbo),
         elbo_stderr=jnp.asarray(elbo_stderr),
         ess=jnp.asarray(ess),
-        pareto_k=tail_index(jnp.asarray(top[1:]), jnp.asarray(top[0])),
+        pareto_k=estimate.tail_index(jnp.asarray(top[1:]), jnp.asarray(top[0])),
         bound=bound,
         num_samples=num,
     )

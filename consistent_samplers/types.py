@@ -91,8 +91,7 @@ class Draws:
       bound: what the weights are worth (static), or None without weights.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(position=jnp.zeros((4, 2)), log_weight=jnp.zeros(4), bound="lower")
       >>> [leaf.shape for leaf in jax.tree.leaves(draws)]  # a pytree: goes through jit and vmap
       [(4, 2), (4,)]

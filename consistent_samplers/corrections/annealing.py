@@ -18,8 +18,6 @@ from consistent_samplers.estimate import effective_sample_size
 from consistent_samplers.schedules import check_num_steps, time_grid
 from consistent_samplers.types import Array, Draws, FlowDiagnostics, PRNGKey
 
-_BATCH = 256
-
 
 class AnnealedDraws(NamedTuple):
     """Draws that came by a detour, and how it went.
@@ -31,8 +29,7 @@ class AnnealedDraws(NamedTuple):
         ``[num_steps]`` share of effective draws before each resampling.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((4, 1)), jnp.zeros(4), bound="lower")
       >>> result = cs.corrections.AnnealedDraws(draws, log_z=jnp.zeros(()), acceptance=jnp.ones(8))
     """
@@ -80,8 +77,7 @@ def annealed(
       ValueError: a number below one, or ``num_steps`` is not one the sampler was trained for.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
       >>> algorithm = cs.osds(target, base=base, max_steps=1, hidden=(8,), guidance=None)
       >>> key, state = jax.random.key(1), algorithm.init(jax.random.key(0))  # not trained
@@ -98,7 +94,7 @@ def annealed(
     base = algorithm.base
     weigh = weigh_latent(algorithm.sampler(state), algorithm.target, num_steps)
     kernel = blackjax.hmc.build_kernel()
-    size = step_size * base.dim**-0.25
+    size, masses = step_size * base.dim**-0.25, jnp.ones(base.dim)
     beta = jnp.linspace(0.0, 1.0, num_temperatures + 1)
 
     def one(key: PRNGKey) -> tuple[Draws, Array]:
@@ -118,15 +114,12 @@ def annealed(
                 return simulate.standard_normal_log_prob(z) + now * log_weight(z)
 
             def transition(moved: Any, key: PRNGKey) -> tuple[Any, Array]:
-                moved, info = kernel(
-                    key, moved, tempered, size, jnp.ones(base.dim), num_integration_steps
-                )
+                moved, info = kernel(key, moved, tempered, size, masses, num_integration_steps)
                 return moved, info.acceptance_rate
 
             total = total + (now - before) * log_weight(z)
-            moved, rate = jax.lax.scan(
-                transition, blackjax.hmc.init(z, tempered), jax.random.split(key, num_moves)
-            )
+            start = blackjax.hmc.init(z, tempered)
+            moved, rate = jax.lax.scan(transition, start, jax.random.split(key, num_moves))
             return (moved.position, total), rate.mean()
 
         start = jax.random.normal(key_base, (base.dim,)), jnp.zeros(())
@@ -135,11 +128,10 @@ def annealed(
         end = weigh(z, component)
         flow = FlowDiagnostics(end.folded, jnp.full((), jnp.nan))
         total = jnp.where(jnp.isnan(total), -jnp.inf, total)
-        draws = Draws(end.position, total, end.log_density, flow, "lower-if-injective")
-        return draws, rates
+        return Draws(end.position, total, end.log_density, flow, "lower-if-injective"), rates
 
     keys = jax.random.split(rng_key, num_samples)
-    draws, rates = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=_BATCH))(keys)
+    draws, rates = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
     log_z = logsumexp(draws.log_weight) - jnp.log(num_samples)
     return AnnealedDraws(draws, log_z, rates.mean(0))
 
@@ -176,8 +168,7 @@ def resampled_paths(
       ValueError: a sampler without stochastic paths, or ``num_steps`` that it does not take.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
       >>> algorithm = cs.dis(target, base=base, max_steps=4, hidden=(8,))
       >>> state = algorithm.init(jax.random.key(0))
@@ -196,15 +187,13 @@ def resampled_paths(
     gradient = jax.grad(log_density) if control.guided else None
     d = jnp.asarray(1.0 / num_steps)
 
-    def log_rho(z: Array, component: Component) -> Array:
-        return base.whitened_log_density(log_density, component)(z)
-
     def log_value(z: Array, component: Component, t: Array) -> Array:
         """Log of the intermediate density that a path at time t is weighed against."""
         # At the start exactly the base, whatever the noising has left of the target there.
         share = jnp.where(t > 0.0, control.process.signal(t) ** 2, 0.0)
         log_base = simulate.standard_normal_log_prob(z)
-        return log_base + share * (log_rho(z, component) - log_base)
+        log_rho = base.whitened_log_density(log_density, component)(z)
+        return log_base + share * (log_rho - log_base)
 
     def advance(key: PRNGKey, z: Array, component: Component, t: Array) -> tuple[Array, Array]:
         kernels = control.kernels(params, component, gradient)
@@ -235,11 +224,9 @@ def resampled_paths(
         key_base, key_component, key_steps = jax.random.split(key, 3)
         z = jax.random.normal(key_base, (num_samples, base.dim))
         component = control.draw_components(key_component, num_samples)
-        keys = jax.random.split(key_steps, num_steps)
         start = (z, component, jnp.zeros(num_samples))
-        (z, component, log_weight), effective = jax.lax.scan(
-            step, start, (time_grid(num_steps), keys)
-        )
+        inputs = (time_grid(num_steps), jax.random.split(key_steps, num_steps))
+        (z, component, log_weight), effective = jax.lax.scan(step, start, inputs)
         x = jax.vmap(base.unwhiten)(z, component)
         return Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower"), effective
 

@@ -19,11 +19,8 @@ NUM_STARTS = 64
 
 
 def log_acceptance(proposed: Array, current: Array) -> Array:
-    """Log min(1, w' / w), the log probability of a move between states of two log weights.
-
-    From a state of weight zero everything is accepted, another such state included, so that a
-    chain may start anywhere.
-    """
+    """Log min(1, w' / w), the log probability of a move between states of two log weights."""
+    # From weight zero everything is accepted, such a state included: a chain may start anywhere.
     return jnp.where(jnp.isneginf(current), 0.0, jnp.minimum(proposed - current, 0.0))
 
 
@@ -48,8 +45,7 @@ class MetropolisResult(NamedTuple):
       acceptance: ``[num_chains]``, share of proposals that were accepted.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((40, 1)), jnp.zeros(40), bound="lower")
       >>> cs.corrections.independence_metropolis(jax.random.key(0), draws).acceptance.tolist()
       [1.0, 1.0, 1.0, 1.0]
@@ -81,8 +77,7 @@ def independence_metropolis(
         cannot be used (see ``estimate.checked_log_weight``).
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
       >>> draws = cs.Draws(x, x[:, 0] - 0.5, bound="lower")  # of N(0, 1), weighted towards N(1, 1)
       >>> chains = cs.corrections.independence_metropolis(jax.random.key(1), draws, num_chains=4)

@@ -29,8 +29,7 @@ def resample(rng_key: PRNGKey, draws: Draws, num_samples: int | None = None) -> 
         ``estimate.checked_log_weight``).
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
       >>> draws = cs.Draws(x, x[:, 0] - 0.5, bound="lower")  # of N(0, 1), weighted towards N(1, 1)
       >>> round(float(cs.corrections.resample(jax.random.key(1), draws).position.mean()))
@@ -53,8 +52,7 @@ def weighted_moments(draws: Draws) -> tuple[Array, Array]:
       ValueError: weights that cannot be used (see ``estimate.checked_log_weight``).
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
       >>> mean, std = cs.corrections.weighted_moments(cs.Draws(x, x[:, 0] - 0.5, bound="lower"))
       >>> round(float(mean[0])), round(float(std[0]))
@@ -68,8 +66,7 @@ def systematic_indices(rng_key: PRNGKey, log_weight: Array, num_samples: int) ->
     """Indices ``[num_samples]`` of a systematic resample by ``log_weight [n]``, shuffled.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> log_weight = jnp.log(jnp.array([0.75, 0.25]))
       >>> sorted(cs.corrections.systematic_indices(jax.random.key(0), log_weight, 4).tolist())
       [0, 0, 0, 1]

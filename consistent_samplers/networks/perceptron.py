@@ -25,8 +25,7 @@ class Network(NamedTuple):
         ``OrnsteinUhlenbeck.score`` for what the control stands for.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> constant = cs.networks.Network(
       ...     init=lambda rng_key: jnp.zeros(2), apply=lambda params, x, t, d: params
       ... )
@@ -47,8 +46,7 @@ class Trunk(nn.Module):
       dtype: in which the layers over x are computed; that of x and the parameters if None.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> trunk, x_t_d = cs.networks.Trunk(hidden=(8,)), (jnp.zeros(2), jnp.zeros(()), jnp.ones(()))
       >>> trunk.apply(trunk.init(jax.random.key(0), *x_t_d), *x_t_d).shape
       (8,)
@@ -61,7 +59,7 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, d: Array) -> Array:
         """The last hidden layer."""
-        embedding = nn.silu(nn.Dense(32)(_embedded(t, d, self.num_frequencies)))
+        embedding = _embedded(t, d, self.num_frequencies)
         hidden = x
         for width in self.hidden:
             modulation = nn.Dense(2 * width, kernel_init=nn.initializers.normal(0.02))(embedding)
@@ -80,11 +78,12 @@ def bounded_gain(raw: Array) -> Array:
 
 
 def _embedded(t: Array, d: Array, num_frequencies: int) -> Array:
-    """Features of time and step size."""
+    """A layer over features of time and step size, for use in a compact method."""
     # Step sizes matter on a log scale: halving is one unit at every size.
     where = jnp.stack([t, jnp.log2(d) / 8.0])
     angles = where[:, None] * (math.pi * 2.0 ** jnp.arange(num_frequencies // 2))
-    return jnp.concatenate([where, jnp.sin(angles).ravel(), jnp.cos(angles).ravel()])
+    features = jnp.concatenate([where, jnp.sin(angles).ravel(), jnp.cos(angles).ravel()])
+    return nn.silu(nn.Dense(32)(features))
 
 
 class StepConditionedMLP(nn.Module):
@@ -98,8 +97,7 @@ class StepConditionedMLP(nn.Module):
         Parameters and output keep their own.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> network = cs.networks.StepConditionedMLP(dim=2, hidden=(8,))
       >>> x, t, d = jnp.ones(2), jnp.zeros(()), jnp.ones(())
       >>> network.apply(network.init(jax.random.key(0), x, t, d), x, t, d).tolist()
@@ -136,8 +134,7 @@ class Gate(nn.Module):
       num_frequencies: sine and cosine features of t and of log2 d.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> gate, t, d = cs.networks.Gate(dim=2, initial=1.0), jnp.zeros(()), jnp.ones(())
       >>> gate.apply(gate.init(jax.random.key(0), t, d), t, d).tolist()
       [1.0, 1.0]
@@ -150,7 +147,7 @@ class Gate(nn.Module):
     @nn.compact
     def __call__(self, t: Array, d: Array) -> Array:
         """The factors ``[dim]``."""
-        embedding = nn.silu(nn.Dense(32)(_embedded(t, d, self.num_frequencies)))
+        embedding = _embedded(t, d, self.num_frequencies)
         first = nn.initializers.constant(self.initial)
         return nn.Dense(self.dim, kernel_init=nn.initializers.zeros, bias_init=first)(embedding)
 
@@ -168,8 +165,7 @@ class KernelCorrection(nn.Module):
       max_log_scale: largest change of the log standard deviation at d = 1.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> network = cs.networks.KernelCorrection(dim=2, hidden=(8,))
       >>> x, t, d = jnp.ones(2), jnp.asarray(0.5), jnp.asarray(0.25)
       >>> shift, log_scale = network.apply(network.init(jax.random.key(0), x, t, d), x, t, d)
@@ -200,8 +196,7 @@ class ScalarMLP(nn.Module):
       hidden: widths of the hidden layers.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> network, x, t = cs.networks.ScalarMLP(hidden=(8,)), jnp.ones(2), jnp.asarray(0.5)
       >>> float(network.apply(network.init(jax.random.key(0), x, t), x, t))
       0.0
@@ -222,8 +217,7 @@ def clip_norm(x: Array, max_norm: Array | float) -> Array:
     Smooth, unlike a clip of each coordinate, so that a map built on it stays differentiable.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.networks.clip_norm(jnp.array([300.0, 400.0]), max_norm=5.0).round(2).tolist()
       [3.0, 4.0]
     """

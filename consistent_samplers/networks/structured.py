@@ -46,8 +46,7 @@ class Structured(nn.Module):
       rank: number of hidden units, of which ``dim`` at most are used.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> network = cs.networks.Structured(dim=100, rank=4)
       >>> x, t, d, c = jnp.ones(100), jnp.zeros(()), jnp.ones(()), jnp.asarray(0.9)
       >>> params = network.init(jax.random.key(0), x, t, d)

@@ -27,8 +27,7 @@ class StructuredControl:
         second part where the first has led in a step x + c u.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> network, t, d = cs.networks.Structured(2, rank=1), jnp.zeros(()), jnp.ones(())
       >>> network = network.bind(network.init(jax.random.key(0), jnp.ones(2), t, d))
       >>> cs.simulate.StructuredControl(network.split)(jnp.ones(2), t, d).tolist()  # untrained
@@ -46,8 +45,7 @@ def standard_normal_log_prob(x: Array) -> Array:
     """Log density of the whitened base at a whitened point: ``[dim] -> []``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> round(float(cs.simulate.standard_normal_log_prob(jnp.zeros(2))), 4)  # -log 2π
       -1.8379
     """
@@ -66,11 +64,7 @@ def scan(
 
 
 def scan_steps(
-    step: Callable[..., tuple[Any, Any]],
-    start: Any,
-    num_steps: int,
-    *inputs: Array,
-    reverse: bool = False,
+    step: Callable[..., Any], start: Any, num_steps: int, *inputs: Array, reverse: bool = False
 ) -> tuple[Any, Any]:
     """`scan` of ``step(carry, t, d, *inputs)`` over equal steps d of [0, 1] that start at t."""
     d = jnp.asarray(1.0 / num_steps)

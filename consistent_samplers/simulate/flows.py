@@ -28,8 +28,7 @@ class FlowPath(NamedTuple):
       jacobian: ``[num_steps, dim, dim]``, or a ``Sylvester`` of as many.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> path = cs.simulate.flow_path(lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=4)
       >>> path.position.shape, path.sign.tolist(), path.jacobian.shape
@@ -47,16 +46,8 @@ def flow_step(
 ) -> Array:
     """One step of the probability flow: ``[dim] -> [dim]``.
 
-    Args:
-      control: the control.
-      process: noising process.
-      x: ``[dim]``, where the step starts.
-      t: ``[]``, when it starts.
-      d: ``[]``, its size.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck(cs.schedules.constant(200.0))
       >>> cs.simulate.flow_step(lambda x, t, d: x, process, jnp.ones(2), 0.0, 1.0).tolist()
       [2.0, 2.0]
@@ -72,8 +63,7 @@ def flow_step_and_jacobian(
     """`flow_step`, and its Jacobian ``[dim, dim]``, by parts where the control has them.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> step = cs.simulate.flow_step_and_jacobian
       >>> process = cs.processes.OrnsteinUhlenbeck(cs.schedules.constant(200.0))
       >>> step(lambda x, t, d: x, process, jnp.ones(2), 0.0, 1.0)[1].tolist()
@@ -90,15 +80,8 @@ def flow_step_and_jacobian(
 def flow_map(control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int) -> Array:
     """The deterministic map from base to target in ``num_steps`` steps: ``[dim] -> [dim]``.
 
-    Args:
-      control: the control.
-      process: noising process.
-      x0: ``[dim]``, a draw of the base.
-      num_steps: number of steps.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> one = cs.simulate.flow_map(lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=1)
       >>> round(float(one[0]), 2)  # 1 + (a(1) - a(0)) / 2, a(0) being 0.08
@@ -116,18 +99,15 @@ def flow_path(
 ) -> FlowPath:
     """`flow_map` with the exact determinant of every discrete step.
 
-    Jacobians are gathered over the steps and factorised together, so that a compiled
-    computation holds one batched factorisation however many steps it takes.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> path = cs.simulate.flow_path(lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=1)
       >>> round(float(path.log_abs_det.sum()), 2)  # 2 log 1.46: see `flow_map`
       0.76
     """
     position, jacobians = flow_jacobians(control, process, x0, num_steps)
+    # Together: a compiled computation holds one batched factorisation, however many steps it takes.
     det = log_det.slogdet(jacobians)
     return FlowPath(position, det.log_abs_det, det.sign, jacobians)
 
@@ -138,8 +118,7 @@ def flow_jacobians(
     """Points ``[num_steps + 1, dim]`` of `flow_map` and the Jacobian of every step.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> _, jacobians = cs.simulate.flow_jacobians(lambda x, t, d: x, process, jnp.ones(2), 4)
       >>> jacobians.shape
@@ -160,8 +139,7 @@ def flow_log_weight(path: FlowPath, log_density: LogDensityFn) -> Array:
     T takes x0 along the path; log ρ is the whitened ``log_density``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> path = cs.simulate.flow_path(lambda x, t, d: jnp.zeros(2), process, jnp.ones(2), 2)
       >>> float(cs.simulate.flow_log_weight(path, cs.simulate.standard_normal_log_prob))
@@ -180,8 +158,7 @@ def flow_score(
     constant.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> _, score = cs.simulate.flow_score(lambda x, t, d: jnp.zeros(2), process, jnp.ones(2), 2)
       >>> score.tolist()  # of N(0, 1)
@@ -224,16 +201,8 @@ def flow_path_gradient(
     parameters has mean zero and only adds noise; without it the noise vanishes as q approaches the
     target (Roeder et al., 2017; Vaitl et al., 2022).
 
-    Args:
-      control: the control; its parameters are taken as constant.
-      process: noising process.
-      x0: ``[dim]``, a draw of the base.
-      log_density: whitened log ρ.
-      num_steps: number of steps.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> log_density = cs.simulate.standard_normal_log_prob
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> path, log_weight, pull = cs.simulate.flow_path_gradient(
@@ -259,29 +228,16 @@ def heuristic_flow_log_weight(
 ) -> tuple[Array, Array]:
     """Where the map lands ``[dim]`` and the OSDS paper's log weight ``[]``: no bound of any kind.
 
-    For comparison. Adds up d · tr ∂(drift)/∂x, from one Rademacher probe a step and with the target
-    gradient inside the control frozen, where the discrete map's log-determinant belongs.
-
-    Args:
-      rng_key: key of the probes.
-      x0: ``[dim]``, a draw of the base.
-      control: moves the point.
-      frozen_control: the same control with its target gradient held constant.
-      process: noising process.
-      log_density: whitened log ρ.
-      num_steps: number of steps.
+    For comparison. Adds up d · tr ∂(drift)/∂x where the discrete map's log-determinant belongs,
+    from one Rademacher probe a step. ``frozen_control`` holds its target gradient constant.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> def control(x, t, d):
-      ...     return 0.1 * x
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> control, key = lambda x, t, d: 0.1 * x, jax.random.key(0)
       >>> process, log_density = cs.processes.OrnsteinUhlenbeck(), lambda x: -0.5 * x @ x
-      >>> x1, log_weight = cs.simulate.heuristic_flow_log_weight(
-      ...     jax.random.key(0), jnp.ones(2), control, control, process, log_density, 4
-      ... )
-      >>> x1.shape, log_weight.shape
-      ((2,), ())
+      >>> arguments = (key, jnp.ones(2), control, control, process, log_density, 4)
+      >>> [value.shape for value in cs.simulate.heuristic_flow_log_weight(*arguments)]
+      [(2,), ()]
     """
     x1, log_volume = heuristic_log_volume(rng_key, x0, control, frozen_control, process, num_steps)
     return x1, log_density(x1) - standard_normal_log_prob(x0) + log_volume
@@ -298,11 +254,9 @@ def heuristic_log_volume(
     """`heuristic_flow_log_weight` without the densities: where the map lands, sum of the traces.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> def control(x, t, d):
-      ...     return 0.1 * x
-      >>> process, key = cs.processes.OrnsteinUhlenbeck(), jax.random.key(0)
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> control, key = lambda x, t, d: 0.1 * x, jax.random.key(0)
+      >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> cs.simulate.heuristic_log_volume(key, jnp.ones(2), control, control, process, 4)[0].shape
       (2,)
     """
@@ -336,8 +290,7 @@ def invert_step(
     It takes ``num_iterations`` at most, fewer where y is met to rounding before.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> step = lambda x, t, d: jnp.sin(x), cs.processes.OrnsteinUhlenbeck()  # control, process
       >>> y = cs.simulate.flow_step(*step, jnp.ones(2), 0.0, 1.0)
       >>> cs.simulate.invert_step(*step, y, 0.0, 1.0).round(3).tolist()
@@ -374,8 +327,7 @@ def invert_flow(control: ControlFn, process: OrnsteinUhlenbeck, x1: Array, num_s
     """Inverts `flow_map` step by step, last first, by `invert_step`: ``[dim] -> [dim]``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> flow = lambda x, t, d: jnp.sin(x), cs.processes.OrnsteinUhlenbeck()  # control, process
       >>> x1 = cs.simulate.flow_map(*flow, jnp.ones(2), num_steps=2)
       >>> cs.simulate.invert_flow(*flow, x1, num_steps=2).round(3).tolist()

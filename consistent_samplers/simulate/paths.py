@@ -20,8 +20,7 @@ class PathKernels(NamedTuple):
       backward: ``(x_next [dim], t [], d []) -> B(· | x_next)``, from t + d back to t.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> kernels = cs.simulate.PathKernels(
       ...     forward=lambda x, t, d: process.forward_kernel(x, 0.5 * x, t, d),
@@ -44,8 +43,7 @@ class StochasticPath(NamedTuple):
       log_weight: ``[]``, log w of the path in nats, with E[w] = Z.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> path = cs.simulate.StochasticPath(jnp.zeros((3, 2)), jnp.zeros(2), jnp.asarray(0.0))
       >>> path.position[-1].shape, path.log_ratio.shape  # the end of two steps; one ratio a step
       ((2,), (2,))
@@ -60,8 +58,7 @@ def noising_kernels(control: ControlFn, process: OrnsteinUhlenbeck) -> PathKerne
     """The process's own kernels: generative with a control, backward the fixed noising.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
       >>> forward, backward = (kernel(jnp.ones(2), 0.5, 0.5).mean for kernel in kernels)
@@ -87,19 +84,11 @@ def stochastic_path(
 
     log w = log ρ(x_K) - log p0(x_0) + Σ_k [log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k)], with
     E[w] = Z for any kernels and any number of steps (Richter & Berner, 2024, in discrete time).
-
-    Args:
-      rng_key: key of the noise.
-      x0: ``[dim]``, a draw of the base.
-      kernels: transitions that move the path.
-      log_density: whitened log ρ.
-      num_steps: number of steps.
-      density_kernels: transitions that weigh the path, if others than those that move it: with the
-        forward one's parameters constant, log w has the path gradient (Vaitl et al., 2022).
+    The path is weighed by ``density_kernels`` if given, else by the kernels that move it: with the
+    forward one's parameters constant, log w has the path gradient (Vaitl et al., 2022).
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
       >>> log_density, key = cs.simulate.standard_normal_log_prob, jax.random.key(0)
@@ -124,8 +113,7 @@ def simulate_path(
     """`stochastic_path` without the densities: its points and its log ratios.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> process, key = cs.processes.OrnsteinUhlenbeck(), jax.random.key(0)
       >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
       >>> position, log_ratio = cs.simulate.simulate_path(key, jnp.ones(2), kernels, num_steps=4)
@@ -162,8 +150,7 @@ def backward_path(rng_key: PRNGKey, x1: Array, kernels: PathKernels, num_steps: 
     bound E[log w] (Blessing et al., 2024); from any points they serve off-policy training.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
       >>> cs.simulate.backward_path(jax.random.key(0), jnp.ones(2), kernels, num_steps=4).shape
@@ -182,20 +169,14 @@ def backward_path(rng_key: PRNGKey, x1: Array, kernels: PathKernels, num_steps: 
 def path_log_ratio(
     position: Array, kernels: PathKernels, num_steps: int, first: Array | int = 0
 ) -> Array:
-    """Log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k) of given points: ``[num_points - 1]``.
+    """Log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k) ``[num_points - 1]`` of given points.
 
-    All steps at once: what has been simulated needs no recursion to be weighed, so that losses
-    on given paths have no back-propagation through time.
-
-    Args:
-      position: ``[num_points, dim]``, consecutive points of a path.
-      kernels: transitions.
-      num_steps: number of steps of the whole path.
-      first: index of the first of the points on the whole path.
+    ``position [num_points, dim]`` holds consecutive points of a path of ``num_steps``, from the one
+    at index ``first``. All are weighed at once: losses on given paths have no recursion to
+    differentiate through.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> kernels = cs.simulate.noising_kernels(lambda x, t, d: jnp.zeros_like(x), process)
       >>> cs.simulate.path_log_ratio(jnp.ones((5, 2)), kernels, num_steps=4).shape
@@ -215,8 +196,7 @@ def path_log_weight(position: Array, log_ratio: Array, log_density: LogDensityFn
     """Log weight ``[]`` of a path, from its points and log ratios as in `StochasticPath`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> log_density = cs.simulate.standard_normal_log_prob
       >>> float(cs.simulate.path_log_weight(jnp.ones((3, 2)), jnp.zeros(2), log_density))
       0.0
