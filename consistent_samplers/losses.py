@@ -231,14 +231,9 @@ def monotonicity_shortfall(
     """`shortfall` along `least_direction`: ``[]``, zero for a Jacobian that is positive enough.
 
     A map whose Jacobian has a positive definite symmetric part everywhere on a convex set is
-    injective there. The eigenvector comes from power iteration; its Rayleigh quotient is never
-    below the smallest eigenvalue, so the shortfall is never overstated.
-
-    Args:
-      jacobian: ``[dim, dim]``.
-      probe: ``[dim]``, a random start for the iteration.
-      margin: smallest eigenvalue asked for.
-      num_iterations: matrix-vector products.
+    injective there. The eigenvector comes from power iteration of ``num_iterations`` products, from
+    the random ``probe [dim]``. Its Rayleigh quotient is never below the smallest eigenvalue, so
+    that the shortfall is never overstated.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers.checks import check_choice
 from consistent_samplers.schedules import NoisingRate, linear
 from consistent_samplers.types import Array, PRNGKey
 
@@ -80,8 +81,7 @@ class OrnsteinUhlenbeck:
     integrator: Integrator = "exponential"
 
     def __post_init__(self) -> None:
-        if self.integrator not in INTEGRATORS:
-            raise ValueError(f"integrator must be one of {INTEGRATORS}, got {self.integrator!r}.")
+        check_choice("integrator", self.integrator, INTEGRATORS)
 
     def signal(self, t: Array | float) -> Array:
         """Share a(t) of a target point left at time t: x_t | x_1 ~ N(a x_1, (1 - a²) I)."""

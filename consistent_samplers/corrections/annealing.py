@@ -151,13 +151,8 @@ def resampled_paths(
     λ = a(t)², the share of the target's variance that the noising has left there. Those that are
     worth little by then are dropped for copies of others. E[mean w] = Z for any number of steps.
 
-    Args:
-      rng_key: PRNG key.
-      algorithm: a trained sampler.
-      state: its state.
-      num_samples: number of paths.
-      num_steps: K.
-      resample_below: share of effective paths below which they are resampled; 0 for never.
+    Arguments as in `annealed`, K being ``num_steps``. Paths are resampled where the share of
+    effective ones falls below ``resample_below``; never if it is 0.
 
     Returns:
       Draws of ``bound="lower"`` and the share of effective paths before each step's resampling. In

@@ -123,7 +123,5 @@ def _independence_chains(
         position = jnp.where(accept, proposed, position)
         return (position, jnp.where(accept, weight, current)), (position, accept)
 
-    def chain(start: tuple[Array, Array], *inputs: Array) -> tuple[Array, Array]:
-        return jax.lax.scan(step, start, inputs)[1]
-
-    return jax.vmap(chain)(start, proposals, log_weight, log_uniform)
+    chains = jax.vmap(lambda start, inputs: jax.lax.scan(step, start, inputs)[1])
+    return chains(start, (proposals, log_weight, log_uniform))
