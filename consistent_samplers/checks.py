@@ -11,23 +11,7 @@ _OLD_SHAPES = ((2,), (4,))
 
 
 def check_integer(name: str, value: Any, minimum: int = 1) -> None:
-    """Raises unless an argument is a whole number, large enough.
-
-    Args:
-      name: of the argument, for the message.
-      value: the argument.
-      minimum: smallest number allowed.
-
-    Raises:
-      ValueError: it is not.
-
-    Example:
-      >>> from consistent_samplers.checks import check_integer
-      >>> check_integer("num_samples", 10)
-      >>> check_integer("num_samples", 2.5)
-      Traceback (most recent call last):
-      ValueError: num_samples must be a positive integer, got 2.5.
-    """
+    """Raises a ValueError unless the argument of that name is a whole number, large enough."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if whole and value >= minimum:
         return
@@ -36,18 +20,10 @@ def check_integer(name: str, value: Any, minimum: int = 1) -> None:
 
 
 def check_widths(hidden: Any) -> None:
-    """Raises unless ``hidden`` holds the widths of one hidden layer or more.
-
-    Raises:
-      ValueError: it does not.
-
-    Example:
-      >>> from consistent_samplers.checks import check_widths
-      >>> check_widths((64, 64))
-    """
+    """Raises a ValueError unless ``hidden`` holds the widths of one hidden layer or more."""
     if not isinstance(hidden, tuple | list) or not hidden:
         raise ValueError(
-            f"hidden must be the widths of one or more hidden layers, such as (64, 64), got "
+            "hidden must be the widths of one or more hidden layers, such as (64, 64), got "
             f"{hidden!r}."
         )
     for width in hidden:
@@ -55,19 +31,7 @@ def check_widths(hidden: Any) -> None:
 
 
 def check_key(rng_key: Any) -> None:
-    """Raises unless an argument is one PRNG key, of the new kind or the old.
-
-    Raises:
-      TypeError: it is not.
-
-    Example:
-      >>> import jax
-      >>> from consistent_samplers.checks import check_key
-      >>> check_key(jax.random.key(0))
-      >>> check_key(0)
-      Traceback (most recent call last):
-      TypeError: rng_key must be one key, such as jax.random.key(0), got int.
-    """
+    """Raises a TypeError unless an argument is one PRNG key, of the new kind or the old."""
     shape = getattr(rng_key, "shape", None)
     if isinstance(rng_key, jax.Array | np.ndarray):
         typed = jax.dtypes.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
@@ -78,14 +42,6 @@ def check_key(rng_key: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raises unless an option has one of its values.
-
-    Raises:
-      ValueError: it has not.
-
-    Example:
-      >>> from consistent_samplers.checks import check_choice
-      >>> check_choice("skip", "flow", ("flow", "paper"))
-    """
+    """Raises a ValueError unless an option has one of its values."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}.")

@@ -1,6 +1,7 @@
 """Control losses and consistency losses: pure functions, one value a sample, no reduction.
 
-The caller reduces (usually by a mean) and differentiates.
+The caller reduces (usually by a mean) and differentiates. Log weights are ``[num_samples]``, in
+nats.
 """
 
 from typing import NamedTuple
@@ -22,12 +23,8 @@ def reverse_kl(log_weight: Array) -> Array:
 
     Its mean is -ELBO (Zhang & Chen, 2022; Vargas et al., 2023; Berner et al., 2024).
 
-    Args:
-      log_weight: ``[num_samples]``, in nats.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> float(cs.losses.reverse_kl(jnp.array([-1.0, -3.0])).mean())  # minus the ELBO
       2.0
     """
@@ -35,24 +32,16 @@ def reverse_kl(log_weight: Array) -> Array:
 
 
 def tame(log_weight: Array, limit: float = TAME_LIMIT) -> Array:
-    """Log weights with residuals about their median that grow as a logarithm beyond a limit.
+    """Log weights with residuals about their median that grow as a logarithm beyond ``limit`` nats.
 
-    For training only. A sample whose weight is off by thousands of nats, as some are early on,
-    would outvote all others; where all weights are equal nothing changes, so the optimum stays.
-
-    Args:
-      log_weight: ``[num_samples]``.
-      limit: nats up to which a residual stays as it is.
-
-    Returns:
-      ``[num_samples]``; the gradient treats the median as constant.
+    For training only: a sample whose weight is off by thousands of nats, as some are early on,
+    would outvote all others. Where all weights are equal nothing changes, so the optimum stays. The
+    gradient treats the median as constant.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> tamed = cs.losses.tame(jnp.array([-5_000.0, -1.0, 0.0, 1.0, 2.0]))
-      >>> round(float(tamed[0])), tamed[1:].tolist()
-      (-72, [-1.0, 0.0, 1.0, 2.0])
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> cs.losses.tame(jnp.array([-5_000.0, -1.0, 0.0, 1.0, 2.0])).round().tolist()
+      [-72.0, -1.0, 0.0, 1.0, 2.0]
     """
     centre = jax.lax.stop_gradient(jnp.median(log_weight))
     residual = (log_weight - centre) / limit
@@ -64,47 +53,31 @@ def pull_weight(log_weight: Array, alpha: float = 0.0) -> Array:
     """How strongly the path gradient of an alpha-divergence pulls at each reparametrised sample.
 
     For any f-divergence E_q[f(p/q)] the path gradient is that of the sample's place, pulled by
-    f''(w) w² (∇ log q - ∇ log p): the score terms are traded for derivatives by the same
-    reparametrisation (Tucker et al., 2019; Geffner & Domke, 2021). With f'' = w^(α - 2) the factor
-    is w^α: 1 for the reverse KL (α = 0), w for the forward KL (α = 1), which leaves no mode that
-    the samples reach, and the chi-square distance at α = 2.
-
-    Args:
-      log_weight: ``[num_samples]``.
-      alpha: which divergence.
-
-    Returns:
-      ``[num_samples]``: times `tame`'s own share for α = 0; normalised to mean one otherwise. No
-      gradient.
+    f''(w) w² (∇ log q - ∇ log p) (Tucker et al., 2019; Geffner & Domke, 2021). With
+    f'' = w^(α - 2) the factor is w^α: 1 for the reverse KL (α = 0), w for the forward KL (α = 1),
+    which leaves no mode that the samples reach, and the chi-square distance at α = 2. It has no
+    gradient. At α = 0 it is the derivative of `tame`, otherwise it has mean one.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> log_weight = jnp.log(jnp.array([1.0, 3.0]))
-      >>> cs.losses.pull_weight(log_weight).tolist()  # the reverse KL pulls at all alike
-      [1.0, 1.0]
       >>> cs.losses.pull_weight(log_weight, alpha=1.0).round(1).tolist()
       [0.5, 1.5]
     """
     log_weight = jax.lax.stop_gradient(log_weight)
-    kept = jax.grad(lambda values: tame(values).sum())(log_weight)
     if alpha == 0.0:
-        return kept
+        return jax.grad(lambda values: tame(values).sum())(log_weight)
     return log_weight.shape[0] * jax.nn.softmax(alpha * log_weight)
 
 
 def log_variance(log_weight: Array) -> Array:
-    """Log-variance divergence: squared deviation of each log w from the batch mean.
+    """Log-variance divergence: squared deviation of each log w, of two or more, from their mean.
 
     Zero exactly when every weight is Z (Richter & Berner, 2024). For given paths, from any
     distribution of full support: differentiate through `simulate.path_log_ratio` only.
 
-    Args:
-      log_weight: ``[num_samples]``, at least two.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.losses.log_variance(jnp.array([-1.0, 1.0])).tolist()
       [2.0, 2.0]
     """
@@ -113,18 +86,13 @@ def log_variance(log_weight: Array) -> Array:
 
 
 def trajectory_balance(log_weight: Array, log_z: Array) -> Array:
-    """Squared gap (log Z - log w)² with a learned log Z (Malkin et al., 2022, eq. 14).
+    """Squared gap (log Z - log w)² with a learned log Z ``[]`` (Malkin et al., 2022, eq. 14).
 
     For given paths, like `log_variance`, whose batch mean it replaces by a parameter.
 
-    Args:
-      log_weight: ``[num_samples]``.
-      log_z: ``[]``, a parameter.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> cs.losses.trajectory_balance(jnp.array([0.0, 2.0]), jnp.asarray(1.0)).tolist()
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> cs.losses.trajectory_balance(jnp.array([0.0, 2.0]), log_z=1.0).tolist()
       [1.0, 1.0]
     """
     return (log_z - log_weight) ** 2
@@ -145,8 +113,7 @@ def sub_trajectory_balance(log_flow: Array, log_ratio: Array, decay: float = 1.0
       decay: weight of a piece one step longer.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> log_flow, log_ratio = jnp.array([0.0, 1.0, 3.0]), jnp.array([-1.0, -2.0])
       >>> float(cs.losses.sub_trajectory_balance(log_flow, log_ratio))  # all in balance
       0.0
@@ -168,8 +135,7 @@ class StepPair(NamedTuple):
         ``Sylvester`` where the control has one, or None.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> pair = cs.losses.StepPair(student=jnp.ones(2), teacher=jnp.zeros(2), jacobians=None)
       >>> float(cs.losses.state_consistency(pair))
       1.0
@@ -190,52 +156,40 @@ def step_pair(
     *,
     with_jacobians: bool,
 ) -> StepPair:
-    """Takes a big step with the student and two half steps with the teacher.
+    """A step of size ``d []`` with the student's control, and two half steps with the teacher's.
 
-    Args:
-      student: control being trained.
-      teacher: control to agree with (the EMA, in OSDS).
-      process: noising process.
-      x: ``[dim]``, position at time t.
-      t: ``[]``.
-      d: ``[]``, size of the big step.
-      with_jacobians: also return the Jacobians, for `volume_consistency`.
+    All from ``x [dim]`` at time ``t []``; the teacher of OSDS is the EMA of the student. The
+    Jacobians are for `volume_consistency`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> process = cs.processes.OrnsteinUhlenbeck()
-      >>> def control(x, t, d):
-      ...     return jnp.ones(2)
-      >>> x, t, d = jnp.zeros(2), jnp.asarray(0.0), jnp.asarray(1.0)
-      >>> pair = cs.losses.step_pair(control, control, process, x, t, d, with_jacobians=True)
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> u, process = lambda x, t, d: jnp.ones(2), cs.processes.OrnsteinUhlenbeck()
+      >>> pair = cs.losses.step_pair(u, u, process, jnp.zeros(2), 0.0, 1.0, with_jacobians=True)
       >>> pair.jacobians.shape, bool(jnp.allclose(pair.student, pair.teacher))
       ((3, 2, 2), True)
     """
+
+    def take(
+        control: ControlFn, x: Array, t: Array, d: Array
+    ) -> tuple[Array, log_det.Jacobian | None]:
+        if with_jacobians:
+            return flow_step_and_jacobian(control, process, x, t, d)
+        return flow_step(control, process, x, t, d), None
+
     half = 0.5 * d
-    stop = jax.lax.stop_gradient
-    if not with_jacobians:
-        middle = flow_step(teacher, process, x, t, half)
-        end = flow_step(teacher, process, middle, t + half, half)
-        return StepPair(flow_step(student, process, x, t, d), stop(end), None)
-    landed, jac_big = flow_step_and_jacobian(student, process, x, t, d)
-    middle, jac_first = flow_step_and_jacobian(teacher, process, x, t, half)
-    end, jac_second = flow_step_and_jacobian(teacher, process, middle, t + half, half)
-    stacked = jax.tree.map(
-        lambda *parts: jnp.stack(parts), stop(jac_first), stop(jac_second), jac_big
-    )
-    return StepPair(landed, stop(end), stacked)
+    landed, of_big = take(student, x, t, d)
+    middle, of_first = take(teacher, x, t, half)
+    end, of_second = take(teacher, middle, t + half, half)
+    end, of_first, of_second = jax.lax.stop_gradient((end, of_first, of_second))
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), of_first, of_second, of_big)
+    return StepPair(landed, end, stacked)
 
 
 def state_consistency(pair: StepPair) -> Array:
-    """Mean squared distance between student and teacher land: ``[]``.
-
-    Args:
-      pair: where the steps land, see `step_pair`.
+    """Mean squared distance between where the student and the teacher of a pair land: ``[]``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> pair = cs.losses.StepPair(jnp.array([1.0, 0.0]), jnp.array([0.0, 0.0]), None)
       >>> float(cs.losses.state_consistency(pair))
       0.5
@@ -244,14 +198,12 @@ def state_consistency(pair: StepPair) -> Array:
 
 
 def volume_consistency(log_volumes: Array) -> Array:
-    """0.25 (ℓ_half1 + ℓ_half2 - ℓ_big)² of OSDS, on log-determinants or on the paper's traces.
+    """0.25 (ℓ_half1 + ℓ_half2 - ℓ_big)² of OSDS, ``[..., 3] -> [...]``.
 
-    Args:
-      log_volumes: ``[..., 3]``: of the two half steps and the big step.
+    The log volumes ℓ are log-determinants, or the paper's traces.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> float(cs.losses.volume_consistency(jnp.array([0.5, 0.5, 2.0])))
       0.25
     """
@@ -259,20 +211,14 @@ def volume_consistency(log_volumes: Array) -> Array:
 
 
 def jacobian_penalty(control: ControlFn, x: Array, t: Array, d: Array, probe: Array) -> Array:
-    """‖J v‖² for the control's Jacobian J and a probe v: ``[]`` (OSDS; keeps steps smooth).
+    """‖J v‖² for the control's Jacobian J and a standard normal ``probe [dim]`` v: ``[]``.
 
-    Args:
-      control: the control.
-      x: ``[dim]``.
-      t: ``[]``.
-      d: ``[]``.
-      probe: ``[dim]``, standard normal.
+    A part of the OSDS loss that keeps steps smooth.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> x, t, d, probe = jnp.zeros(2), jnp.asarray(0.0), jnp.asarray(1.0), jnp.array([1.0, 0.0])
-      >>> float(cs.losses.jacobian_penalty(lambda x, t, d: 2.0 * x, x, t, d, probe))
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> x, probe = jnp.zeros(2), jnp.array([1.0, 0.0])
+      >>> float(cs.losses.jacobian_penalty(lambda x, t, d: 2.0 * x, x, 0.0, 1.0, probe))
       4.0
     """
     _, dot = jax.jvp(lambda y: control(y, t, d), (x,), (probe,))
@@ -282,31 +228,18 @@ def jacobian_penalty(control: ControlFn, x: Array, t: Array, d: Array, probe: Ar
 def monotonicity_shortfall(
     jacobian: log_det.Jacobian, probe: Array, margin: float, *, num_iterations: int = 30
 ) -> Array:
-    """Squared amount by which the smallest eigenvalue of (J + Jᵀ)/2 falls short of ``margin``.
+    """`shortfall` along `least_direction`: ``[]``, zero for a Jacobian that is positive enough.
 
     A map whose Jacobian has a positive definite symmetric part everywhere on a convex set is
-    injective there. The eigenvector comes from power iteration; its Rayleigh quotient is never
-    below the smallest eigenvalue, so the shortfall is never overstated.
-
-    Args:
-      jacobian: ``[dim, dim]``.
-      probe: ``[dim]``, a random start for the iteration.
-      margin: smallest eigenvalue asked for.
-      num_iterations: matrix-vector products.
-
-    Returns:
-      ``[]``.
+    injective there. The eigenvector comes from power iteration of ``num_iterations`` products, from
+    the random ``probe [dim]``. Its Rayleigh quotient is never below the smallest eigenvalue, so
+    that the shortfall is never overstated.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> probe = jax.random.normal(jax.random.key(0), (2,))
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> folding, safe = jnp.diag(jnp.array([1.0, -1.0])), jnp.eye(2)
-      >>> round(float(cs.losses.monotonicity_shortfall(folding, probe, 0.0)), 3)
-      1.0
-      >>> float(cs.losses.monotonicity_shortfall(safe, probe, 0.0))
-      0.0
+      >>> [float(cs.losses.monotonicity_shortfall(j, jnp.ones(2), 0.0)) for j in (folding, safe)]
+      [1.0, 0.0]
     """
     v = least_direction(jacobian, probe, num_iterations=num_iterations)
     return shortfall(v, jacobian @ v, margin)
@@ -315,16 +248,11 @@ def monotonicity_shortfall(
 def least_direction(jacobian: log_det.Jacobian, probe: Array, *, num_iterations: int = 30) -> Array:
     """The direction ``[dim]`` of the smallest eigenvalue of (J + Jᵀ)/2; no gradient.
 
-    Args:
-      jacobian: see `monotonicity_shortfall`.
-      probe: see there.
-      num_iterations: see there.
+    Arguments as in `monotonicity_shortfall`.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> matrix = jnp.diag(jnp.array([1.0, 0.2]))
-      >>> v = cs.losses.least_direction(matrix, jnp.ones(2))
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> v = cs.losses.least_direction(jnp.diag(jnp.array([1.0, 0.2])), jnp.ones(2))
       >>> abs(v).round(2).tolist()
       [0.0, 1.0]
     """
@@ -341,19 +269,14 @@ def least_direction(jacobian: log_det.Jacobian, probe: Array, *, num_iterations:
 
 
 def shortfall(v: Array, product: Array, margin: float) -> Array:
-    """Squared amount by which v · J v falls short of ``margin`` |v|²: ``[]``.
+    """Squared amount ``[]`` by which v · J v falls short of ``margin`` |v|², v a `least_direction`.
 
-    Args:
-      v: ``[dim]``, from `least_direction`.
-      product: ``[dim]``, J v; by ``jax.jvp`` of the step its gradient costs one tangent, where
-        that of J itself costs one for each dimension.
-      margin: smallest eigenvalue asked for.
+    The ``product [dim]`` is J v. By ``jax.jvp`` of the step its gradient costs one tangent, where
+    that of J itself costs one for each dimension.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> v = jnp.array([0.0, 1.0])
-      >>> float(cs.losses.shortfall(v, -v, 0.0))
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> float(cs.losses.shortfall(jnp.ones(1), -jnp.ones(1), margin=0.0))
       1.0
     """
     return jnp.maximum(margin * jnp.sum(v**2) - v @ product, 0.0) ** 2

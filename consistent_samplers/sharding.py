@@ -5,7 +5,6 @@ to rounding. Meshes may span several hosts (``jax.distributed``).
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,14 +16,11 @@ from consistent_samplers.types import ArrayTree
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, ``"batch"``, over all devices of all hosts.
-
-    Args:
-      devices: its devices; all that there are if None.
+    """A mesh of one axis, ``"batch"``, over ``devices``: all devices of all hosts if None.
 
     Example:
-      >>> from consistent_samplers import sharding
-      >>> sharding.data_mesh().axis_names
+      >>> import consistent_samplers as cs
+      >>> cs.sharding.data_mesh().axis_names
       ('batch',)
     """
     devices = jax.devices() if devices is None else devices
@@ -32,15 +28,14 @@ def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def num_devices(mesh: Mesh) -> int:
-    """Devices of a mesh.
+    """Number of a mesh's devices.
 
     Example:
-      >>> import jax
-      >>> from consistent_samplers import sharding
-      >>> sharding.num_devices(sharding.data_mesh()) == jax.device_count()
+      >>> import jax, consistent_samplers as cs
+      >>> cs.sharding.num_devices(cs.sharding.data_mesh()) == jax.device_count()
       True
     """
-    return math.prod(mesh.shape.values())
+    return mesh.size
 
 
 @contextlib.contextmanager
@@ -51,12 +46,9 @@ def on_mesh(mesh: Mesh | None) -> Iterator[None]:
       TypeError: it is no mesh.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from consistent_samplers import sharding
-      >>> with sharding.on_mesh(sharding.data_mesh()):
-      ...     mean = jax.jit(lambda x: sharding.shard_batch(x).mean())(jnp.ones((8, 2)))
-      >>> float(mean)
-      1.0
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> with cs.sharding.on_mesh(cs.sharding.data_mesh()):
+      ...     mean = jax.jit(lambda x: cs.sharding.shard_batch(x).mean())(jnp.ones((8, 2)))
     """
     if mesh is None:
         yield
@@ -70,22 +62,17 @@ def shard_batch(batch: ArrayTree) -> ArrayTree:
 
     For code under ``jax.jit``: the compiler then splits what follows, and sums what is shared.
 
-    Args:
-      batch: a tree of arrays ``[batch_size, ...]``.
-
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from consistent_samplers import sharding
-      >>> jax.jit(sharding.shard_batch)(jnp.ones((8, 2))).shape  # as it is, without a mesh
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> jax.jit(cs.sharding.shard_batch)(jnp.ones((8, 2))).shape  # as it is, without a mesh
       (8, 2)
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return batch
-    num = math.prod(mesh.shape.values())
 
     def spread(x: jax.Array) -> jax.Array:
-        if x.ndim == 0 or x.shape[0] % num:
+        if x.ndim == 0 or x.shape[0] % mesh.size:
             return x
         return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
 
@@ -96,9 +83,8 @@ def share(tree: ArrayTree) -> ArrayTree:
     """The same arrays on every device of the mesh in use, for results under ``jax.jit``.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from consistent_samplers import sharding
-      >>> jax.jit(sharding.share)(jnp.ones(3)).shape  # as it is, without a mesh
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> jax.jit(cs.sharding.share)(jnp.ones(3)).shape  # as it is, without a mesh
       (3,)
     """
     if jax.sharding.get_abstract_mesh().empty:
@@ -107,22 +93,16 @@ def share(tree: ArrayTree) -> ArrayTree:
 
 
 def map_over_mesh(function: Callable[..., Any], mesh: Mesh, num_shared: int) -> Callable[..., Any]:
-    """A function of shared arguments and a batch, each device taking its part of the batch.
+    """The function of ``num_shared`` shared arguments and a batch, each device taking its part.
 
-    For functions that treat every entry of the batch by itself, in chunks say.
-
-    Args:
-      function: ``(*shared, batch) -> result``, the leading axes of batch and result alike.
-      mesh: the devices.
-      num_shared: number of shared arguments.
+    For functions ``(*shared, batch) -> result`` that treat every entry of the batch by itself, the
+    leading axes of batch and result alike.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from consistent_samplers import sharding
-      >>> mesh = sharding.data_mesh()
-      >>> double = sharding.map_over_mesh(lambda scale, x: scale * x, mesh, 1)
-      >>> double(2.0, jnp.ones(16)).tolist() == [2.0] * 16
-      True
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> times = cs.sharding.map_over_mesh(lambda scale, x: scale * x, cs.sharding.data_mesh(), 1)
+      >>> float(times(2.0, jnp.ones(16)).sum())
+      32.0
     """
     spread = PartitionSpec(mesh.axis_names)
     return jax.shard_map(
@@ -139,9 +119,8 @@ def replicate(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
     """The same arrays on every device of a mesh.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers import sharding
-      >>> sharding.replicate({"w": jnp.ones(2)}, sharding.data_mesh())["w"].tolist()
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> cs.sharding.replicate({"w": jnp.ones(2)}, cs.sharding.data_mesh())["w"].tolist()
       [1.0, 1.0]
     """
     return jax.device_put(tree, NamedSharding(_automatic(mesh), PartitionSpec()))
@@ -151,8 +130,8 @@ def spans_hosts(mesh: Mesh) -> bool:
     """Whether a mesh has devices of several processes.
 
     Example:
-      >>> from consistent_samplers import sharding
-      >>> sharding.spans_hosts(sharding.data_mesh())
+      >>> import consistent_samplers as cs
+      >>> cs.sharding.spans_hosts(cs.sharding.data_mesh())
       False
     """
     check_mesh(mesh)
@@ -160,28 +139,22 @@ def spans_hosts(mesh: Mesh) -> bool:
 
 
 def wait_for_hosts(name: str) -> None:
-    """Returns when every process has come here.
-
-    Args:
-      name: of the place, for messages.
+    """Returns when every process has come to the place of that name.
 
     Example:
-      >>> from consistent_samplers import sharding
-      >>> sharding.wait_for_hosts("here")  # alone: at once
+      >>> import consistent_samplers as cs
+      >>> cs.sharding.wait_for_hosts("here")  # alone: at once
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def check_mesh(mesh: Any) -> None:
-    """Raises unless an argument is a mesh.
-
-    Raises:
-      TypeError: it is none.
+    """Raises a TypeError unless an argument is a mesh.
 
     Example:
-      >>> from consistent_samplers import sharding
-      >>> sharding.check_mesh(sharding.data_mesh())
+      >>> import consistent_samplers as cs
+      >>> cs.sharding.check_mesh(cs.sharding.data_mesh())
     """
     if not isinstance(mesh, Mesh):
         raise TypeError(

@@ -5,6 +5,7 @@ errors, the effective samples and the Pareto tail are made of. The sums are adde
 float64, so that their error does not grow with the number of chunks.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -14,14 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consistent_samplers import estimate
 from consistent_samplers.checks import check_integer, check_key
-from consistent_samplers.estimate import (
-    Evidence,
-    checked_log_weight,
-    flow_summary,
-    tail_index,
-    tail_size,
-)
+from consistent_samplers.estimate import Evidence
 from consistent_samplers.types import Array, Draws, PRNGKey
 
 CHUNK_SIZE = 2**16
@@ -31,6 +27,7 @@ CHUNK_SIZE = 2**16
 class _Sums(NamedTuple):
     """Sums over a chunk: weights and their squares relative to the largest, logs of the others."""
 
+    num: Any
     largest: Any
     weights: Any
     squares: Any
@@ -39,14 +36,6 @@ class _Sums(NamedTuple):
     correction: Any  # of the mean, for what float32 rounds off
     deviation: Any
     num_folded: Any
-
-
-class _First(NamedTuple):
-    """What the first chunk says for all."""
-
-    bound: Any
-    folded: Array | None
-    round_trip_error: Array | None
 
 
 def stream_evidence(
@@ -67,54 +56,47 @@ def stream_evidence(
       num_samples: number of draws.
       chunk_size: draws held at once; the last chunk may be smaller.
 
-    Returns:
-      Evidence.
-
     Raises:
       TypeError: ``rng_key`` is not a single key.
       ValueError: fewer than 2 draws, or weights that cannot be used (see `evidence`).
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
-      >>> from consistent_samplers.streaming import stream_evidence
+      >>> import jax, consistent_samplers as cs
       >>> def sample(rng_key, num_samples):
       ...     log_weight = 0.3 * jax.random.normal(rng_key, (num_samples,))
       ...     return cs.Draws(log_weight[:, None], log_weight, bound="lower")
-      >>> evidence = stream_evidence(jax.random.key(0), sample, 100_000, chunk_size=10_000)
+      >>> evidence = cs.streaming.stream_evidence(jax.random.key(0), sample, num_samples=100_000)
       >>> round(float(evidence.log_z), 2), evidence.num_samples
-      (0.05, 100000)
+      (0.04, 100000)
     """
     check_key(rng_key)
     check_integer("num_samples", num_samples, 2)
     check_integer("chunk_size", chunk_size)
-    num_top = tail_size(num_samples) + 1
+    num_top = estimate.tail_size(num_samples) + 1
     top = np.zeros(0)
-    sums, sizes, first = [], [], None
+    sums = []
     for i in range(-(-num_samples // chunk_size)):
         num = min(chunk_size, num_samples - i * chunk_size)
         draws = sample(jax.random.fold_in(rng_key, i), num)
-        if first is None:
-            first = _First(draws.bound, *flow_summary(draws.flow))
-        of_chunk, largest = _summarise(_weights_of(draws), _folded_of(draws), min(num_top, num))
+        if i == 0:
+            bound, (folded, round_trip_error) = draws.bound, estimate.flow_summary(draws.flow)
+        folds = jnp.zeros((), bool) if draws.flow is None else draws.flow.folded
+        of_chunk, largest = _summarise(_weights_of(draws), folds, min(num_top, num))
         # One transfer, after which nothing of the chunk is held.
         sums.append(jax.tree.map(lambda x: float(np.asarray(x)), of_chunk))
-        sizes.append(num)
         top = np.sort(np.concatenate([top, np.asarray(largest, np.float64)]))[-num_top:]
-    assert first is not None
     total = _Sums(*np.asarray(sums, np.float64).T)
-    return _combine(total, np.asarray(sizes, np.float64), top, first)
+    evidence = _combine(total, top, bound)
+    if folded is not None:
+        folded = jnp.asarray(total.num_folded.sum() / num_samples)
+    return dataclasses.replace(evidence, folded=folded, round_trip_error=round_trip_error)
 
 
 def _weights_of(draws: Draws) -> Array:
     """The log weights ``[n]``; that all of one chunk are zero is no error yet."""
     if draws.log_weight is not None and bool(jnp.all(draws.log_weight == -jnp.inf)):
         return draws.log_weight
-    return checked_log_weight(draws)
-
-
-def _folded_of(draws: Draws) -> Array:
-    return jnp.zeros((), bool) if draws.flow is None else draws.flow.folded
+    return estimate.checked_log_weight(draws)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -123,13 +105,14 @@ def _summarise(log_weight: Array, folded: Array, num_top: int) -> tuple[_Sums, A
     zero = log_weight == -jnp.inf
     largest = jnp.max(log_weight)
     relative = jnp.exp(log_weight - jnp.where(jnp.isneginf(largest), 0.0, largest))
-    num = jnp.maximum(jnp.sum(~zero), 1)
+    num_positive = jnp.maximum(jnp.sum(~zero), 1)
     logs = jnp.where(zero, 0.0, log_weight)
-    mean = logs.sum() / num
+    mean = logs.sum() / num_positive
     deviation = jnp.where(zero, 0.0, logs - mean)
     # The mean of what is left takes the rounding of the first one out.
-    correction = deviation.sum() / num
+    correction = deviation.sum() / num_positive
     sums = _Sums(
+        log_weight.shape[0],
         largest,
         relative.sum(),
         (relative**2).sum(),
@@ -142,9 +125,9 @@ def _summarise(log_weight: Array, folded: Array, num_top: int) -> tuple[_Sums, A
     return sums, jax.lax.top_k(log_weight, num_top)[0]
 
 
-def _combine(sums: _Sums, sizes: np.ndarray, top: np.ndarray, first: _First) -> Evidence:
-    """Evidence from the sums of all chunks, each ``[num_chunks]``, in float64."""
-    num = int(sizes.sum())
+def _combine(sums: _Sums, top: np.ndarray, bound: Any) -> Evidence:
+    """Evidence of the weights from the sums of all chunks, each ``[num_chunks]``, in float64."""
+    num = int(sums.num.sum())
     largest = sums.largest.max()
     if largest == -np.inf:
         raise ValueError(
@@ -160,19 +143,16 @@ def _combine(sums: _Sums, sizes: np.ndarray, top: np.ndarray, first: _First) -> 
         elbo, elbo_stderr = -np.inf, np.inf
     else:
         means = sums.mean + sums.correction
-        elbo = float((sizes * means).sum() / num)
-        deviation = float((sums.deviation + sizes * (means - elbo) ** 2).sum())
+        elbo = float((sums.num * means).sum() / num)
+        deviation = float((sums.deviation + sums.num * (means - elbo) ** 2).sum())
         elbo_stderr = math.sqrt(deviation / (num - 1) / num)
-    k = tail_index(jnp.asarray(top[1:]), jnp.asarray(top[0]))
     return Evidence(
         log_z=jnp.asarray(largest + math.log(weights / num)),
         log_z_stderr=jnp.asarray(math.sqrt(relative_variance / num)),
         elbo=jnp.asarray(elbo),
         elbo_stderr=jnp.asarray(elbo_stderr),
         ess=jnp.asarray(ess),
-        pareto_k=k,
-        bound=first.bound,
-        folded=None if first.folded is None else jnp.asarray(sums.num_folded.sum() / num),
-        round_trip_error=first.round_trip_error,
+        pareto_k=estimate.tail_index(jnp.asarray(top[1:]), jnp.asarray(top[0])),
+        bound=bound,
         num_samples=num,
     )

@@ -35,7 +35,6 @@ Bound: TypeAlias = Literal["lower", "lower-if-injective", "heuristic"]
 BOUNDS: tuple[Bound, ...] = ("lower", "lower-if-injective", "heuristic")
 """All values of `Bound`."""
 
-
 Method: TypeAlias = Literal["map", "path", "heuristic"]
 """Which transitions make a draw and its weight.
 
@@ -70,9 +69,7 @@ class FlowDiagnostics(NamedTuple):
     Example:
       >>> import jax.numpy as jnp
       >>> from consistent_samplers.types import FlowDiagnostics
-      >>> flow = FlowDiagnostics(
-      ...     folded=jnp.array([False, True]), round_trip_error=jnp.array([0.0, 2.0])
-      ... )
+      >>> flow = FlowDiagnostics(jnp.array([False, True]), round_trip_error=jnp.array([0.0, 2.0]))
       >>> float(flow.folded.mean())  # share of draws where the map folds
       0.5
     """
@@ -87,19 +84,15 @@ class Draws:
 
     Attributes:
       position: ``[num_samples, dim]``.
-      log_weight: ``[num_samples]`` in nats, with ``E[exp(log_weight)] = Z`` (exactly, or as far
-        as ``bound`` says), or None when the draws were made without weights.
+      log_weight: ``[num_samples]`` in nats, with ``E[exp(log_weight)] = Z`` as far as ``bound``
+        says, or None when the draws were made without weights.
       log_density: ``[num_samples]`` unnormalised log density at ``position`` in nats, or None.
       flow: evidence of injectivity for draws of a deterministic map, else None.
       bound: what the weights are worth (static), or None without weights.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(position=jnp.zeros((4, 2)), log_weight=jnp.zeros(4), bound="lower")
-      >>> draws.position.shape, draws.bound
-      ((4, 2), 'lower')
       >>> [leaf.shape for leaf in jax.tree.leaves(draws)]  # a pytree: goes through jit and vmap
       [(4, 2), (4,)]
     """

@@ -18,8 +18,6 @@ from consistent_samplers.estimate import effective_sample_size
 from consistent_samplers.schedules import check_num_steps, time_grid
 from consistent_samplers.types import Array, Draws, FlowDiagnostics, PRNGKey
 
-_BATCH = 256
-
 
 class AnnealedDraws(NamedTuple):
     """Draws that came by a detour, and how it went.
@@ -31,14 +29,9 @@ class AnnealedDraws(NamedTuple):
         ``[num_steps]`` share of effective draws before each resampling.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((4, 1)), jnp.zeros(4), bound="lower")
-      >>> result = cs.corrections.AnnealedDraws(
-      ...     draws, log_z=jnp.asarray(0.0), acceptance=jnp.ones(8)
-      ... )
-      >>> float(cs.evidence(result.draws).ess)
-      1.0
+      >>> result = cs.corrections.AnnealedDraws(draws, log_z=jnp.zeros(()), acceptance=jnp.ones(8))
     """
 
     draws: Draws
@@ -61,10 +54,9 @@ def annealed(
     """Annealed importance sampling from a sampler to its target (Neal, 2001), in its latent space.
 
     Seen from the base, the sampler's map T turns the target into p0(z) w(z) with the exact
-    importance weight w, which is flat where the sampler is good. Draws pass through
-    p0 w^β, β from 0 to 1, by Hamiltonian Monte Carlo. E[w] = Z holds for any number of
-    temperatures and any moves; more of them make the weights even, and E[log w] a tighter
-    bound of the same kind as the sampler's own.
+    importance weight w, which is flat where the sampler is good. Draws pass through p0 w^β, β from
+    0 to 1, by Hamiltonian Monte Carlo. E[w] = Z holds for any number of temperatures and any moves;
+    more of them make the weights even, and E[log w] a tighter bound.
 
     Args:
       rng_key: PRNG key.
@@ -85,16 +77,11 @@ def annealed(
       ValueError: a number below one, or ``num_steps`` is not one the sampler was trained for.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
       >>> algorithm = cs.osds(target, base=base, max_steps=1, hidden=(8,), guidance=None)
-      >>> state = algorithm.init(jax.random.key(0))  # not trained
-      >>> key = jax.random.key(1)
+      >>> key, state = jax.random.key(1), algorithm.init(jax.random.key(0))  # not trained
       >>> result = cs.corrections.annealed(key, algorithm, state, 200, num_temperatures=4)
-      >>> result.draws.position.shape, result.acceptance.shape
-      ((200, 1), (4,))
       >>> bool(abs(result.log_z - target.log_z) < 0.2)
       True
     """
@@ -104,12 +91,10 @@ def annealed(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     import blackjax
 
-    base, weigh = (
-        algorithm.base,
-        weigh_latent(algorithm.sampler(state), algorithm.target, num_steps),
-    )
+    base = algorithm.base
+    weigh = weigh_latent(algorithm.sampler(state), algorithm.target, num_steps)
     kernel = blackjax.hmc.build_kernel()
-    size = step_size * base.dim**-0.25
+    size, masses = step_size * base.dim**-0.25, jnp.ones(base.dim)
     beta = jnp.linspace(0.0, 1.0, num_temperatures + 1)
 
     def one(key: PRNGKey) -> tuple[Draws, Array]:
@@ -129,15 +114,12 @@ def annealed(
                 return simulate.standard_normal_log_prob(z) + now * log_weight(z)
 
             def transition(moved: Any, key: PRNGKey) -> tuple[Any, Array]:
-                moved, info = kernel(
-                    key, moved, tempered, size, jnp.ones(base.dim), num_integration_steps
-                )
+                moved, info = kernel(key, moved, tempered, size, masses, num_integration_steps)
                 return moved, info.acceptance_rate
 
             total = total + (now - before) * log_weight(z)
-            moved, rate = jax.lax.scan(
-                transition, blackjax.hmc.init(z, tempered), jax.random.split(key, num_moves)
-            )
+            start = blackjax.hmc.init(z, tempered)
+            moved, rate = jax.lax.scan(transition, start, jax.random.split(key, num_moves))
             return (moved.position, total), rate.mean()
 
         start = jax.random.normal(key_base, (base.dim,)), jnp.zeros(())
@@ -146,11 +128,10 @@ def annealed(
         end = weigh(z, component)
         flow = FlowDiagnostics(end.folded, jnp.full((), jnp.nan))
         total = jnp.where(jnp.isnan(total), -jnp.inf, total)
-        draws = Draws(end.position, total, end.log_density, flow, "lower-if-injective")
-        return draws, rates
+        return Draws(end.position, total, end.log_density, flow, "lower-if-injective"), rates
 
     keys = jax.random.split(rng_key, num_samples)
-    draws, rates = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=_BATCH))(keys)
+    draws, rates = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
     log_z = logsumexp(draws.log_weight) - jnp.log(num_samples)
     return AnnealedDraws(draws, log_z, rates.mean(0))
 
@@ -167,32 +148,22 @@ def resampled_paths(
     """Stochastic paths that are resampled between steps: sequential Monte Carlo (Del Moral, 2006).
 
     After k of K steps a path is worth its weight against p0^{1-λ} ρ^λ in place of ρ, with
-    λ = a(t)², the share of the target's variance that the noising has left there. Those that
-    are worth little by then are dropped for copies of others. Whatever the steps in between,
-    E[mean w] = Z.
+    λ = a(t)², the share of the target's variance that the noising has left there. Those that are
+    worth little by then are dropped for copies of others. E[mean w] = Z for any number of steps.
 
-    Args:
-      rng_key: PRNG key.
-      algorithm: a trained sampler.
-      state: its state.
-      num_samples: number of paths.
-      num_steps: K.
-      resample_below: share of effective paths below which they are resampled; 0 for never, which
-        leaves the paths' own importance weights.
+    Arguments as in `annealed`, K being ``num_steps``. Paths are resampled where the share of
+    effective ones falls below ``resample_below``; never if it is 0.
 
     Returns:
-      Draws of ``bound="lower"``: the log of their mean weight is a lower bound of log Z in
-      expectation, and no longer each log weight by itself. Copies make them dependent, so that
-      a standard error made from them is too small. And the share of effective paths before each
-      step's resampling.
+      Draws of ``bound="lower"`` and the share of effective paths before each step's resampling. In
+      expectation the log of the draws' mean weight is a lower bound of log Z; each log weight by
+      itself is none. Copies are dependent: a standard error made from them is too small.
 
     Raises:
       ValueError: a sampler without stochastic paths, or ``num_steps`` that it does not take.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
       >>> algorithm = cs.dis(target, base=base, max_steps=4, hidden=(8,))
       >>> state = algorithm.init(jax.random.key(0))
@@ -211,16 +182,13 @@ def resampled_paths(
     gradient = jax.grad(log_density) if control.guided else None
     d = jnp.asarray(1.0 / num_steps)
 
-    def log_rho(z: Array, component: Component) -> Array:
-        return base.whitened_log_density(log_density, component)(z)
-
     def log_value(z: Array, component: Component, t: Array) -> Array:
         """Log of the intermediate density that a path at time t is weighed against."""
-        share = control.process.signal(t) ** 2
         # At the start exactly the base, whatever the noising has left of the target there.
-        share = jnp.where(t > 0.0, share, 0.0)
+        share = jnp.where(t > 0.0, control.process.signal(t) ** 2, 0.0)
         log_base = simulate.standard_normal_log_prob(z)
-        return log_base + share * (log_rho(z, component) - log_base)
+        log_rho = base.whitened_log_density(log_density, component)(z)
+        return log_base + share * (log_rho - log_base)
 
     def advance(key: PRNGKey, z: Array, component: Component, t: Array) -> tuple[Array, Array]:
         kernels = control.kernels(params, component, gradient)
@@ -240,11 +208,8 @@ def resampled_paths(
         effective = effective_sample_size(log_weight)
         # The last step's weights are the result.
         due = (effective < resample_below) & (t + d < 1.0 - 0.5 * d)
-        index = jnp.where(
-            due,
-            systematic_indices(key_choose, log_weight, num_samples),
-            jnp.arange(num_samples),
-        )
+        chosen = systematic_indices(key_choose, log_weight, num_samples)
+        index = jnp.where(due, chosen, jnp.arange(num_samples))
         even = jnp.full(num_samples, logsumexp(log_weight) - jnp.log(num_samples))
         carry = (z[index], jax.tree.map(lambda c: c[index], component))
         return (*carry, jnp.where(due, even, log_weight)), effective
@@ -254,14 +219,11 @@ def resampled_paths(
         key_base, key_component, key_steps = jax.random.split(key, 3)
         z = jax.random.normal(key_base, (num_samples, base.dim))
         component = control.draw_components(key_component, num_samples)
-        keys = jax.random.split(key_steps, num_steps)
         start = (z, component, jnp.zeros(num_samples))
-        (z, component, log_weight), effective = jax.lax.scan(
-            step, start, (time_grid(num_steps), keys)
-        )
+        inputs = (time_grid(num_steps), jax.random.split(key_steps, num_steps))
+        (z, component, log_weight), effective = jax.lax.scan(step, start, inputs)
         x = jax.vmap(base.unwhiten)(z, component)
-        values = jax.vmap(log_density)(x)
-        return Draws(x, log_weight, values, bound="lower"), effective
+        return Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower"), effective
 
     draws, effective = run(rng_key)
     return AnnealedDraws(draws, logsumexp(draws.log_weight) - jnp.log(num_samples), effective)

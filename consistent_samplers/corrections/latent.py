@@ -15,35 +15,21 @@ from consistent_samplers.types import Array
 
 
 class LatentPoint(NamedTuple):
-    """What a point of the latent space stands for.
+    """What a point of the latent space stands for."""
 
-    Attributes:
-      position: ``[dim]``, where the map takes it.
-      log_weight: ``[]``, exact log ρ(T(z)) - log p0(z) + log |det ∂T|; -inf in place of NaN.
-      log_density: ``[]``, log ρ there.
-      folded: ``[]`` bool, whether a step's determinant is not positive.
-    """
-
-    position: Array
-    log_weight: Array
+    position: Array  # [dim], where the map takes it
+    log_weight: Array  # exact log ρ(T(z)) - log p0(z) + log |det ∂T|; -inf in place of NaN
     log_density: Array
-    folded: Array
+    folded: Array  # whether a step's determinant is not positive
 
 
 WeighFn: TypeAlias = Callable[[Array, Component], LatentPoint]
 
 
 def weigh_latent(sampler: Sampler, target: Target, num_steps: int = 1) -> WeighFn:
-    """The map of a sampler and its exact weight, as a function of latent point and component.
+    """A sampler's deterministic map and its exact weight, of latent point and component.
 
-    Args:
-      sampler: a sampler with a deterministic map.
-      target: what it samples.
-      num_steps: steps of the map.
-
-    Returns:
-      ``(z [dim], component) -> LatentPoint``, pure and differentiable. With z and component drawn
-      together, ``p0(z) w(z)`` is the density of the target there.
+    With z and component drawn together, ``p0(z) w(z)`` is the density of the target there.
     """
     base, control, params = sampler.base, sampler.control, sampler.params
 

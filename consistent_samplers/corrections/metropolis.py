@@ -19,62 +19,19 @@ NUM_STARTS = 64
 
 
 def log_acceptance(proposed: Array, current: Array) -> Array:
-    """Log min(1, w' / w), the log probability of a move between states of two log weights.
-
-    From a state of weight zero everything is accepted, another such state included, so that a
-    chain may start anywhere.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.corrections.metropolis import log_acceptance
-      >>> log_acceptance(jnp.array([1.0, 1.0]), jnp.array([3.0, -jnp.inf])).tolist()
-      [-2.0, 0.0]
-    """
+    """Log min(1, w' / w), the log probability of a move between states of two log weights."""
+    # From weight zero everything is accepted, such a state included: a chain may start anywhere.
     return jnp.where(jnp.isneginf(current), 0.0, jnp.minimum(proposed - current, 0.0))
 
 
 def accept(rng_key: PRNGKey, proposed: Array, current: Array) -> tuple[Array, Array]:
-    """Decides on one proposal.
-
-    Args:
-      rng_key: PRNG key.
-      proposed: ``[]``, log weight of the proposal, not NaN.
-      current: ``[]``, log weight of the state.
-
-    Returns:
-      The probability of acceptance, and whether it is accepted: ``[]`` both.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.corrections.metropolis import accept
-      >>> probability, accepted = accept(jax.random.key(0), jnp.asarray(2.0), jnp.asarray(1.0))
-      >>> float(probability), bool(accepted)
-      (1.0, True)
-    """
+    """The probability that a proposal of one log weight is accepted, and whether it is."""
     probability = jnp.exp(log_acceptance(proposed, current))
     return probability, jax.random.uniform(rng_key, (), probability.dtype) < probability
 
 
 def choose_start(rng_key: PRNGKey, candidates: _Tree, log_weight: Array) -> _Tree:
-    """One of several candidate states, drawn by weight.
-
-    Args:
-      rng_key: PRNG key.
-      candidates: states as a tree of arrays ``[n, ...]``.
-      log_weight: ``[n]``, not NaN.
-
-    Returns:
-      A state as a tree of arrays ``[...]``.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.corrections.metropolis import choose_start
-      >>> log_weight = jnp.array([-jnp.inf, 0.0, -jnp.inf])
-      >>> int(choose_start(jax.random.key(0), jnp.arange(3), log_weight))
-      1
-    """
+    """One of several candidate states, a tree of arrays ``[n, ...]``, drawn by weight (no NaN)."""
     # Where all weigh nothing, any will do.
     chosen = jax.random.categorical(rng_key, jnp.maximum(log_weight, -1e30))
     return jax.tree.map(lambda leaf: leaf[chosen], candidates)
@@ -88,13 +45,10 @@ class MetropolisResult(NamedTuple):
       acceptance: ``[num_chains]``, share of proposals that were accepted.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((40, 1)), jnp.zeros(40), bound="lower")
-      >>> result = cs.corrections.independence_metropolis(jax.random.key(0), draws)
-      >>> isinstance(result, cs.corrections.MetropolisResult), result.acceptance.tolist()
-      (True, [1.0, 1.0, 1.0, 1.0])
+      >>> cs.corrections.independence_metropolis(jax.random.key(0), draws).acceptance.tolist()
+      [1.0, 1.0, 1.0, 1.0]
     """
 
     position: Array
@@ -115,19 +69,15 @@ def independence_metropolis(
       draws: independent weighted draws, ``position [n, dim]``; n / num_chains of them are
         proposed to each chain, the remainder left out.
       num_chains: number of chains.
-      initial: where the chains start, ``position [num_chains, dim]`` with weights; a draw of
-        their own if None, which the states then start with.
-
-    Returns:
-      The chains, without a warm-up removed.
+      initial: where the chains start, ``position [num_chains, dim]`` with weights; at a draw of
+        their own if None. No warm-up is removed.
 
     Raises:
       ValueError: fewer than two draws a chain, an ``initial`` of another size, or weights that
         cannot be used (see ``estimate.checked_log_weight``).
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
       >>> draws = cs.Draws(x, x[:, 0] - 0.5, bound="lower")  # of N(0, 1), weighted towards N(1, 1)
       >>> chains = cs.corrections.independence_metropolis(jax.random.key(1), draws, num_chains=4)
@@ -173,9 +123,5 @@ def _independence_chains(
         position = jnp.where(accept, proposed, position)
         return (position, jnp.where(accept, weight, current)), (position, accept)
 
-    def chain(
-        position: Array, current: Array, proposals: Array, weights: Array, thresholds: Array
-    ) -> tuple[Array, Array]:
-        return jax.lax.scan(step, (position, current), (proposals, weights, thresholds))[1]
-
-    return jax.vmap(chain)(*start, proposals, log_weight, log_uniform)
+    chains = jax.vmap(lambda start, inputs: jax.lax.scan(step, start, inputs)[1])
+    return chains(start, (proposals, log_weight, log_uniform))

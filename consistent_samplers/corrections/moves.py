@@ -28,28 +28,24 @@ def move(
 ) -> tuple[_Points, Array]:
     """Moves each draw by transitions of a BlackJAX kernel that leaves the target as it is.
 
-    Draws that follow the target already still do afterwards; others come closer with every move,
-    as far as the kernel gets; copies of one draw part (resample-move, Gilks & Berzuini 2001).
-    Weights stay with their draws: for draws ``x'`` made of ``(x, w)`` by such a kernel
-    E[w f(x')] = E[w f(x)] = Z E[f] wherever the latter holds, so they are as valid as before, and
-    as uneven. `resample` first: the moves then work on equally weighted draws.
+    Draws that follow the target still do afterwards; others come closer, as far as the kernel gets;
+    copies of one draw part (resample-move, Gilks & Berzuini 2001). Weights stay with their draws,
+    as valid as before and as uneven: `resample` first, and equally weighted draws are moved.
 
     Args:
       rng_key: PRNG key.
       draws: points ``[num_samples, dim]``, or `Draws` of them, weighted or not.
       log_density: unnormalised log density of one point.
       kernel: what makes a BlackJAX algorithm of a log density and parameters, ``blackjax.nuts``
-        say, or an algorithm of this density; ``blackjax.hmc`` if None. The target stays what it
-        is under kernels that are adjusted, which ``blackjax.mclmc`` or ``sgld`` are not.
+        say, or an algorithm of this density; ``blackjax.hmc`` if None. It must be adjusted, which
+        ``blackjax.mclmc`` and ``sgld`` are not.
       num_moves: transitions of each point.
       **parameters: the kernel's own, in its own units. Where it has them and none are given,
-        ``inverse_mass_matrix`` is the draws' variance by coordinate, ``step_size`` then
-        0.25 dim^(-1/4), and ``num_integration_steps`` 8. Masses made from the draws tie them
-        together a little, by O(1 / num_samples).
+        ``inverse_mass_matrix`` is the draws' variance by coordinate (which ties them together, by
+        O(1 / num_samples)), ``step_size`` 0.25 dim^(-1/4), and ``num_integration_steps`` 8.
 
     Returns:
-      What was given, moved (``log_density`` of `Draws` belongs to the new places), and the mean
-      acceptance rate ``[]``, NaN for a kernel that reports none.
+      What was given, moved, and the mean acceptance rate ``[]``, NaN if the kernel reports none.
 
     Raises:
       TypeError: ``kernel`` does not make a BlackJAX algorithm, or its parameters are not these.
@@ -58,9 +54,8 @@ def move(
 
     Example:
       >>> import jax, jax.numpy as jnp, blackjax
-      >>> x = jax.random.normal(jax.random.key(0), (100, 2))
-      >>> moved, rate = move(jax.random.key(1), x, lambda x: -0.5 * x @ x, blackjax.mala,
-      ...                    num_moves=2, step_size=0.3)
+      >>> x, log_density = jax.random.normal(jax.random.key(0), (100, 2)), lambda x: -0.5 * x @ x
+      >>> moved, rate = move(jax.random.key(1), x, log_density, blackjax.mala, step_size=0.3)
       >>> moved.shape, bool(rate > 0.7)
       ((100, 2), True)
     """

@@ -15,31 +15,25 @@ from consistent_samplers.types import Array, Draws, PRNGKey
 def resample(rng_key: PRNGKey, draws: Draws, num_samples: int | None = None) -> Draws:
     """Sampling-importance-resampling (Rubin 1988), systematic, with Pareto-smoothed weights.
 
-    Systematic resampling takes draw i either floor or ceil of its expected number of times, so
-    draws with equal weights come back once each, in another order. Ask for fewer samples than
-    the effective number, ``ess * n``, to see few duplicates.
+    It takes a draw either floor or ceil of its expected number of times, so draws with equal
+    weights come back once each, in another order. Ask for fewer samples than the effective number,
+    ``ess * n``, to see few duplicates. The result has no weights, and is in random order.
 
     Args:
       rng_key: PRNG key.
       draws: weighted draws, ``position [n, dim]``.
       num_samples: number of samples to return; as many as ``draws`` if None.
 
-    Returns:
-      Unweighted draws (``log_weight``, ``bound`` and ``flow`` are None) in random order,
-      ``position [num_samples, dim]``.
-
     Raises:
       ValueError: ``num_samples`` below 1, or weights that cannot be used (see
         ``estimate.checked_log_weight``).
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
       >>> draws = cs.Draws(x, x[:, 0] - 0.5, bound="lower")  # of N(0, 1), weighted towards N(1, 1)
-      >>> even = cs.corrections.resample(jax.random.key(1), draws, 500)
-      >>> even.position.shape, bool(abs(even.position.mean() - 1.0) < 0.2)
-      ((500, 1), True)
+      >>> round(float(cs.corrections.resample(jax.random.key(1), draws).position.mean()))
+      1
     """
     log_weight = checked_log_weight(draws)
     if num_samples is None:
@@ -52,42 +46,27 @@ def resample(rng_key: PRNGKey, draws: Draws, num_samples: int | None = None) -> 
 
 
 def weighted_moments(draws: Draws) -> tuple[Array, Array]:
-    """Mean and standard deviation under the target, by self-normalised smoothed weights.
-
-    Args:
-      draws: weighted draws, ``position [n, dim]``.
-
-    Returns:
-      ``(mean [dim], standard deviation [dim])``.
+    """Mean and standard deviation under the target ``[dim]``, by self-normalised smoothed weights.
 
     Raises:
       ValueError: weights that cannot be used (see ``estimate.checked_log_weight``).
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> x = jax.random.normal(jax.random.key(0), (2_000, 1))
       >>> mean, std = cs.corrections.weighted_moments(cs.Draws(x, x[:, 0] - 0.5, bound="lower"))
-      >>> bool(abs(mean[0] - 1.0) < 0.2), bool(abs(std[0] - 1.0) < 0.2)
-      (True, True)
+      >>> round(float(mean[0])), round(float(std[0]))
+      (1, 1)
     """
-    smoothed, _ = pareto_smooth(checked_log_weight(draws))
-    return _moments(draws.position, smoothed)
+    return _moments(draws.position, pareto_smooth(checked_log_weight(draws))[0])
 
 
 @kernel(static=("num_samples",), effort="least")
 def systematic_indices(rng_key: PRNGKey, log_weight: Array, num_samples: int) -> Array:
     """Indices ``[num_samples]`` of a systematic resample by ``log_weight [n]``, shuffled.
 
-    Args:
-      rng_key: key.
-      log_weight: ``[n]``, need not be normalised.
-      num_samples: number of indices.
-
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> log_weight = jnp.log(jnp.array([0.75, 0.25]))
       >>> sorted(cs.corrections.systematic_indices(jax.random.key(0), log_weight, 4).tolist())
       [0, 0, 0, 1]

@@ -25,14 +25,11 @@ class Network(NamedTuple):
         ``OrnsteinUhlenbeck.score`` for what the control stands for.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> constant = cs.networks.Network(
-      ...     init=lambda rng_key: {"shift": jnp.zeros(2)},
-      ...     apply=lambda params, x, t, d: params["shift"],
+      ...     init=lambda rng_key: jnp.zeros(2), apply=lambda params, x, t, d: params
       ... )
-      >>> constant.apply(constant.init(jax.random.key(0)), jnp.ones(2), 0.0, 1.0).tolist()
+      >>> constant.apply(constant.init(None), jnp.ones(2), 0.0, 1.0).tolist()
       [0.0, 0.0]
     """
 
@@ -49,13 +46,9 @@ class Trunk(nn.Module):
       dtype: in which the layers over x are computed; that of x and the parameters if None.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> trunk = cs.networks.Trunk(hidden=(8,))
-      >>> x, t, d = jnp.zeros(2), jnp.zeros(()), jnp.ones(())
-      >>> params = trunk.init(jax.random.key(0), x, t, d)
-      >>> trunk.apply(params, x, t, d).shape
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> trunk, x_t_d = cs.networks.Trunk(hidden=(8,)), (jnp.zeros(2), jnp.zeros(()), jnp.ones(()))
+      >>> trunk.apply(trunk.init(jax.random.key(0), *x_t_d), *x_t_d).shape
       (8,)
     """
 
@@ -66,7 +59,7 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, d: Array) -> Array:
         """The last hidden layer."""
-        embedding = nn.silu(nn.Dense(32)(_embedded(t, d, self.num_frequencies)))
+        embedding = _embedded(t, d, self.num_frequencies)
         hidden = x
         for width in self.hidden:
             modulation = nn.Dense(2 * width, kernel_init=nn.initializers.normal(0.02))(embedding)
@@ -79,18 +72,22 @@ def _beside(x: Array, features: Array | None) -> Array:
     return x if features is None else jnp.concatenate([x, features])
 
 
+def bounded_gain(raw: Array) -> Array:
+    """A gain between -1 and `MAX_GAIN`, 0 at 0."""
+    return MAX_GAIN * jnp.tanh((nn.softplus(raw + math.log(math.e - 1.0)) - 1.0) / MAX_GAIN)
+
+
 def _embedded(t: Array, d: Array, num_frequencies: int) -> Array:
-    """Features of time and step size."""
+    """A layer over features of time and step size, for use in a compact method."""
     # Step sizes matter on a log scale: halving is one unit at every size.
     where = jnp.stack([t, jnp.log2(d) / 8.0])
     angles = where[:, None] * (math.pi * 2.0 ** jnp.arange(num_frequencies // 2))
-    return jnp.concatenate([where, jnp.sin(angles).ravel(), jnp.cos(angles).ravel()])
+    features = jnp.concatenate([where, jnp.sin(angles).ravel(), jnp.cos(angles).ravel()])
+    return nn.silu(nn.Dense(32)(features))
 
 
 class StepConditionedMLP(nn.Module):
-    """The default control network: a perceptron modulated by time and step size.
-
-    The output layer starts at zero: an untrained network is a zero control.
+    """The default control network, a perceptron modulated by time and step size; zero at first.
 
     Attributes:
       dim: dimension of x.
@@ -100,9 +97,7 @@ class StepConditionedMLP(nn.Module):
         Parameters and output keep their own.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> network = cs.networks.StepConditionedMLP(dim=2, hidden=(8,))
       >>> x, t, d = jnp.ones(2), jnp.zeros(()), jnp.ones(())
       >>> network.apply(network.init(jax.random.key(0), x, t, d), x, t, d).tolist()
@@ -125,11 +120,9 @@ class StepConditionedMLP(nn.Module):
         if not self.elementwise_gain:
             return out
         shift, gain = jnp.split(out, 2)
-        scaling = nn.softplus(gain + math.log(math.e - 1.0))
         # Bounded, in itself and in what it multiplies: otherwise outliers run off to infinity.
         # Where base draws lie both bounds hardly show.
-        gain = MAX_GAIN * jnp.tanh((scaling - 1.0) / MAX_GAIN)
-        return shift + gain * MAX_SCALED * jnp.tanh(x / MAX_SCALED)
+        return shift + bounded_gain(gain) * MAX_SCALED * jnp.tanh(x / MAX_SCALED)
 
 
 class Gate(nn.Module):
@@ -141,11 +134,8 @@ class Gate(nn.Module):
       num_frequencies: sine and cosine features of t and of log2 d.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> gate = cs.networks.Gate(dim=2, initial=1.0)
-      >>> t, d = jnp.zeros(()), jnp.ones(())
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> gate, t, d = cs.networks.Gate(dim=2, initial=1.0), jnp.zeros(()), jnp.ones(())
       >>> gate.apply(gate.init(jax.random.key(0), t, d), t, d).tolist()
       [1.0, 1.0]
     """
@@ -157,12 +147,9 @@ class Gate(nn.Module):
     @nn.compact
     def __call__(self, t: Array, d: Array) -> Array:
         """The factors ``[dim]``."""
-        embedding = nn.silu(nn.Dense(32)(_embedded(t, d, self.num_frequencies)))
-        return nn.Dense(
-            self.dim,
-            kernel_init=nn.initializers.zeros,
-            bias_init=nn.initializers.constant(self.initial),
-        )(embedding)
+        embedding = _embedded(t, d, self.num_frequencies)
+        first = nn.initializers.constant(self.initial)
+        return nn.Dense(self.dim, kernel_init=nn.initializers.zeros, bias_init=first)(embedding)
 
 
 class KernelCorrection(nn.Module):
@@ -174,19 +161,14 @@ class KernelCorrection(nn.Module):
     Attributes:
       dim: dimension of x.
       hidden: widths of the hidden layers.
-      max_shift: largest shift of the mean at d = 1, in standard deviations of the uncorrected
-        kernel.
+      max_shift: largest shift of the mean at d = 1, in the kernel's own standard deviations.
       max_log_scale: largest change of the log standard deviation at d = 1.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> network = cs.networks.KernelCorrection(dim=2, hidden=(8,))
       >>> x, t, d = jnp.ones(2), jnp.asarray(0.5), jnp.asarray(0.25)
       >>> shift, log_scale = network.apply(network.init(jax.random.key(0), x, t, d), x, t, d)
-      >>> shift.tolist(), log_scale.tolist()
-      ([0.0, 0.0], [0.0, 0.0])
     """
 
     dim: int
@@ -214,11 +196,8 @@ class ScalarMLP(nn.Module):
       hidden: widths of the hidden layers.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> network = cs.networks.ScalarMLP(hidden=(8,))
-      >>> x, t = jnp.ones(2), jnp.asarray(0.5)
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> network, x, t = cs.networks.ScalarMLP(hidden=(8,)), jnp.ones(2), jnp.asarray(0.5)
       >>> float(network.apply(network.init(jax.random.key(0), x, t), x, t))
       0.0
     """
@@ -233,19 +212,13 @@ class ScalarMLP(nn.Module):
 
 
 def clip_norm(x: Array, max_norm: Array | float) -> Array:
-    """Scales a vector down smoothly to norm at most ``max_norm``, direction kept.
+    """Scales a vector down to norm at most ``max_norm``, direction kept.
 
     Smooth, unlike a clip of each coordinate, so that a map built on it stays differentiable.
 
-    Args:
-      x: ``[dim]``.
-      max_norm: ``[]``, in the units of x.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> long = cs.networks.clip_norm(jnp.array([300.0, 400.0]), 5.0)
-      >>> long.round(2).tolist()
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> cs.networks.clip_norm(jnp.array([300.0, 400.0]), max_norm=5.0).round(2).tolist()
       [3.0, 4.0]
     """
     return x / jnp.sqrt(1.0 + jnp.sum(x**2) / max_norm**2)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers.log_det import Sylvester, solve_triangular
-from consistent_samplers.networks.perceptron import MAX_GAIN
+from consistent_samplers.networks.perceptron import bounded_gain
 from consistent_samplers.types import Array
 
 
@@ -46,15 +46,11 @@ class Structured(nn.Module):
       rank: number of hidden units, of which ``dim`` at most are used.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> network = cs.networks.Structured(dim=100, rank=4)
       >>> x, t, d, c = jnp.ones(100), jnp.zeros(()), jnp.ones(()), jnp.asarray(0.9)
       >>> params = network.init(jax.random.key(0), x, t, d)
       >>> control, jacobian = network.apply(params, x, t, d, c, method="split")
-      >>> control.shape, jacobian.diagonal.shape, jacobian.gain.shape
-      ((100,), (100,), (4,))
       >>> cs.log_det.slogdet(jacobian).sign.item()
       1.0
     """
@@ -86,10 +82,8 @@ class Structured(nn.Module):
         shift = by_time("shift", zeros, self.dim)
         # Slopes at the outside and at the centre of a bend: both above -1, so that the elementwise
         # part never folds a step, and bounded, so that none runs off.
-        outside, inside = (
-            MAX_GAIN * jnp.tanh((nn.softplus(raw + math.log(math.e - 1.0)) - 1.0) / MAX_GAIN)
-            for raw in (by_time("outside", zeros, self.dim), by_time("inside", zeros, self.dim))
-        )
+        outside = bounded_gain(by_time("outside", zeros, self.dim))
+        inside = bounded_gain(by_time("inside", zeros, self.dim))
         width = jnp.exp(by_time("width", zeros, self.dim))
         centre = by_time("centre", nn.initializers.constant(0.3), self.dim)
         bend = jnp.tanh(x * (0.5 / width) + centre)

@@ -1,7 +1,13 @@
 """Simulators: stochastic paths with their weights, deterministic maps with their determinants.
 
-Every function here is for one sample, ``x [dim]``, in the base's whitened coordinates; batches
-go through ``jax.vmap``. Steps run in ``jax.lax.scan``, so compile time does not grow with them.
+Every function here is for one sample, in the base's whitened coordinates; batches go through
+``jax.vmap``. Steps run in ``jax.lax.scan``, so compile time does not grow with them. Throughout,
+
+- ``control`` is the control u(x, t, d) and ``process`` the noising process;
+- a step of size ``d []`` starts at ``x [dim]``, at time ``t []``;
+- ``num_steps`` equal steps lead from a base draw ``x0 [dim]`` to ``x1 [dim]``;
+- ``log_density`` is the target's whitened log density log ρ, and p0 the base's density;
+- ``rng_key`` is the key of the noise, and ``kernels`` are the `PathKernels` that move the point.
 """
 
 from consistent_samplers.simulate.controls import (

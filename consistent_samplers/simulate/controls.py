@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import log_det
+from consistent_samplers.schedules import time_grid
 from consistent_samplers.types import Array
 
 ControlFn: TypeAlias = Callable[[Array, Array, Array], Array]
@@ -26,15 +27,10 @@ class StructuredControl:
         second part where the first has led in a step x + c u.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> network, t, d = cs.networks.Structured(2, rank=1), jnp.asarray(0.0), jnp.asarray(1.0)
-      >>> params = network.init(jax.random.key(0), jnp.ones(2), t, d)
-      >>> control = cs.simulate.StructuredControl(
-      ...     lambda *args: network.apply(params, *args, method="split")
-      ... )
-      >>> control(jnp.ones(2), t, d).tolist()  # untrained
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> network, t, d = cs.networks.Structured(2, rank=1), jnp.zeros(()), jnp.ones(())
+      >>> network = network.bind(network.init(jax.random.key(0), jnp.ones(2), t, d))
+      >>> cs.simulate.StructuredControl(network.split)(jnp.ones(2), t, d).tolist()  # untrained
       [0.0, 0.0]
     """
 
@@ -46,14 +42,10 @@ class StructuredControl:
 
 
 def standard_normal_log_prob(x: Array) -> Array:
-    """Log density of the whitened base: ``[dim] -> []``.
-
-    Args:
-      x: ``[dim]``, in the base's whitened coordinates.
+    """Log density of the whitened base at a whitened point: ``[dim] -> []``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> round(float(cs.simulate.standard_normal_log_prob(jnp.zeros(2))), 4)  # -log 2π
       -1.8379
     """
@@ -69,3 +61,12 @@ def scan(
         return jax.lax.scan(step, start, inputs, reverse=reverse)
     end, out = step(start, jax.tree.map(lambda x: x[0], inputs))
     return end, jax.tree.map(lambda y: y[None], out)
+
+
+def scan_steps(
+    step: Callable[..., Any], start: Any, num_steps: int, *inputs: Array, reverse: bool = False
+) -> tuple[Any, Any]:
+    """`scan` of ``step(carry, t, d, *inputs)`` over equal steps d of [0, 1] that start at t."""
+    d = jnp.asarray(1.0 / num_steps)
+    given = (time_grid(num_steps), *inputs)
+    return scan(lambda carry, at: step(carry, at[0], d, *at[1:]), start, given, reverse=reverse)

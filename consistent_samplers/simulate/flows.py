@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from consistent_samplers import log_det
 from consistent_samplers.processes import OrnsteinUhlenbeck
-from consistent_samplers.schedules import time_grid
 from consistent_samplers.simulate.controls import (
     ControlFn,
     StructuredControl,
     scan,
+    scan_steps,
     standard_normal_log_prob,
 )
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
@@ -28,8 +28,7 @@ class FlowPath(NamedTuple):
       jacobian: ``[num_steps, dim, dim]``, or a ``Sylvester`` of as many.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> path = cs.simulate.flow_path(lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=4)
       >>> path.position.shape, path.sign.tolist(), path.jacobian.shape
@@ -47,19 +46,10 @@ def flow_step(
 ) -> Array:
     """One step of the probability flow: ``[dim] -> [dim]``.
 
-    Args:
-      control: the control.
-      process: noising process.
-      x: ``[dim]``, where the step starts.
-      t: ``[]``, when it starts.
-      d: ``[]``, its size.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck(cs.schedules.constant(200.0))
-      >>> x, t, d = jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)
-      >>> cs.simulate.flow_step(lambda x, t, d: x, process, x, t, d).tolist()
+      >>> cs.simulate.flow_step(lambda x, t, d: x, process, jnp.ones(2), 0.0, 1.0).tolist()
       [2.0, 2.0]
     """
     if isinstance(control, StructuredControl):
@@ -70,25 +60,13 @@ def flow_step(
 def flow_step_and_jacobian(
     control: ControlFn, process: OrnsteinUhlenbeck, x: Array, t: Array, d: Array
 ) -> tuple[Array, log_det.Jacobian]:
-    """One step of the probability flow, and its Jacobian by parts where the control has one.
-
-    Args:
-      control: the control.
-      process: noising process.
-      x: ``[dim]``, where the step starts.
-      t: ``[]``, when it starts.
-      d: ``[]``, its size.
-
-    Returns:
-      Where it lands ``[dim]``, and ∂x_{t+d}/∂x_t ``[dim, dim]``.
+    """`flow_step`, and its Jacobian ``[dim, dim]``, by parts where the control has them.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> step = cs.simulate.flow_step_and_jacobian
       >>> process = cs.processes.OrnsteinUhlenbeck(cs.schedules.constant(200.0))
-      >>> x, t, d = jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)
-      >>> _, jacobian = cs.simulate.flow_step_and_jacobian(lambda x, t, d: x, process, x, t, d)
-      >>> jacobian.tolist()
+      >>> step(lambda x, t, d: x, process, jnp.ones(2), 0.0, 1.0)[1].tolist()
       [[2.0, 0.0], [0.0, 2.0]]
     """
     if isinstance(control, StructuredControl):
@@ -102,52 +80,34 @@ def flow_step_and_jacobian(
 def flow_map(control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int) -> Array:
     """The deterministic map from base to target in ``num_steps`` steps: ``[dim] -> [dim]``.
 
-    Args:
-      control: the control.
-      process: noising process.
-      x0: ``[dim]``, a draw of the base.
-      num_steps: number of steps.
-
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> one = cs.simulate.flow_map(lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=1)
       >>> round(float(one[0]), 2)  # 1 + (a(1) - a(0)) / 2, a(0) being 0.08
       1.46
     """
-    d = jnp.asarray(1.0 / num_steps)
 
-    def step(x: Array, t: Array) -> tuple[Array, None]:
+    def step(x: Array, t: Array, d: Array) -> tuple[Array, None]:
         return flow_step(control, process, x, t, d), None
 
-    x1, _ = scan(step, x0, time_grid(num_steps))
-    return x1
+    return scan_steps(step, x0, num_steps)[0]
 
 
 def flow_path(
     control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int
 ) -> FlowPath:
-    """The map with the exact determinant of every discrete step.
-
-    Jacobians are gathered over the steps and factorised together, so that a compiled
-    computation holds one batched factorisation however many steps it takes.
-
-    Args:
-      control: the control.
-      process: noising process.
-      x0: ``[dim]``, a draw of the base.
-      num_steps: number of steps.
+    """`flow_map` with the exact determinant of every discrete step.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> path = cs.simulate.flow_path(lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=1)
       >>> round(float(path.log_abs_det.sum()), 2)  # 2 log 1.46: see `flow_map`
       0.76
     """
     position, jacobians = flow_jacobians(control, process, x0, num_steps)
+    # Together: a compiled computation holds one batched factorisation, however many steps it takes.
     det = log_det.slogdet(jacobians)
     return FlowPath(position, det.log_abs_det, det.sign, jacobians)
 
@@ -155,86 +115,58 @@ def flow_path(
 def flow_jacobians(
     control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int
 ) -> tuple[Array, log_det.Jacobian]:
-    """Points ``[num_steps + 1, dim]`` of the map and the Jacobian of every step.
-
-    Args:
-      control: the control.
-      process: noising process.
-      x0: ``[dim]``, a draw of the base.
-      num_steps: number of steps.
+    """Points ``[num_steps + 1, dim]`` of `flow_map` and the Jacobian of every step.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
-      >>> position, jacobians = cs.simulate.flow_jacobians(
-      ...     lambda x, t, d: 0.5 * x, process, jnp.ones(2), num_steps=4
-      ... )
-      >>> position.shape, jacobians.shape
-      ((5, 2), (4, 2, 2))
+      >>> _, jacobians = cs.simulate.flow_jacobians(lambda x, t, d: x, process, jnp.ones(2), 4)
+      >>> jacobians.shape
+      (4, 2, 2)
     """
-    d = jnp.asarray(1.0 / num_steps)
 
-    def step(x: Array, t: Array) -> tuple[Array, tuple[Array, log_det.Jacobian]]:
+    def step(x: Array, t: Array, d: Array) -> tuple[Array, tuple[Array, log_det.Jacobian]]:
         x_next, jacobian = flow_step_and_jacobian(control, process, x, t, d)
         return x_next, (x_next, jacobian)
 
-    _, (path, jacobians) = scan(step, x0, time_grid(num_steps))
+    _, (path, jacobians) = scan_steps(step, x0, num_steps)
     return jnp.concatenate([x0[None], path]), jacobians
 
 
 def flow_log_weight(path: FlowPath, log_density: LogDensityFn) -> Array:
-    """Exact change of variables: log ρ(T(x0)) - log p0(x0) + log |det ∂T/∂x0|.
+    """Exact change of variables: log ρ(T(x0)) - log p0(x0) + log |det ∂T/∂x0| ``[]``, in nats.
 
-    Args:
-      path: the point's path, from `flow_path`.
-      log_density: whitened log ρ.
-
-    Returns:
-      ``[]``, in nats.
+    T takes x0 along the path; log ρ is the whitened ``log_density``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> log_density = cs.simulate.standard_normal_log_prob
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
-      >>> path = cs.simulate.flow_path(lambda x, t, d: jnp.zeros_like(x), process, jnp.ones(2), 2)
-      >>> float(cs.simulate.flow_log_weight(path, log_density))  # the identity, base to base
+      >>> path = cs.simulate.flow_path(lambda x, t, d: jnp.zeros(2), process, jnp.ones(2), 2)
+      >>> float(cs.simulate.flow_log_weight(path, cs.simulate.standard_normal_log_prob))
       0.0
     """
-    return (
-        log_density(path.position[-1])
-        - standard_normal_log_prob(path.position[0])
-        + path.log_abs_det.sum()
-    )
+    log_base = standard_normal_log_prob(path.position[0])
+    return log_density(path.position[-1]) - log_base + path.log_abs_det.sum()
 
 
 def flow_score(
     control: ControlFn, process: OrnsteinUhlenbeck, x0: Array, num_steps: int
 ) -> tuple[FlowPath, Array]:
-    """The map, and the score ∇ log q of its own density at where it lands ``[dim]``.
+    """`flow_path`, and the score ∇ log q of the map's own density at where it lands ``[dim]``.
 
-    For x = T(x0), ∇ log q(x) = J⁻ᵀ ∇ [log p0 - log |det J|](x0).
-
-    Args:
-      control: the control; its parameters are taken as constant.
-      process: noising process.
-      x0: ``[dim]``, a draw of the base.
-      num_steps: number of steps.
+    For x = T(x0), ∇ log q(x) = J⁻ᵀ ∇ [log p0 - log |det J|](x0), the control's parameters
+    constant.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> _, score = cs.simulate.flow_score(lambda x, t, d: jnp.zeros(2), process, jnp.ones(2), 2)
       >>> score.tolist()  # of N(0, 1)
       [-1.0, -1.0]
     """
-
-    def carried(x: Array) -> tuple[Array, log_det.Jacobian]:
-        return flow_jacobians(control, process, x, num_steps)
-
-    (position, jacobians), pull_back = jax.vjp(carried, x0)
+    (position, jacobians), pull_back = jax.vjp(
+        lambda x: flow_jacobians(control, process, x, num_steps), x0
+    )
 
     def log_abs_dets(jacobians: log_det.Jacobian) -> tuple[Array, log_det.LogDet]:
         det = log_det.slogdet(jacobians)
@@ -262,31 +194,19 @@ def flow_path_gradient(
     log_density: LogDensityFn,
     num_steps: int,
 ) -> tuple[FlowPath, Array, Array]:
-    """The map, its log weight, and the path gradient of the reverse KL at where it lands.
+    """The path, its log weight ``[]``, and the reverse KL's path gradient at its end ``[dim]``.
 
-    With the score ∇ log q of the map's own density (`flow_score`): in expectation the
-    gradient of the reverse KL by T's parameters is that of T itself, pulled by ∇ log q - ∇ log ρ:
-    the direct dependence of log q on the parameters has mean zero, and only adds noise, which here
-    vanishes as q approaches the target (Roeder et al., 2017; Vaitl et al., 2022). Nothing is
-    differentiated through the determinant's parameters.
-
-    Args:
-      control: the control; its parameters are taken as constant.
-      process: noising process.
-      x0: ``[dim]``, a draw of the base.
-      log_density: whitened log ρ.
-      num_steps: number of steps.
-
-    Returns:
-      The path, log w ``[]``, and ∇ log q - ∇ log ρ at the path's end ``[dim]``.
+    In expectation the gradient of the reverse KL by T's parameters is that of T itself, pulled by
+    ∇ log q - ∇ log ρ with the score ∇ log q of `flow_score`. The direct dependence of log q on the
+    parameters has mean zero and only adds noise; without it the noise vanishes as q approaches the
+    target (Roeder et al., 2017; Vaitl et al., 2022).
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> log_density = cs.simulate.standard_normal_log_prob
       >>> process = cs.processes.OrnsteinUhlenbeck()
       >>> path, log_weight, pull = cs.simulate.flow_path_gradient(
-      ...     lambda x, t, d: jnp.zeros_like(x), process, jnp.ones(2), log_density, 2
+      ...     lambda x, t, d: 0.0 * x, process, jnp.ones(2), log_density, 2
       ... )
       >>> float(log_weight), pull.tolist()  # exact already: nothing pulls
       (0.0, [0.0, 0.0])
@@ -306,36 +226,18 @@ def heuristic_flow_log_weight(
     log_density: LogDensityFn,
     num_steps: int,
 ) -> tuple[Array, Array]:
-    """The OSDS paper's deterministic-flow weight, for comparison: no bound of any kind.
+    """Where the map lands ``[dim]`` and the OSDS paper's log weight ``[]``: no bound of any kind.
 
-    Adds up d · tr ∂(drift)/∂x, from one Rademacher probe a step and with the target gradient
-    inside the control frozen, where the discrete map's log-determinant belongs.
-
-    Args:
-      rng_key: key of the probes.
-      x0: ``[dim]``, a draw of the base.
-      control: moves the point.
-      frozen_control: the same control with its target gradient held constant.
-      process: noising process.
-      log_density: whitened log ρ.
-      num_steps: number of steps.
-
-    Returns:
-      x1 ``[dim]`` and the log weight ``[]``.
+    For comparison. Adds up d · tr ∂(drift)/∂x where the discrete map's log-determinant belongs,
+    from one Rademacher probe a step. ``frozen_control`` holds its target gradient constant.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> log_density = cs.simulate.standard_normal_log_prob
-      >>> process = cs.processes.OrnsteinUhlenbeck()
-      >>> def control(x, t, d):
-      ...     return 0.1 * x
-      >>> x1, log_weight = cs.simulate.heuristic_flow_log_weight(
-      ...     jax.random.key(0), jnp.ones(2), control, control, process, log_density, 4
-      ... )
-      >>> x1.shape, log_weight.shape
-      ((2,), ())
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> control, key = lambda x, t, d: 0.1 * x, jax.random.key(0)
+      >>> process, log_density = cs.processes.OrnsteinUhlenbeck(), lambda x: -0.5 * x @ x
+      >>> arguments = (key, jnp.ones(2), control, control, process, log_density, 4)
+      >>> [value.shape for value in cs.simulate.heuristic_flow_log_weight(*arguments)]
+      [(2,), ()]
     """
     x1, log_volume = heuristic_log_volume(rng_key, x0, control, frozen_control, process, num_steps)
     return x1, log_density(x1) - standard_normal_log_prob(x0) + log_volume
@@ -349,39 +251,27 @@ def heuristic_log_volume(
     process: OrnsteinUhlenbeck,
     num_steps: int,
 ) -> tuple[Array, Array]:
-    """Where the map lands ``[dim]`` and the sum ``[]`` of the OSDS paper's traces.
-
-    `heuristic_flow_log_weight` without the density; arguments as there.
+    """`heuristic_flow_log_weight` without the densities: where the map lands, sum of the traces.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> control, key = lambda x, t, d: 0.1 * x, jax.random.key(0)
       >>> process = cs.processes.OrnsteinUhlenbeck()
-      >>> def control(x, t, d):
-      ...     return 0.1 * x
-      >>> x1, log_volume = cs.simulate.heuristic_log_volume(
-      ...     jax.random.key(0), jnp.ones(2), control, control, process, 4
-      ... )
-      >>> x1.shape, log_volume.shape
-      ((2,), ())
+      >>> cs.simulate.heuristic_log_volume(key, jnp.ones(2), control, control, process, 4)[0].shape
+      (2,)
     """
-    d = jnp.asarray(1.0 / num_steps)
 
     def step(
-        carry: tuple[Array, Array], inputs: tuple[Array, PRNGKey]
-    ) -> tuple[tuple[Array, Array], Any]:
+        carry: tuple[Array, Array], t: Array, d: Array, key: PRNGKey
+    ) -> tuple[tuple[Array, Array], None]:
         x, log_volume = carry
-        t, key = inputs
         probe = jax.random.rademacher(key, x.shape, x.dtype)
         divergence = log_det.hutchinson_trace(lambda y: frozen_control(y, t, d), x, probe)
         log_volume = log_volume + process.flow_divergence(divergence, t, d)
         return (flow_step(control, process, x, t, d), log_volume), None
 
-    keys = jax.random.split(rng_key, num_steps)
-    carry = (x0, jnp.zeros((), x0.dtype))
-    (x1, log_volume), _ = scan(step, carry, (time_grid(num_steps), keys))
-    return x1, log_volume
+    start = (x0, jnp.zeros((), x0.dtype))
+    return scan_steps(step, start, num_steps, jax.random.split(rng_key, num_steps))[0]
 
 
 def invert_step(
@@ -393,31 +283,17 @@ def invert_step(
     *,
     num_iterations: int = 10,
 ) -> Array:
-    """Inverts one step of the probability flow by Newton's method started at its end.
+    """A point ``[dim]`` that a `flow_step` takes to ``y``, by Newton's method started there.
 
     It knows nothing of the point that y came from: where the map folds, it tends to find
     another preimage, or none. The distance to the true start is therefore evidence on injectivity.
-
-    Args:
-      control: the control.
-      process: noising process.
-      y: ``[dim]``, where the step ends.
-      t: ``[]``, where it starts in time.
-      d: ``[]``, its size.
-      num_iterations: most Newton iterations; fewer where y is met to rounding before.
-
-    Returns:
-      A point ``[dim]`` that the step takes to y, if the iteration converged.
+    It takes ``num_iterations`` at most, fewer where y is met to rounding before.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> process = cs.processes.OrnsteinUhlenbeck()
-      >>> def control(x, t, d):
-      ...     return jnp.sin(x)
-      >>> x, t, d = jnp.ones(2), jnp.asarray(0.0), jnp.asarray(1.0)
-      >>> y = cs.simulate.flow_step(control, process, x, t, d)
-      >>> cs.simulate.invert_step(control, process, y, t, d).round(3).tolist()
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> step = lambda x, t, d: jnp.sin(x), cs.processes.OrnsteinUhlenbeck()  # control, process
+      >>> y = cs.simulate.flow_step(*step, jnp.ones(2), 0.0, 1.0)
+      >>> cs.simulate.invert_step(*step, y, 0.0, 1.0).round(3).tolist()
       [1.0, 1.0]
     """
     damping = 2.0 ** -jnp.arange(0.0, 6.0)
@@ -448,27 +324,17 @@ def invert_step(
 
 
 def invert_flow(control: ControlFn, process: OrnsteinUhlenbeck, x1: Array, num_steps: int) -> Array:
-    """Inverts the discrete map step by step, last first: ``[dim] -> [dim]``; see `invert_step`.
-
-    Args:
-      control: the control.
-      process: noising process.
-      x1: ``[dim]``, where the map ends.
-      num_steps: number of steps.
+    """Inverts `flow_map` step by step, last first, by `invert_step`: ``[dim] -> [dim]``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> process = cs.processes.OrnsteinUhlenbeck()
-      >>> x1 = cs.simulate.flow_map(lambda x, t, d: jnp.sin(x), process, jnp.ones(2), num_steps=2)
-      >>> x0 = cs.simulate.invert_flow(lambda x, t, d: jnp.sin(x), process, x1, num_steps=2)
-      >>> x0.round(3).tolist()
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> flow = lambda x, t, d: jnp.sin(x), cs.processes.OrnsteinUhlenbeck()  # control, process
+      >>> x1 = cs.simulate.flow_map(*flow, jnp.ones(2), num_steps=2)
+      >>> cs.simulate.invert_flow(*flow, x1, num_steps=2).round(3).tolist()
       [1.0, 1.0]
     """
-    d = jnp.asarray(1.0 / num_steps)
 
-    def undo(y: Array, t: Array) -> tuple[Array, None]:
+    def undo(y: Array, t: Array, d: Array) -> tuple[Array, None]:
         return invert_step(control, process, y, t, d), None
 
-    x0, _ = scan(undo, x1, time_grid(num_steps), reverse=True)
-    return x0
+    return scan_steps(undo, x1, num_steps, reverse=True)[0]
