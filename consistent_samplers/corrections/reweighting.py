@@ -61,7 +61,6 @@ def weighted_moments(draws: Draws) -> tuple[Array, Array]:
     return _moments(draws.position, pareto_smooth(checked_log_weight(draws))[0])
 
 
-@kernel(static=("num_samples",), effort="least")
 def systematic_indices(rng_key: PRNGKey, log_weight: Array, num_samples: int) -> Array:
     """Indices ``[num_samples]`` of a systematic resample by ``log_weight [n]``, shuffled.
 
@@ -71,6 +70,11 @@ def systematic_indices(rng_key: PRNGKey, log_weight: Array, num_samples: int) ->
       >>> sorted(cs.corrections.systematic_indices(jax.random.key(0), log_weight, 4).tolist())
       [0, 0, 0, 1]
     """
+    return _systematic(rng_key, log_weight, num_samples=num_samples)
+
+
+@kernel(static=("num_samples",), effort="least")
+def _systematic(rng_key: PRNGKey, log_weight: Array, *, num_samples: int) -> Array:
     weight = jnp.exp(log_weight - jnp.max(log_weight))
     offset_key, order_key = jax.random.split(rng_key)
     # In units of expected copies: equal weights then add up without rounding.
