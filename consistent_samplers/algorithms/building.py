@@ -70,10 +70,8 @@ def choose_optimizer(objective: Objective, optimizer: Any) -> Any:
 
 
 def choose_base(target: Target, base: Base | None) -> Base:
-    """The base of an algorithm: the one given, or what the recipe would fit to the target.
-
-    From N(0, 1) a reverse KL would end in whatever mode it meets first, without a word.
-    """
+    """The base of an algorithm: the one given, or what the recipe would fit to the target."""
+    # From N(0, 1) a reverse KL would end in whatever mode it meets first, without a word.
     if base is None:
         return bases.fit(jax.random.key(0), target)
     check_base(target, base)

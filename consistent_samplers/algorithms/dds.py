@@ -22,10 +22,7 @@ from consistent_samplers.targets import Target
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDS(Stochastic):
-    """Denoising diffusion sampler, with defaults of ours.
-
-    Its settings are those of `Stochastic`; the noising rate is 10 to 0.01 as cos² if None. It
-    samples in ``max_steps`` steps of the stochastic path unless told otherwise.
+    """Denoising diffusion sampler: a `Stochastic` one, β from 10 to 0.01 as cos² by default.
 
     Example:
       >>> import consistent_samplers as cs
@@ -33,8 +30,6 @@ class DDS(Stochastic):
       >>> algorithm = cs.dds(target, base=base, max_steps=8, hidden=(8,))
       >>> algorithm.control.process.integrator, algorithm.max_steps
       ('denoising', 8)
-      >>> cs.dds.paper(target).max_steps
-      128
     """
 
     integrator: Integrator = "denoising"

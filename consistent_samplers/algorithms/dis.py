@@ -18,10 +18,7 @@ from consistent_samplers.targets import Target
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DIS(Stochastic):
-    """Time-reversed diffusion sampler, with defaults of ours.
-
-    Its settings are those of `Stochastic`; the noising rate is 10 to 0.01 as cos² if None. It
-    samples in ``max_steps`` steps of the stochastic path unless told otherwise.
+    """Time-reversed diffusion sampler: a `Stochastic` one, β from 10 to 0.01 as cos² by default.
 
     Example:
       >>> import jax

@@ -7,7 +7,8 @@ and a replay buffer may supply some of the paths.
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -95,9 +96,9 @@ class PathLoss:
         control, stop = now.control.on_training_paths(), jax.lax.stop_gradient
         on_policy, num_steps = self.kind in ON_POLICY, jnp.asarray(self.step_counts)[which]
         moving = params if on_policy else stop(params)
-        simulate_one = functools.partial(self._simulate, moving, now, rng_key, replayed)
-        simulated = [functools.partial(simulate_one, n) for n in self.step_counts]
-        position, log_ratio, component = jax.lax.switch(which, simulated)
+        run = functools.partial(self._simulate, moving, now, rng_key, replayed)
+        runs = [functools.partial(run, n) for n in self.step_counts]
+        position, log_ratio, component = jax.lax.switch(which, runs)
         finite = jnp.isfinite(position).all(axis=(1, 2))
         # A path that ran off to infinity teaches nothing, and would make every gradient NaN.
         position = jnp.where(finite[:, None, None], position, 0.0)
@@ -108,28 +109,14 @@ class PathLoss:
         log_rho = evaluate(x.reshape(-1, control.dim)).reshape(points.shape[:2]) + correction
         tempered = (1.0 - temper) * _log_normal(points) + temper * log_rho
 
-        def given(num_steps: int) -> tuple[Array, Array]:
-            """Log ratios and imbalances ``[n]`` of paths as they are, differentiable."""
-
-            def one(
-                path: Array, component: Component, first: Array, log_rho: Array
-            ) -> tuple[Array, Array]:
-                kernels = control.kernels(params, component, now.gradient)
-                if self.kind == "sub_trajectory_balance":
-                    return self._stretch(params, kernels, path, first, log_rho, num_steps)
-                path = path[: num_steps + 1]
-                log_ratio = simulate.path_log_ratio(path, kernels, num_steps).sum()
-                return log_ratio, jnp.zeros_like(log_ratio)
-
-            return jax.vmap(one)(position, component, first, tempered)
-
         imbalance = jnp.zeros_like(log_ratio)
         if not on_policy:
-            branches = [functools.partial(given, n) for n in self.step_counts]
-            log_ratio, imbalance = jax.lax.switch(which, branches)
+            given = [jax.vmap(self._given(params, now, n)) for n in self.step_counts]
+            paths = (position, component, first, tempered)
+            log_ratio, imbalance = jax.lax.switch(which, given, *paths)
         end = tempered[:, -1]
         log_weight = end - _log_normal(position[:, 0]) + log_ratio
-        loss = self._reduced(params, log_weight, imbalance, finite, jnp.isfinite(end))
+        loss = self._reduced(params, log_weight, imbalance, finite & jnp.isfinite(end))
         fresh = slice(0, self.batch_size)
         log_weight = stop(log_weight + log_rho[:, -1] - end)[fresh]
         log_weight = jnp.where(finite[fresh], log_weight, -jnp.inf)
@@ -161,7 +148,7 @@ class PathLoss:
             keys = jax.random.split(key_replay, replayed.shape[0])
             back = jax.vmap(lambda k, x: simulate.backward_path(k, x, kernels, num_steps))
             position = jnp.concatenate([position, back(keys, replayed)])
-            log_ratio = jnp.concatenate([log_ratio, jnp.zeros(replayed.shape[0])])
+            log_ratio = jnp.pad(log_ratio, (0, replayed.shape[0]))
         room = max(self.step_counts) - num_steps
         return jnp.pad(position, ((0, 0), (0, room), (0, 0))), log_ratio, component
 
@@ -184,40 +171,38 @@ class PathLoss:
         index = first[:, None] + jnp.minimum(jnp.arange(max(lengths) + 1), length)
         return jnp.take_along_axis(position, index[:, :, None], axis=1), first
 
-    def _stretch(
-        self,
-        params: Params,
-        kernels: simulate.PathKernels,
-        path: Array,
-        first: Array,
-        log_rho: Array,
-        num_steps: int,
-    ) -> tuple[Array, Array]:
-        """Log ratio and imbalance ``[]`` of a stretch of a path."""
-        length, log_flow = self._length(num_steps), ScalarMLP(self.hidden)
-        stretch = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
-        log_ratio = simulate.path_log_ratio(stretch, kernels, num_steps, first)
-        index = first + jnp.arange(length + 1)
-        log_p0, log_rho = _log_normal(stretch), log_rho[: length + 1]
-        t = index / num_steps
-        learned = jax.vmap(lambda x, t: log_flow.apply(params["log_flow"], x, t))(stretch, t)
-        log_z = _LOG_Z_RATE * params["log_z"]
-        # Between the ends a geometric path of densities, corrected by the network.
-        middle = (1.0 - t) * (log_z + log_p0) + t * log_rho + learned
-        flow = jnp.where(index == 0, log_z + log_p0, middle)
-        flow = jnp.where(index == num_steps, log_rho, flow)
-        return log_ratio.sum(), losses.sub_trajectory_balance(flow, log_ratio)
+    def _given(self, params: Params, now: Now, num_steps: int) -> Callable[..., Any]:
+        """(path, component, first, log_rho) -> log ratio and imbalance ``[]`` of a given path."""
+        control, log_flow = now.control.on_training_paths(), ScalarMLP(self.hidden)
+        length = self._length(num_steps)
 
-    def _reduced(
-        self, params: Params, log_weight: Array, imbalance: Array, finite: Array, inside: Array
-    ) -> Array:
-        """The loss ``[]`` of paths that are finite and end inside of the target's support."""
+        def whole(path: Array, component: Component, first: Array, log_rho: Array) -> Any:
+            kernels = control.kernels(params, component, now.gradient)
+            log_ratio = simulate.path_log_ratio(path[: num_steps + 1], kernels, num_steps).sum()
+            return log_ratio, jnp.zeros_like(log_ratio)
+
+        def stretch(path: Array, component: Component, first: Array, log_rho: Array) -> Any:
+            kernels = control.kernels(params, component, now.gradient)
+            path = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
+            log_ratio = simulate.path_log_ratio(path, kernels, num_steps, first)
+            index = first + jnp.arange(length + 1)
+            t, log_p0, log_rho = index / num_steps, _log_normal(path), log_rho[: length + 1]
+            learned = jax.vmap(lambda x, t: log_flow.apply(params["log_flow"], x, t))(path, t)
+            log_z = _LOG_Z_RATE * params["log_z"]
+            # Between the ends a geometric path of densities, corrected by the network.
+            middle = (1.0 - t) * (log_z + log_p0) + t * log_rho + learned
+            flow = jnp.where(index == 0, log_z + log_p0, middle)
+            flow = jnp.where(index == num_steps, log_rho, flow)
+            return log_ratio.sum(), losses.sub_trajectory_balance(flow, log_ratio)
+
+        return stretch if self.kind == "sub_trajectory_balance" else whole
+
+    def _reduced(self, params: Params, log_weight: Array, imbalance: Array, good: Array) -> Array:
+        """The loss ``[]`` of all paths; the others than the good ones say nothing."""
         if self.kind in ON_POLICY:
             return losses.reverse_kl(log_weight).mean()
         if self.kind == "sub_trajectory_balance":
-            good = finite & jnp.isfinite(imbalance)
-            return jnp.where(good, imbalance, 0.0).mean()
-        good = finite & inside
+            return jnp.where(good & jnp.isfinite(imbalance), imbalance, 0.0).mean()
         usual = jnp.nanmedian(jnp.where(good, jax.lax.stop_gradient(log_weight), jnp.nan))
         log_weight = losses.tame(jnp.where(good, log_weight, usual))
         if self.kind == "log_variance":

@@ -42,9 +42,7 @@ class OSDSInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OSDS(OnPaths):
-    """One-step diffusion sampler by self-distillation, with defaults of ours.
-
-    Its settings are its own and those of `OnPaths`.
+    """One-step diffusion sampler by self-distillation, with the settings of `OnPaths` and its own.
 
     Attributes:
       control_loss: ``"reverse_kl"`` (or ``"path_gradient"``) back-propagates through the paths;
@@ -64,10 +62,8 @@ class OSDS(OnPaths):
       >>> import consistent_samplers as cs
       >>> target, base = cs.targets.gmm9(), cs.bases.standard_normal(2, scale=5.0)
       >>> algorithm = cs.osds(target, base=base, max_steps=4, hidden=(8,))
-      >>> algorithm.name, algorithm.methods
-      ('osds', ('map', 'path', 'heuristic'))
-      >>> cs.osds.paper(target, batch_size=256).max_steps  # the settings of the paper, but one
-      128
+      >>> algorithm.max_steps, cs.osds.paper(target, batch_size=256).max_steps
+      (4, 128)
     """
 
     max_steps: int = 16
@@ -155,7 +151,7 @@ class OSDS(OnPaths):
 
 
 def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the paper and its release; where they depart, its equations (no clipped x0)."""
+    """The settings of the paper and its release, with the paper's equations (x0 is not clipped)."""
     return paper_settings(
         target,
         batch_size=1_024,

@@ -20,10 +20,7 @@ from consistent_samplers.types import Method
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PIS(Stochastic):
-    """Path integral sampler, with defaults of ours.
-
-    Its settings are those of `Stochastic`, but for the process, which is given. It samples in
-    ``max_steps`` steps of the stochastic path unless told otherwise.
+    """Path integral sampler: a `Stochastic` one, whose process is given.
 
     Example:
       >>> import consistent_samplers as cs
@@ -31,8 +28,6 @@ class PIS(Stochastic):
       >>> algorithm = cs.pis(target, base=base, max_steps=8, hidden=(8,))
       >>> round(float(algorithm.control.process.signal(0.25)), 3)  # √t: a Brownian motion
       0.5
-      >>> cs.pis.paper(target).name
-      'pis.paper'
     """
 
     name: ClassVar[str] = "pis"

@@ -75,9 +75,8 @@ class Progressive(Objective):
             return simulate.flow_step(teacher, process, x, 0.5 * k * d, 0.5 * d)
 
         def gap(x: Array) -> Array:
-            pair = losses.step_pair(
-                student, teacher, process, x, start * d, d, with_jacobians=False
-            )
+            t = start * d
+            pair = losses.step_pair(student, teacher, process, x, t, d, with_jacobians=False)
             # By the length of the step: otherwise short steps hardly count.
             return losses.state_consistency(pair) / d**2
 

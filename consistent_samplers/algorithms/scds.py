@@ -43,9 +43,7 @@ class SCDSInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SCDS(OnPaths):
-    """Self-consistent diffusion sampler, with defaults of ours.
-
-    Its settings are its own and those of `OnPaths`.
+    """Self-consistent diffusion sampler, with the settings of `OnPaths` and its own.
 
     Attributes:
       max_steps: number N of finest steps at the end of its curriculum, a power of two.
@@ -65,10 +63,8 @@ class SCDS(OnPaths):
       >>> import consistent_samplers as cs
       >>> target, base = cs.targets.gmm9(), cs.bases.standard_normal(2, scale=5.0)
       >>> algorithm = cs.scds(target, base=base, max_steps=4, first_steps=2, hidden=(8,))
-      >>> algorithm.name, algorithm.methods
-      ('scds', ('map', 'path', 'heuristic'))
-      >>> cs.scds.paper(target).max_steps
-      128
+      >>> algorithm.max_steps, cs.scds.paper(target).max_steps
+      (4, 128)
     """
 
     max_steps: int = 32

@@ -14,15 +14,9 @@ import optax
 from jax.typing import DTypeLike
 
 from consistent_samplers import networks, schedules
-from consistent_samplers.algorithms import objectives, replay
+from consistent_samplers.algorithms import building, objectives, replay
 from consistent_samplers.algorithms.base import Algorithm
-from consistent_samplers.algorithms.building import (
-    Constructor,
-    build,
-    check_control,
-    choose_base,
-    choose_network,
-)
+from consistent_samplers.algorithms.building import Constructor
 from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss, PathLoss
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases import Base, standard_normal
@@ -43,16 +37,14 @@ class OnPaths(Objective):
       anneal_iterations: over which the training target passes from the base to ρ, so that modes
         are shared out before they part; 0 for none.
       hidden: widths of the networks' hidden layers.
-      guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
-        lerp(∇ log p0, ∇ log ρ, t), or None.
+      guidance: target gradient inside the control, see `maps.Guidance`.
       elementwise_gain: let the network also scale each coordinate of x.
       path_dtype: of the network's hidden layers along the stochastic paths of training, which are
         weighed by the transitions actually taken: ``jnp.bfloat16`` is faster where a device is made
         for it. Maps and all draws keep the full precision.
       schedule: noising rate; the algorithm's own if None.
       integrator: discretisation of the SDE and the flow.
-      learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, ``"both"`` the
-        scale of the generative ones as well, for the numbers of steps trained on; None neither.
+      learned_kernels: see `maps.LearnedKernels`. Train them at the numbers of steps to be sampled.
 
     Example:
       >>> import consistent_samplers as cs
@@ -88,7 +80,7 @@ class OnPaths(Objective):
         def default() -> networks.StepConditionedMLP:
             return networks.StepConditionedMLP(dim, hidden, self.elementwise_gain)
 
-        chosen = choose_network(network, dim, default, hidden)
+        chosen = building.choose_network(network, dim, default, hidden)
         if hasattr(chosen, "split") and self.guidance is not None:
             raise ValueError("network='structured' goes with guidance=None only.")
         if self.path_dtype is not None and not isinstance(chosen, networks.StepConditionedMLP):
@@ -96,20 +88,21 @@ class OnPaths(Objective):
         correction = networks.KernelCorrection(dim, hidden)
         # The papers' gate starts at one: an untrained control is the interpolated score.
         gate = networks.Gate(dim, 1.0 if self.guidance == "interpolated" else 0.0)
+        sees_step = self.step_conditioned or self.learned_kernels is not None
         control = Control(
             base,
             chosen,
             self.process(),
             self.max_steps,
             self.guidance,
-            None if self.guidance is None else gate,
-            None if self.learned_kernels is None else correction,
-            correction if self.learned_kernels == "both" else None,
-            None if self.step_conditioned or self.learned_kernels else 1.0 / self.max_steps,
-            self.path_dtype,
+            gate=None if self.guidance is None else gate,
+            backward=None if self.learned_kernels is None else correction,
+            forward_scale=correction if self.learned_kernels == "both" else None,
+            shown_step=None if sees_step else 1.0 / self.max_steps,
+            path_dtype=self.path_dtype,
         )
         if not isinstance(network, str):
-            check_control(control)
+            building.check_control(control)
         return control
 
 
@@ -119,7 +112,7 @@ Args:
   base: where samples start; fitted to the target if None.
   network: ``"general"``, ``"structured"``, or one's own (`algorithms.building.choose_network`).
   optimizer: an optax transformation; Adam at ``learning_rate`` if None.
-  **settings: see `{}`.
+  **settings: see `{}`; the defaults are ours, those of the paper in ``.paper``.
 
 Raises:
   TypeError: no such setting.
@@ -141,8 +134,8 @@ def on_paths(objective: type[OnPaths], paper: Callable[..., dict[str, Any]]) -> 
     ) -> Algorithm:
         chosen = objective(**settings)
         schedules.check_max_steps(chosen.max_steps)
-        control = chosen.control(choose_base(target, base), network)
-        return build(target, chosen, control=control, optimizer=optimizer)
+        control = chosen.control(building.choose_base(target, base), network)
+        return building.build(target, chosen, control=control, optimizer=optimizer)
 
     summary, _, example = inspect.cleandoc(objective.__doc__ or "").partition("\nExample:")
     summary = summary.partition("\nAttributes:")[0]
@@ -170,6 +163,8 @@ class PathInfo(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stochastic(OnPaths):
     """An iterative sampler: a control loss on whole paths, or on stretches of them.
+
+    It samples in ``max_steps`` steps of the stochastic path unless told otherwise.
 
     Attributes:
       train_steps: numbers of steps of the training paths, one drawn at random an iteration (what

@@ -26,8 +26,8 @@ map sees too; ``"interpolated"`` the OSDS and SCDS papers' score lerp(∇ log p0
 at the base is blind to the target; or None."""
 
 LearnedKernels: TypeAlias = Literal["backward", "both"] | None
-"""Corrections that are learned: mean and scale of the backward kernels, or the scale of the
-generative ones as well."""
+"""Corrections that are learned: ``"backward"`` mean and scale of the backward kernels, bounded;
+``"both"`` the scale of the generative ones as well; None keeps the process's own."""
 
 MAX_INVERSION_ERROR = 1e-2
 """A point counts as inverted if the map returns to it within this many standard deviations."""
