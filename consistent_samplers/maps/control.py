@@ -280,5 +280,7 @@ class Control(Map):
 
 def _features(network: Any, features: Array | None) -> dict[str, Any]:
     """The component of the base as an argument of a linen module that takes it."""
-    call: Callable[..., Any] = type(network).__call__ if isinstance(network, nn.Module) else int
+    if not isinstance(network, nn.Module):
+        return {}
+    call: Callable[..., Any] = type(network).__call__
     return {"features": features} if "features" in inspect.signature(call).parameters else {}

@@ -34,7 +34,7 @@ class Proposal(NamedTuple):
 
 @flax.struct.dataclass
 class Map:
-    """How draws of a base are moved, one at a time: as it stands, not at all.
+    """How draws of a base are moved, one point at a time; this class leaves them where they are.
 
     The density where a draw lands is the caller's to evaluate; guided controls alone take its
     ``gradient``.
