@@ -13,15 +13,7 @@ from consistent_samplers.compilation import as_partial, is_traced
 from consistent_samplers.maps import Control
 from consistent_samplers.sampler import Sampler, method_of_bound
 from consistent_samplers.targets import Target, evaluation
-from consistent_samplers.types import (
-    Array,
-    ArrayTree,
-    Bound,
-    Draws,
-    Method,
-    Params,
-    PRNGKey,
-)
+from consistent_samplers.types import Array, ArrayTree, Bound, Draws, Method, Params, PRNGKey
 
 _UNSET: Any = object()
 
@@ -37,22 +29,16 @@ class Algorithm:
       objective: what is minimised, with its settings.
       optimizer: `Adam`, or an optax transformation.
       extra: constants of the objective.
+      start: parameters that training starts from, a teacher's; fresh ones if None.
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.dis(target, base=base, max_steps=2, hidden=(8,), batch_size=8)
       >>> state = algorithm.init(jax.random.key(0))
-      >>> _, info = jax.eval_shape(algorithm.step, jax.random.key(1), state)
-      >>> info._fields
-      ('loss', 'elbo', 'num_steps', 'gradient_norm')
-      >>> algorithm.methods
-      ('path', 'map', 'heuristic')
-      >>> draws = algorithm.sample(jax.random.key(2), state, 16, num_steps=1, weights=False)
-      >>> draws.position.shape
-      (16, 1)
+      >>> algorithm.sample(jax.random.key(2), state, 16, num_steps=1, weights=False).position.shape
+      (16, 2)
     """
 
     name: str
@@ -61,6 +47,7 @@ class Algorithm:
     objective: Objective
     optimizer: Any
     extra: ArrayTree = ()
+    start: Params = None
 
     @property
     def base(self) -> Base:
@@ -83,24 +70,19 @@ class Algorithm:
         return not self.control.guided
 
     def init(self, rng_key: PRNGKey) -> SamplerState:
-        """Fresh parameters and a fresh optimiser."""
-        params = init_params(self.control, rng_key)
-        params = params | self.objective.init(rng_key, self.control, self._values)
-        return self._from_params(params)
+        """The parameters that training starts from, and a fresh optimiser."""
+        if self.start is not None:
+            return self._from_params(self.start)
+        evaluate = functools.partial(evaluation.values, self.target.log_density)
+        own = self.objective.init(rng_key, self.control, evaluate)
+        return self._from_params(init_params(self.control, rng_key) | own)
 
     def restart(self, state: SamplerState) -> SamplerState:
-        """A fresh optimiser on a trained state's moving average.
-
-        The state may come from another algorithm with the same network.
-        """
+        """A fresh optimiser on the moving average of a trained state, of any with this network."""
         return self._from_params(state.ema_params)
 
     def step(self, rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, Any]:
-        """One training iteration; pure and jittable.
-
-        Returns:
-          The next state, and a NamedTuple of scalars with at least ``loss`` and ``elbo``.
-        """
+        """The next state, and a NamedTuple of at least ``loss`` and ``elbo``; pure and jittable."""
         return self._step(rng_key, state, fold=False)
 
     def advance(self, rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, Any]:
@@ -109,13 +91,8 @@ class Algorithm:
 
     def sampler(self, state: SamplerState) -> Sampler:
         """The sampler of a state: a pytree without the density and the optimiser."""
-        return Sampler(
-            self.control,
-            state.ema_params,
-            self.max_steps,
-            self.methods,
-            self.objective.default_steps,
-        )
+        default_steps = self.objective.default_steps
+        return Sampler(self.control, state.ema_params, self.max_steps, self.methods, default_steps)
 
     def sample(
         self,
@@ -157,19 +134,15 @@ class Algorithm:
             rng_key, self.target, position, num_steps, method=method
         )
 
-    def _values(self, points: Array) -> Array:
-        return evaluation.values(self.target.log_density, points)
-
     def _from_params(self, params: Params) -> SamplerState:
         return init_state(self.control, params, objective=self.objective, optimizer=self.optimizer)
 
     def _step(self, rng_key: PRNGKey, state: SamplerState, fold: bool) -> tuple[SamplerState, Any]:
         density = as_partial(self.target.log_density)
-        learned = functools.partial(
-            learn, objective=self.objective, optimizer=self.optimizer, fold=fold
-        )
+        objective, known = self.objective, (self.control, self.extra, rng_key, state)
+        learned = functools.partial(learn, objective=objective, optimizer=self.optimizer, fold=fold)
         if self.control.guided or is_traced((rng_key, state, density)):
-            return learned(density, None, self.control, self.extra, rng_key, state)
-        points = ask(self.control, self.extra, rng_key, state, objective=self.objective, fold=fold)
+            return learned(density, None, *known)
+        points = ask(*known, objective=objective, fold=fold)
         answer = None if points is None else evaluation.values_and_grads(density, points)
-        return learned(None, answer, self.control, self.extra, rng_key, state)
+        return learned(None, answer, *known)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,6 @@ from consistent_samplers.networks import Structured
 from consistent_samplers.schedules import check_max_steps
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, ArrayTree, PRNGKey
-
-NetworkKind: TypeAlias = Literal["general", "structured"]
 
 
 def build(
@@ -50,9 +48,8 @@ def build(
 
     Example:
       >>> import consistent_samplers as cs
-      >>> from consistent_samplers.algorithms import build
-      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), hidden=(8,))
-      >>> build(algorithm.target, algorithm.objective, control=algorithm.control).name
+      >>> own = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), hidden=(8,))
+      >>> cs.algorithms.build(own.target, own.objective, control=own.control).name
       'osds'
     """
     check_base(target, control.base)
@@ -62,11 +59,7 @@ def build(
 
 
 def choose_optimizer(objective: Objective, optimizer: Any) -> Any:
-    """The optimiser that is given, or the objective's own.
-
-    Raises:
-      TypeError: it is none.
-    """
+    """The optimiser that is given, or the objective's own."""
     is_optax = callable(getattr(optimizer, "update", None))
     if optimizer is not None and not (is_optax or isinstance(optimizer, Adam)):
         raise TypeError(
@@ -77,13 +70,8 @@ def choose_optimizer(objective: Objective, optimizer: Any) -> Any:
 
 
 def choose_base(target: Target, base: Base | None) -> Base:
-    """The base of an algorithm: the one given, or what the recipe would fit to the target.
-
-    From N(0, 1) a reverse KL would end in whatever mode it meets first, without a word.
-
-    Raises:
-      ValueError: base and target differ in dimension.
-    """
+    """The base of an algorithm: the one given, or what the recipe would fit to the target."""
+    # From N(0, 1) a reverse KL would end in whatever mode it meets first, without a word.
     if base is None:
         return bases.fit(jax.random.key(0), target)
     check_base(target, base)
@@ -95,17 +83,9 @@ def choose_network(
 ) -> Any:
     """The network of a control, by its kind or as it is given.
 
-    Args:
-      network: ``"general"``, ``"structured"`` (`networks.Structured`, as many units as the widest
-        hidden layer), a linen module or anything else with ``init`` and ``apply``, called as
-        (x [dim], t [], d []) -> [dim].
-      dim: dimension of the space.
-      default: makes the general one.
-      hidden: widths of the hidden layers.
-
-    Raises:
-      TypeError: it has no ``init`` and ``apply``.
-      ValueError: no such kind.
+    It is ``"general"`` (what ``default`` makes), ``"structured"`` (`networks.Structured`, as many
+    units as the widest hidden layer), or a linen module or anything else with ``init`` and
+    ``apply``, called as (x [dim], t [], d []) -> [dim].
     """
     if isinstance(network, str):
         check_choice("network", network, ("general", "structured"))
@@ -120,31 +100,23 @@ def choose_network(
 
 
 def check_control(control: Control) -> None:
-    """Raises unless a network of the user's gives a control of the right shape.
-
-    Raises:
-      TypeError: it has another shape.
-    """
+    """Raises unless a network of the user's gives a control of the right shape."""
 
     def called(rng_key: PRNGKey, x: Array, t: Array) -> Array:
         component = control.base.draw_component(rng_key)
         return control.bind(control.init(rng_key), component, jnp.zeros_like)(x, t, 1.0 - t)
 
-    key, x = jax.random.key(0), jnp.zeros(control.dim)
-    found = jax.eval_shape(called, key, x, jnp.zeros(()))
-    if getattr(found, "shape", None) != x.shape:
+    dim = control.dim
+    found = jax.eval_shape(called, jax.random.key(0), jnp.zeros(dim), jnp.zeros(()))
+    if getattr(found, "shape", None) != (dim,):
         raise TypeError(
-            f"A network maps (x [{control.dim}], t [], d []) to a control [{control.dim}], but "
+            f"A network maps (x [{dim}], t [], d []) to a control [{dim}], but "
             f"{type(control.network).__name__} to {list(getattr(found, 'shape', [type(found)]))}."
         )
 
 
 def check_base(target: Target, base: Base) -> None:
-    """Raises unless base and target live in the same space.
-
-    Raises:
-      ValueError: their dimensions differ.
-    """
+    """Raises unless base and target live in the same space."""
     if base.dim != target.dim:
         raise ValueError(
             f"The base has dimension {base.dim} but target {target.name!r} has {target.dim}. "
@@ -160,8 +132,6 @@ class Constructor:
 
     Example:
       >>> import consistent_samplers as cs
-      >>> isinstance(cs.dis, cs.algorithms.Constructor)
-      True
       >>> cs.dis.paper(cs.targets.funnel(2)).objective.batch_size
       2048
     """
@@ -174,10 +144,8 @@ class Constructor:
     ) -> None:
         self._make, self._paper, self._objective = make, paper, objective
         functools.update_wrapper(self, make)
-        own = [
-            p for p in inspect.signature(make).parameters.values() if p.kind is not p.VAR_KEYWORD
-        ]
-        taken = {p.name for p in own}
+        taken = inspect.signature(make).parameters
+        own = [p for p in taken.values() if p.kind is not p.VAR_KEYWORD]
         settings = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
             for f in dataclasses.fields(objective)
@@ -197,10 +165,9 @@ class Constructor:
         return dataclasses.replace(algorithm, name=f"{algorithm.name}.paper")
 
     def _check(self, settings: dict[str, Any]) -> None:
-        unknown = settings.keys() - self.__signature__.parameters.keys()
-        if unknown:
-            known = ", ".join(list(self.__signature__.parameters)[1:])
+        _, *known = self.__signature__.parameters
+        if unknown := sorted(settings.keys() - set(known)):
             raise TypeError(
-                f"cs.{self._objective.name} has no setting {sorted(unknown)[0]!r}. It takes: "
-                f"{known}."
+                f"cs.{self._objective.name} has no setting {unknown[0]!r}. It takes: "
+                f"{', '.join(known)}."
             )

@@ -1,7 +1,7 @@
 """Calibration: the K-step map trained on its exact likelihood, as a stage after distillation.
 
-Consistency training brings a large step near the flow of the small ones; its ELBO is then what
-the accumulated error leaves. Calibration minimises the reverse KL of the discrete map itself,
+Consistency training brings a large step near the flow of the small ones, up to an accumulated
+error. Calibration minimises the reverse KL of the discrete map itself,
 
     E_{x0 ~ p0} [ log p0(x0) - log |det ∂T/∂x0| - log ρ(T(x0)) ],
 
@@ -13,6 +13,7 @@ change of variables needs to be a bound.
 """
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -31,21 +32,13 @@ from consistent_samplers.types import Array, Method, Params, PRNGKey
 
 
 class CalibrationInfo(NamedTuple):
-    """What one calibration iteration reports, all ``[]``.
+    """What one calibration iteration reports, all ``[]``."""
 
-    Attributes:
-      loss: reverse KL of this batch, tamed, and the penalty (whatever ``alpha`` is).
-      elbo: exact ELBO of this batch through the map.
-      monotonicity_penalty: mean squared shortfall of the smallest eigenvalue.
-      folded: share of the batch with a determinant that is not positive.
-      gradient_norm: before clipping.
-    """
-
-    loss: Array
-    elbo: Array
-    monotonicity_penalty: Array
-    folded: Array
-    gradient_norm: Array
+    loss: Array  # reverse KL of this batch, tamed, and the penalty (whatever ``alpha`` is)
+    elbo: Array  # exact, of this batch through the map
+    monotonicity_penalty: Array  # mean squared shortfall of the smallest eigenvalue
+    folded: Array  # share of the batch with a determinant that is not positive
+    gradient_norm: Array  # before clipping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +47,9 @@ class Calibration(Objective):
 
     Attributes:
       num_steps: K, the number of steps of the map to calibrate.
-      alpha: divergence that is minimised: 0 the reverse KL, which ends in the tightest ELBO but may
-        leave modes; 1 the importance-weighted forward KL, which covers what the draws reach; values
-        between them in between (`losses.pull_weight`).
+      alpha: divergence that is minimised (`losses.pull_weight`): 0 the reverse KL, which ends in
+        the tightest ELBO but may leave modes; 1 the importance-weighted forward KL, which covers
+        what the draws reach; values between them in between.
       monotonicity_weight: weight of the injectivity penalty. Each fold adds up to log 2 nats to
         what the reverse KL sees, so that a light penalty is bought off.
       monotonicity_margin: smallest eigenvalue asked of the Jacobian's symmetric part.
@@ -91,31 +84,23 @@ class Calibration(Objective):
 
     def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
         """The reverse KL along its path gradient, or in full, and the injectivity penalty."""
-        control, stop = now.control, jax.lax.stop_gradient
+        control, process, stop = now.control, now.control.process, jax.lax.stop_gradient
         key_base, key_probe = jax.random.split(now.rng_key)
         half = jax.random.normal(key_base, ((self.batch_size + 1) // 2, control.dim))
         x0 = shard_batch(jnp.concatenate([half, -half])[: self.batch_size])
         component = control.draw_components(jax.random.fold_in(key_base, 1), self.batch_size)
 
-        def flow(params: Params, component: Component) -> simulate.ControlFn:
-            return control.bind(params, component, now.gradient)
-
         def landing(x0: Array, component: Component) -> Array:
-            u = flow(params, component)
-            return simulate.flow_map(u, control.process, x0, self.num_steps)
-
-        def place(z: Array, component: Component) -> tuple[Array, Array]:
-            x = control.base.unwhiten(z, component)
-            return x, control.base.log_correction(x, component)
+            return simulate.flow_map(now.bind(params, component), process, x0, self.num_steps)
 
         landed = jax.vmap(landing)(x0, component)
-        x, correction = jax.vmap(place)(landed, component)
+        x, correction = jax.vmap(control.place)(landed, component)
         log_rho = evaluate(x) + correction
         log_p0 = jax.vmap(simulate.standard_normal_log_prob)(x0)
 
         def score(x0: Array, component: Component) -> tuple[Array, Array, Array]:
-            u = flow(stop(params), component)
-            path, of_density = simulate.flow_score(u, control.process, x0, self.num_steps)
+            u = now.bind(stop(params), component)
+            path, of_density = simulate.flow_score(u, process, x0, self.num_steps)
             return path.log_abs_det.sum(), of_density, jnp.any(path.sign <= 0)
 
         log_abs_det, of_density, folded = stop(jax.vmap(score)(x0, component))
@@ -125,15 +110,15 @@ class Calibration(Objective):
         usable = jnp.isfinite(pull) & jnp.isfinite(log_weight) & jnp.isfinite(of_density).all(-1)
         pull = jnp.where(usable, pull, 0.0)
 
-        def along_path(_: None) -> Array:
+        def along_path() -> Array:
             # Where T(x0) lies, pulled by the difference of the two scores.
             towards = jnp.sum(jnp.where(usable[:, None], of_density, 0.0) * landed, axis=-1)
             return (pull * (towards - jnp.where(usable, log_rho, 0.0))).mean()
 
-        def in_full(_: None) -> Array:
+        def in_full() -> Array:
             def log_det(x0: Array, component: Component) -> Array:
-                u = flow(params, component)
-                return simulate.flow_path(u, control.process, x0, self.num_steps).log_abs_det.sum()
+                u = now.bind(params, component)
+                return simulate.flow_path(u, process, x0, self.num_steps).log_abs_det.sum()
 
             log_weight = log_rho - log_p0 + jax.vmap(log_det)(x0, component)
             return losses.reverse_kl(losses.tame(log_weight)).mean()
@@ -142,7 +127,7 @@ class Calibration(Objective):
         # folds, the determinant's own gradient is what holds it back. And far from the target its
         # pull is the noisier one.
         far = jnp.abs(log_weight - jnp.median(log_weight)).max() > losses.TAME_LIMIT
-        divergence = jax.lax.cond(folded.any() | far, in_full, along_path, None)
+        divergence = jax.lax.cond(folded.any() | far, in_full, along_path)
         penalty = self._penalty(params, now, key_probe, x0, component)
         weighted = self.monotonicity_weight * penalty
         elbo, reverse_kl = log_weight.mean(), losses.reverse_kl(losses.tame(log_weight)).mean()
@@ -153,22 +138,20 @@ class Calibration(Objective):
         self, params: Params, now: Now, rng_key: PRNGKey, x0: Array, component: Component
     ) -> Array:
         """Mean shortfall of the steps' smallest eigenvalues, at base draws and wider ones."""
-        num, control = -(-self.batch_size // 4), now.control
+        num, process = -(-self.batch_size // 4), now.control.process
         held = shard_batch(jnp.concatenate([x0[:num], self.wide_scale * x0[:num]]))
         probe = jax.random.normal(rng_key, held.shape)
         twice = jax.tree.map(lambda c: jnp.concatenate([c[:num], c[:num]]), component)
         still, size = jax.lax.stop_gradient(params), jnp.asarray(1.0 / self.num_steps)
 
         def one(x0: Array, probe: Array, component: Component) -> Array:
-            u = control.bind(still, component, now.gradient)
-            position, jacobians = simulate.flow_jacobians(u, control.process, x0, self.num_steps)
+            u, moving = now.bind(still, component), now.bind(params, component)
+            position, jacobians = simulate.flow_jacobians(u, process, x0, self.num_steps)
 
             def shortfall(x: Array, t: Array, jacobian: Jacobian) -> Array:
+                step = functools.partial(simulate.flow_step, moving, process, t=t, d=size)
                 v = losses.least_direction(jacobian, probe)
-                moving = control.bind(params, component, now.gradient)
-                _, product = jax.jvp(
-                    lambda y: simulate.flow_step(moving, control.process, y, t, size), (x,), (v,)
-                )
+                _, product = jax.jvp(step, (x,), (v,))
                 return losses.shortfall(v, product, self.monotonicity_margin)
 
             times = time_grid(self.num_steps)
@@ -178,15 +161,11 @@ class Calibration(Objective):
 
 
 def calibration(
-    algorithm: Algorithm,
-    *,
-    optimizer: optax.GradientTransformation | None = None,
-    **settings: Any,
+    algorithm: Algorithm, *, optimizer: optax.GradientTransformation | None = None, **settings: Any
 ) -> Algorithm:
     """Turns a trained algorithm into one that calibrates its ``num_steps``-step map.
 
-    The result follows the same protocol; start it from the trained state with
-    ``calibrated.restart(state)``.
+    Start it from the trained state with ``calibrated.restart(state)``.
 
     Args:
       algorithm: any algorithm with a deterministic map.
@@ -199,26 +178,17 @@ def calibration(
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.osds(target, base=base, max_steps=2, hidden=(8,), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # train it: cs.fit
-      >>> step = cs.calibration(algorithm, batch_size=16)
-      >>> _, info = jax.eval_shape(step.step, jax.random.key(1), step.restart(state))
-      >>> info._fields
-      ('loss', 'elbo', 'monotonicity_penalty', 'folded', 'gradient_norm')
+      >>> calibrated = cs.calibration(algorithm, batch_size=16)
+      >>> calibrated.name, int(calibrated.restart(state).iteration)
+      ('osds.calibration', 0)
     """
     own = algorithm.objective
-    objective = Calibration(
-        max_steps=own.max_steps,
-        calibrated=(algorithm.name, own.methods, own.default_steps),
-        **settings,
-    )
+    calibrated = (algorithm.name, own.methods, own.default_steps)
+    objective = Calibration(max_steps=own.max_steps, calibrated=calibrated, **settings)
     check_num_steps(objective.num_steps, algorithm.control.max_flow_steps)
-    return dataclasses.replace(
-        algorithm,
-        name=f"{algorithm.name}.calibration",
-        objective=objective,
-        optimizer=choose_optimizer(objective, optimizer),
-    )
+    name, chosen = f"{algorithm.name}.calibration", choose_optimizer(objective, optimizer)
+    return dataclasses.replace(algorithm, name=name, objective=objective, optimizer=chosen)

@@ -24,9 +24,8 @@ import optax
 from consistent_samplers import schedules, simulate
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import Constructor, build
-from consistent_samplers.algorithms.consistency import one_step_elbo
+from consistent_samplers.algorithms.consistency import check_teacher, one_step_elbo
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective, SamplerState
-from consistent_samplers.algorithms.teachers import check_teacher, distilled
 from consistent_samplers.checks import check_choice
 from consistent_samplers.maps import Denoiser, DenoisingProcess
 from consistent_samplers.sharding import shard_batch
@@ -35,20 +34,12 @@ from consistent_samplers.types import Array, Method, Params, PRNGKey
 
 
 class CDDSInfo(NamedTuple):
-    """What one training iteration reports, all ``[]``.
+    """What one training iteration reports, all ``[]``."""
 
-    Attributes:
-      loss: mean squared distance between the ends of neighbouring points.
-      elbo: exact ELBO of a few one-step draws; NaN above 64 dimensions, where it would cost more
-        than the iteration.
-      time: t of the earlier point.
-      gradient_norm: before clipping.
-    """
-
-    loss: Array
-    elbo: Array
-    time: Array
-    gradient_norm: Array
+    loss: Array  # mean squared distance between the ends of neighbouring points
+    elbo: Array  # exact, of a few one-step draws; NaN above 64 dimensions
+    time: Array  # t of the earlier point
+    gradient_norm: Array  # before clipping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,16 +130,15 @@ def _cdds(
 ) -> Algorithm:
     """Consistency distillation of a diffusion sampler, with defaults of ours.
 
+    With one step its weights are those of the map f(·, 0); with more, of the chain of renoising
+    kernels and the last map.
+
     Args:
       target: what to sample; the teacher's target.
       teacher: any algorithm with a probability flow; the student takes its base and its network.
       teacher_state: its trained state.
       optimizer: an optax transformation; Adam at ``learning_rate`` if None.
       **settings: see `CDDS`.
-
-    Returns:
-      An `Algorithm`. With one step its weights are those of the map f(·, 0); with more, of the
-      chain of renoising kernels and the last map.
 
     Raises:
       TypeError: no such setting.
@@ -160,14 +150,10 @@ def _cdds(
       >>> import consistent_samplers as cs
       >>> target, base = cs.targets.gmm9(), cs.bases.standard_normal(2, scale=5.0)
       >>> teacher = cs.dis(target, base=base, max_steps=4, hidden=(8,))
-      >>> teacher_state = teacher.init(jax.random.key(0))  # train it: cs.fit
-      >>> student = cs.cdds(
-      ...     target, teacher=teacher, teacher_state=teacher_state, num_points=3, max_steps=2
-      ... )
-      >>> state = student.init(jax.random.key(1))
-      >>> _, info = jax.eval_shape(student.step, jax.random.key(2), state)
-      >>> info._fields
-      ('loss', 'elbo', 'time', 'gradient_norm')
+      >>> taught = {"teacher": teacher, "teacher_state": teacher.init(jax.random.key(0))}
+      >>> student = cs.cdds(target, **taught, num_points=3, max_steps=2)
+      >>> student.max_steps, student.methods
+      (2, ('map',))
     """
     objective = CDDS(**settings)
     check_teacher(target, teacher)
@@ -179,23 +165,14 @@ def _cdds(
             f"{objective.num_points}."
         )
     objective = dataclasses.replace(objective, teacher_steps=num_steps)
-    frozen = teacher_state.ema_params
-    if objective.teacher_params == "last":
-        frozen = teacher_state.params
-    own = teacher.control
+    last = objective.teacher_params == "last"
+    own, frozen = teacher.control, teacher_state.params if last else teacher_state.ema_params
     # As the teacher was used: F starts as its control, and the size of the jump is in t.
-    student = Denoiser(
-        own.base,
-        own.network,
-        DenoisingProcess(own.process.schedule, skip=objective.skip),
-        1,
-        own.guidance,
-        own.gate,
-        shown_step=1.0 / num_steps,
-    )
+    process, size = DenoisingProcess(own.process.schedule, skip=objective.skip), 1.0 / num_steps
+    student = Denoiser(own.base, own.network, process, 1, own.guidance, own.gate, shown_step=size)
     built = build(target, objective, control=student, optimizer=optimizer, extra=(own, frozen))
     start = {name: frozen[name] for name in ("control", "gate") if name in frozen}
-    return distilled(built, start)
+    return dataclasses.replace(built, start=start)
 
 
 def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -13,54 +13,16 @@ the target as a gated input.
 import dataclasses
 from typing import Any, ClassVar
 
-import optax
-
 from consistent_samplers import schedules
-from consistent_samplers.algorithms.base import Algorithm
-from consistent_samplers.algorithms.building import Constructor
-from consistent_samplers.algorithms.stochastic import Stochastic, build_on_paths
-from consistent_samplers.bases import Base, standard_normal
-from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck
+from consistent_samplers.algorithms.stochastic import Stochastic, on_paths, paper_settings
+from consistent_samplers.processes import Integrator
+from consistent_samplers.schedules import NoisingRate
 from consistent_samplers.targets import Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDS(Stochastic):
-    """Settings of DDS: those of `Stochastic`. The noising rate is 10 to 0.01 as cos² if None."""
-
-    integrator: Integrator = "denoising"
-
-    name: ClassVar[str] = "dds"
-
-    def process(self) -> OrnsteinUhlenbeck:
-        """The noising process."""
-        return OrnsteinUhlenbeck(self.schedule or schedules.cosine(), self.integrator)
-
-
-def _dds(
-    target: Target,
-    *,
-    base: Base | None = None,
-    network: Any = "general",
-    optimizer: optax.GradientTransformation | None = None,
-    **settings: Any,
-) -> Algorithm:
-    """Denoising diffusion sampler, with defaults of ours.
-
-    Args:
-      target: what to sample.
-      base: where samples start; fitted to the target if None.
-      network: ``"general"``, ``"structured"``, or one's own (`algorithms.building.choose_network`).
-      optimizer: an optax transformation; Adam at ``learning_rate`` if None.
-      **settings: see `DDS`.
-
-    Returns:
-      An `Algorithm`; it samples in ``max_steps`` steps of the stochastic path unless told
-      otherwise.
-
-    Raises:
-      TypeError: no such setting.
-      ValueError: base and target differ in dimension, or a setting is out of range.
+    """Denoising diffusion sampler: a `Stochastic` one, β from 10 to 0.01 as cos² by default.
 
     Example:
       >>> import consistent_samplers as cs
@@ -68,26 +30,25 @@ def _dds(
       >>> algorithm = cs.dds(target, base=base, max_steps=8, hidden=(8,))
       >>> algorithm.control.process.integrator, algorithm.max_steps
       ('denoising', 8)
-      >>> cs.dds.paper(target).max_steps
-      128
     """
-    return build_on_paths(target, DDS(**settings), base, network, optimizer)
+
+    integrator: Integrator = "denoising"
+
+    name: ClassVar[str] = "dds"
+    own_schedule: ClassVar[NoisingRate] = schedules.cosine()
 
 
 def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
     """Reverse KL, cos² schedule; the paper has a learning rate that falls from 5e-3."""
-    return {
-        "base": standard_normal(target.dim),
-        "max_steps": 128,
-        "anneal_iterations": 0,
-        "train_steps": (overrides.get("max_steps", 128),),
-        "batch_size": 300,
-        "learning_rate": 5e-3,
-        "loss": "reverse_kl",
-        "guidance": "ratio",
-        "elementwise_gain": False,
-        "schedule": schedules.cosine(0.01, 10.0),
-    }
+    return paper_settings(
+        target,
+        train_steps=(overrides.get("max_steps", 128),),
+        batch_size=300,
+        learning_rate=5e-3,
+        loss="reverse_kl",
+        guidance="ratio",
+        schedule=schedules.cosine(0.01, 10.0),
+    )
 
 
-dds = Constructor(_dds, DDS, _paper)
+dds = on_paths(DDS, _paper)

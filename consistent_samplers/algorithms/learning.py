@@ -1,11 +1,10 @@
 """One iteration of training: an objective, its gradient, and an update.
 
-An objective is run in one of two ways. With the density *outside*, the loss is run up to its call
-of the density to learn the points (`ask`), the density is evaluated at them by programs of its
-own, and the loss is run again with the answer (`learn`): a value whose derivative by the points is
-the gradient found there. So nothing of ours is compiled with anybody's density. With the density
-*inside* the loss runs once; that is how it is traced as part of a larger computation, and how
-guided controls run, whose every step asks for it.
+With the density *outside*, the loss is run up to its call of the density to learn the points
+(`ask`), the density is evaluated at them by programs of its own, and the loss is run again with the
+answer (`learn`), whose derivative by the points is the gradient found there. So nothing of ours is
+compiled with anybody's density. With the density *inside* the loss runs once: as part of a larger
+computation that is traced, and for guided controls, whose every step asks for it.
 """
 
 from typing import Any
@@ -18,7 +17,7 @@ from jax.tree_util import Partial
 from consistent_samplers.algorithms.protocol import Adam, Loss, Now, Objective, SamplerState
 from consistent_samplers.kernels import kernel
 from consistent_samplers.maps import Control
-from consistent_samplers.types import Array, ArrayTree, GradientFn, Params, PRNGKey
+from consistent_samplers.types import Array, ArrayTree, Params, PRNGKey
 
 
 @kernel(effort="least")
@@ -56,8 +55,9 @@ def ask(
     def stop(points: Array) -> Array:
         raise _AskedError(points)
 
+    key = jax.random.fold_in(rng_key, state.iteration) if fold else rng_key
     try:
-        objective(state.params, _now(control, extra, rng_key, state, fold, None), stop)
+        objective(state.params, Now(key, control, state, extra), stop)
     except _AskedError as asked:
         points: Array = asked.args[0]
         return points
@@ -78,8 +78,9 @@ def learn(
     fold: bool,
 ) -> tuple[SamplerState, Any]:
     """One iteration, given the density itself or its values and gradients."""
+    key = jax.random.fold_in(rng_key, state.iteration) if fold else rng_key
     gradient = None if density is None else jax.grad(lambda x: density(x))
-    now = _now(control, extra, rng_key, state, fold, gradient)
+    now = Now(key, control, state, extra, gradient)
 
     def evaluate(points: Array) -> Array:
         if density is not None:
@@ -92,36 +93,19 @@ def learn(
         return loss.parts, loss
 
     values, pull_back, loss = jax.vjp(parts, state.params, has_aux=True)
-    ones = [jnp.ones_like(value) for value in values]
     if objective.part_clip is None:
-        (grads,) = pull_back(tuple(ones))
+        (grads,) = pull_back(tuple(jnp.ones_like(value) for value in values))
         norm = optax.tree.norm(grads)
     else:
         limit = optax.clip_by_global_norm(getattr(objective, objective.part_clip))
-        each = [
-            pull_back(tuple(one if i == k else jnp.zeros_like(one) for i, one in enumerate(ones)))[
-                0
-            ]
-            for k in range(len(ones))
-        ]
+        chosen = range(len(values))
+        one_hot = [tuple(jnp.full_like(v, i == k) for i, v in enumerate(values)) for k in chosen]
+        each = [pull_back(cotangents)[0] for cotangents in one_hot]
         norm = jnp.stack([optax.tree.norm(g) for g in each]).sum()
         clipped = [limit.update(g, optax.EmptyState())[0] for g in each]
         grads = jax.tree.map(lambda *g: sum(g[1:], g[0]), *clipped)
     new_state = _updated(_transformation(optimizer), state, grads, objective.ema_decay)
     return new_state._replace(memory=loss.memory), loss.info._replace(gradient_norm=norm)
-
-
-def _now(
-    control: Control,
-    extra: ArrayTree,
-    rng_key: PRNGKey,
-    state: SamplerState,
-    fold: bool,
-    gradient: GradientFn | None,
-) -> Now:
-    if fold:
-        rng_key = jax.random.fold_in(rng_key, state.iteration)
-    return Now(rng_key, control, state, extra, gradient)
 
 
 @jax.custom_jvp
@@ -139,10 +123,7 @@ def _answered_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def _updated(
-    optimizer: optax.GradientTransformation,
-    state: SamplerState,
-    grads: Params,
-    ema_decay: float,
+    optimizer: optax.GradientTransformation, state: SamplerState, grads: Params, ema_decay: float
 ) -> SamplerState:
     """One optimiser update and the moving average; none where a gradient is not finite.
 

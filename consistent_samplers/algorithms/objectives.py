@@ -6,8 +6,9 @@ and a replay buffer may supply some of the paths.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +23,9 @@ from consistent_samplers.sharding import shard_batch
 from consistent_samplers.types import Array, Params, PRNGKey
 
 ControlLoss: TypeAlias = Literal[
-    "reverse_kl",
-    "path_gradient",
-    "log_variance",
-    "trajectory_balance",
-    "sub_trajectory_balance",
+    "reverse_kl", "path_gradient", "log_variance", "trajectory_balance", "sub_trajectory_balance"
 ]
-CONTROL_LOSSES: tuple[ControlLoss, ...] = (
-    "reverse_kl",
-    "path_gradient",
-    "log_variance",
-    "trajectory_balance",
-    "sub_trajectory_balance",
-)
+CONTROL_LOSSES: tuple[ControlLoss, ...] = get_args(ControlLoss)
 ON_POLICY: tuple[ControlLoss, ...] = ("reverse_kl", "path_gradient")
 
 # The learned log Z moves this many times faster than the networks' weights.
@@ -43,42 +34,29 @@ _NUM_START_DRAWS = 512
 
 
 class PathBatch(NamedTuple):
-    """Paths simulated for one iteration; no gradient.
+    """Paths simulated for one iteration; no gradient."""
 
-    Attributes:
-      position: ``[batch_size, most_steps + 1, dim]``, of which the first ``num_steps + 1`` points
-        are the path.
-      log_weight: ``[batch_size]``, of ρ whatever the training target.
-      component: of the base, in whose frame each path runs.
-      num_steps: ``[]``.
-    """
-
-    position: Array
-    log_weight: Array
-    component: Component
-    num_steps: Array
+    position: Array  # [batch_size, most_steps + 1, dim]: the first num_steps + 1 are the path
+    log_weight: Array  # [batch_size], of ρ whatever the training target
+    component: Component  # of the base, in whose frame each path runs
+    num_steps: Array  # []
 
 
 @dataclasses.dataclass(frozen=True)
 class PathLoss:
     """A control loss by its name.
 
-    Attributes:
-      kind: ``"reverse_kl"`` (Zhang & Chen, 2022; Berner et al., 2024), ``"path_gradient"`` the
-        same without the score term, whose mean is zero (Roeder et al., 2017; Vaitl et al., 2022),
-        ``"log_variance"`` (Richter & Berner, 2024), ``"trajectory_balance"`` with a learned log Z,
-        or ``"sub_trajectory_balance"`` with a learned flow, on a stretch of each path.
-      batch_size: paths simulated an iteration.
-      hidden: widths of the flow's hidden layers.
-      step_counts: numbers of steps that paths may have.
-      segment_share: length of the stretch, as a share of the path.
+    ``"reverse_kl"`` (Zhang & Chen, 2022; Berner et al., 2024), ``"path_gradient"`` the same
+    without the score term, whose mean is zero (Roeder et al., 2017; Vaitl et al., 2022),
+    ``"log_variance"`` (Richter & Berner, 2024), ``"trajectory_balance"`` with a learned log Z,
+    or ``"sub_trajectory_balance"`` with a learned flow, on a stretch of each path.
     """
 
     kind: ControlLoss
-    batch_size: int
-    hidden: tuple[int, ...]
-    step_counts: tuple[int, ...]
-    segment_share: float = 0.25
+    batch_size: int  # paths simulated an iteration
+    hidden: tuple[int, ...]  # widths of the flow's hidden layers
+    step_counts: tuple[int, ...]  # numbers of steps that paths may have
+    segment_share: float = 0.25  # length of the stretch, as a share of the path
 
     def __post_init__(self) -> None:
         check_choice("loss", self.kind, CONTROL_LOSSES)
@@ -112,62 +90,45 @@ class PathLoss:
     ) -> tuple[Array, PathBatch]:
         """The loss ``[]`` of a fresh batch, and of paths to end points ``[n, dim]`` if given.
 
-        Args:
-          params: parameters.
-          now: what else is known.
-          rng_key: key of the paths.
-          evaluate: log densities; called once.
-          which: index of the number of steps among ``step_counts``.
-          temper: trains towards p0^(1 - temper) ρ^temper.
-          replayed: end points, in the frame of a base of one component.
+        Of ``step_counts[which]`` steps, towards p0^(1 - temper) ρ^temper. End points are in the
+        frame of a base of one component.
         """
-        key_fresh, key_replay, key_segment = jax.random.split(rng_key, 3)
-        stop = jax.lax.stop_gradient
-        on_policy = self.kind in ON_POLICY
-        control = now.control.on_training_paths()
-        num_steps = jnp.asarray(self.step_counts)[which]
+        control, stop = now.control.on_training_paths(), jax.lax.stop_gradient
+        on_policy, num_steps = self.kind in ON_POLICY, jnp.asarray(self.step_counts)[which]
         moving = params if on_policy else stop(params)
-        simulated = [
-            lambda n=n: self._simulate(moving, now, control, key_fresh, key_replay, n, replayed)
-            for n in self.step_counts
-        ]
-        position, log_ratio, component = jax.lax.switch(which, simulated)
+        run = functools.partial(self._simulate, moving, now, rng_key, replayed)
+        runs = [functools.partial(run, n) for n in self.step_counts]
+        position, log_ratio, component = jax.lax.switch(which, runs)
         finite = jnp.isfinite(position).all(axis=(1, 2))
         # A path that ran off to infinity teaches nothing, and would make every gradient NaN.
         position = jnp.where(finite[:, None, None], position, 0.0)
         if not on_policy:
             position = stop(position)
-        points, first = self._points(position, num_steps, key_segment)
-        log_rho = self._log_rho(control, points, component, evaluate)
+        points, first = self._points(position, which, jax.random.split(rng_key, 3)[2])
+        x, correction = jax.vmap(jax.vmap(control.place, (0, None)))(points, component)
+        log_rho = evaluate(x.reshape(-1, control.dim)).reshape(points.shape[:2]) + correction
         tempered = (1.0 - temper) * _log_normal(points) + temper * log_rho
 
-        start, end = position[:, 0], tempered[:, -1]
-        if on_policy:
-            log_weight = end - _log_normal(start) + log_ratio
-            loss = losses.reverse_kl(log_weight).mean()
-        else:
-            given = (params, now, control, position, component, first, tempered)
-            branches = [lambda n=n: self._given(*given, n) for n in self.step_counts]
-            of_path = jax.lax.switch(which, branches)
-            loss, log_ratio = self._balance(params, start, end, of_path, finite)
-            log_weight = end - _log_normal(start) + log_ratio
+        imbalance = jnp.zeros_like(log_ratio)
+        if not on_policy:
+            given = [jax.vmap(self._given(params, now, n)) for n in self.step_counts]
+            paths = (position, component, first, tempered)
+            log_ratio, imbalance = jax.lax.switch(which, given, *paths)
+        end = tempered[:, -1]
+        log_weight = end - _log_normal(position[:, 0]) + log_ratio
+        loss = self._reduced(params, log_weight, imbalance, finite & jnp.isfinite(end))
         fresh = slice(0, self.batch_size)
         log_weight = stop(log_weight + log_rho[:, -1] - end)[fresh]
         log_weight = jnp.where(finite[fresh], log_weight, -jnp.inf)
-        of_fresh = jax.tree.map(lambda c: c[fresh], component)
-        return loss, PathBatch(stop(position)[fresh], log_weight, of_fresh, num_steps)
+        component = jax.tree.map(lambda c: c[fresh], component)
+        return loss, PathBatch(stop(position)[fresh], log_weight, component, num_steps)
 
     def _simulate(
-        self,
-        params: Params,
-        now: Now,
-        control: Control,
-        key_fresh: PRNGKey,
-        key_replay: PRNGKey,
-        num_steps: int,
-        replayed: Array | None,
+        self, params: Params, now: Now, rng_key: PRNGKey, replayed: Array | None, num_steps: int
     ) -> tuple[Array, Array, Component]:
         """Paths ``[n, most_steps + 1, dim]``, their summed log ratios ``[n]``, and frames."""
+        control = now.control.on_training_paths()
+        key_fresh, key_replay, _ = jax.random.split(rng_key, 3)
         key_base, key_path = jax.random.split(key_fresh)
         x0 = shard_batch(jax.random.normal(key_base, (self.batch_size, control.dim)))
         keys = jax.random.split(key_path, self.batch_size)
@@ -178,10 +139,8 @@ class PathLoss:
             if self.kind == "path_gradient":
                 still = control.kernels(jax.lax.stop_gradient(params), component, now.gradient)
                 weighing = kernels._replace(forward=still.forward)
-            path, log_ratio = simulate.simulate_path(
-                key, x, kernels, num_steps, density_kernels=weighing
-            )
-            return path, log_ratio.sum()
+            moved = simulate.simulate_path(key, x, kernels, num_steps, density_kernels=weighing)
+            return moved[0], moved[1].sum()
 
         position, log_ratio = jax.vmap(one)(keys, x0, component)
         if replayed is not None:
@@ -189,74 +148,46 @@ class PathLoss:
             keys = jax.random.split(key_replay, replayed.shape[0])
             back = jax.vmap(lambda k, x: simulate.backward_path(k, x, kernels, num_steps))
             position = jnp.concatenate([position, back(keys, replayed)])
-            log_ratio = jnp.concatenate([log_ratio, jnp.zeros(replayed.shape[0])])
+            log_ratio = jnp.pad(log_ratio, (0, replayed.shape[0]))
         room = max(self.step_counts) - num_steps
         return jnp.pad(position, ((0, 0), (0, room), (0, 0))), log_ratio, component
 
     def _length(self, num_steps: int) -> int:
-        """Steps of the stretch that sub-trajectory balance looks at."""
         return max(1, round(self.segment_share * num_steps))
 
-    def _points(self, position: Array, num_steps: Array, rng_key: PRNGKey) -> tuple[Array, Array]:
+    def _points(self, position: Array, which: Array | int, rng_key: PRNGKey) -> tuple[Array, Array]:
         """Where the density is asked for ``[n, num_points, dim]``: the ends, or a stretch of each.
 
         And the step ``[n]`` at which the stretch begins.
         """
-        num = position.shape[0]
+        num, num_steps = position.shape[0], jnp.asarray(self.step_counts)[which]
         if self.kind != "sub_trajectory_balance":
             return position[:, num_steps][:, None], jnp.full(num, 0)
-        lengths = jnp.asarray([self._length(n) for n in self.step_counts])
-        length = lengths[jnp.searchsorted(jnp.asarray(self.step_counts), num_steps)]
+        lengths = [self._length(n) for n in self.step_counts]
+        length = jnp.asarray(lengths)[which]
         share = jax.random.uniform(rng_key, (num,))
         first = jnp.floor(share * (num_steps - length + 1)).astype(jnp.int32)
         first = jnp.minimum(first, num_steps - length)
-        most = max(self._length(n) for n in self.step_counts)
-        index = first[:, None] + jnp.minimum(jnp.arange(most + 1), length)
+        index = first[:, None] + jnp.minimum(jnp.arange(max(lengths) + 1), length)
         return jnp.take_along_axis(position, index[:, :, None], axis=1), first
 
-    def _log_rho(
-        self, control: Control, points: Array, component: Component, evaluate: Evaluate
-    ) -> Array:
-        """Log densities in the frames of the paths: ``[n, num_points]``."""
-        base = control.base
+    def _given(self, params: Params, now: Now, num_steps: int) -> Callable[..., Any]:
+        """(path, component, first, log_rho) -> log ratio and imbalance ``[]`` of a given path."""
+        control, log_flow = now.control.on_training_paths(), ScalarMLP(self.hidden)
+        length = self._length(num_steps)
 
-        def place(z: Array, component: Component) -> Array:
-            return jax.vmap(lambda z: base.unwhiten(z, component))(z)
-
-        def correction(x: Array, component: Component) -> Array:
-            return jax.vmap(lambda x: base.log_correction(x, component))(x)
-
-        x = jax.vmap(place)(points, component)
-        values = evaluate(x.reshape(-1, control.dim)).reshape(points.shape[:2])
-        return values + jax.vmap(correction)(x, component)
-
-    def _given(
-        self,
-        params: Params,
-        now: Now,
-        control: Control,
-        position: Array,
-        component: Component,
-        first: Array,
-        tempered: Array,
-        num_steps: int,
-    ) -> tuple[Array, Array]:
-        """Of given paths: log ratio of the whole, and imbalance of the stretch, ``[n]`` each."""
-        log_flow = ScalarMLP(self.hidden)
-
-        def one(path: Array, component: Component, first: Array, log_rho: Array) -> Any:
+        def whole(path: Array, component: Component, first: Array, log_rho: Array) -> Any:
             kernels = control.kernels(params, component, now.gradient)
-            if self.kind != "sub_trajectory_balance":
-                path = path[: num_steps + 1]
-                ratio = simulate.path_log_ratio(path, kernels, num_steps).sum()
-                return ratio, jnp.zeros_like(ratio)
-            length = self._length(num_steps)
-            stretch = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
-            log_ratio = simulate.path_log_ratio(stretch, kernels, num_steps, first)
+            log_ratio = simulate.path_log_ratio(path[: num_steps + 1], kernels, num_steps).sum()
+            return log_ratio, jnp.zeros_like(log_ratio)
+
+        def stretch(path: Array, component: Component, first: Array, log_rho: Array) -> Any:
+            kernels = control.kernels(params, component, now.gradient)
+            path = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
+            log_ratio = simulate.path_log_ratio(path, kernels, num_steps, first)
             index = first + jnp.arange(length + 1)
-            log_p0, log_rho = _log_normal(stretch), log_rho[: length + 1]
-            t = index / num_steps
-            learned = jax.vmap(lambda x, t: log_flow.apply(params["log_flow"], x, t))(stretch, t)
+            t, log_p0, log_rho = index / num_steps, _log_normal(path), log_rho[: length + 1]
+            learned = jax.vmap(lambda x, t: log_flow.apply(params["log_flow"], x, t))(path, t)
             log_z = _LOG_Z_RATE * params["log_z"]
             # Between the ends a geometric path of densities, corrected by the network.
             middle = (1.0 - t) * (log_z + log_p0) + t * log_rho + learned
@@ -264,37 +195,24 @@ class PathLoss:
             flow = jnp.where(index == num_steps, log_rho, flow)
             return log_ratio.sum(), losses.sub_trajectory_balance(flow, log_ratio)
 
-        return jax.vmap(one)(position, component, first, tempered)
+        return stretch if self.kind == "sub_trajectory_balance" else whole
 
-    def _balance(
-        self,
-        params: Params,
-        start: Array,
-        end: Array,
-        of_path: tuple[Array, Array],
-        finite: Array,
-    ) -> tuple[Array, Array]:
-        """The loss of given paths, and their log ratios."""
-        log_ratio, imbalance = of_path
+    def _reduced(self, params: Params, log_weight: Array, imbalance: Array, good: Array) -> Array:
+        """The loss ``[]`` of all paths; the others than the good ones say nothing."""
+        if self.kind in ON_POLICY:
+            return losses.reverse_kl(log_weight).mean()
         if self.kind == "sub_trajectory_balance":
-            good = finite & jnp.isfinite(imbalance)
-            return jnp.where(good, imbalance, 0.0).mean(), log_ratio
-        log_weight = end - _log_normal(start) + log_ratio
-        good = finite & jnp.isfinite(end)
+            return jnp.where(good & jnp.isfinite(imbalance), imbalance, 0.0).mean()
         usual = jnp.nanmedian(jnp.where(good, jax.lax.stop_gradient(log_weight), jnp.nan))
         log_weight = losses.tame(jnp.where(good, log_weight, usual))
         if self.kind == "log_variance":
-            return losses.log_variance(log_weight).mean(), log_ratio
+            return losses.log_variance(log_weight).mean()
         log_z = _LOG_Z_RATE * params["log_z"]
-        return losses.trajectory_balance(log_weight, log_z).mean(), log_ratio
+        return losses.trajectory_balance(log_weight, log_z).mean()
 
 
-def _log_normal(z: Array) -> Array:
-    """Log density of N(0, I): ``[..., dim] -> [...]``."""
-    log_prob: Callable[[Array], Array] = jnp.vectorize(
-        simulate.standard_normal_log_prob, signature="(d)->()"
-    )
-    return log_prob(z)
+# Log density of N(0, I): [..., dim] -> [...].
+_log_normal = jnp.vectorize(simulate.standard_normal_log_prob, signature="(d)->()")
 
 
 def annealing(iteration: Array, num_iterations: int) -> Array:

@@ -15,51 +15,34 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from consistent_samplers import log_det, losses, schedules, simulate
-from consistent_samplers.algorithms.base import Algorithm
-from consistent_samplers.algorithms.building import Constructor
+from consistent_samplers.algorithms import objectives
 from consistent_samplers.algorithms.consistency import draw_steps
-from consistent_samplers.algorithms.objectives import (
-    CONTROL_LOSSES,
-    ControlLoss,
-    PathBatch,
-    PathLoss,
-    annealing,
-)
+from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch, PathLoss
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
-from consistent_samplers.algorithms.stochastic import OnPaths, build_on_paths
-from consistent_samplers.bases import Base, Component, standard_normal
+from consistent_samplers.algorithms.stochastic import OnPaths, on_paths, paper_settings
+from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_choice
 from consistent_samplers.maps import Control, Guidance
 from consistent_samplers.targets import Target
-from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
+from consistent_samplers.types import Array, Method, Params, PRNGKey
 
 
 class OSDSInfo(NamedTuple):
-    """What one training iteration reports, all ``[]``.
-
-    Attributes:
-      loss: what was minimised.
-      elbo: ELBO of the N-step stochastic paths of this batch.
-      state_consistency: mean squared gap between one step and two.
-      volume_consistency: mean squared gap of their log-volumes.
-      consistency_weight: weight of both at this iteration.
-      gradient_norm: before clipping.
-    """
+    """What one training iteration reports, all ``[]``."""
 
     loss: Array
-    elbo: Array
-    state_consistency: Array
-    volume_consistency: Array
-    consistency_weight: Array
-    gradient_norm: Array
+    elbo: Array  # of the N-step stochastic paths of this batch
+    state_consistency: Array  # mean squared gap between one step and two
+    volume_consistency: Array  # mean squared gap of their log-volumes
+    consistency_weight: Array  # of both, at this iteration
+    gradient_norm: Array  # before clipping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OSDS(OnPaths):
-    """Settings of OSDS, beside those of `OnPaths`.
+    """One-step diffusion sampler by self-distillation, with the settings of `OnPaths` and its own.
 
     Attributes:
       control_loss: ``"reverse_kl"`` (or ``"path_gradient"``) back-propagates through the paths;
@@ -69,11 +52,18 @@ class OSDS(OnPaths):
       consistency_weight: weight of both consistency losses after warm-up.
       volume_weight: weight of volume against state consistency, in addition to its own 0.25.
       warmup_iterations: over which ``consistency_weight`` grows linearly from 0.
-      monotonicity_weight: weight of the penalty that keeps big steps from folding (only with
-        exact log-volumes, whose Jacobians it shares).
+      monotonicity_weight: of the penalty that keeps big steps from folding (only with exact
+        log-volumes, whose Jacobians it shares).
       monotonicity_margin: smallest eigenvalue it asks of the Jacobian's symmetric part.
       jacobian_weight: weight of the paper's penalty ‖J v‖² on the control's Jacobian.
       num_consistency_samples: paths of each batch on which the consistency losses are taken.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> target, base = cs.targets.gmm9(), cs.bases.standard_normal(2, scale=5.0)
+      >>> algorithm = cs.osds(target, base=base, max_steps=4, hidden=(8,))
+      >>> algorithm.max_steps, cs.osds.paper(target, batch_size=256).max_steps
+      (4, 128)
     """
 
     max_steps: int = 16
@@ -94,7 +84,7 @@ class OSDS(OnPaths):
 
     def __post_init__(self) -> None:
         check_choice("volume", self.volume, ("exact", "hutchinson"))
-        check_choice("control_loss", self.control_loss, CONTROL_LOSSES)
+        check_choice("control_loss", self.control_loss, objectives.CONTROL_LOSSES)
 
     def _path_loss(self) -> PathLoss:
         hidden = tuple(self.hidden)
@@ -108,12 +98,11 @@ class OSDS(OnPaths):
         """Control loss + weight (state + volume consistency) + penalties."""
         key_path, key_pair = jax.random.split(now.rng_key)
         iteration = now.state.iteration
-        loss, paths = self._path_loss()(
-            params, now, key_path, evaluate, temper=annealing(iteration, self.anneal_iterations)
-        )
+        temper = objectives.annealing(iteration, self.anneal_iterations)
+        loss, paths = self._path_loss()(params, now, key_path, evaluate, temper=temper)
         warm = jnp.minimum(1.0, iteration / max(self.warmup_iterations, 1))
-        weight, state_gap = self.consistency_weight * warm, jnp.zeros(())
-        volume_gap = state_gap
+        weight = self.consistency_weight * warm
+        state_gap = volume_gap = jnp.zeros(())
         if self.max_steps > 1:
             state_gap, volume_gap, penalty = self._consistency(params, now, key_pair, paths)
             loss += weight * (state_gap + self.volume_weight * volume_gap) + penalty
@@ -124,26 +113,29 @@ class OSDS(OnPaths):
         self, params: Params, now: Now, rng_key: PRNGKey, paths: PathBatch
     ) -> tuple[Array, Array, Array]:
         """Mean state consistency, volume consistency and the penalties, on path points."""
-        num = min(self.num_consistency_samples, self.batch_size)
         key_pairs, key_probe = jax.random.split(rng_key)
-        most = self.max_steps.bit_length() - 1
-        x, t, d = draw_steps(key_pairs, paths.position[:num], paths.num_steps, most)
-        component = jax.tree.map(lambda c: c[:num], paths.component)
+        num, max_level = self.num_consistency_samples, self.max_steps.bit_length() - 1
+        component, x, t, d = draw_steps(key_pairs, paths, num, max_level)
         probe = jax.random.normal(key_probe, x.shape)
-        control, teacher = now.control, now.state.ema_params
+        exact, process = self.volume == "exact", now.control.process
+        ema_params, stop = now.state.ema_params, jax.lax.stop_gradient
 
         def gaps(
-            x: Array, t: Array, d: Array, component: Component, probe: Array
+            component: Component, x: Array, t: Array, d: Array, probe: Array
         ) -> tuple[Array, Array, Array]:
-            student = control.bind(params, component, now.gradient)
-            ema = control.bind(teacher, component, now.gradient)
-            exact, roughness = self.volume == "exact", jnp.zeros(())
-            pair = losses.step_pair(student, ema, control.process, x, t, d, with_jacobians=exact)
-            shortfall = jnp.zeros(())
+            def trace(params: Params, x: Array, t: Array, d: Array) -> Array:
+                u = now.control.bind(params, component, now.gradient, frozen=True)
+                divergence = log_det.hutchinson_trace(lambda y: u(y, t, d), x, probe)
+                return process.flow_divergence(divergence, t, d)
+
+            student, teacher = now.bind(params, component), now.bind(ema_params, component)
+            pair = losses.step_pair(student, teacher, process, x, t, d, with_jacobians=exact)
+            shortfall = roughness = jnp.zeros(())
             if pair.jacobians is None:
-                log_volumes = _trace_volumes(
-                    control, params, teacher, component, now.gradient, x, t, d, probe
-                )
+                half = 0.5 * d
+                middle = simulate.flow_step(teacher, process, x, t, half)
+                halves = trace(ema_params, x, t, half), trace(ema_params, middle, t + half, half)
+                log_volumes = jnp.stack([*stop(halves), trace(params, x, t, d)])
             else:
                 log_volumes = log_det.slogdet(pair.jacobians).log_abs_det
                 big = jax.tree.map(lambda parts: parts[-1], pair.jacobians)
@@ -154,104 +146,28 @@ class OSDS(OnPaths):
             volume_gap = losses.volume_consistency(log_volumes)
             return losses.state_consistency(pair), volume_gap, penalty
 
-        state_gap, volume_gap, penalty = jax.vmap(gaps)(x, t, d, component, probe)
+        state_gap, volume_gap, penalty = jax.vmap(gaps)(component, x, t, d, probe)
         return state_gap.mean(), volume_gap.mean(), penalty.mean()
 
 
-def _trace_volumes(
-    control: Control,
-    params: Params,
-    teacher: Params,
-    component: Component,
-    gradient: GradientFn | None,
-    x: Array,
-    t: Array,
-    d: Array,
-    probe: Array,
-) -> Array:
-    """The paper's log-volumes of two half steps and the big one: d · tr ∂(drift)/∂x, ``[3]``."""
-    half = 0.5 * d
-
-    def log_volume(params: Params, x: Array, t: Array, d: Array) -> Array:
-        frozen = control.bind(params, component, gradient, frozen=True)
-        divergence = log_det.hutchinson_trace(lambda y: frozen(y, t, d), x, probe)
-        return control.process.flow_divergence(divergence, t, d)
-
-    first_half = control.bind(teacher, component, gradient)
-    middle = simulate.flow_step(first_half, control.process, x, t, half)
-    halves = log_volume(teacher, x, t, half), log_volume(teacher, middle, t + half, half)
-    return jnp.stack([*jax.lax.stop_gradient(halves), log_volume(params, x, t, d)])
-
-
-def _osds(
-    target: Target,
-    *,
-    base: Base | None = None,
-    network: Any = "general",
-    optimizer: optax.GradientTransformation | None = None,
-    **settings: Any,
-) -> Algorithm:
-    """One-step diffusion sampler by self-distillation, with defaults of ours.
-
-    Args:
-      target: what to sample.
-      base: where samples start; fitted to the target if None.
-      network: ``"general"``, ``"structured"``, or one's own (`algorithms.building.choose_network`).
-      optimizer: an optax transformation; Adam at ``learning_rate`` if None.
-      **settings: see `OSDS`.
-
-    Returns:
-      An `Algorithm`.
-
-    Raises:
-      TypeError: no such setting.
-      ValueError: base and target differ in dimension, ``max_steps`` is not a power of two, or
-        an option has no such choice.
-
-    Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
-      >>> target, base = cs.targets.gmm9(), cs.bases.standard_normal(2, scale=5.0)
-      >>> algorithm = cs.osds(target, base=base, max_steps=4, hidden=(8,))
-      >>> state = algorithm.init(jax.random.key(0))
-      >>> algorithm.name, algorithm.methods
-      ('osds', ('map', 'path', 'heuristic'))
-      >>> _, info = jax.eval_shape(algorithm.step, jax.random.key(1), state)
-      >>> info._fields[:4]
-      ('loss', 'elbo', 'state_consistency', 'volume_consistency')
-      >>> cs.osds.paper(target, batch_size=256).max_steps  # the settings of the paper, but one
-      128
-    """
-    return build_on_paths(target, OSDS(**settings), base, network, optimizer)
-
-
 def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the paper and its release, which trains for 60,000 iterations.
-
-    N = 128 Euler-Maruyama steps, β from 10 to 0.01 as cos², reverse KL, the interpolated gradient,
-    Hutchinson traces, EMA 0.999, weight 0.25 after 2,500 iterations. Where the release departs from
-    the paper's equations these follow the paper; in particular x0 is not clipped.
-    """
-    return {
-        "base": standard_normal(target.dim),
-        "max_steps": 128,
-        "batch_size": 1_024,
-        "learning_rate": 5e-4,
-        "control_loss": "reverse_kl",
-        "anneal_iterations": 0,
-        "volume": "hutchinson",
-        "consistency_weight": 0.25,
-        "volume_weight": 1.0,
-        "warmup_iterations": 2_500,
-        "jacobian_weight": 1e-4,
-        "ema_decay": 0.999,
-        "gradient_clip": 1.0,
-        "guidance": "interpolated",
-        "elementwise_gain": False,
-        "schedule": schedules.cosine(0.01, 10.0),
-        "integrator": "euler_maruyama",
-        "num_consistency_samples": overrides.get("batch_size", 1_024),
-    }
+    """The settings of the paper and its release, with the paper's equations (x0 is not clipped)."""
+    return paper_settings(
+        target,
+        batch_size=1_024,
+        learning_rate=5e-4,
+        control_loss="reverse_kl",
+        volume="hutchinson",
+        consistency_weight=0.25,
+        volume_weight=1.0,
+        warmup_iterations=2_500,
+        jacobian_weight=1e-4,
+        ema_decay=0.999,
+        guidance="interpolated",
+        schedule=schedules.cosine(0.01, 10.0),
+        integrator="euler_maruyama",
+        num_consistency_samples=overrides.get("batch_size", 1_024),
+    )
 
 
-osds = Constructor(_osds, OSDS, _paper)
+osds = on_paths(OSDS, _paper)

@@ -19,9 +19,8 @@ import optax
 from consistent_samplers import losses, simulate
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import build
-from consistent_samplers.algorithms.consistency import one_step_elbo
+from consistent_samplers.algorithms.consistency import check_teacher, one_step_elbo
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective, SamplerState
-from consistent_samplers.algorithms.teachers import check_teacher, distilled
 from consistent_samplers.maps import Control
 from consistent_samplers.sharding import shard_batch
 from consistent_samplers.targets import Target
@@ -29,20 +28,13 @@ from consistent_samplers.types import Array, ArrayTree, Method, Params
 
 
 class ProgressiveInfo(NamedTuple):
-    """What one training iteration reports, all ``[]``.
+    """What one training iteration reports, all ``[]``."""
 
-    Attributes:
-      loss: mean squared distance between one step and two of the teacher.
-      elbo: exact ELBO of a few draws in one step, which only the last round aims at; NaN above
-        64 dimensions.
-      step_size: d of this round.
-      gradient_norm: before clipping.
-    """
-
-    loss: Array
+    loss: Array  # mean squared distance between one step and two of the teacher
+    # Exact, of a few draws in one step, which only the last round aims at; NaN above 64 dimensions.
     elbo: Array
-    step_size: Array
-    gradient_norm: Array
+    step_size: Array  # d of this round
+    gradient_norm: Array  # before clipping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,25 +69,19 @@ class Progressive(Objective):
         # Points where the teacher's own steps lead, at a multiple of the student's.
         start = jax.random.randint(key_start, (), 0, self.max_steps // 2 ** (level + 1))
         x0 = shard_batch(jax.random.normal(key_base, (self.batch_size, control.dim)))
-        student = control.bind(params, (), now.gradient)
-        teacher = control.bind(teaching, (), now.gradient)
+        process, student, teacher = control.process, now.bind(params), now.bind(teaching)
 
-        def carry(x: Array) -> Array:
-            """Where the teacher's half steps lead."""
-
-            def advance(k: Array, x: Array) -> Array:
-                return simulate.flow_step(teacher, control.process, x, 0.5 * k * d, 0.5 * d)
-
-            return jax.lax.fori_loop(0, 2 * start, advance, x)
+        def half_step(k: Array, x: Array) -> Array:
+            return simulate.flow_step(teacher, process, x, 0.5 * k * d, 0.5 * d)
 
         def gap(x: Array) -> Array:
-            pair = losses.step_pair(
-                student, teacher, control.process, x, start * d, d, with_jacobians=False
-            )
+            t = start * d
+            pair = losses.step_pair(student, teacher, process, x, t, d, with_jacobians=False)
             # By the length of the step: otherwise short steps hardly count.
             return losses.state_consistency(pair) / d**2
 
-        x = jax.lax.stop_gradient(jax.vmap(carry)(x0))
+        carried = jax.vmap(lambda x: jax.lax.fori_loop(0, 2 * start, half_step, x))(x0)
+        x = jax.lax.stop_gradient(carried)
         loss = jax.vmap(gap)(x).mean()
         elbo = one_step_elbo(now, params, x0, evaluate)
         return Loss((loss,), ProgressiveInfo(loss, elbo, d, loss), teaching)
@@ -120,9 +106,6 @@ def progressive_distillation(
       optimizer: an optax transformation; Adam at ``learning_rate`` if None.
       **settings: see `Progressive`.
 
-    Returns:
-      An `Algorithm`.
-
     Raises:
       ValueError: target and teacher differ, or the teacher has no flow to distil.
 
@@ -131,14 +114,10 @@ def progressive_distillation(
       >>> import consistent_samplers as cs
       >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> teacher = cs.dis(target, base=base, max_steps=4, hidden=(8,))
-      >>> teacher_state = teacher.init(jax.random.key(0))  # train it: cs.fit
-      >>> student = cs.progressive_distillation(
-      ...     target, teacher=teacher, teacher_state=teacher_state
-      ... )
-      >>> state = student.init(jax.random.key(1))
-      >>> _, info = jax.eval_shape(student.step, jax.random.key(2), state)
-      >>> info._fields
-      ('loss', 'elbo', 'step_size', 'gradient_norm')
+      >>> taught = {"teacher": teacher, "teacher_state": teacher.init(jax.random.key(0))}
+      >>> student = cs.progressive_distillation(target, **taught, iterations_per_round=100)
+      >>> student.max_steps, student.methods
+      (4, ('map', 'path'))
     """
     check_teacher(target, teacher)
     objective = Progressive(max_steps=teacher.control.max_flow_steps, **settings)
@@ -146,4 +125,4 @@ def progressive_distillation(
     # what the first round's teacher takes.
     control = dataclasses.replace(teacher.control, shown_step=None)
     built = build(target, objective, control=control, optimizer=optimizer)
-    return distilled(built, teacher_state.ema_params)
+    return dataclasses.replace(built, start=teacher_state.ema_params)

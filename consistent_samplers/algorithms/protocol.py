@@ -13,11 +13,12 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import optax
 
+from consistent_samplers.bases import Component
 from consistent_samplers.maps import Control
+from consistent_samplers.simulate import ControlFn
 from consistent_samplers.types import Array, ArrayTree, GradientFn, Method, Params, PRNGKey
 
 Evaluate: TypeAlias = Callable[[Array], Array]
-"""Log densities of a batch, ``[n, dim] -> [n]``, differentiable in the points."""
 
 
 class SamplerState(NamedTuple):
@@ -28,18 +29,16 @@ class SamplerState(NamedTuple):
       ema_params: their exponential moving average; what `Algorithm.sample` uses.
       opt_state: state of the optimiser.
       iteration: ``[]`` int, training iterations done.
-      memory: what else an algorithm carries from one iteration to the next (a replay buffer, the
-        teacher of a round), or an empty tuple.
-      step_scale: ``[]``, what updates are multiplied by: below one where training that met NaN
-        goes on with more care.
+      memory: what else goes from one iteration to the next (a replay buffer, the teacher of a
+        round), or an empty tuple.
+      step_scale: ``[]``, factor of the updates: below one once training has met NaN.
 
     Example:
       >>> import jax
       >>> import consistent_samplers as cs
-      >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
-      >>> state = cs.dis(target, base=base, max_steps=2, hidden=(8,)).init(jax.random.key(0))
-      >>> int(state.iteration), sorted(state.params)
-      (0, ['control'])
+      >>> algorithm = cs.dis(cs.targets.funnel(2), base=cs.bases.standard_normal(2))
+      >>> sorted(algorithm.init(jax.random.key(0)).params)
+      ['control']
     """
 
     params: Params
@@ -59,8 +58,8 @@ class Adam:
       clip: largest global norm; None for no limit.
 
     Example:
-      >>> from consistent_samplers.algorithms import Adam
-      >>> Adam(1e-3).transformation().init({"w": 0.0})[0]
+      >>> import consistent_samplers as cs
+      >>> cs.algorithms.Adam(1e-3).transformation().init({"w": 0.0})[0]
       EmptyState()
     """
 
@@ -69,10 +68,8 @@ class Adam:
 
     def transformation(self) -> optax.GradientTransformation:
         """As optax has it."""
-        adam = optax.adam(self.learning_rate)
-        if self.clip is None:
-            return adam
-        return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+        adam, clip = optax.adam(self.learning_rate), self.clip
+        return adam if clip is None else optax.chain(optax.clip_by_global_norm(clip), adam)
 
 
 class Now(NamedTuple):
@@ -88,12 +85,10 @@ class Now(NamedTuple):
     Example:
       >>> import jax
       >>> import consistent_samplers as cs
-      >>> from consistent_samplers.algorithms import Now
-      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), hidden=(8,))
+      >>> algorithm = cs.dis(cs.targets.funnel(2), base=cs.bases.standard_normal(2))
       >>> key = jax.random.key(0)
-      >>> now = Now(key, algorithm.control, algorithm.init(key))
-      >>> int(now.state.iteration)
-      0
+      >>> cs.algorithms.Now(key, algorithm.control, algorithm.init(key)).extra
+      ()
     """
 
     rng_key: PRNGKey
@@ -101,6 +96,10 @@ class Now(NamedTuple):
     state: SamplerState
     extra: ArrayTree = ()
     gradient: GradientFn | None = None
+
+    def bind(self, params: Params, component: Component = ()) -> ControlFn:
+        """The control function of some parameters in the frame of a component."""
+        return self.control.bind(params, component, self.gradient)
 
 
 class Loss(NamedTuple):
@@ -113,9 +112,8 @@ class Loss(NamedTuple):
       memory: `SamplerState.memory` after the iteration.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.algorithms import Loss
-      >>> Loss(parts=(jnp.asarray(1.0),), info=None).memory
+      >>> import consistent_samplers as cs
+      >>> cs.algorithms.Loss(parts=(), info=None).memory
       ()
     """
 
@@ -129,8 +127,7 @@ class Objective:
     """What an algorithm minimises, and its settings: a frozen dataclass, one a paper.
 
     Attributes:
-      max_steps: number N of finest steps, a power of two. Sampling may take any power of two up to
-        it.
+      max_steps: number N of finest steps, a power of two; draws may take any power of two up to it.
       batch_size: draws of one iteration.
       learning_rate: Adam's; a number or an optax schedule.
       gradient_clip: on the global norm.
@@ -138,9 +135,8 @@ class Objective:
 
     Example:
       >>> import consistent_samplers as cs
-      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), max_steps=4)
-      >>> isinstance(algorithm.objective, cs.algorithms.Objective), algorithm.objective.max_steps
-      (True, 4)
+      >>> cs.algorithms.Objective(learning_rate=1e-2).optimizer()
+      Adam(learning_rate=0.01, clip=1.0)
     """
 
     max_steps: int = 1
@@ -151,8 +147,8 @@ class Objective:
 
     name: ClassVar[str] = "objective"
     methods: ClassVar[tuple[Method, ...]] = ("map",)
+    # Name of the setting that clips the gradient of each part by itself, if any.
     part_clip: ClassVar[str | None] = None
-    """Name of the setting that clips the gradient of each part by itself, if any."""
 
     @property
     def default_steps(self) -> int:
@@ -174,9 +170,7 @@ class Objective:
     def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
         """The loss of one iteration.
 
-        ``evaluate`` may be called once at most, outside of anything that JAX transforms
-        (``jax.vmap``, ``jax.grad``, ``jax.lax.scan``): the loss itself is differentiated outside.
+        It may call ``evaluate`` once, outside of ``jax.vmap``, ``jax.grad`` and ``jax.lax.scan``.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} has no loss: write its equation as __call__."
-        )
+        what = type(self).__name__
+        raise NotImplementedError(f"{what} has no loss: write its equation as __call__.")

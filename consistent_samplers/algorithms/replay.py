@@ -14,33 +14,23 @@ from consistent_samplers.types import Array, PRNGKey
 
 
 class ReplayBuffer(NamedTuple):
-    """The most recent end points.
+    """The most recent end points."""
 
-    Attributes:
-      position: ``[capacity, dim]``.
-      log_weight: ``[capacity]``, when they were put in; -inf where nothing is yet.
-      num_added: ``[]`` int, points ever added.
-    """
-
-    position: Array
-    log_weight: Array
-    num_added: Array
+    position: Array  # [capacity, dim]
+    log_weight: Array  # [capacity], when they were put in; -inf where nothing is yet
+    num_added: Array  # [] int, points ever added
 
 
 def init(capacity: int, dim: int) -> ReplayBuffer:
     """An empty buffer."""
-    return ReplayBuffer(
-        jnp.zeros((capacity, dim)), jnp.full(capacity, -jnp.inf), jnp.zeros((), jnp.int32)
-    )
+    log_weight = jnp.full(capacity, -jnp.inf)
+    return ReplayBuffer(jnp.zeros((capacity, dim)), log_weight, jnp.zeros((), jnp.int32))
 
 
 def add(buffer: ReplayBuffer, position: Array, log_weight: Array) -> ReplayBuffer:
-    """Puts points ``[n, dim]`` in the place of the oldest; those without a finite weight wait.
+    """Puts n points, at most the capacity, in the place of the oldest.
 
-    Args:
-      buffer: the buffer.
-      position: ``[n, dim]``, n at most the capacity.
-      log_weight: ``[n]``.
+    Those without a finite weight are never drawn.
     """
     capacity = buffer.position.shape[0]
     slots = (buffer.num_added + jnp.arange(position.shape[0])) % capacity
@@ -55,16 +45,10 @@ def add(buffer: ReplayBuffer, position: Array, log_weight: Array) -> ReplayBuffe
 def draw(
     rng_key: PRNGKey, buffer: ReplayBuffer, num_samples: int, rank_offset: float = 0.01
 ) -> Array:
-    """Draws points ``[num_samples, dim]`` with probability by rank of their weight.
+    """Draws points ``[num_samples, dim]`` with replacement, by the rank of their weight.
 
-    Proportional to 1 / (rank_offset · capacity + rank), the heaviest first (Tripp et al., 2020);
+    With probability 1 / (rank_offset · capacity + rank), the heaviest first (Tripp et al., 2020);
     ranks, since weights early in training span hundreds of nats.
-
-    Args:
-      rng_key: key.
-      buffer: a buffer with at least one point.
-      num_samples: number of draws, with replacement.
-      rank_offset: the smaller, the greedier.
     """
     capacity = buffer.log_weight.shape[0]
     rank = jnp.argsort(jnp.argsort(-buffer.log_weight))

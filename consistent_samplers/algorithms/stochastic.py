@@ -1,28 +1,25 @@
-"""What samplers that simulate a controlled diffusion share: settings, and their objective.
+"""What samplers that simulate a controlled diffusion share: settings, objective, constructor.
 
 DIS, DDS and PIS differ in process, guidance and settings; OSDS and SCDS add consistency.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import DTypeLike
 
 from consistent_samplers import networks, schedules
-from consistent_samplers.algorithms import objectives, replay
+from consistent_samplers.algorithms import building, objectives, replay
 from consistent_samplers.algorithms.base import Algorithm
-from consistent_samplers.algorithms.building import (
-    build,
-    check_control,
-    choose_base,
-    choose_network,
-)
+from consistent_samplers.algorithms.building import Constructor
 from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss, PathLoss
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
-from consistent_samplers.bases import Base
+from consistent_samplers.bases import Base, standard_normal
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.checks import check_choice, check_widths
 from consistent_samplers.maps import Control, Guidance, LearnedKernels
@@ -40,24 +37,19 @@ class OnPaths(Objective):
       anneal_iterations: over which the training target passes from the base to ρ, so that modes
         are shared out before they part; 0 for none.
       hidden: widths of the networks' hidden layers.
-      guidance: target gradient inside the control: ``"ratio"`` ∇ log(ρ/p0), ``"interpolated"``
-        lerp(∇ log p0, ∇ log ρ, t), or None.
+      guidance: target gradient inside the control, see `maps.Guidance`.
       elementwise_gain: let the network also scale each coordinate of x.
-      path_dtype: in which the network's hidden layers are computed along the stochastic paths of
-        training: ``jnp.bfloat16`` is faster where a device is made for it. Weights of such paths
-        are those of the transitions actually taken; maps and all draws keep the full precision.
+      path_dtype: of the network's hidden layers along the stochastic paths of training, which are
+        weighed by the transitions actually taken: ``jnp.bfloat16`` is faster where a device is made
+        for it. Maps and all draws keep the full precision.
       schedule: noising rate; the algorithm's own if None.
       integrator: discretisation of the SDE and the flow.
-      learned_kernels: ``"backward"`` learns mean and scale of the backward kernels, bounded;
-        ``"both"`` the scale of the generative ones as well; None keeps the process's own. Train
-        such kernels at the numbers of steps that will be sampled.
+      learned_kernels: see `maps.LearnedKernels`. Train them at the numbers of steps to be sampled.
 
     Example:
       >>> import consistent_samplers as cs
-      >>> from consistent_samplers.algorithms import OnPaths
-      >>> control = OnPaths(max_steps=4, hidden=(8,)).control(
-      ...     cs.bases.standard_normal(2), network="general"
-      ... )
+      >>> settings = cs.algorithms.OnPaths(max_steps=4, hidden=(8,))
+      >>> control = settings.control(cs.bases.standard_normal(2), network="general")
       >>> control.max_flow_steps, control.guided
       (4, False)
     """
@@ -71,94 +63,115 @@ class OnPaths(Objective):
     integrator: Integrator = "exponential"
     learned_kernels: LearnedKernels = None
 
+    own_schedule: ClassVar[NoisingRate] = schedules.linear()
     step_conditioned: ClassVar[bool] = True
 
     def process(self) -> OrnsteinUhlenbeck:
         """The noising process."""
-        return OrnsteinUhlenbeck(self.schedule or schedules.linear(), self.integrator)
+        return OrnsteinUhlenbeck(self.schedule or self.own_schedule, self.integrator)
 
     def control(self, base: Base, network: Any) -> Control:
-        """What is trained.
-
-        Raises:
-          TypeError: a network of one's own is none, or its control has another shape.
-          ValueError: an option has no such choice, or a structured network is asked to hold the
-            target's gradient, which has no such structure, or given a ``path_dtype``.
-        """
+        """What is trained."""
         check_choice("guidance", self.guidance, (None, "ratio", "interpolated"))
         check_choice("learned_kernels", self.learned_kernels, (None, "backward", "both"))
         check_widths(self.hidden)
         dim, hidden = base.dim, tuple(self.hidden)
-        chosen = choose_network(
-            network,
-            dim,
-            lambda: networks.StepConditionedMLP(dim, hidden, self.elementwise_gain),
-            hidden,
-        )
+
+        def default() -> networks.StepConditionedMLP:
+            return networks.StepConditionedMLP(dim, hidden, self.elementwise_gain)
+
+        chosen = building.choose_network(network, dim, default, hidden)
         if hasattr(chosen, "split") and self.guidance is not None:
             raise ValueError("network='structured' goes with guidance=None only.")
-        general = isinstance(chosen, networks.StepConditionedMLP)
-        if self.path_dtype is not None and not general:
+        if self.path_dtype is not None and not isinstance(chosen, networks.StepConditionedMLP):
             raise ValueError("path_dtype goes with network='general' only.")
         correction = networks.KernelCorrection(dim, hidden)
-        gate = None
-        if self.guidance is not None:
-            # The papers' gate starts at one: an untrained control is the interpolated score.
-            gate = networks.Gate(dim, 1.0 if self.guidance == "interpolated" else 0.0)
+        # The papers' gate starts at one: an untrained control is the interpolated score.
+        gate = networks.Gate(dim, 1.0 if self.guidance == "interpolated" else 0.0)
+        sees_step = self.step_conditioned or self.learned_kernels is not None
         control = Control(
             base,
             chosen,
             self.process(),
             self.max_steps,
             self.guidance,
-            gate,
-            None if self.learned_kernels is None else correction,
-            correction if self.learned_kernels == "both" else None,
-            None if self.step_conditioned or self.learned_kernels else 1.0 / self.max_steps,
-            self.path_dtype,
+            gate=None if self.guidance is None else gate,
+            backward=None if self.learned_kernels is None else correction,
+            forward_scale=correction if self.learned_kernels == "both" else None,
+            shown_step=None if sees_step else 1.0 / self.max_steps,
+            path_dtype=self.path_dtype,
         )
         if not isinstance(network, str):
-            check_control(control)
+            building.check_control(control)
         return control
 
 
-def build_on_paths(
-    target: Target, objective: OnPaths, base: Base | None, network: Any, optimizer: Any
-) -> Algorithm:
-    """The algorithm of an objective on paths."""
-    schedules.check_max_steps(objective.max_steps)
-    control = objective.control(choose_base(target, base), network)
-    return build(target, objective, control=control, optimizer=optimizer)
+_ARGUMENTS = """
+Args:
+  target: what to sample.
+  base: where samples start; fitted to the target if None.
+  network: ``"general"``, ``"structured"``, or one's own (`algorithms.building.choose_network`).
+  optimizer: an optax transformation; Adam at ``learning_rate`` if None.
+  **settings: see `{}`; the defaults are ours, those of the paper in ``.paper``.
+
+Raises:
+  TypeError: no such setting.
+  ValueError: base and target differ in dimension, or a setting is out of range.
+
+Example:"""
+
+
+def on_paths(objective: type[OnPaths], paper: Callable[..., dict[str, Any]]) -> Constructor:
+    """The constructor of an objective on paths, whose summary and example it has."""
+
+    def make(
+        target: Target,
+        *,
+        base: Base | None = None,
+        network: Any = "general",
+        optimizer: optax.GradientTransformation | None = None,
+        **settings: Any,
+    ) -> Algorithm:
+        chosen = objective(**settings)
+        schedules.check_max_steps(chosen.max_steps)
+        control = chosen.control(building.choose_base(target, base), network)
+        return building.build(target, chosen, control=control, optimizer=optimizer)
+
+    summary, _, example = inspect.cleandoc(objective.__doc__ or "").partition("\nExample:")
+    summary = summary.partition("\nAttributes:")[0]
+    make.__doc__ = summary + _ARGUMENTS.format(objective.__name__) + example
+    make.__module__, make.__name__ = objective.__module__, objective.name
+    return Constructor(make, objective, paper)
+
+
+def paper_settings(target: Target, **own: Any) -> dict[str, Any]:
+    """What the settings of all papers on paths share, and one paper's own."""
+    base = standard_normal(target.dim)
+    shared = {"max_steps": 128, "anneal_iterations": 0, "elementwise_gain": False}
+    return {"base": base, **shared, **own}
 
 
 class PathInfo(NamedTuple):
-    """What one training iteration reports, all ``[]``.
-
-    Attributes:
-      loss: what was minimised.
-      elbo: mean log weight of this batch's paths.
-      num_steps: steps of the paths.
-      gradient_norm: before clipping.
-    """
+    """What one training iteration reports, all ``[]``."""
 
     loss: Array
-    elbo: Array
-    num_steps: Array
-    gradient_norm: Array
+    elbo: Array  # mean log weight of this batch's paths
+    num_steps: Array  # of the paths
+    gradient_norm: Array  # before clipping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stochastic(OnPaths):
     """An iterative sampler: a control loss on whole paths, or on stretches of them.
 
+    It samples in ``max_steps`` steps of the stochastic path unless told otherwise.
+
     Attributes:
       train_steps: numbers of steps of the training paths, one drawn at random an iteration (what
         is repeated, more often), powers of two up to ``max_steps``. By default an eighth, a
-        quarter and all of ``max_steps``: the control hardly changes with d there, and coarse
-        paths cost less.
-      loss: ``"reverse_kl"`` back-propagates through the paths, ``"path_gradient"`` as well but
-        without the score term; ``"log_variance"``, ``"trajectory_balance"`` and
-        ``"sub_trajectory_balance"`` do not (see `objectives.PathLoss`).
+        quarter and all of them: the control hardly changes with d, and coarse paths cost less.
+      loss: see `objectives.PathLoss`; ``"reverse_kl"`` and ``"path_gradient"`` back-propagate
+        through the paths, the others do not.
       replay_share: share of further paths, relative to the batch, that end at points of a replay
         buffer; for losses without back-propagation.
       replay_capacity: end points that the buffer holds.
@@ -185,11 +198,11 @@ class Stochastic(OnPaths):
 
     def __post_init__(self) -> None:
         schedules.check_max_steps(self.max_steps)
-        if self.train_steps is not None and not self.train_steps:
-            raise ValueError("train_steps must name at least one number of steps.")
-        for num_steps in self.train_steps or ():
-            schedules.check_num_steps(num_steps, self.max_steps)
         if self.train_steps is not None:
+            if not self.train_steps:
+                raise ValueError("train_steps must name at least one number of steps.")
+            for num_steps in self.train_steps:
+                schedules.check_num_steps(num_steps, self.max_steps)
             object.__setattr__(self, "train_steps", tuple(self.train_steps))
         if self.replay_share < 0 or (self.num_replayed and self.loss in ON_POLICY):
             raise ValueError(
@@ -251,14 +264,10 @@ class Stochastic(OnPaths):
             # While the buffer is empty its points are zeros: paths like any other.
             drawn = replay.draw(key_replay, memory, self.num_replayed)
             replayed = jnp.where(memory.num_added > 0, drawn, 0.0)
+        which = jax.random.choice(key_count, jnp.asarray(choices))
+        temper = objectives.annealing(now.state.iteration, self.anneal_iterations)
         value, batch = path_loss(
-            params,
-            now,
-            key_path,
-            evaluate,
-            which=jax.random.choice(key_count, jnp.asarray(choices)),
-            temper=objectives.annealing(now.state.iteration, self.anneal_iterations),
-            replayed=replayed,
+            params, now, key_path, evaluate, which=which, temper=temper, replayed=replayed
         )
         if self.num_replayed:
             memory = replay.add(memory, batch.position[:, batch.num_steps], batch.log_weight)

@@ -1,8 +1,8 @@
 """Maps from a base to a target, and the stochastic paths beside them, without a density inside."""
 
-from consistent_samplers.maps.control import Control, Guidance, LearnedKernels, Proposal
+from consistent_samplers.maps.control import Control, Guidance, LearnedKernels
 from consistent_samplers.maps.denoising import Denoiser, DenoisingProcess
-from consistent_samplers.maps.identity import Identity
+from consistent_samplers.maps.identity import Identity, Proposal
 
 __all__ = [
     "Control",

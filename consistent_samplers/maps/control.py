@@ -1,15 +1,10 @@
-"""The control that an algorithm trains, and how it moves points: a pytree without a density.
-
-Its functions are for one point. They return where a draw lands and a log ratio r, so that
-log ρ(x) + r is the log weight: the density at x is the caller's to evaluate. A guided control
-takes the density's gradient as an argument.
-"""
+"""The control that an algorithm trains, and how it moves points: a pytree without a density."""
 
 import dataclasses
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import flax.struct
@@ -18,9 +13,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from consistent_samplers import simulate
-from consistent_samplers.bases import Base, Component
+from consistent_samplers.bases import Component
+from consistent_samplers.maps.identity import Map, Proposal
 from consistent_samplers.networks import Gate, KernelCorrection, Network, clip_norm
 from consistent_samplers.processes import GaussianKernel, OrnsteinUhlenbeck
+from consistent_samplers.simulate import ControlFn, PathKernels
 from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
 
 Guidance: TypeAlias = Literal["ratio", "interpolated"] | None
@@ -29,8 +26,8 @@ map sees too; ``"interpolated"`` the OSDS and SCDS papers' score lerp(∇ log p0
 at the base is blind to the target; or None."""
 
 LearnedKernels: TypeAlias = Literal["backward", "both"] | None
-"""Corrections that are learned: mean and scale of the backward kernels, or the scale of the
-generative ones as well."""
+"""Corrections that are learned: ``"backward"`` mean and scale of the backward kernels, bounded;
+``"both"`` the scale of the generative ones as well; None keeps the process's own."""
 
 MAX_INVERSION_ERROR = 1e-2
 """A point counts as inverted if the map returns to it within this many standard deviations."""
@@ -39,29 +36,8 @@ MAX_INVERSION_ERROR = 1e-2
 _MAX_RATIO, _MAX_INTERPOLATED = 2.0, 1e2
 
 
-class Proposal(NamedTuple):
-    """One draw without the density: log ρ(position) + log_ratio is its log weight.
-
-    Attributes:
-      position: ``[dim]``.
-      log_ratio: ``[]`` in nats; zero where none was asked for.
-      folded: ``[]`` bool, whether a step's determinant is not positive; None of a stochastic path.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.maps import Proposal
-      >>> drawn = Proposal(position=jnp.zeros(2), log_ratio=jnp.asarray(1.84))
-      >>> round(float(-0.5 * drawn.position @ drawn.position + drawn.log_ratio), 2)  # log weight
-      1.84
-    """
-
-    position: Array
-    log_ratio: Array
-    folded: Array | None = None
-
-
 @flax.struct.dataclass
-class Control:
+class Control(Map):
     """What is trained and how it moves points: shared by sampling and by later stages.
 
     Parameters are a dictionary: ``"control"`` the network's, ``"gate"`` of the guidance,
@@ -84,18 +60,13 @@ class Control:
     Example:
       >>> import jax
       >>> import consistent_samplers as cs
-      >>> control = cs.maps.Control(
-      ...     cs.bases.standard_normal(2),
-      ...     cs.networks.StepConditionedMLP(dim=2, hidden=(8,)),
-      ...     cs.processes.OrnsteinUhlenbeck(),
-      ...     max_flow_steps=4,
-      ... )
+      >>> base, network = cs.bases.standard_normal(2), cs.networks.StepConditionedMLP(2, (8,))
+      >>> control = cs.maps.Control(base, network, cs.processes.OrnsteinUhlenbeck(), 4)
       >>> params = control.init(jax.random.key(0))
       >>> control.draw(params, jax.random.key(1), 4, "map").position.shape
       (2,)
     """
 
-    base: Base
     network: Any = flax.struct.field(pytree_node=False)
     process: OrnsteinUhlenbeck = flax.struct.field(pytree_node=False)
     max_flow_steps: int = flax.struct.field(pytree_node=False)
@@ -105,11 +76,6 @@ class Control:
     forward_scale: KernelCorrection | None = flax.struct.field(pytree_node=False, default=None)
     shown_step: float | None = flax.struct.field(pytree_node=False, default=None)
     path_dtype: DTypeLike | None = flax.struct.field(pytree_node=False, default=None)
-
-    @property
-    def dim(self) -> int:
-        """Dimension of the space."""
-        return self.base.dim
 
     @property
     def guided(self) -> bool:
@@ -132,7 +98,9 @@ class Control:
         key_control, key_backward, key_forward = jax.random.split(rng_key, 3)
         features = self.base.features(self.base.draw_component(rng_key))
         x, t, d = jnp.zeros(self.dim), jnp.zeros(()), jnp.ones(())
-        params = {"control": _init(self.network, key_control, x, t, d, features)}
+        inputs = () if isinstance(self.network, Network) else (x, t, d)
+        more = _features(self.network, features)
+        params = {"control": self.network.init(key_control, *inputs, **more)}
         if self.gate is not None:
             params["gate"] = self.gate.init(key_control, t, d)
         if self.backward is not None:
@@ -148,16 +116,14 @@ class Control:
         gradient: GradientFn | None = None,
         *,
         frozen: bool = False,
-    ) -> simulate.ControlFn:
-        """The control function of some parameters in the frame of a component.
+    ) -> ControlFn:
+        """The control function of some parameters in the frame of a component of the base.
 
-        Args:
-          params: parameters.
-          component: of the base.
-          gradient: of the target's log density; needed by a guided control.
-          frozen: hold the guidance constant under differentiation, as the papers' heuristic does.
+        A guided control needs the ``gradient`` of the target's log density; ``frozen`` holds the
+        guidance constant under differentiation, as the papers' heuristic does.
         """
         own, features = params["control"], self.base.features(component)
+        more = _features(self.network, features)
 
         def shown(d: Array) -> Array:
             return jnp.asarray(d if self.shown_step is None else self.shown_step)
@@ -171,7 +137,7 @@ class Control:
 
         def control(x: Array, t: Array, d: Array) -> Array:
             t, d = jnp.asarray(t), shown(d)
-            u = _apply(self.network, own, x, t, d, features)
+            u = self.network.apply(own, x, t, d, **more)
             if self.gate is None:
                 return u
             guidance = self._guide(x, t, component, gradient)
@@ -188,13 +154,9 @@ class Control:
         """The gradient of log(ρ/p0) in a frame, as far as the control may use it: ``[dim]``."""
         if gradient is None:
             raise ValueError("A guided control needs the gradient of its target's log density.")
-
-        def place(z: Array) -> Array:
-            return self.base.unwhiten(z, component)
-
-        x, pull_back = jax.vjp(place, z)
+        x, pull_back = jax.vjp(lambda z: self.base.unwhiten(z, component), z)
         (own,) = pull_back(gradient(x))
-        correction = jax.grad(lambda z: self.base.log_correction(place(z), component))(z)
+        correction = jax.grad(lambda z: self.place(z, component)[1])(z)
         ratio = own + correction + z
         ratio = jnp.where(jnp.isfinite(ratio), ratio, 0.0)
         if self.guidance == "ratio":
@@ -214,7 +176,7 @@ class Control:
 
     def kernels(
         self, params: Params, component: Component = (), gradient: GradientFn | None = None
-    ) -> simulate.PathKernels:
+    ) -> PathKernels:
         """The transitions of the stochastic sampler, corrected where they are learned."""
         own = simulate.noising_kernels(self.bind(params, component, gradient), self.process)
         features = self.base.features(component)
@@ -224,23 +186,17 @@ class Control:
             if self.forward_scale is None:
                 return kernel
             learned: Any = self.forward_scale.apply(params["forward_scale"], x, t, d, features)
-            log_scale = learned[1]
-            return kernel._replace(std=kernel.std * jnp.exp(log_scale))
+            return kernel._replace(std=kernel.std * jnp.exp(learned[1]))
 
         def backward(x_next: Array, t: Array, d: Array) -> GaussianKernel:
             kernel = own.backward(x_next, t, d)
             if self.backward is None:
                 return kernel
             learned: Any = self.backward.apply(params["backward"], x_next, t, d, features)
-            shift, log_scale = learned
-            return GaussianKernel(kernel.mean + kernel.std * shift, kernel.std * jnp.exp(log_scale))
+            mean = kernel.mean + kernel.std * learned[0]
+            return GaussianKernel(mean, kernel.std * jnp.exp(learned[1]))
 
-        return simulate.PathKernels(forward, backward)
-
-    def _start(self, key_base: PRNGKey) -> tuple[Array, Component]:
-        """A base draw and its frame."""
-        component = self.base.draw_component(jax.random.fold_in(key_base, 1))
-        return jax.random.normal(key_base, (self.dim,)), component
+        return PathKernels(forward, backward)
 
     def draw(
         self,
@@ -251,40 +207,23 @@ class Control:
         weights: bool = True,
         gradient: GradientFn | None = None,
     ) -> Proposal:
-        """One draw.
-
-        Args:
-          params: parameters.
-          rng_key: key.
-          num_steps: number of steps.
-          method: which transitions.
-          weights: whether to compute the log ratio.
-          gradient: of the target's log density, for a guided control.
-        """
+        """One draw; see `Map.draw`."""
         key_base, key_path = jax.random.split(rng_key)
         z0, component = self._start(key_base)
         u, folded = self.bind(params, component, gradient), None
-        log_ratio = -simulate.standard_normal_log_prob(z0)
         if method == "path":
             kernels = self.kernels(params, component, gradient)
             path, log_ratios = simulate.simulate_path(key_path, z0, kernels, num_steps)
-            z1, log_ratio = path[-1], log_ratio + log_ratios.sum()
-        elif not weights:
-            z1 = simulate.flow_map(u, self.process, z0, num_steps)
-        elif method == "heuristic":
+            z1, gained = path[-1], log_ratios.sum()
+        elif method == "heuristic" and weights:
             frozen = self.bind(params, component, gradient, frozen=True)
-            z1, log_volume = simulate.heuristic_log_volume(
+            z1, gained = simulate.heuristic_log_volume(
                 key_path, z0, u, frozen, self.process, num_steps
             )
-            log_ratio += log_volume
         else:
-            flow = simulate.flow_path(u, self.process, z0, num_steps)
-            z1, folded = flow.position[-1], jnp.any(flow.sign <= 0)
-            log_ratio += flow.log_abs_det.sum()
-        x = self.base.unwhiten(z1, component)
-        if not weights:
-            return Proposal(x, jnp.zeros((), x.dtype))
-        return Proposal(x, log_ratio + self.base.log_correction(x, component), folded)
+            z1, gained, folded = self._carry(u, key_path, z0, num_steps, weights)
+        log_ratio = gained - simulate.standard_normal_log_prob(z0) if weights else None
+        return self._landed(z1, component, log_ratio, folded)
 
     def reverse(
         self,
@@ -295,36 +234,43 @@ class Control:
         method: Method,
         gradient: GradientFn | None = None,
     ) -> Array:
-        """Log ratio ``[]`` of a draw that ends at ``position [dim]``; NaN where it is not reached.
-
-        The path back to the base is made up by the backward kernels, or by inverting the map.
-        """
+        """Log ratio of a draw that ends at a point; see `Map.reverse`."""
         component = self.base.component_at(jax.random.fold_in(rng_key, 1), position)
         z1 = self.base.whiten(position, component)
         correction = self.base.log_correction(position, component)
         if method == "path":
             kernels = self.kernels(params, component, gradient)
             path = simulate.backward_path(rng_key, z1, kernels, num_steps)
-            log_ratio = simulate.path_log_ratio(path, kernels, num_steps).sum()
-            return correction - simulate.standard_normal_log_prob(path[0]) + log_ratio
-        u = self.bind(params, component, gradient)
-        z0 = simulate.invert_flow(u, self.process, z1, num_steps)
-        flow = simulate.flow_path(u, self.process, z0, num_steps)
-        error = jnp.sqrt(jnp.mean((flow.position[-1] - z1) ** 2))
-        log_ratio = correction - simulate.standard_normal_log_prob(z0) + flow.log_abs_det.sum()
+            gained = simulate.path_log_ratio(path, kernels, num_steps).sum()
+            z0, reached = path[0], z1
+        else:
+            u = self.bind(params, component, gradient)
+            z0, reached, gained = self._carry_back(u, rng_key, z1, num_steps)
+        error = jnp.sqrt(jnp.mean((reached - z1) ** 2))
+        log_ratio = correction - simulate.standard_normal_log_prob(z0) + gained
         return jnp.where(error < MAX_INVERSION_ERROR, log_ratio, jnp.nan)
 
-    def round_trip(
-        self,
-        params: Params,
-        rng_key: PRNGKey,
-        num_steps: int,
-        gradient: GradientFn | None = None,
-    ) -> Array:
-        """Distance ``[]`` from the base draw of a key to what the inverse makes of its image.
+    def _carry(
+        self, u: ControlFn, rng_key: PRNGKey, z0: Array, num_steps: int, weights: bool
+    ) -> tuple[Array, Array, Array | None]:
+        """Where the map leads, its log-determinant if asked for, and whether it folds."""
+        if not weights:
+            return simulate.flow_map(u, self.process, z0, num_steps), jnp.zeros(()), None
+        flow = simulate.flow_path(u, self.process, z0, num_steps)
+        return flow.position[-1], flow.log_abs_det.sum(), jnp.any(flow.sign <= 0)
 
-        In standard deviations of the base.
-        """
+    def _carry_back(
+        self, u: ControlFn, rng_key: PRNGKey, z1: Array, num_steps: int
+    ) -> tuple[Array, Array, Array]:
+        """Where the inverse of the map leads, and the map from there, with its log-determinant."""
+        z0 = simulate.invert_flow(u, self.process, z1, num_steps)
+        flow = simulate.flow_path(u, self.process, z0, num_steps)
+        return z0, flow.position[-1], flow.log_abs_det.sum()
+
+    def round_trip(
+        self, params: Params, rng_key: PRNGKey, num_steps: int, gradient: GradientFn | None = None
+    ) -> Array:
+        """What the inverse of the map misses; see `Map.round_trip`."""
         z0, component = self._start(jax.random.split(rng_key)[0])
         u = self.bind(params, component, gradient)
         z1 = simulate.flow_map(u, self.process, z0, num_steps)
@@ -332,20 +278,9 @@ class Control:
         return jnp.sqrt(jnp.mean((back - z0) ** 2))
 
 
-def _takes_features(network: Any) -> bool:
-    call: Callable[..., Any] = type(network).__call__ if isinstance(network, nn.Module) else int
-    return isinstance(network, nn.Module) and "features" in inspect.signature(call).parameters
-
-
-def _init(network: Any, rng_key: PRNGKey, x: Array, t: Array, d: Array, features: Any) -> Params:
-    if isinstance(network, Network):
-        return network.init(rng_key)
-    if _takes_features(network):
-        return network.init(rng_key, x, t, d, features=features)
-    return network.init(rng_key, x, t, d)
-
-
-def _apply(network: Any, params: Params, x: Array, t: Array, d: Array, features: Any) -> Array:
-    if _takes_features(network):
-        return network.apply(params, x, t, d, features=features)
-    return network.apply(params, x, t, d)
+def _features(network: Any, features: Array | None) -> dict[str, Any]:
+    """The component of the base as an argument of a linen module that takes it."""
+    if not isinstance(network, nn.Module):
+        return {}
+    call: Callable[..., Any] = type(network).__call__
+    return {"features": features} if "features" in inspect.signature(call).parameters else {}

@@ -1,17 +1,21 @@
 """The map of a consistency model: to where the probability flow ends, from any time."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from consistent_samplers import log_det, simulate
-from consistent_samplers.maps.control import MAX_INVERSION_ERROR, Control, Proposal
+from consistent_samplers.maps.control import Control
 from consistent_samplers.processes import GaussianKernel, OrnsteinUhlenbeck
 from consistent_samplers.schedules import time_grid
-from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
+from consistent_samplers.simulate import ControlFn, PathKernels
+from consistent_samplers.types import Array, GradientFn, Params, PRNGKey
+
+KernelFn: TypeAlias = Callable[[Array, Array, Array], GaussianKernel]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +61,8 @@ class Denoiser(Control):
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> denoiser = cs.maps.Denoiser(
-      ...     cs.bases.standard_normal(2),
-      ...     cs.networks.StepConditionedMLP(dim=2, hidden=(8,)),
-      ...     cs.maps.DenoisingProcess(),
-      ...     max_flow_steps=1,
-      ... )
+      >>> base, network = cs.bases.standard_normal(2), cs.networks.StepConditionedMLP(2, (8,))
+      >>> denoiser = cs.maps.Denoiser(base, network, cs.maps.DenoisingProcess(), 1)
       >>> params = denoiser.init(jax.random.key(0))
       >>> denoiser.denoise(params, jnp.ones(2), jnp.asarray(0.5)).tolist()  # untrained
       [1.0, 1.0]
@@ -77,110 +77,81 @@ class Denoiser(Control):
         self, params: Params, x: Array, t: Array, gradient: GradientFn | None = None
     ) -> Array:
         """The consistency function f(x, t): ``[dim] -> [dim]``."""
-        u = self.bind(params, (), gradient)
+        return self._denoised(self.bind(params, (), gradient), x, t)
+
+    def _denoised(self, u: ControlFn, x: Array, t: Array) -> Array:
         return simulate.flow_step(u, self.process, x, t, 1.0 - t)
 
-    def _renoising(self, params: Params, gradient: GradientFn | None) -> simulate.PathKernels:
+    def _renoising(self, u: ControlFn) -> PathKernels:
         """Denoise and renoise to t + d; and the noising from there back to t."""
-        schedule = self.process.schedule
 
         def forward(x: Array, t: Array, d: Array) -> GaussianKernel:
-            remaining = schedule.integral(t + d, 1.0)
-            mean = jnp.exp(-0.5 * remaining) * self.denoise(params, x, t, gradient)
+            remaining = self.process.schedule.integral(t + d, 1.0)
+            mean = jnp.exp(-0.5 * remaining) * self._denoised(u, x, t)
             return GaussianKernel(mean, jnp.sqrt(-jnp.expm1(-remaining)))
 
-        return simulate.PathKernels(forward, self.process.backward_kernel)
+        return PathKernels(forward, self.process.backward_kernel)
 
-    def _chain(
-        self, params: Params, rng_key: PRNGKey, num_steps: int, gradient: GradientFn | None
-    ) -> Array:
+    def _chain(self, u: ControlFn, rng_key: PRNGKey, z0: Array, num_steps: int) -> Array:
         """Points from the base up to the last map: ``[num_steps, dim]``."""
-        key_base, key_path = jax.random.split(rng_key)
-        z0 = jax.random.normal(key_base, (self.dim,))
-        kernels, d = self._renoising(params, gradient), jnp.asarray(1.0 / num_steps)
-
-        def step(x: Array, inputs: tuple[Array, PRNGKey]) -> tuple[Array, Array]:
-            t, key = inputs
-            x_next = kernels.forward(x, t, d).sample(key)
-            return x_next, x_next
-
-        inputs = (time_grid(num_steps)[:-1], jax.random.split(key_path, num_steps)[:-1])
-        _, path = jax.lax.scan(step, z0, inputs)
+        path = _moved(self._renoising(u).forward, z0, rng_key, num_steps)
         return jnp.concatenate([z0[None], path])
 
-    def _weigh(
-        self, params: Params, path: Array, num_steps: int, gradient: GradientFn | None
-    ) -> tuple[Array, Array, Array]:
-        """End point, log ratio in the frame and whether the last map folds, of a chain."""
-        last = jnp.asarray(1.0 - 1.0 / num_steps)
-        u = self.bind(params, (), gradient)
+    def _weigh(self, u: ControlFn, path: Array, num_steps: int) -> tuple[Array, Array, Array]:
+        """End point and log ratio of a chain, and whether its last map folds."""
+        last = _last(num_steps)
         z1, jacobian = simulate.flow_step_and_jacobian(u, self.process, path[-1], last, 1.0 - last)
         det = log_det.slogdet(jacobian)
-        kernels = self._renoising(params, gradient)
-        log_ratio = simulate.path_log_ratio(path, kernels, num_steps).sum()
-        log_p0 = simulate.standard_normal_log_prob(path[0])
-        return z1, log_ratio - log_p0 + det.log_abs_det, det.sign <= 0
+        log_ratio = simulate.path_log_ratio(path, self._renoising(u), num_steps).sum()
+        return z1, log_ratio + det.log_abs_det, det.sign <= 0
 
-    def draw(
-        self,
-        params: Params,
-        rng_key: PRNGKey,
-        num_steps: int,
-        method: Method,
-        weights: bool = True,
-        gradient: GradientFn | None = None,
-    ) -> Proposal:
-        """One draw; see `Control.draw`."""
-        path = self._chain(params, rng_key, num_steps, gradient)
-        if not weights:
-            last = jnp.asarray(1.0 - 1.0 / num_steps)
-            x = self.base.unwhiten(self.denoise(params, path[-1], last, gradient), ())
-            return Proposal(x, jnp.zeros((), x.dtype))
-        z1, log_ratio, folded = self._weigh(params, path, num_steps, gradient)
-        x = self.base.unwhiten(z1, ())
-        return Proposal(x, log_ratio + self.base.log_correction(x, ()), folded)
-
-    def _undo_last(
-        self, params: Params, z1: Array, num_steps: int, gradient: GradientFn | None
-    ) -> Array:
-        last = jnp.asarray(1.0 - 1.0 / num_steps)
-        u = self.bind(params, (), gradient)
+    def _undo_last(self, u: ControlFn, z1: Array, num_steps: int) -> Array:
+        last = _last(num_steps)
         return simulate.invert_step(u, self.process, z1, last, 1.0 - last)
 
-    def reverse(
-        self,
-        params: Params,
-        rng_key: PRNGKey,
-        position: Array,
-        num_steps: int,
-        method: Method,
-        gradient: GradientFn | None = None,
-    ) -> Array:
-        """Log ratio of a draw that ends at a point; see `Control.reverse`."""
-        z1, d = self.base.whiten(position, ()), jnp.asarray(1.0 / num_steps)
-        end = self._undo_last(params, z1, num_steps, gradient)
+    def _carry(
+        self, u: ControlFn, rng_key: PRNGKey, z0: Array, num_steps: int, weights: bool
+    ) -> tuple[Array, Array, Array | None]:
+        path = self._chain(u, rng_key, z0, num_steps)
+        if not weights:
+            return self._denoised(u, path[-1], _last(num_steps)), jnp.zeros(()), None
+        return self._weigh(u, path, num_steps)
 
-        def step(x_next: Array, inputs: tuple[Array, PRNGKey]) -> tuple[Array, Array]:
-            t, key = inputs
-            x = self.process.backward_kernel(x_next, t, d).sample(key)
-            return x, x
-
-        inputs = (time_grid(num_steps)[:-1], jax.random.split(rng_key, num_steps)[:-1])
-        _, path = jax.lax.scan(step, end, inputs, reverse=True)
+    def _carry_back(
+        self, u: ControlFn, rng_key: PRNGKey, z1: Array, num_steps: int
+    ) -> tuple[Array, Array, Array]:
+        end = self._undo_last(u, z1, num_steps)
+        path = _moved(self.process.backward_kernel, end, rng_key, num_steps, reverse=True)
         path = jnp.concatenate([path, end[None]])
-        reached, log_ratio, _ = self._weigh(params, path, num_steps, gradient)
-        error = jnp.sqrt(jnp.mean((reached - z1) ** 2))
-        log_ratio += self.base.log_correction(position, ())
-        return jnp.where(error < MAX_INVERSION_ERROR, log_ratio, jnp.nan)
+        reached, log_ratio, _ = self._weigh(u, path, num_steps)
+        return path[0], reached, log_ratio
 
     def round_trip(
-        self,
-        params: Params,
-        rng_key: PRNGKey,
-        num_steps: int,
-        gradient: GradientFn | None = None,
+        self, params: Params, rng_key: PRNGKey, num_steps: int, gradient: GradientFn | None = None
     ) -> Array:
-        """What the inverse of the last map misses; see `Control.round_trip`."""
-        end = self._chain(params, rng_key, num_steps, gradient)[-1]
-        z1 = self.denoise(params, end, jnp.asarray(1.0 - 1.0 / num_steps), gradient)
-        return jnp.sqrt(jnp.mean((self._undo_last(params, z1, num_steps, gradient) - end) ** 2))
+        """What the inverse of the last map misses; see `Map.round_trip`."""
+        key_base, key_path = jax.random.split(rng_key)
+        z0, u = self._start(key_base)[0], self.bind(params, (), gradient)
+        end = self._chain(u, key_path, z0, num_steps)[-1]
+        z1 = self._denoised(u, end, _last(num_steps))
+        return jnp.sqrt(jnp.mean((self._undo_last(u, z1, num_steps) - end) ** 2))
+
+
+def _last(num_steps: int) -> Array:
+    """The time at which the last map of a chain starts."""
+    return jnp.asarray(1.0 - 1.0 / num_steps)
+
+
+def _moved(
+    kernel: KernelFn, start: Array, rng_key: PRNGKey, num_steps: int, reverse: bool = False
+) -> Array:
+    """Where a kernel leads in all steps but the last, by time: ``[num_steps - 1, dim]``."""
+    d = jnp.asarray(1.0 / num_steps)
+
+    def step(x: Array, inputs: tuple[Array, PRNGKey]) -> tuple[Array, Array]:
+        t, key = inputs
+        x = kernel(x, t, d).sample(key)
+        return x, x
+
+    inputs = (time_grid(num_steps)[:-1], jax.random.split(rng_key, num_steps)[:-1])
+    return jax.lax.scan(step, start, inputs, reverse=reverse)[1]

@@ -1,46 +1,56 @@
-"""The map that leaves every draw of the base where it is."""
+"""What every map does, and the map that leaves each draw of the base where it is."""
+
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from consistent_samplers import simulate
-from consistent_samplers.bases import Base
-from consistent_samplers.maps.control import Proposal
+from consistent_samplers.bases import Base, Component
 from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
 
 
-@flax.struct.dataclass
-class Identity:
-    """The base alone: exact importance weights ρ / p0, without a network.
-
-    It has the functions of a `Control`, which see; its parameters are an empty dictionary.
+class Proposal(NamedTuple):
+    """One draw without the density: log ρ(position) + log_ratio is its log weight.
 
     Attributes:
-      base: where samples start and end.
+      position: ``[dim]``.
+      log_ratio: ``[]`` in nats; zero where none was asked for.
+      folded: ``[]`` bool, whether a step's determinant is not positive; None of a stochastic path.
 
     Example:
-      >>> import jax
+      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> from consistent_samplers.maps import Identity
-      >>> identity = Identity(cs.bases.standard_normal(2))
-      >>> drawn = identity.draw({}, jax.random.key(0), 1, "map")
-      >>> x = drawn.position
-      >>> bool(abs(drawn.log_ratio + identity.base.log_prob(x)) < 1e-5)
-      True
+      >>> drawn = cs.maps.Proposal(position=jnp.ones(2), log_ratio=jnp.asarray(2.0))
+      >>> float(-0.5 * drawn.position @ drawn.position + drawn.log_ratio)  # the log weight
+      1.0
+    """
+
+    position: Array
+    log_ratio: Array
+    folded: Array | None = None
+
+
+@flax.struct.dataclass
+class Map:
+    """How draws of a base are moved, one point at a time; this class leaves them where they are.
+
+    The density where a draw lands is the caller's to evaluate; guided controls alone take its
+    ``gradient``.
     """
 
     base: Base
-
-    guided = False
-    structured = True
-    injective = True
-    max_flow_steps = 1
 
     @property
     def dim(self) -> int:
         """Dimension of the space."""
         return self.base.dim
+
+    def place(self, z: Array, component: Component = ()) -> tuple[Array, Array]:
+        """The point ``[dim]`` that z stands for in a frame, and the frame's `log_correction`."""
+        x = self.base.unwhiten(z, component)
+        return x, self.base.log_correction(x, component)
 
     def draw(
         self,
@@ -51,26 +61,10 @@ class Identity:
         weights: bool = True,
         gradient: GradientFn | None = None,
     ) -> Proposal:
-        """One draw of the base."""
-        key_base, _ = jax.random.split(rng_key)
-        component = self.base.draw_component(jax.random.fold_in(key_base, 1))
-        z = jax.random.normal(key_base, (self.dim,))
-        x = self.base.unwhiten(z, component)
-        if not weights:
-            return Proposal(x, jnp.zeros((), x.dtype))
-        # -log p0(x), without whitening x again where the base has one frame.
-        log_normal = simulate.standard_normal_log_prob(z)
-        return Proposal(x, self.base.log_correction(x, component) - log_normal)
-
-    def round_trip(
-        self,
-        params: Params,
-        rng_key: PRNGKey,
-        num_steps: int,
-        gradient: GradientFn | None = None,
-    ) -> Array:
-        """Zero: the identity is its own inverse."""
-        return jnp.zeros(())
+        """One draw; without ``weights`` its log ratio is not computed."""
+        z, component = self._start(jax.random.split(rng_key)[0])
+        log_ratio = -simulate.standard_normal_log_prob(z) if weights else None
+        return self._landed(z, component, log_ratio)
 
     def reverse(
         self,
@@ -81,5 +75,52 @@ class Identity:
         method: Method,
         gradient: GradientFn | None = None,
     ) -> Array:
-        """Log ratio ``[]`` at ``position [dim]``."""
+        """Log ratio ``[]`` of a draw that ends at ``position [dim]``; NaN where it is not reached.
+
+        The path back to the base is made up by the backward kernels, or by inverting the map.
+        """
         return -self.base.log_prob(position)
+
+    def round_trip(
+        self, params: Params, rng_key: PRNGKey, num_steps: int, gradient: GradientFn | None = None
+    ) -> Array:
+        """Distance ``[]``, in z, from a key's base draw to what the inverse makes of its image."""
+        return jnp.zeros(())
+
+    def _start(self, key_base: PRNGKey) -> tuple[Array, Component]:
+        """A base draw and its frame."""
+        component = self.base.draw_component(jax.random.fold_in(key_base, 1))
+        return jax.random.normal(key_base, (self.dim,)), component
+
+    def _landed(
+        self, z: Array, component: Component, log_ratio: Array | None, folded: Array | None = None
+    ) -> Proposal:
+        """The draw that ends at z in a frame, whose log ratio (None for none) is the frame's."""
+        x, correction = self.place(z, component)
+        if log_ratio is None:
+            return Proposal(x, jnp.zeros((), x.dtype))
+        return Proposal(x, log_ratio + correction, folded)
+
+
+@flax.struct.dataclass
+class Identity(Map):
+    """The base alone: exact importance weights ρ / p0, without a network.
+
+    It has the functions of a `Control`; its parameters are an empty dictionary.
+
+    Attributes:
+      base: where samples start and end.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> identity = cs.maps.Identity(cs.bases.standard_normal(2))
+      >>> drawn = identity.draw({}, jax.random.key(0), 1, "map")
+      >>> bool(abs(drawn.log_ratio + identity.base.log_prob(drawn.position)) < 1e-5)
+      True
+    """
+
+    guided = False
+    structured = True
+    injective = True
+    max_flow_steps = 1
