@@ -98,13 +98,18 @@ def test_names_of_the_package_are_documented_in_their_modules():
             assert any(n == own and getattr(m, n) is value for m, n in OBJECTS), name
 
 
+# Modules that users do not call: a docstring is enough.
+INTERNAL = {"checks", "compilation", "guard", "programs", "registry", "store"}
+
+
 @pytest.mark.parametrize(("module", "name"), OBJECTS, ids=label)
 def test_public_name_has_an_example(module, name):
     value = getattr(module, name)
     doc = inspect.getdoc(value)
     assert doc, f"{name} has no docstring"
     assert doc != type(value).__doc__
-    assert re.search(r"^Example:\n(.*\n)*?  >>> ", doc, re.MULTILINE), f"{name} has no example"
+    found = re.search(r"^Example:\n(.*\n)*?  >>> ", doc, re.MULTILINE)
+    assert found or label(module) in INTERNAL, f"{name} has no example"
 
 
 @pytest.mark.parametrize(("module", "name"), CONSTANTS, ids=label)

@@ -33,16 +33,14 @@ class Exploration(NamedTuple):
     Attributes:
       modes: optima; there may be none.
       particles: ``[num_particles, dim]``, of a tempered SMC that ended at the target; none above
-        200 dimensions or for very expensive densities, where too few could be afforded to tell
-        anything.
+        200 dimensions or for very expensive densities, where too few could be afforded.
       log_z: its estimate of log Z in nats, or NaN without particles.
 
     Example:
       >>> import numpy as np
       >>> import consistent_samplers as cs
       >>> modes = cs.bases.Modes(np.zeros((1, 2)), np.eye(2)[None], np.zeros(1))
-      >>> found = cs.bases.Exploration(modes, particles=np.zeros((0, 2)), log_z=float("nan"))
-      >>> found.particles.shape
+      >>> cs.bases.Exploration(modes, np.zeros((0, 2)), log_z=float("nan")).particles.shape
       (0, 2)
     """
 
@@ -61,8 +59,8 @@ def explore(
 ) -> Exploration:
     """Looks for the target's mass by optimiser starts and tempered SMC.
 
-    Expensive densities get fewer starts and fewer particles, see `find_modes` and
-    `tempering.tempered_particles`.
+    Expensive densities get fewer starts, as in `find_modes`, and 512 particles at least, or none
+    where even these would take more than 400 Gflop.
 
     Args:
       rng_key: key.
@@ -76,14 +74,11 @@ def explore(
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> target = cs.Target(lambda x: -((x[0] - 1.0) ** 2), dim=1)
       >>> found = cs.bases.explore(jax.random.key(0), target, num_starts=8, num_particles=200)
       >>> found.modes.loc.round(2).tolist(), found.particles.shape
       ([[1.0]], (200, 1))
-      >>> bool(abs(found.log_z - target.log_z) < 0.5)
-      True
     """
     key_modes, key_particles, key_again, *_ = split(rng_key)
     modes = find_modes(key_modes, target, init_position=init_position, num_starts=num_starts)
