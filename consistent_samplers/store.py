@@ -23,9 +23,6 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from consistent_samplers import registry
 
-# For `kernels` alone.
-__all__ = ["SUFFIX", "VARIABLE"]
-
 VARIABLE = "CONSISTENT_SAMPLERS_CACHE"
 """Environment variable that names another folder, or is ``off``."""
 

@@ -1,13 +1,10 @@
 """What every base offers: a density p0 as a (mixture of) standard normal(s) in other coordinates.
 
 A base draws a component k, which names a frame x = m_k + L_k z, and z ~ N(0, I) in it. Samplers
-work in the frame of their draw, where the base is standard normal whatever it is outside. Their
-target there is ρ(x) times the probability r(k | x) that the base gives to k at x; summed over k
-that is ρ, so a weight of the extended space (z, k) is a weight for ρ. With
-
-    r(k | x) = π_k N(x; m_k, L_k L_kᵀ) / p0(x)
-
-the log density of the extended target relative to π_k is, in the frame,
+work in the frame of their draw. Their target there is ρ(x) times the probability r(k | x) that the
+base gives to k at x; summed over k that is ρ, so a weight of the extended space (z, k) is a weight
+for ρ. With r(k | x) = π_k N(x; m_k, L_k L_kᵀ) / p0(x) the log density of the extended target
+relative to π_k is, in the frame,
 
     log ρ(x) - log p0(x) + log N(z; 0, I),
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers.bases.base import Base
-from consistent_samplers.bases.exploration import Exploration, explore
+from consistent_samplers.bases.exploration import NUM_PARTICLES, Exploration, explore
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.bases.gaussian_fit import fit_gaussian
 from consistent_samplers.bases.iterating import split
@@ -21,7 +21,6 @@ from consistent_samplers.bases.mixture_fit import (
     train_mixture,
 )
 from consistent_samplers.bases.modes import Modes
-from consistent_samplers.bases.tempering import NUM_PARTICLES
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
@@ -60,15 +59,7 @@ class FittedBase(NamedTuple):
 
 
 def fit(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None) -> Base:
-    """The base that the recipe takes for a target, as `fit_base` finds it.
-
-    Args:
-      rng_key: key.
-      target: the target.
-      init_position: ``[dim]`` or ``[n, dim]`` points where the target is known to have mass.
-
-    Raises:
-      ValueError: the density is NaN, +inf, or zero everywhere it was tried.
+    """The base that the recipe takes for a target: that of `fit_base`, with the same arguments.
 
     Example:
       >>> import jax

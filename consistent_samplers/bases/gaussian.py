@@ -1,8 +1,4 @@
-"""The Gaussian base.
-
-In its whitened coordinates z = L⁻¹(x - m) the base is N(0, I); processes, networks and simulators
-work there, so a good base leaves them little to do.
-"""
+"""The Gaussian base: N(0, I) in its whitened coordinates z = L⁻¹(x - m), where samplers work."""
 
 import warnings
 from typing import Any

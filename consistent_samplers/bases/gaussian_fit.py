@@ -51,18 +51,15 @@ def fit_gaussian(
     """A Gaussian with full covariance, fitted by reparametrised reverse KL.
 
     The Laplace approximation at the best mode that L-BFGS finds is returned if 97 % of its draws
-    are effective. Otherwise the start is the best of many Laplace approximations, taken as
-    Pathfinder does (Zhang et al., 2022) along the L-BFGS paths from several points: neither an
-    unbounded density (a funnel, a hierarchical model) nor a bad starting point spoils it. Adam
-    maximises the ELBO in the coordinates of that start, with the path gradient of Roeder et al.
-    (2017), whose noise vanishes where the fit is exact. Where the second half of its iterations
-    gained more than 0.1 nats it starts again from its end, three times at most. The better of start
-    and result, judged on the same fresh draws, is returned. Above 200 dimensions, where the
-    gradients of so many parameters are mostly noise, natural-gradient steps on averaged Hessians
-    take Adam's place (Opper & Archambeau, 2009; Khan & Rue, 2023).
-
-    A density whose iterations would take more than 40 Gflop gets fewer, 200 at least, and starts
-    from the ends of the paths only.
+    are effective. Otherwise the start is the best of many along the L-BFGS paths, as in Pathfinder
+    (Zhang et al., 2022), which neither an unbounded density nor a bad starting point spoils. Adam
+    maximises the ELBO in the coordinates of that start by the path gradient (Roeder et al., 2017).
+    Where the second half of its iterations gained more than 0.1 nats it starts again from its end,
+    three times at most. The better of start and result, judged on the same fresh draws, is
+    returned. Above 200 dimensions natural-gradient steps on averaged Hessians take Adam's place
+    (Opper & Archambeau, 2009; Khan & Rue, 2023): its gradients would be mostly noise. A density
+    whose iterations would take more than 40 Gflop gets fewer, 200 at least, and starts from the
+    ends of the paths only.
 
     Args:
       rng_key: key.
@@ -248,9 +245,8 @@ def _natural_ascent(rng_key: PRNGKey, target: Target, start: GaussianBase) -> Ga
     inverse = scipy.linalg.solve_triangular(factor, np.eye(target.dim), lower=True)
     precision = inverse.T @ inverse
     for i in range(_NUM_ASCENT_STEPS):
-        noise = _noise(rng_key, np.int32(i), shape=(_NUM_ASCENT_DRAWS, target.dim))
-        noise = np.asarray(noise, np.float64)
-        points = (mean + noise @ factor.T).astype(dtype)
+        eps = _noise(rng_key, np.int32(i), shape=(_NUM_ASCENT_DRAWS, target.dim))
+        points = (mean + np.asarray(eps, np.float64) @ factor.T).astype(dtype)
         _, grads = evaluation.values_and_grads(target.log_density, points)
         gradient = np.asarray(grads, np.float64).mean(0)
         # One after the other: together they take much memory.

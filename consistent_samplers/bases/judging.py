@@ -58,11 +58,9 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
         # Mass outside the support: no finite ELBO.
         return Fit(-math.inf, math.inf, 0.0)
     weight = np.exp(log_weight - log_weight.max())
-    return Fit(
-        float(log_weight.mean()),
-        float(log_weight.std() / math.sqrt(_NUM_JUDGE_DRAWS)),
-        float(weight.sum() ** 2 / (weight**2).sum() / _NUM_JUDGE_DRAWS),
-    )
+    stderr = log_weight.std() / math.sqrt(_NUM_JUDGE_DRAWS)
+    ess = weight.sum() ** 2 / (weight**2).sum() / _NUM_JUDGE_DRAWS
+    return Fit(float(log_weight.mean()), float(stderr), float(ess))
 
 
 @kernel(effort="least")

@@ -1,7 +1,7 @@
 """Bases of several modes: mixtures of Gaussians, and products of one-dimensional mixtures."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.struct
 import jax
@@ -51,27 +51,21 @@ def _unstretch(w: Array, tail: Array) -> Array:
 class _SeveralFrames:
     """What bases of several components share: the extended target, see `Base`."""
 
-    # What the class itself has; no annotations, which would be fields of the dataclasses.
-    if TYPE_CHECKING:
-        log_weights: Any
-        log_prob: Any
-        _joint: Any
-        unwhiten: Any
-        whiten: Any
-
-    def draw_component(self, rng_key: PRNGKey) -> Array:
+    def draw_component(self: Any, rng_key: PRNGKey) -> Array:
         """Draws k ~ π, ``[]``; of a product one for each coordinate, ``[dim]``."""
         return jax.random.categorical(rng_key, self.log_weights)
 
-    def component_at(self, rng_key: PRNGKey, x: Array) -> Array:
+    def component_at(self: Any, rng_key: PRNGKey, x: Array) -> Array:
         """Draws k given ``x [dim]``, from the posterior probabilities r(k | x)."""
         return jax.random.categorical(rng_key, self._joint(x))
 
-    def log_correction(self, x: Array, component: Array) -> Array:
-        """What a frame adds to a log density at ``x [dim]``: log N(z; 0, I) - log p0(x), ``[]``."""
+    def log_correction(self: Any, x: Array, component: Array) -> Array:
+        """What a frame adds to a log density at ``x``: log N(z; 0, I) - log p0(x), ``[]``."""
         return _standard_normal_log_prob(self.whiten(x, component)) - self.log_prob(x)
 
-    def whitened_log_density(self, log_density: LogDensityFn, component: Array) -> LogDensityFn:
+    def whitened_log_density(
+        self: Any, log_density: LogDensityFn, component: Array
+    ) -> LogDensityFn:
         """A log density on x as one on the z of a component, see `Base`."""
 
         def whitened(z: Array) -> Array:
@@ -205,8 +199,7 @@ def mixture(
     eye = np.eye(dim)
     # On the host in float64: exact, and away from XLA's LAPACK calls.
     inverses = np.stack([scipy.linalg.solve_triangular(f, eye, lower=True) for f in factors])
-    logits -= scipy.special.logsumexp(logits)
-    parts = [logits, means, factors, inverses]
+    parts = [logits - scipy.special.logsumexp(logits), means, factors, inverses]
     if tail is not None:
         parts.append(np.asarray(tail, np.float64))
         if parts[-1].shape != (num,) or not (parts[-1] >= 0.0).all():

@@ -67,12 +67,9 @@ def fit_mixture(
 
     Example:
       >>> import jax
-      >>> import numpy as np
       >>> import consistent_samplers as cs
-      >>> modes = cs.bases.Modes(np.array([[-2.0], [2.0]]), np.full((2, 1, 1), 0.25), np.zeros(2))
-      >>> found = cs.bases.Exploration(modes, np.zeros((0, 1)), float("nan"))
-      >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
-      >>> key = jax.random.key(0)
+      >>> key, target = jax.random.key(0), cs.Target(lambda x: -((x[0] ** 2 - 4.0) ** 2), dim=1)
+      >>> found = cs.bases.explore(key, target, num_starts=16, num_particles=0)  # wells at ±2
       >>> cs.bases.fit_mixture(key, target, exploration=found, num_iterations=20).num_components
       2
     """
@@ -250,30 +247,24 @@ def fit_product_mixture(
 
     Example:
       >>> import jax
-      >>> import numpy as np
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.double_wells(dim=2, num_wells=2)
-      >>> particles = np.asarray(target.sample(jax.random.key(0), 400))
-      >>> modes = cs.bases.Modes(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(0))
-      >>> found = cs.bases.Exploration(modes, particles, log_z=target.log_z)
-      >>> cs.bases.fit_product_mixture(jax.random.key(1), target, exploration=found).loc.shape
+      >>> key, target = jax.random.key(0), cs.targets.double_wells(dim=2, num_wells=2)
+      >>> found = cs.bases.explore(key, target, num_starts=16, num_particles=400)
+      >>> cs.bases.fit_product_mixture(key, target, exploration=found).loc.shape  # two in each
       (2, 2)
     """
     from sklearn.mixture import GaussianMixture
 
     if exploration is None:
         exploration = explore(rng_key, target)
-    particles = np.asarray(exploration.particles, np.float64)
+    particles, sizes = np.asarray(exploration.particles, np.float64), range(1, max_components + 1)
     log_weights = np.full((target.dim, max_components), -np.inf)
     loc = np.repeat(particles.mean(0)[:, None], max_components, 1)
     scale = np.repeat(np.maximum(particles.std(0), 1e-6)[:, None], max_components, 1)
     for i, values in enumerate(particles.T):
         centre, spread = values.mean(), max(values.std(), 1e-6)
         scaled = ((values - centre) / spread)[:, None]
-        fits = [
-            GaussianMixture(k, random_state=0, reg_covar=1e-6).fit(scaled)
-            for k in range(1, max_components + 1)
-        ]
+        fits = [GaussianMixture(k, random_state=0, reg_covar=1e-6).fit(scaled) for k in sizes]
         fitted = min(fits, key=lambda f: f.bic(scaled))
         k = fitted.n_components
         log_weights[i, :k] = np.log(fitted.weights_)
