@@ -8,16 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from consistent_samplers.bases import iterating
+from consistent_samplers.bases import iterating, laplace
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.bases.iterating import Evaluated
-from consistent_samplers.bases.laplace import (
-    Gaussians,
-    check_starts,
-    laplace,
-    paths,
-    usable_everywhere,
-)
 from consistent_samplers.bases.limits import MAX_DENSE_DIM, affordable
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets import evaluation
@@ -86,11 +79,11 @@ def fit_gaussian(
     key_start, key_choose, key_adam, key_judge, _ = iterating.split(rng_key)
     starts, values = _start_points(key_start, target, init_position, num_starts)
     dtype = starts.dtype
-    ends, ways = paths(target, starts)
+    ends, ways = laplace.paths(target, starts)
     if large:
         ends = ends[:1]
     noise = iterating.normals(key_choose, _NUM_JUDGE_DRAWS, dim).astype(np.float64)
-    at_ends = laplace(target, ends, dtype, ridges=(0.0,))
+    at_ends = laplace.laplace(target, ends, dtype, ridges=(0.0,))
     elbo, ess = _scores(target, at_ends, noise, dtype)
     best = np.argmax(elbo)
     if np.isfinite(elbo[best]) and ess[best] > _GOOD_ENOUGH:
@@ -98,11 +91,11 @@ def fit_gaussian(
 
     most = affordable(target) / batch_size
     points = ends if large or most < num_iterations else np.concatenate([ends, ways])
-    candidates = laplace(target, points, dtype, ridges=_RIDGES)
+    candidates = laplace.laplace(target, points, dtype, ridges=_RIDGES)
     elbo, _ = _scores(target, candidates, noise[:_NUM_CHOICE_DRAWS], dtype)
     if not np.isfinite(elbo.max()):
         # No candidate lies where the density is positive: shrink around the best start.
-        candidates = Gaussians(starts[[np.argmax(values)]], 0.01 * np.eye(dim)[None])
+        candidates = laplace.Gaussians(starts[[np.argmax(values)]], 0.01 * np.eye(dim)[None])
     start = _as_base(candidates, np.argmax(elbo), dtype)
     if large:
         fitted = _natural_ascent(key_adam, target, start)
@@ -131,15 +124,15 @@ def _start_points(
     scales = np.geomspace(0.1, 3.0, num_random)[::-1, None]
     points = np.concatenate([given, np.zeros((1, target.dim)), scales * random])
     points = points.astype(random.dtype)
-    return points, check_starts(target, points, usable_everywhere)
+    return points, laplace.check_starts(target, points, laplace.usable_everywhere)
 
 
-def _as_base(gaussians: Gaussians, index: np.intp, dtype: Any) -> GaussianBase:
+def _as_base(gaussians: laplace.Gaussians, index: np.intp, dtype: Any) -> GaussianBase:
     return GaussianBase(*(jnp.asarray(part[index], dtype) for part in gaussians))
 
 
 def _scores(
-    target: Target, gaussians: Gaussians, noise: np.ndarray, dtype: Any
+    target: Target, gaussians: laplace.Gaussians, noise: np.ndarray, dtype: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """ELBO, or -inf, and share of effective draws of each Gaussian ``[n]``, on common draws."""
     dim = target.dim
@@ -158,7 +151,7 @@ def _scores(
 
 
 def _elbo(target: Target, base: GaussianBase, noise: np.ndarray) -> float:
-    gaussians = Gaussians(np.asarray(base.loc)[None], np.asarray(base.scale_tril)[None])
+    gaussians = laplace.Gaussians(np.asarray(base.loc)[None], np.asarray(base.scale_tril)[None])
     return float(_scores(target, gaussians, noise, gaussians.loc.dtype)[0][0])
 
 
@@ -178,10 +171,10 @@ def _maximise_elbo(
         for i, rate in enumerate(rates, 1):
             at_points = iterating.evaluated(target, points)
             adam, points = _update(rng_key, np.int32(index + i), rate, start, adam, at_points)
-            half = adam[0] if i == len(rates) // 2 else half
-        half, end = (_moved(start, moved) for moved in (half, adam[0]))
-        start = end
-        if not _elbo(target, end, noise) > _elbo(target, half, noise) + _WORTH_A_ROUND:
+            if i == len(rates) // 2:
+                half = adam[0]
+        half, start = _moved(start, half), _moved(start, adam[0])
+        if not _elbo(target, start, noise) > _elbo(target, half, noise) + _WORTH_A_ROUND:
             break
     return start
 
