@@ -23,30 +23,12 @@ _OPTIONS: dict[Effort, dict[str, Any]] = {
 
 
 def as_partial(function: Callable[..., Any]) -> Partial:
-    """A function as a ``jax.tree_util.Partial``: an argument of compiled functions.
-
-    Args:
-      function: a function, or a Partial, which stays what it is.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.compilation import as_partial
-      >>> function = as_partial(jnp.sum)
-      >>> float(jax.jit(lambda f, x: f(x))(function, jnp.ones(3)))
-      3.0
-    """
+    """A function as a ``jax.tree_util.Partial``: an argument of compiled functions."""
     return function if isinstance(function, Partial) else Partial(function)
 
 
 def compiler_options(effort: Effort) -> dict[str, Any]:
-    """What XLA is told for an effort, on this backend; a flag of the user's wins.
-
-    Example:
-      >>> from consistent_samplers.compilation import compiler_options
-      >>> compiler_options("full")
-      {}
-    """
+    """What XLA is told for an effort, on this backend; a flag of the user's wins."""
     own_flags = os.environ.get("XLA_FLAGS", "")
     return {
         name: value
@@ -56,15 +38,7 @@ def compiler_options(effort: Effort) -> dict[str, Any]:
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether what is computed from a tree of arrays here and now is part of a JAX transformation.
-
-    Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.compilation import is_traced
-      >>> is_traced(jnp.ones(2)), bool(jax.jit(lambda: is_traced(2.0))())
-      (False, True)
-    """
+    """Whether what is computed from a tree of arrays here and now is part of a transformation."""
     # A constant is traced as well while a function is being compiled.
     leaves = [*jax.tree.leaves(tree), jnp.zeros(())]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)

@@ -1,10 +1,9 @@
 """A guard against a fault of XLA on CPUs that makes some compiled computations wait for ever.
 
-In the versions of jaxlib concerned, the scheduler that runs independent parts of one computation
-side by side may lose a task where several of them call LAPACK (triangular solves, Cholesky
-factors, determinants): met in NumPyro models with ``LKJCholesky`` on two cores. The older scheduler
-does not. XLA reads its flags when its first backend starts, so that the package asks for the older
-one when it is imported.
+In the versions concerned, the scheduler that runs independent parts of one computation side by side
+may lose a task where several of them call LAPACK (met in NumPyro models with ``LKJCholesky`` on two
+cores). The older scheduler does not. XLA reads its flags when its first backend starts, so that the
+package asks for the older one when it is imported.
 """
 
 import os
@@ -23,16 +22,14 @@ _FIRST_CONCERNED, _FIRST_MENDED = (0, 8), (0, 12)
 def choose_scheduler() -> None:
     """Turns the scheduler at fault off, unless a flag of the user's names it.
 
-    Warns:
-      RuntimeWarning: a CPU backend runs already and has read its flags.
-
-    Example:
-      >>> from consistent_samplers.guard import choose_scheduler
-      >>> choose_scheduler()  # as ``import consistent_samplers`` does
+    Warns where a CPU backend runs already and has read its flags.
     """
-    if not is_concerned(metadata.version("jaxlib")) or FLAG in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not is_concerned(metadata.version("jaxlib")) or FLAG in flags:
         return
-    if _cpu_backend_runs():
+    # Whether JAX has started a backend, without starting one.
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    if "cpu" in getattr(bridge, "_backends", {}):
         warnings.warn(
             "JAX was in use before consistent_samplers was imported. With this version of jaxlib a "
             "density that solves triangular systems or factorises matrices may then wait for ever "
@@ -40,24 +37,11 @@ def choose_scheduler() -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-        return
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=false".strip()
+    else:
+        os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=false".strip()
 
 
 def is_concerned(version: str) -> bool:
-    """Whether a version of jaxlib has the fault.
-
-    Example:
-      >>> from consistent_samplers.guard import is_concerned
-      >>> [is_concerned(version) for version in ("0.7.2", "0.10.2", "0.12.0")]
-      [False, True, False]
-    """
+    """Whether a version of jaxlib has the fault."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return _FIRST_CONCERNED <= (major, minor) < _FIRST_MENDED
-
-
-def _cpu_backend_runs() -> bool:
-    """Whether JAX has started its CPU backend, without starting one."""
-    bridge = sys.modules.get("jax._src.xla_bridge")
-    return "cpu" in getattr(bridge, "_backends", {})

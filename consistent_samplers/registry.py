@@ -29,27 +29,14 @@ _PACKAGE = __name__.partition(".")[0]
 # States of optimisers are made of their NamedTuples. Decoding imports from nowhere else.
 _LIBRARIES = ("flax", "jax", "optax")
 
-_FUNCTIONS: tuple[type, ...] = (
-    type(lambda: None),
-    type(print),
-    functools.partial,
-    type(jax.jit(lambda: None)),
-)
+_FUNCTIONS = (type(lambda: None), type(print), functools.partial, type(jax.jit(lambda: None)))
 
 _named: dict[str, type] = {}
 _names: dict[type, str] = {}
 
 
 class EncodeError(TypeError):
-    """A value that cannot be written, or a name that cannot be read; the message says which.
-
-    Example:
-      >>> from consistent_samplers import registry
-      >>> registry.encode(print)  # doctest: +ELLIPSIS
-      Traceback (most recent call last):
-        ...
-      consistent_samplers.registry.EncodeError: ... a function; ...
-    """
+    """A value that cannot be written, or a name that cannot be read; the message says which."""
 
 
 def register(cls: _Class, name: str | None = None) -> _Class:
@@ -68,14 +55,12 @@ def register(cls: _Class, name: str | None = None) -> _Class:
 
     Example:
       >>> import dataclasses
-      >>> from consistent_samplers import registry
+      >>> import consistent_samplers as cs
       >>> @dataclasses.dataclass
       ... class Ring:
       ...     radius: float
-      >>> registry.register(Ring, "Ring of an example") is Ring
+      >>> cs.register_base(Ring, "Ring of an example") is Ring
       True
-      >>> registry.decode(*registry.encode(Ring(2.0)))
-      Ring(radius=2.0)
     """
     if not isinstance(cls, type) or _kind(cls) is None:
         raise TypeError(
@@ -97,45 +82,16 @@ def register(cls: _Class, name: str | None = None) -> _Class:
 def encode(value: Any, *, users: bool = True) -> tuple[JSON, list[np.ndarray]]:
     """A value as JSON, and the arrays in it.
 
-    Args:
-      value: None, numbers, strings, tuples, lists, dictionaries with strings as keys, arrays, data
-        types, and classes that are registered or this package's, nested as you like.
-      users: whether registered classes of somebody else's are accepted.
-
-    Raises:
-      EncodeError: there is something else in it.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
-      >>> from consistent_samplers import registry
-      >>> registry.encode((1, [2.5, None], float("inf")))
-      ({'tuple': [1, [2.5, None], {'float': 'inf'}]}, [])
-      >>> json, arrays = registry.encode(cs.bases.standard_normal(2))
-      >>> json["class"], len(arrays)
-      ('consistent_samplers.bases.gaussian:GaussianBase', 2)
+    It may hold None, numbers, strings, tuples, lists, dictionaries with strings as keys, arrays,
+    data types, and classes that are registered (if ``users``) or this package's; for anything else
+    there is an `EncodeError`.
     """
     arrays: list[np.ndarray] = []
     return _encode(value, arrays, users), arrays
 
 
 def decode(json: JSON, arrays: Sequence[np.ndarray]) -> Any:
-    """The value that `encode` was given; its arrays as arrays of JAX.
-
-    Args:
-      json: the first of what `encode` returned.
-      arrays: the second.
-
-    Raises:
-      EncodeError: a class is not known here, or the JSON is no such value.
-
-    Example:
-      >>> import consistent_samplers as cs
-      >>> from consistent_samplers import registry
-      >>> base = registry.decode(*registry.encode(cs.bases.standard_normal(2)))
-      >>> type(base).__name__, base.loc.tolist()
-      ('GaussianBase', [0.0, 0.0])
-    """
+    """The value that `encode` was given, its arrays as arrays of JAX; else an `EncodeError`."""
     try:
         return _decode(json, arrays)
     except EncodeError:
@@ -203,7 +159,10 @@ def _contents(value: Any) -> dict[str, Any]:
         return dict(value.to_arrays())
     if kind == "tuple":
         return value._asdict()
-    return {name: getattr(value, name) for name in _fields(type(value))}
+    # Where a module is mounted is no property of it.
+    skipped = ("parent", "name") if isinstance(value, nn.Module) else ()
+    names = [f.name for f in dataclasses.fields(value) if f.init and f.name not in skipped]
+    return {name: getattr(value, name) for name in names}
 
 
 def _make(cls: type, contents: dict[str, Any]) -> Any:
@@ -227,16 +186,10 @@ def _kind(cls: type) -> _Kind | None:
     return "fields" if dataclasses.is_dataclass(cls) else None
 
 
-def _fields(cls: type) -> list[str]:
-    # Where a module is mounted is no property of it.
-    skipped = ("parent", "name") if issubclass(cls, nn.Module) else ()
-    return [f.name for f in dataclasses.fields(cls) if f.init and f.name not in skipped]
-
-
 def _name(cls: type, users: bool) -> str:
     """What a class is called where it is stored."""
     path = _path(cls)
-    if _is_implicit(cls) and _importable(path) and _import(path) is cls:
+    if _is_implicit(cls) and _import(path) is cls:
         return path
     if users and cls in _names:
         return _names[cls]
@@ -252,10 +205,8 @@ def _class(name: str) -> type:
     """The class that is called something where it is stored."""
     if name in _named:
         return _named[name]
-    if _importable(name):
-        cls = _import(name)
-        if cls is not None and _is_implicit(cls):
-            return cls
+    if (cls := _import(name)) is not None and _is_implicit(cls):
+        return cls
     raise EncodeError(
         f"No class is registered as {name!r}. Import the module that registers it, or register "
         "it with cs.register_base or cs.register_network, before loading."
@@ -285,7 +236,9 @@ def _importable(name: str) -> bool:
 
 
 def _import(path: str) -> type | None:
-    """The class at a path, if that is where it was defined; imports its module if need be."""
+    """The class at a path, if that is where it was defined; imports its module if it may."""
+    if not _importable(path):
+        return None
     module, _, qualname = path.partition(":")
     if module not in sys.modules:
         try:

@@ -7,7 +7,6 @@ foreign, not to be read or written) is said once a process, and programs are com
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import platform
 import tempfile
@@ -19,12 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax.serialization import msgpack_restore, msgpack_serialize
 from jax.experimental.compilation_cache import compilation_cache
 
 from consistent_samplers import registry
-
-# For `kernels` alone.
-__all__ = ["SUFFIX", "VARIABLE"]
 
 VARIABLE = "CONSISTENT_SAMPLERS_CACHE"
 """Environment variable that names another folder, or is ``off``."""
@@ -36,7 +33,7 @@ unwritable: set[Path] = set()
 """Folders that this process has failed to write to."""
 
 _MAX_BYTES = 256 * 2**20
-_MAGIC = b"consistent_samplers program 1\n"
+_MAGIC = b"consistent_samplers program 2\n"
 _warned = False
 # JAX's own cache, while one of our programs is compiled; see `own_cache`.
 _SETTINGS: dict[str, Any] = {
@@ -51,19 +48,12 @@ _SETTINGS: dict[str, Any] = {
 
 
 class Kept(NamedTuple):
-    """One program as it is kept.
+    """One program as it is kept."""
 
-    Attributes:
-      out: structure of what it returns, encoded with numbers as leaves.
-      keys: implementations of those of its outputs that are typed keys, by number.
-      program: serialized ``jax.export.Exported``.
-      entries: files of JAX's compilation cache, by name.
-    """
-
-    out: registry.JSON
-    keys: dict[int, str]
-    program: bytes
-    entries: dict[str, bytes]
+    out: registry.JSON  # structure of what it returns, encoded with numbers as leaves
+    keys: dict[int, str]  # implementations of those of its outputs that are typed keys, by number
+    program: bytes  # serialized ``jax.export.Exported``
+    entries: dict[str, bytes]  # files of JAX's compilation cache, by name
 
 
 def root_folder() -> Path | None:
@@ -136,17 +126,8 @@ def write(root: Path, path: Path, key: str, kept: Kept) -> None:
 
 
 def _to_bytes(kept: Kept, key: str) -> bytes:
-    header = json.dumps(
-        {
-            "key": key,
-            "out": kept.out,
-            "keys": list(kept.keys.items()),
-            "program": len(kept.program),
-            "entries": [[name, len(content)] for name, content in kept.entries.items()],
-        }
-    ).encode()
-    size = len(header).to_bytes(8, "big")
-    body = b"".join([size, header, kept.program, *kept.entries.values()])
+    keys = [list(item) for item in kept.keys.items()]
+    body = msgpack_serialize({"key": key, **kept._asdict(), "keys": keys})
     return _MAGIC + hashlib.sha256(body).digest() + body
 
 
@@ -156,15 +137,10 @@ def _from_bytes(content: bytes, key: str) -> Kept:
     digest, body = content[len(_MAGIC) : start], content[start:]
     if not content.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
         raise ValueError("its contents do not match its checksum")
-    end = 8 + int.from_bytes(body[:8], "big")
-    header = json.loads(body[8:end])
-    if header["key"] != key:
+    held = msgpack_restore(body)
+    if held["key"] != key:
         raise ValueError("it holds another program")
-    program = body[end : end + header["program"]]
-    entries, end = {}, end + header["program"]
-    for name, size in header["entries"]:
-        entries[name], end = body[end : end + size], end + size
-    return Kept(header["out"], dict(header["keys"]), program, entries)
+    return Kept(held["out"], dict(held["keys"]), held["program"], held["entries"])
 
 
 def programs(root: Path) -> list[tuple[float, int, Path]]:

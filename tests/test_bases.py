@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from consistent_samplers import bases, targets
-from consistent_samplers.bases import GaussianBase, gaussian_fit, modes, tempering
+from consistent_samplers.bases import GaussianBase, exploration, gaussian_fit, modes
 from consistent_samplers.bases.gaussian_fit import _positive_inverse
 from consistent_samplers.targets import Target, evaluation
 
@@ -249,7 +249,7 @@ def test_an_expensive_density_is_looked_at_less(monkeypatch, cost, climb, smc):
     monkeypatch.setattr(evaluation, "cost", lambda log_density, dim: cost)
     target = targets.funnel(2)
     assert modes.climb_size(target, 512) == climb
-    assert tempering.smc_size(target, 2_000, 5, 5) == smc
+    assert exploration.smc_size(target, 2_000, 5, 5) == smc
 
 
 def test_a_few_starts_find_the_modes_of_a_very_expensive_density(monkeypatch):

@@ -299,7 +299,7 @@ def spoil(path, how):
         case "flipped":
             path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
         case "header":
-            path.write_bytes(content.replace(b'"keys"', b'"kezs"'))
+            path.write_bytes(content.replace(b"keys", b"kezs", 1))
         case "truncated":
             path.write_bytes(content[: len(content) // 2])
         case "short":

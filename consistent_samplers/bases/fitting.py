@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers.bases.base import Base
-from consistent_samplers.bases.exploration import Exploration, explore
+from consistent_samplers.bases.exploration import NUM_PARTICLES, Exploration, explore
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.bases.gaussian_fit import fit_gaussian
 from consistent_samplers.bases.iterating import split
@@ -15,25 +15,22 @@ from consistent_samplers.bases.judging import Fit, judge
 from consistent_samplers.bases.laplace import check_starts, usable_everywhere
 from consistent_samplers.bases.limits import MAX_DENSE_DIM
 from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase
-from consistent_samplers.bases.mixture_fit import fit_mixture, train_mixture
+from consistent_samplers.bases.mixture_fit import (
+    fit_mixture,
+    fit_product_mixture,
+    train_mixture,
+)
 from consistent_samplers.bases.modes import Modes
-from consistent_samplers.bases.product_fit import fit_product_mixture
-from consistent_samplers.bases.tempering import NUM_PARTICLES
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
-# Share of a Gaussian's effective draws above which particles are not looked at.
-_EVEN = 0.9
-# An optimum with a smaller share of the largest one's evidence does not count as a mode.
-_MINOR = 0.01
-# Nor does one on the way to which the density falls by less than this, in nats.
-_DIP = 1.0
-_NUM_BETWEEN = 17
-# Nats by which the particles' log Z must exceed the Gaussian's ELBO to look further.
-_UNSEEN_NATS = 2.0
-# Nats by which components of one mode must beat a Gaussian before calibration.
-_FLOW_NATS = 1.0
+_EVEN = 0.9  # share of a Gaussian's effective draws above which particles are not looked at
+_MINOR = 0.01  # an optimum with a smaller share of the largest one's evidence counts as no mode,
+_DIP = 1.0  # nor does one on the way to which the density falls by less than this, in nats
+_NUM_BETWEEN = 17  # points on that way
+_UNSEEN_NATS = 2.0  # by which the particles' log Z must exceed the Gaussian's ELBO to look further
+_FLOW_NATS = 1.0  # by which components of one mode must beat a Gaussian before calibration
 
 
 class FittedBase(NamedTuple):
@@ -48,14 +45,11 @@ class FittedBase(NamedTuple):
     Example:
       >>> import numpy as np
       >>> import consistent_samplers as cs
-      >>> base = cs.bases.standard_normal(2)
       >>> modes = cs.bases.Modes(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(0))
       >>> nothing = cs.bases.Exploration(modes, np.zeros((0, 2)), float("nan"))
-      >>> fitted = cs.bases.FittedBase(
-      ...     base, "gaussian", {"gaussian": cs.bases.Fit(-1.2, 0.1, 0.8)}, nothing
-      ... )
-      >>> fitted.fits[fitted.kind].elbo
-      -1.2
+      >>> fits = {"gaussian": cs.bases.Fit(-1.2, 0.1, 0.8)}
+      >>> cs.bases.FittedBase(cs.bases.standard_normal(2), "gaussian", fits, nothing).kind
+      'gaussian'
     """
 
     base: Base
@@ -65,21 +59,12 @@ class FittedBase(NamedTuple):
 
 
 def fit(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None) -> Base:
-    """The base that the recipe takes for a target: a Gaussian, a mixture, or a product of mixtures.
-
-    Args:
-      rng_key: key.
-      target: the target.
-      init_position: ``[dim]`` or ``[n, dim]`` points where the target is known to have mass.
-
-    Raises:
-      ValueError: the density is NaN, +inf, or zero everywhere it was tried.
+    """The base that the recipe takes for a target: that of `fit_base`, with the same arguments.
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
+      >>> target = cs.Target(lambda x: -((x[0] - 1.0) ** 2), dim=1)
       >>> cs.bases.fit(jax.random.key(0), target).loc.round(2).tolist()
       [1.0]
     """
@@ -91,11 +76,9 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
 
     Where no dip of the density lies between the optima, and the particles see little more than the
     Gaussian does, the Gaussian it is: one step of a flow shapes a single mode better than more
-    components do. Otherwise the best ELBO of all wins. An ELBO judges what was found: it does not
-    know of a mode that no exploration met.
-
-    Tempered particles are left out where more than nine tenths of the Gaussian's own draws are
-    effective and optimisers find no other mode.
+    components do. Otherwise the best ELBO of all wins; it does not know of a mode that no
+    exploration met. Tempered particles are left out where more than nine tenths of the Gaussian's
+    own draws are effective and optimisers find no other mode.
 
     Args:
       rng_key: key.
@@ -107,27 +90,23 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.ones(1), jnp.ones(1))
-      >>> fitted = cs.bases.fit_base(jax.random.key(0), target)  # doctest: +SKIP
-      >>> fitted.kind, sorted(fitted.fits)  # doctest: +SKIP
-      ('gaussian', ['gaussian'])
+      >>> target = cs.Target(lambda x: -((x[0] - 1.0) ** 2), dim=1)
+      >>> cs.bases.fit_base(jax.random.key(0), target).kind  # doctest: +SKIP
+      'gaussian'
     """
     key_explore, key_gaussian, key_mixture, key_product, key_judge = split(rng_key)
-    bases: dict[str, Base] = {
-        "gaussian": fit_gaussian(key_gaussian, target, init_position=init_position)
-    }
-    fits = {"gaussian": judge(key_judge, target, bases["gaussian"])}
+    gaussian = fit_gaussian(key_gaussian, target, init_position=init_position)
+    bases: dict[str, Base] = {"gaussian": gaussian}
+    fits = {"gaussian": judge(key_judge, target, gaussian)}
     # Particles set out from around the optima: where there is one, of which a Gaussian shows all
     # but a few percent, they see no more than its draws do.
     even = fits["gaussian"].ess > _EVEN
-    num = 0 if even else NUM_PARTICLES
-    found = explore(key_explore, target, init_position=init_position, num_particles=num)
-    num_modes = _num_separate(target, found.modes)
-    if even and num_modes > 1:
-        found = explore(key_explore, target, init_position=init_position)
+    for num in (0, NUM_PARTICLES) if even else (NUM_PARTICLES,):
+        found = explore(key_explore, target, init_position=init_position, num_particles=num)
         num_modes = _num_separate(target, found.modes)
+        if num_modes <= 1:
+            break
     simple = num_modes <= 1 and not found.log_z > fits["gaussian"].elbo + _UNSEEN_NATS
     if not simple and target.dim <= MAX_DENSE_DIM:
         bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
@@ -139,10 +118,8 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     # The simpler kind where they differ by noise only, or by what a flow makes up for more easily
     # than on several components; not where several modes were seen, of which it may lack one.
     margin = 2.0 * best.elbo_stderr + (_FLOW_NATS if num_modes <= 1 else 0.0)
-    for kind in bases:
-        if fits[kind].elbo >= best.elbo - margin:
-            return FittedBase(bases[kind], kind, fits, found)
-    return FittedBase(bases["gaussian"], "gaussian", fits, found)
+    kind = next((kind for kind in bases if fits[kind].elbo >= best.elbo - margin), "gaussian")
+    return FittedBase(bases[kind], kind, fits, found)
 
 
 def _num_separate(target: Target, modes: Modes) -> int:
@@ -166,9 +143,8 @@ def _num_separate(target: Target, modes: Modes) -> int:
 def refit_base(rng_key: PRNGKey, target: Target, base: Base) -> Base:
     """A base of the same kind for a target much like the one that a base was fitted to.
 
-    A Gaussian and a mixture move from where they are, without a new exploration: a mode that
-    appeared elsewhere is not seen. A product of mixtures is fitted anew, and a base of another
-    class stays as it is.
+    A Gaussian and a mixture move from where they are, so that a mode that appeared elsewhere is not
+    seen. A product of mixtures is fitted anew, and a base of another class stays as it is.
 
     Args:
       rng_key: key.
@@ -180,9 +156,8 @@ def refit_base(rng_key: PRNGKey, target: Target, base: Base) -> Base:
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.array([0.5]), jnp.ones(1))
+      >>> target = cs.Target(lambda x: -((x[0] - 0.5) ** 2), dim=1)
       >>> base = cs.bases.refit_base(jax.random.key(0), target, cs.bases.standard_normal(1))
       >>> base.loc.round(1).tolist()
       [0.5]

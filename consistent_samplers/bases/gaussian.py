@@ -1,8 +1,4 @@
-"""The Gaussian base.
-
-In its whitened coordinates z = L⁻¹(x - m) the base is N(0, I); processes, networks and simulators
-work there, so a good base leaves them little to do.
-"""
+"""The Gaussian base: N(0, I) in its whitened coordinates z = L⁻¹(x - m), where samplers work."""
 
 import warnings
 from typing import Any
@@ -29,10 +25,8 @@ class GaussianBase:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
       >>> base = cs.bases.GaussianBase(loc=jnp.ones(2), scale_tril=2.0 * jnp.eye(2))
-      >>> base.whiten(jnp.array([1.0, 5.0])).tolist()
-      [0.0, 2.0]
-      >>> base.sample(jax.random.key(0), 3).shape, round(float(base.log_prob(jnp.ones(2))), 3)
-      ((3, 2), -3.224)
+      >>> base.sample(jax.random.key(0), 3).shape, base.whiten(jnp.array([1.0, 5.0])).tolist()
+      ((3, 2), [0.0, 2.0])
     """
 
     loc: Array
@@ -94,11 +88,7 @@ class GaussianBase:
         self, log_density: LogDensityFn, component: tuple[()] = ()
     ) -> LogDensityFn:
         """A log density on x as one on z, with the same log Z."""
-
-        def whitened(z: Array) -> Array:
-            return log_density(self.unwhiten(z)) + self.log_abs_det
-
-        return whitened
+        return lambda z: log_density(self.unwhiten(z)) + self.log_abs_det
 
 
 def standard_normal(dim: int, scale: float = 1.0) -> GaussianBase:
@@ -112,11 +102,10 @@ def standard_normal(dim: int, scale: float = 1.0) -> GaussianBase:
       ValueError: ``dim`` is not a positive integer, or ``scale`` is not positive.
 
     Example:
-      >>> import jax
       >>> import consistent_samplers as cs
       >>> base = cs.bases.standard_normal(2, scale=3.0)
-      >>> base.dim, base.sample(jax.random.key(0), 5).shape
-      (2, (5, 2))
+      >>> base.dim, base.loc.tolist(), base.scale_tril.tolist()
+      (2, [0.0, 0.0], [[3.0, 0.0], [0.0, 3.0]])
     """
     check_integer("dim", dim)
     if not scale > 0:

@@ -1,23 +1,16 @@
 """How a Gaussian base is fitted: Laplace starts, then the best of reparametrised reverse KL."""
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.linalg
 
+from consistent_samplers.bases import iterating, laplace
 from consistent_samplers.bases.gaussian import GaussianBase
-from consistent_samplers.bases.iterating import antithetic, cosine, fresh, normals, split
-from consistent_samplers.bases.laplace import (
-    Gaussians,
-    check_starts,
-    laplace,
-    paths,
-    usable_everywhere,
-)
+from consistent_samplers.bases.iterating import Evaluated
 from consistent_samplers.bases.limits import MAX_DENSE_DIM, affordable
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets import evaluation
@@ -25,16 +18,17 @@ from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
 _NUM_JUDGE_DRAWS = 1_024
-# Of them, for each of many candidates.
-_NUM_CHOICE_DRAWS = 128
-# Share of effective draws at which a Laplace approximation is as good as a fit.
-_GOOD_ENOUGH = 0.97
+_NUM_CHOICE_DRAWS = 128  # of them, for each of many candidates
+_GOOD_ENOUGH = 0.97  # share of effective draws at which a Laplace approximation is as good as a fit
 _RIDGES = (0.0, 0.1, 10.0)
 _MIN_ITERATIONS = 200
-# Adam goes on after its iterations where the second half of them gained more than this, in nats.
-_WORTH_A_ROUND = 0.1
+_WORTH_A_ROUND = 0.1  # nats that the second half of Adam's iterations gains where it goes on
 _MAX_ROUNDS = 4
-_OPTIMIZER = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
+_NUM_ASCENT_STEPS, _NUM_ASCENT_DRAWS = 16, 8  # of the natural gradient; draws of each step
+# Parameters, the optimiser's state, and the standard normal draws that the points are made of.
+_Adam: TypeAlias = tuple[Any, Any, Array]
+
+_noise = kernel(static=("shape",), effort="least")(iterating.antithetic)
 
 
 def fit_gaussian(
@@ -47,27 +41,23 @@ def fit_gaussian(
     batch_size: int = 128,
     learning_rate: float = 0.05,
 ) -> GaussianBase:
-    """Fits location and full covariance by reparametrised reverse KL.
+    """A Gaussian with full covariance, fitted by reparametrised reverse KL.
 
     The Laplace approximation at the best mode that L-BFGS finds is returned if 97 % of its draws
-    are effective. Otherwise the start is the best of many Laplace approximations, taken as
-    Pathfinder does (Zhang et al., 2022) along the L-BFGS paths from several points, so that
-    neither an unbounded density (a funnel, a hierarchical model) nor a bad starting point spoils
-    it. Adam then maximises the ELBO in the coordinates of that start, with the path gradient of
-    Roeder et al. (2017), whose noise vanishes where the fit is exact. Where the second half of its
-    iterations gained more than 0.1 nats it starts again from its end, three times at most. The
-    better of start and result, judged on the same fresh draws, is returned. Above 200 dimensions,
-    where the gradients of so many parameters are mostly noise, natural-gradient steps on averaged
-    Hessians take Adam's place (Opper & Archambeau, 2009; Khan & Rue, 2023).
-
-    A density whose iterations would take more than 40 Gflop gets fewer, 200 at least, and
-    starts from the ends of the paths only.
+    are effective. Otherwise the start is the best of many along the L-BFGS paths, as in Pathfinder
+    (Zhang et al., 2022), which neither an unbounded density nor a bad starting point spoils. Adam
+    maximises the ELBO in the coordinates of that start by the path gradient (Roeder et al., 2017).
+    Where the second half of its iterations gained more than 0.1 nats it starts again from its end,
+    three times at most. The better of start and result, judged on the same fresh draws, is
+    returned. Above 200 dimensions natural-gradient steps on averaged Hessians take Adam's place
+    (Opper & Archambeau, 2009; Khan & Rue, 2023): its gradients would be mostly noise. A density
+    whose iterations would take more than 40 Gflop gets fewer, 200 at least, and starts from the
+    ends of the paths only.
 
     Args:
       rng_key: key.
       target: the target.
-      init_position: ``[dim]`` or ``[num_points, dim]`` points to start from besides the random
-        ones.
+      init_position: ``[dim]`` or ``[n, dim]`` points to start from besides the random ones.
       num_starts: number of starts in all; those not given are the origin and random points.
       num_iterations: Adam iterations of each round.
       batch_size: draws of each iteration (antithetic pairs).
@@ -79,46 +69,41 @@ def fit_gaussian(
 
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.array([2.0]), jnp.array([9.0]))
+      >>> target = cs.Target(lambda x: -((x[0] - 2.0) ** 2) / 18.0, dim=1)
       >>> base = cs.bases.fit_gaussian(jax.random.key(0), target, num_starts=2, num_iterations=50)
       >>> base.loc.round(1).tolist(), base.scale_tril.round(1).tolist()
       ([2.0], [[3.0]])
     """
     dim, large = target.dim, target.dim > MAX_DENSE_DIM
-    key_start, key_choose, key_adam, key_judge, _ = split(rng_key)
+    key_start, key_choose, key_adam, key_judge, _ = iterating.split(rng_key)
     starts, values = _start_points(key_start, target, init_position, num_starts)
     dtype = starts.dtype
-    ends, ways = paths(target, starts)
+    ends, ways = laplace.paths(target, starts)
     if large:
         ends = ends[:1]
-    noise = normals(key_choose, _NUM_JUDGE_DRAWS, dim).astype(np.float64)
-    at_ends = laplace(target, ends, dtype, ridges=(0.0,))
+    noise = iterating.normals(key_choose, _NUM_JUDGE_DRAWS, dim).astype(np.float64)
+    at_ends = laplace.laplace(target, ends, dtype, ridges=(0.0,))
     elbo, ess = _scores(target, at_ends, noise, dtype)
-    best = int(np.argmax(elbo))
+    best = np.argmax(elbo)
     if np.isfinite(elbo[best]) and ess[best] > _GOOD_ENOUGH:
         return _as_base(at_ends, best, dtype)
 
     most = affordable(target) / batch_size
     points = ends if large or most < num_iterations else np.concatenate([ends, ways])
-    candidates = laplace(target, points, dtype, ridges=_RIDGES)
+    candidates = laplace.laplace(target, points, dtype, ridges=_RIDGES)
     elbo, _ = _scores(target, candidates, noise[:_NUM_CHOICE_DRAWS], dtype)
-    if np.isfinite(elbo.max()):
-        start = _as_base(candidates, int(np.argmax(elbo)), dtype)
-    else:
+    if not np.isfinite(elbo.max()):
         # No candidate lies where the density is positive: shrink around the best start.
-        start = GaussianBase(
-            jnp.asarray(starts[np.argmax(values)]), jnp.asarray(0.01 * np.eye(dim), dtype)
-        )
+        candidates = laplace.Gaussians(starts[[np.argmax(values)]], 0.01 * np.eye(dim)[None])
+    start = _as_base(candidates, np.argmax(elbo), dtype)
     if large:
         fitted = _natural_ascent(key_adam, target, start)
     else:
         num_iterations = min(num_iterations, max(int(most), _MIN_ITERATIONS))
-        fitted = _maximise_elbo(
-            key_adam, target, start, num_iterations, batch_size, learning_rate, noise
-        )
-    noise = normals(key_judge, _NUM_JUDGE_DRAWS, dim).astype(np.float64)
+        rates = iterating.cosine(learning_rate, num_iterations)
+        fitted = _maximise_elbo(key_adam, target, start, rates, batch_size, noise)
+    noise = iterating.normals(key_judge, _NUM_JUDGE_DRAWS, dim).astype(np.float64)
     start_elbo, fitted_elbo = (_elbo(target, base, noise) for base in (start, fitted))
     return fitted if np.isfinite(fitted_elbo) and fitted_elbo >= start_elbo else start
 
@@ -135,20 +120,19 @@ def _start_points(
         )
     # The origin and one random point stay, however many points are given.
     num_random = max(num_starts - len(given) - 1, 1)
-    random = normals(rng_key, num_random, target.dim)
+    random = iterating.normals(rng_key, num_random, target.dim)
     scales = np.geomspace(0.1, 3.0, num_random)[::-1, None]
-    points = np.concatenate([given, np.zeros((1, target.dim)), scales * random]).astype(
-        random.dtype
-    )
-    return points, check_starts(target, points, usable_everywhere)
+    points = np.concatenate([given, np.zeros((1, target.dim)), scales * random])
+    points = points.astype(random.dtype)
+    return points, laplace.check_starts(target, points, laplace.usable_everywhere)
 
 
-def _as_base(gaussians: Gaussians, index: int, dtype: Any) -> GaussianBase:
+def _as_base(gaussians: laplace.Gaussians, index: np.intp, dtype: Any) -> GaussianBase:
     return GaussianBase(*(jnp.asarray(part[index], dtype) for part in gaussians))
 
 
 def _scores(
-    target: Target, gaussians: Gaussians, noise: np.ndarray, dtype: Any
+    target: Target, gaussians: laplace.Gaussians, noise: np.ndarray, dtype: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """ELBO, or -inf, and share of effective draws of each Gaussian ``[n]``, on common draws."""
     dim = target.dim
@@ -167,7 +151,7 @@ def _scores(
 
 
 def _elbo(target: Target, base: GaussianBase, noise: np.ndarray) -> float:
-    gaussians = Gaussians(np.asarray(base.loc)[None], np.asarray(base.scale_tril)[None])
+    gaussians = laplace.Gaussians(np.asarray(base.loc)[None], np.asarray(base.scale_tril)[None])
     return float(_scores(target, gaussians, noise, gaussians.loc.dtype)[0][0])
 
 
@@ -175,44 +159,24 @@ def _maximise_elbo(
     rng_key: PRNGKey,
     target: Target,
     start: GaussianBase,
-    num_iterations: int,
+    rates: np.ndarray,
     batch_size: int,
-    learning_rate: float,
     noise: np.ndarray,
 ) -> GaussianBase:
-    """Adam in the coordinates of a start, and again in those of its end while that pays."""
-    for i in range(_MAX_ROUNDS):
-        half, end = _one_round(
-            rng_key, i * num_iterations, target, start, num_iterations, batch_size, learning_rate
-        )
-        if not _elbo(target, end, noise) > _elbo(target, half, noise) + _WORTH_A_ROUND:
+    """Adam over x = m + L (μ + T ε) from μ = 0, T = I, and again from its end while that pays."""
+    for index in len(rates) * np.arange(_MAX_ROUNDS):
+        params: Any = (np.zeros_like(start.loc), np.zeros_like(start.scale_tril))
+        points, eps = _draw(rng_key, np.int32(index), start, params, num=batch_size)
+        adam, half = (params, iterating.fresh(iterating.OPTIMIZER, params), eps), params
+        for i, rate in enumerate(rates, 1):
+            at_points = iterating.evaluated(target, points)
+            adam, points = _update(rng_key, np.int32(index + i), rate, start, adam, at_points)
+            if i == len(rates) // 2:
+                half = adam[0]
+        half, start = _moved(start, half), _moved(start, adam[0])
+        if not _elbo(target, start, noise) > _elbo(target, half, noise) + _WORTH_A_ROUND:
             break
-        start = end
-    return end
-
-
-def _one_round(
-    rng_key: PRNGKey,
-    first: int,
-    target: Target,
-    start: GaussianBase,
-    num_iterations: int,
-    batch_size: int,
-    learning_rate: float,
-) -> tuple[GaussianBase, GaussianBase]:
-    """Adam on the ELBO over x = m + L (μ + T ε) from μ = 0, T = I: after half the way, and all."""
-    params: Any = (np.zeros_like(start.loc), np.zeros_like(start.scale_tril))
-    state = fresh(_OPTIMIZER, params)
-    points, eps = _draw(rng_key, np.int32(first), start, params, num=batch_size)
-    half = params
-    for i, rate in enumerate(cosine(learning_rate, num_iterations)):
-        if i == num_iterations // 2:
-            half = params
-        value, grad = evaluation.values_and_grads(target.log_density, points)
-        params, state, points, eps = _update(
-            rng_key, np.int32(first + i + 1), rate, start, params, state, eps, value, grad
-        )
-    return _moved(start, half), _moved(start, params)
+    return start
 
 
 def _moved(start: GaussianBase, params: Any) -> GaussianBase:
@@ -227,7 +191,7 @@ def _draw(
     rng_key: PRNGKey, index: Array, start: GaussianBase, params: Any, *, num: int
 ) -> tuple[Array, Array]:
     """The first points ``[num, dim]``, and the standard normal draws that they are made of."""
-    eps = antithetic(rng_key, index, (num, start.dim))
+    eps = iterating.antithetic(rng_key, index, (num, start.dim))
     return _points(start, params, eps), eps
 
 
@@ -239,18 +203,10 @@ def _points(start: GaussianBase, params: Any, eps: Array) -> Array:
 
 @kernel(effort="least")
 def _update(
-    rng_key: PRNGKey,
-    index: Array,
-    rate: Array,
-    start: GaussianBase,
-    params: Any,
-    state: Any,
-    eps: Array,
-    value: Array,
-    grad: Array,
-) -> tuple[Any, Any, Array, Array]:
-    """One step of Adam, from the density at points; the next points and their draws."""
-    shift, raw = params
+    rng_key: PRNGKey, index: Array, rate: Array, start: GaussianBase, adam: _Adam, at: Evaluated
+) -> tuple[_Adam, Array]:
+    """One step of Adam, from the density at points; the next points."""
+    ((shift, raw), state, eps), (_, value, grad) = adam, at
     triangle = _triangle(raw)
     # Path gradient: ∇ log ρ less the score of the Gaussian itself, which is -T⁻ᵀ ε.
     score = -jax.scipy.linalg.solve_triangular(triangle, eps.T, trans=1, lower=True).T
@@ -261,24 +217,17 @@ def _update(
     outer = pull.T @ eps / len(eps)
     on_diagonal = jnp.diag(jnp.diagonal(outer) * jnp.diagonal(triangle))
     fall = (-pull.mean(0), -jnp.tril(outer, -1) - on_diagonal)
-    updates, state = _OPTIMIZER.update(fall, state)
+    updates, state = iterating.OPTIMIZER.update(fall, state)
     params = (shift - rate * updates[0], raw - rate * updates[1])
-    eps = antithetic(rng_key, index, eps.shape)
-    return params, state, _points(start, params, eps), eps
+    eps = iterating.antithetic(rng_key, index, eps.shape)
+    return (params, state, eps), _points(start, params, eps)
 
 
 def _triangle(raw: Array) -> Array:
     return jnp.tril(raw, -1) + jnp.diag(jnp.exp(jnp.diagonal(raw)))
 
 
-def _natural_ascent(
-    rng_key: PRNGKey,
-    target: Target,
-    start: GaussianBase,
-    *,
-    num_rounds: int = 16,
-    num_draws: int = 8,
-) -> GaussianBase:
+def _natural_ascent(rng_key: PRNGKey, target: Target, start: GaussianBase) -> GaussianBase:
     """Steps towards the optimum's own equations: Σ⁻¹ = -E ∇² log ρ and E ∇ log ρ = 0.
 
     Expectations are under the current Gaussian, over antithetic draws; averaging over the rounds
@@ -288,14 +237,14 @@ def _natural_ascent(
     mean, factor = (np.asarray(part, np.float64) for part in (start.loc, start.scale_tril))
     inverse = scipy.linalg.solve_triangular(factor, np.eye(target.dim), lower=True)
     precision = inverse.T @ inverse
-    for i in range(num_rounds):
-        noise = np.asarray(_noise(rng_key, np.int32(i), num=num_draws, dim=target.dim), np.float64)
-        points = (mean + noise @ factor.T).astype(dtype)
+    for i in range(_NUM_ASCENT_STEPS):
+        eps = _noise(rng_key, np.int32(i), shape=(_NUM_ASCENT_DRAWS, target.dim))
+        points = (mean + np.asarray(eps, np.float64) @ factor.T).astype(dtype)
         _, grads = evaluation.values_and_grads(target.log_density, points)
         gradient = np.asarray(grads, np.float64).mean(0)
-        # One after the other: together they need num_draws · dim² numbers.
+        # One after the other: together they take much memory.
         hessian = sum(evaluation.hessians(target.log_density, x[None])[0] for x in points)
-        hessian /= num_draws
+        hessian /= len(points)
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             break
         share = 2.0 / (2.0 + i)
@@ -307,11 +256,6 @@ def _natural_ascent(
         precision, factor = proposed, scipy.linalg.cholesky(covariance, lower=True)
         mean = mean + share * covariance @ gradient
     return GaussianBase(jnp.asarray(mean, dtype), jnp.asarray(factor, dtype))
-
-
-@kernel(static=("num", "dim"), effort="least")
-def _noise(rng_key: PRNGKey, index: Array, *, num: int, dim: int) -> Array:
-    return antithetic(rng_key, index, (num, dim))
 
 
 def _positive_inverse(matrix: np.ndarray) -> np.ndarray | None:

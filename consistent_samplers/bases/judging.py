@@ -13,8 +13,7 @@ from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
 _NUM_JUDGE_DRAWS = 4_096
-# Draws scored at once: a component of each takes memory.
-_BATCH_SIZE = 512
+_BATCH_SIZE = 512  # draws scored at once: a component of each takes memory
 
 
 class Fit(NamedTuple):
@@ -27,8 +26,7 @@ class Fit(NamedTuple):
 
     Example:
       >>> import consistent_samplers as cs
-      >>> fit = cs.bases.Fit(elbo=-1.2, elbo_stderr=0.1, ess=0.8)
-      >>> fit.elbo
+      >>> cs.bases.Fit(elbo=-1.2, elbo_stderr=0.1, ess=0.8).elbo
       -1.2
     """
 
@@ -45,17 +43,13 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
       target: the target.
       base: the base.
 
-    Returns:
-      ELBO with its standard error, in nats, and the share of effective draws.
-
     Example:
       >>> import jax
-      >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> target = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1))
+      >>> target = cs.Target(lambda x: -0.5 * x @ x, dim=1)
       >>> fit = cs.bases.judge(jax.random.key(0), target, cs.bases.standard_normal(1))
-      >>> abs(fit.elbo - target.log_z) < 1e-3, round(fit.ess, 3)  # the base is the target
-      (True, 1.0)
+      >>> round(fit.elbo, 3), round(fit.ess, 3)  # the base is the target: log Z, and all effective
+      (0.919, 1.0)
     """
     x, log_prob = _draws(rng_key, base)
     value = np.asarray(evaluation.values(target.log_density, x), np.float64)
@@ -64,11 +58,9 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
         # Mass outside the support: no finite ELBO.
         return Fit(-math.inf, math.inf, 0.0)
     weight = np.exp(log_weight - log_weight.max())
-    return Fit(
-        float(log_weight.mean()),
-        float(log_weight.std() / math.sqrt(_NUM_JUDGE_DRAWS)),
-        float(weight.sum() ** 2 / (weight**2).sum() / _NUM_JUDGE_DRAWS),
-    )
+    stderr = log_weight.std() / math.sqrt(_NUM_JUDGE_DRAWS)
+    ess = weight.sum() ** 2 / (weight**2).sum() / _NUM_JUDGE_DRAWS
+    return Fit(float(log_weight.mean()), float(stderr), float(ess))
 
 
 @kernel(effort="least")

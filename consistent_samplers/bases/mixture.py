@@ -1,7 +1,7 @@
 """Bases of several modes: mixtures of Gaussians, and products of one-dimensional mixtures."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.struct
 import jax
@@ -44,24 +44,28 @@ def stretch(z: Array, tail: Array) -> Array:
 
 
 def _unstretch(w: Array, tail: Array) -> Array:
-    """Its inverse."""
+    """The z that `stretch` takes to w."""
     return w * jnp.exp(-0.5 * _lambert_w(tail * w**2))
 
 
 class _SeveralFrames:
     """What bases of several components share: the extended target, see `Base`."""
 
-    # Callables of the class itself; no annotations, which would be fields of the dataclasses.
-    if TYPE_CHECKING:
-        unwhiten: Any
-        whiten: Any
-        log_prob: Any
+    def draw_component(self: Any, rng_key: PRNGKey) -> Array:
+        """Draws k ~ π, ``[]``; of a product one for each coordinate, ``[dim]``."""
+        return jax.random.categorical(rng_key, self.log_weights)
 
-    def log_correction(self, x: Array, component: Array) -> Array:
-        """What a frame adds to a log density at ``x [dim]``: log N(z; 0, I) - log p0(x), ``[]``."""
+    def component_at(self: Any, rng_key: PRNGKey, x: Array) -> Array:
+        """Draws k given ``x [dim]``, from the posterior probabilities r(k | x)."""
+        return jax.random.categorical(rng_key, self._joint(x))
+
+    def log_correction(self: Any, x: Array, component: Array) -> Array:
+        """What a frame adds to a log density at ``x``: log N(z; 0, I) - log p0(x), ``[]``."""
         return _standard_normal_log_prob(self.whiten(x, component)) - self.log_prob(x)
 
-    def whitened_log_density(self, log_density: LogDensityFn, component: Array) -> LogDensityFn:
+    def whitened_log_density(
+        self: Any, log_density: LogDensityFn, component: Array
+    ) -> LogDensityFn:
         """A log density on x as one on the z of a component, see `Base`."""
 
         def whitened(z: Array) -> Array:
@@ -87,14 +91,10 @@ class MixtureBase(_SeveralFrames):
       tail: ``[num_components]``, h_k, or None for Gaussian components.
 
     Example:
-      >>> import jax
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
       >>> base = cs.bases.mixture(jnp.zeros(2), jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)))
-      >>> base.num_components, base.sample(jax.random.key(0), 5).shape
-      (2, (5, 1))
-      >>> component = jnp.asarray(1)
-      >>> base.unwhiten(jnp.zeros(1), component).tolist()  # where its frame has its origin
+      >>> base.unwhiten(jnp.zeros(1), jnp.asarray(1)).tolist()  # where a frame has its origin
       [2.0]
     """
 
@@ -138,16 +138,7 @@ class MixtureBase(_SeveralFrames):
         tail = self.tail[:, None]
         z = _unstretch(w, tail)
         log_slope = 0.5 * tail * z**2 + jnp.log1p(tail * z**2)
-        log_normal = _standard_normal_log_prob(z) - log_slope.sum(-1)
-        return self.log_weights + log_abs_det + log_normal
-
-    def draw_component(self, rng_key: PRNGKey) -> Array:
-        """Draws k ~ π: ``[]``."""
-        return jax.random.categorical(rng_key, self.log_weights)
-
-    def component_at(self, rng_key: PRNGKey, x: Array) -> Array:
-        """Draws k given ``x [dim]``, from the posterior probabilities r(k | x): ``[]``."""
-        return jax.random.categorical(rng_key, self._joint(x))
+        return self.log_weights + log_abs_det + (_standard_normal_log_prob(z) - log_slope.sum(-1))
 
     def features(self, component: Array) -> Array:
         """Place of a component relative to all, and which it is: ``[num_features]``."""
@@ -161,9 +152,8 @@ class MixtureBase(_SeveralFrames):
     def unwhiten(self, z: Array, component: Array) -> Array:
         """The point x = m_k + L_k w(z): ``[dim] -> [dim]``."""
         stretched = z if self.tail is None else stretch(z, self.tail[component])
-        return self.loc[component] + jnp.matmul(
-            self.scale_tril[component], stretched, precision="highest"
-        )
+        away = jnp.matmul(self.scale_tril[component], stretched, precision="highest")
+        return self.loc[component] + away
 
     def whiten(self, x: Array, component: Array) -> Array:
         """The point z with w(z) = L_k⁻¹ (x - m_k): ``[dim] -> [dim]``."""
@@ -190,13 +180,9 @@ def mixture(
     Example:
       >>> import jax.numpy as jnp
       >>> import consistent_samplers as cs
-      >>> base = cs.bases.mixture(
-      ...     log_weights=jnp.log(jnp.array([1.0, 3.0])),
-      ...     loc=jnp.array([[-2.0], [2.0]]),
-      ...     scale_tril=jnp.ones((2, 1, 1)),
-      ... )
-      >>> jnp.exp(base.log_weights).round(2).tolist(), base.log_prob(jnp.zeros((5, 1))).shape
-      ([0.25, 0.75], (5,))
+      >>> base = cs.bases.mixture(jnp.zeros(2), jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)))
+      >>> jnp.exp(base.log_weights).tolist(), base.log_prob(jnp.zeros((5, 1))).shape
+      ([0.5, 0.5], (5,))
     """
     logits, means = np.asarray(log_weights, np.float64), np.asarray(loc, np.float64)
     factors = np.asarray(scale_tril, np.float64)
@@ -213,8 +199,7 @@ def mixture(
     eye = np.eye(dim)
     # On the host in float64: exact, and away from XLA's LAPACK calls.
     inverses = np.stack([scipy.linalg.solve_triangular(f, eye, lower=True) for f in factors])
-    logits -= scipy.special.logsumexp(logits)
-    parts = [logits, means, factors, inverses]
+    parts = [logits - scipy.special.logsumexp(logits), means, factors, inverses]
     if tail is not None:
         parts.append(np.asarray(tail, np.float64))
         if parts[-1].shape != (num,) or not (parts[-1] >= 0.0).all():
@@ -264,16 +249,7 @@ class ProductMixtureBase(_SeveralFrames):
 
     def _joint(self, x: Array) -> Array:
         """Log π + log N of each coordinate: ``[..., dim] -> [..., dim, num_components]``."""
-        normal = jax.scipy.stats.norm.logpdf(x[..., None], self.loc, self.scale)
-        return self.log_weights + normal
-
-    def draw_component(self, rng_key: PRNGKey) -> Array:
-        """Draws a component for each coordinate: ``[dim]``."""
-        return jax.random.categorical(rng_key, self.log_weights)
-
-    def component_at(self, rng_key: PRNGKey, x: Array) -> Array:
-        """Draws the components given ``x [dim]``: ``[dim]``."""
-        return jax.random.categorical(rng_key, self._joint(x))
+        return self.log_weights + jax.scipy.stats.norm.logpdf(x[..., None], self.loc, self.scale)
 
     def _of(self, values: Array, component: Array) -> Array:
         return jnp.take_along_axis(values, component[:, None], axis=1)[:, 0]

@@ -1,35 +1,38 @@
-"""How a mixture of Gaussians is fitted: Laplace or EM starts, then reparametrised reverse KL."""
+"""How mixtures of Gaussians and products of mixtures are fitted.
+
+A mixture has Laplace or EM starts and is trained by reparametrised reverse KL; a product is fitted
+to the marginals of tempered particles.
+"""
 
 import math
-from typing import Any
+import warnings
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.linalg
 
+from consistent_samplers.bases import iterating
 from consistent_samplers.bases.exploration import Exploration, explore
-from consistent_samplers.bases.iterating import antithetic, cosine, fresh, one_thread, split
+from consistent_samplers.bases.iterating import Evaluated
 from consistent_samplers.bases.judging import judge
 from consistent_samplers.bases.limits import affordable
-from consistent_samplers.bases.mixture import MixtureBase, mixture, stretch
+from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture, stretch
 from consistent_samplers.kernels import kernel
-from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
-# Share of effective draws above which a start is not trained.
-_GOOD_ENOUGH = 0.98
+_GOOD_ENOUGH = 0.98  # share of effective draws above which a start is not trained
 # Tails that a mixture is tried with before it is trained: about 10, 4 and 2 degrees of freedom.
 _TAILS = (0.1, 0.25, 0.5)
-# Components whose share is below this carry nothing that importance weights would miss.
-_MIN_SHARE = 1e-4
+_MIN_SHARE = 1e-4  # of a component, below which importance weights would not miss it
 _NUM_ITERATIONS = 400
 _BATCH_SIZE = 256
 _LEARNING_RATE = 0.02
 _MIN_ITERATIONS = 100
-_OPTIMIZER = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
+# Parameters, and the optimiser's state.
+_Adam: TypeAlias = tuple[Any, Any]
 
 
 def fit_mixture(
@@ -64,56 +67,45 @@ def fit_mixture(
 
     Example:
       >>> import jax
-      >>> import numpy as np
       >>> import consistent_samplers as cs
-      >>> modes = cs.bases.Modes(np.array([[-2.0], [2.0]]), np.full((2, 1, 1), 0.25), np.zeros(2))
-      >>> found = cs.bases.Exploration(modes, np.zeros((0, 1)), float("nan"))
-      >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
-      >>> base = cs.bases.fit_mixture(
-      ...     jax.random.key(0), target, exploration=found, num_iterations=20
-      ... )
-      >>> base.num_components
+      >>> key, target = jax.random.key(0), cs.Target(lambda x: -((x[0] ** 2 - 4.0) ** 2), dim=1)
+      >>> found = cs.bases.explore(key, target, num_starts=16, num_particles=0)  # wells at ±2
+      >>> cs.bases.fit_mixture(key, target, exploration=found, num_iterations=20).num_components
       2
     """
-    key_explore, key_optima, key_particles, key_judge, _ = split(rng_key)
+    key_explore, key_optima, key_particles, key_judge, _ = iterating.split(rng_key)
     if exploration is None:
         exploration = explore(key_explore, target)
     starts = []
-    modes = exploration.modes
-    if len(modes.loc):
-        kept = modes.log_evidence - modes.log_evidence.max() > math.log(_MIN_SHARE)
+    loc, scale_tril, log_evidence = exploration.modes
+    if len(loc):
+        kept = log_evidence - log_evidence.max() > math.log(_MIN_SHARE)
         kept &= np.arange(len(kept)) < max_components
-        starts.append(
-            (key_optima, (modes.log_evidence[kept], modes.loc[kept], modes.scale_tril[kept]))
-        )
+        starts.append((key_optima, (log_evidence[kept], loc[kept], scale_tril[kept])))
     if len(exploration.particles) and np.isfinite(exploration.particles).all():
         starts.append((key_particles, _by_em(exploration.particles, max_components)))
-    bases = [mixture(*start) for _, start in starts]
-    # The better start is trained; both are judged on the same draws, and the result as well.
-    fits = [judge(key_judge, target, base) for base in bases]
-    best = max(range(len(bases)), key=lambda i: fits[i].elbo, default=None)
-    if best is None:
+    if not starts:
         raise ValueError(
             f"No part of target {target.name!r} was found. Give init_position to cs.bases.explore: "
             "points where the density is positive."
         )
+    bases = [mixture(*start) for _, start in starts]
+    # The better start is trained; both are judged on the same draws, and the result as well.
+    fits = [judge(key_judge, target, base) for base in bases]
+    best = int(np.argmax([fit.elbo for fit in fits]))
     start, fit = bases[best], fits[best]
     if fit.ess > _GOOD_ENOUGH:
         return start
     for tail in _TAILS:
         # With the curvature at its centre that the Gaussian component has.
-        heavier = mixture(
-            start.log_weights,
-            start.loc,
-            bases[best].scale_tril * math.sqrt(1.0 + 3.0 * tail),
-            jnp.full(start.num_components, tail),
-        )
+        factors = bases[best].scale_tril * math.sqrt(1.0 + 3.0 * tail)
+        tails = jnp.full(start.num_components, tail)
+        heavier = mixture(start.log_weights, start.loc, factors, tails)
         heavier_fit = judge(key_judge, target, heavier)
         if heavier_fit.elbo > fit.elbo:
             start, fit = heavier, heavier_fit
-    trained = train_mixture(
-        starts[best][0], target, start, num_iterations, batch_size, learning_rate
-    )
+    key_train, _ = starts[best]
+    trained = train_mixture(key_train, target, start, num_iterations, batch_size, learning_rate)
     return trained if judge(key_judge, target, trained).elbo > fit.elbo else start
 
 
@@ -129,26 +121,17 @@ def train_mixture(
 
     Adam on the ELBO over x = m_k + L_k (μ_k + T_k w(ε)), starting at μ = 0, T = I. Tails are
     trained where they are heavier than a Gaussian's.
-
-    Args:
-      rng_key: key.
-      target: the target.
-      start: a mixture.
-      num_iterations: Adam iterations; fewer for expensive densities.
-      batch_size: draws of each iteration, spread evenly over the components.
-      learning_rate: Adam's.
     """
     num_iterations = min(num_iterations, max(int(affordable(target) / batch_size), _MIN_ITERATIONS))
     per_component = 2 * max(1, batch_size // start.num_components // 2)
     # What `_moved` takes.
     zeros = (start.loc, start.scale_tril, start.log_weights)
     params: Any = (start.log_weights, *map(np.zeros_like, zeros))
-    state = fresh(_OPTIMIZER, params)
-    for i, rate in enumerate(cosine(learning_rate, num_iterations)):
-        index = np.int32(i)
-        points = _draw(rng_key, index, start, params, per_component=per_component)
-        value, grad = evaluation.values_and_grads(target.log_density, points)
-        params, state = _update(rng_key, index, rate, start, params, state, points, value, grad)
+    state = iterating.fresh(iterating.OPTIMIZER, params)
+    for i, rate in enumerate(iterating.cosine(learning_rate, num_iterations)):
+        points = _draw(rng_key, np.int32(i), start, params, per_component=per_component)
+        at_points = iterating.evaluated(target, points)
+        params, state = _update(rng_key, np.int32(i), rate, start, (params, state), at_points)
     if not all(np.isfinite(np.asarray(part)).all() for part in params):
         return start
     moved = _move(start, params)
@@ -160,25 +143,18 @@ def _draw(
     rng_key: PRNGKey, index: Array, start: MixtureBase, params: Any, *, per_component: int
 ) -> Array:
     """Points ``[per_component · num_components, dim]``, as many from each component."""
-    eps = antithetic(rng_key, index, (per_component, *start.loc.shape))
+    eps = iterating.antithetic(rng_key, index, (per_component, *start.loc.shape))
     return _points(_moved(start, params), eps).reshape(-1, start.dim)
 
 
 @kernel(effort="least")
 def _update(
-    rng_key: PRNGKey,
-    index: Array,
-    rate: Array,
-    start: MixtureBase,
-    params: Any,
-    state: Any,
-    points: Array,
-    value: Array,
-    grad: Array,
-) -> tuple[Any, Any]:
+    rng_key: PRNGKey, index: Array, rate: Array, start: MixtureBase, adam: _Adam, at: Evaluated
+) -> _Adam:
     """One step of Adam, from the density at the points of `_draw`."""
+    (params, state), (points, value, grad) = adam, at
     shape = (-1, *start.loc.shape)
-    eps = antithetic(rng_key, index, points.reshape(shape).shape)
+    eps = iterating.antithetic(rng_key, index, points.reshape(shape).shape)
     # Path gradient: the density of the mixture is scored with its parameters frozen.
     log_prob, score = jax.vmap(jax.value_and_grad(_moved(start, params).log_prob))(points)
     log_ratio, pull = value - log_prob, grad - score
@@ -195,7 +171,7 @@ def _update(
         each = log_ratio + along - jax.lax.stop_gradient(along)
         return -jnp.sum(jnp.exp(base.log_weights) * each.mean(0))
 
-    updates, state = _OPTIMIZER.update(jax.grad(negative_elbo)(params), state)
+    updates, state = iterating.OPTIMIZER.update(jax.grad(negative_elbo)(params), state)
     return jax.tree.map(lambda p, u: p - rate * u, params, updates), state
 
 
@@ -205,17 +181,11 @@ def _points(base: MixtureBase, eps: Array) -> Array:
     return base.loc + jnp.einsum("kij,nkj->nki", base.scale_tril, stretched)
 
 
-@kernel(effort="least")
-def _move(start: MixtureBase, params: Any) -> MixtureBase:
-    return _moved(start, params)
-
-
 def _moved(start: MixtureBase, params: Any) -> MixtureBase:
     """A mixture moved in the coordinates of its own components."""
     logits, shift, raw, log_tail = params
-    dim = start.dim
-    below, eye = jnp.tril(jnp.ones((dim, dim)), -1), jnp.eye(dim)
-    factor = below * raw + jnp.exp(jnp.diagonal(raw, axis1=1, axis2=2))[..., None] * eye
+    eye = jnp.eye(start.dim)
+    factor = jnp.tril(raw, -1) + jnp.exp(jnp.diagonal(raw, axis1=1, axis2=2))[..., None] * eye
     inverse = jax.scipy.linalg.solve_triangular(
         factor, jnp.broadcast_to(eye, factor.shape), lower=True
     )
@@ -229,7 +199,10 @@ def _moved(start: MixtureBase, params: Any) -> MixtureBase:
     )
 
 
-@one_thread
+_move = kernel(effort="least")(_moved)
+
+
+@iterating.one_thread
 def _by_em(particles: np.ndarray, max_components: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits, means and Cholesky factors of a mixture fitted to particles, size by BIC."""
     from sklearn.mixture import GaussianMixture
@@ -237,8 +210,7 @@ def _by_em(particles: np.ndarray, max_components: int) -> tuple[np.ndarray, np.n
     num, dim = particles.shape
     centre, spread = particles.mean(0), np.maximum(particles.std(0), 1e-6)
     scaled = (particles - centre) / spread
-    best, best_bic, worse = None, math.inf, 0
-    k = 1
+    best, best_bic, worse, k = None, math.inf, 0, 1
     while k <= max_components and k * (dim + 2) < num and worse < 2:
         fitted = GaussianMixture(k, random_state=0, reg_covar=1e-5).fit(scaled)
         bic = fitted.bic(scaled)
@@ -250,9 +222,67 @@ def _by_em(particles: np.ndarray, max_components: int) -> tuple[np.ndarray, np.n
     if best is None:
         # More dimensions than particles can tell: one component, its correlations left out.
         return np.zeros(1), centre[None], np.diag(spread)[None]
-    factors = [scipy.linalg.cholesky(c, lower=True) for c in best.covariances_]
-    return (
-        np.log(best.weights_),
-        centre + spread * best.means_,
-        spread[:, None] * np.stack(factors),
+    factors = np.stack([scipy.linalg.cholesky(c, lower=True) for c in best.covariances_])
+    return np.log(best.weights_), centre + spread * best.means_, spread[:, None] * factors
+
+
+@iterating.one_thread
+def fit_product_mixture(
+    rng_key: PRNGKey,
+    target: Target,
+    *,
+    exploration: Exploration | None = None,
+    max_components: int = 3,
+) -> ProductMixtureBase:
+    """A product of one-dimensional mixtures, fitted to the marginals of tempered particles.
+
+    For modes that multiply: two in each of thirty coordinates are 2^30 of them, which no list of
+    components holds.
+
+    Args:
+      rng_key: key.
+      target: the target.
+      exploration: what `explore` found; a new look if None.
+      max_components: largest number of components of a coordinate, found by BIC.
+
+    Example:
+      >>> import jax
+      >>> import consistent_samplers as cs
+      >>> key, target = jax.random.key(0), cs.targets.double_wells(dim=2, num_wells=2)
+      >>> found = cs.bases.explore(key, target, num_starts=16, num_particles=400)
+      >>> cs.bases.fit_product_mixture(key, target, exploration=found).loc.shape  # two in each
+      (2, 2)
+    """
+    from sklearn.mixture import GaussianMixture
+
+    if exploration is None:
+        exploration = explore(rng_key, target)
+    particles, sizes = np.asarray(exploration.particles, np.float64), range(1, max_components + 1)
+    log_weights = np.full((target.dim, max_components), -np.inf)
+    loc = np.repeat(particles.mean(0)[:, None], max_components, 1)
+    scale = np.repeat(np.maximum(particles.std(0), 1e-6)[:, None], max_components, 1)
+    for i, values in enumerate(particles.T):
+        centre, spread = values.mean(), max(values.std(), 1e-6)
+        scaled = ((values - centre) / spread)[:, None]
+        fits = [GaussianMixture(k, random_state=0, reg_covar=1e-6).fit(scaled) for k in sizes]
+        fitted = min(fits, key=lambda f: f.bic(scaled))
+        k = fitted.n_components
+        log_weights[i, :k] = np.log(fitted.weights_)
+        loc[i, :k] = centre + spread * fitted.means_[:, 0]
+        scale[i, :k] = spread * np.sqrt(fitted.covariances_[:, 0, 0])
+    used = max(int(np.isfinite(log_weights).sum(1).max()), 1)
+    return ProductMixtureBase(*(jnp.asarray(a[:, :used], float) for a in (log_weights, loc, scale)))
+
+
+def fit_product(*args: Any, **kwargs: Any) -> ProductMixtureBase:
+    """The former name of `fit_product_mixture`, for one version more.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.bases.fit_product_mixture is not cs.bases.fit_product  # warns, and does the same
+      True
+    """
+    warnings.warn(
+        "fit_product is now called fit_product_mixture.", DeprecationWarning, stacklevel=2
     )
+    return fit_product_mixture(*args, **kwargs)
