@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers.bases.base import Base
@@ -20,8 +19,7 @@ from consistent_samplers.bases.mixture_fit import (
     fit_product_mixture,
     train_mixture,
 )
-from consistent_samplers.bases.modes import Modes
-from consistent_samplers.targets import evaluation
+from consistent_samplers.bases.modes import Modes, fall_between
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
@@ -131,13 +129,7 @@ def _num_separate(target: Target, modes: Modes) -> int:
     loc = modes.loc[evidence > evidence.max(initial=-np.inf) + math.log(_MINOR)]
     if len(loc) <= 1:
         return len(loc)
-    part = np.linspace(0.0, 1.0, _NUM_BETWEEN)[:, None]
-    between = (1.0 - part) * loc[0] + part * loc[1:, None]
-    points = between.reshape(-1, target.dim).astype(jnp.result_type(float))
-    values = np.asarray(evaluation.values(target.log_density, points), np.float64)
-    values = values.reshape(between.shape[:2])
-    lowest = np.where(np.isnan(values), -np.inf, values).min(axis=1)
-    return 1 + int(np.sum(np.minimum(values[:, 0], values[:, -1]) - lowest > _DIP))
+    return 1 + int(np.sum(fall_between(target, loc[1:], loc[0]) > _DIP))
 
 
 def refit_base(rng_key: PRNGKey, target: Target, base: Base) -> Base:
