@@ -191,7 +191,7 @@ def _draw(
     rng_key: PRNGKey, index: Array, start: GaussianBase, params: Any, *, num: int
 ) -> tuple[Array, Array]:
     """The first points ``[num, dim]``, and the standard normal draws that they are made of."""
-    eps = iterating.antithetic(rng_key, index, (num, start.dim))
+    eps = iterating.antithetic(rng_key, index, shape=(num, start.dim))
     return _points(start, params, eps), eps
 
 
@@ -219,7 +219,7 @@ def _update(
     fall = (-pull.mean(0), -jnp.tril(outer, -1) - on_diagonal)
     updates, state = iterating.OPTIMIZER.update(fall, state)
     params = (shift - rate * updates[0], raw - rate * updates[1])
-    eps = iterating.antithetic(rng_key, index, eps.shape)
+    eps = iterating.antithetic(rng_key, index, shape=eps.shape)
     return (params, state, eps), _points(start, params, eps)
 
 

@@ -47,7 +47,7 @@ def _normals(rng_key: PRNGKey, *, num: int, dim: int) -> Array:
     return jax.random.normal(rng_key, (num, dim))
 
 
-def antithetic(rng_key: PRNGKey, index: Array, shape: tuple[int, ...]) -> Array:
+def antithetic(rng_key: PRNGKey, index: Array, *, shape: tuple[int, ...]) -> Array:
     """Standard normal draws of an iteration, the second half the first with opposite signs."""
     half = jax.random.normal(jax.random.fold_in(rng_key, index), (shape[0] // 2, *shape[1:]))
     return jnp.concatenate([half, -half])

@@ -143,7 +143,7 @@ def _draw(
     rng_key: PRNGKey, index: Array, start: MixtureBase, params: Any, *, per_component: int
 ) -> Array:
     """Points ``[per_component · num_components, dim]``, as many from each component."""
-    eps = iterating.antithetic(rng_key, index, (per_component, *start.loc.shape))
+    eps = iterating.antithetic(rng_key, index, shape=(per_component, *start.loc.shape))
     return _points(_moved(start, params), eps).reshape(-1, start.dim)
 
 
@@ -154,7 +154,7 @@ def _update(
     """One step of Adam, from the density at the points of `_draw`."""
     (params, state), (points, value, grad) = adam, at
     shape = (-1, *start.loc.shape)
-    eps = iterating.antithetic(rng_key, index, points.reshape(shape).shape)
+    eps = iterating.antithetic(rng_key, index, shape=points.reshape(shape).shape)
     # Path gradient: the density of the mixture is scored with its parameters frozen.
     log_prob, score = jax.vmap(jax.value_and_grad(_moved(start, params).log_prob))(points)
     log_ratio, pull = value - log_prob, grad - score
