@@ -46,8 +46,7 @@ class Evidence:
       num_samples: number of weights (static).
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> evidence = cs.evidence(cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower"))
       >>> float(evidence.log_z), float(evidence.ess), evidence.bound
       (0.0, 1.0, 'lower')
@@ -211,8 +210,7 @@ def evidence(draws: Draws) -> Evidence:
       ValueError: fewer than 2 draws, no bound, no weights, any NaN or +inf, or all of them zero.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> base = cs.bases.standard_normal(1, scale=1.2)
       >>> x = base.sample(jax.random.key(0), 1_000)
       >>> log_weight = -(x[:, 0] ** 2) / 2 - base.log_prob(x)
@@ -240,8 +238,7 @@ def checked_log_weight(draws: Draws) -> Array:
       ValueError: no weights, not of shape ``[n]``, and (unless traced) NaN, +inf or all -inf.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> from consistent_samplers import estimate
       >>> estimate.checked_log_weight(cs.Draws(jnp.zeros((2, 1))))  # doctest: +ELLIPSIS
       Traceback (most recent call last):

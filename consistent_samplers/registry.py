@@ -54,8 +54,7 @@ def register(cls: _Class, name: str | None = None) -> _Class:
       ValueError: another class has the name.
 
     Example:
-      >>> import dataclasses
-      >>> import consistent_samplers as cs
+      >>> import dataclasses, consistent_samplers as cs
       >>> @dataclasses.dataclass
       ... class Ring:
       ...     radius: float
@@ -77,6 +76,10 @@ def register(cls: _Class, name: str | None = None) -> _Class:
     _named[name] = cls
     _names[cls] = name
     return cls
+
+
+register_base = register_network = register
+"""What the package exports."""
 
 
 def encode(value: Any, *, users: bool = True) -> tuple[JSON, list[np.ndarray]]:

@@ -68,8 +68,7 @@ class Sampler:
       default_steps: number of steps unless told.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.osds(target, base=base, guidance=None, hidden=(8,))
       >>> sampler = algorithm.sampler(algorithm.init(jax.random.key(0)))

@@ -132,8 +132,7 @@ def fit(
         chunk's losses or gradients did, a second time; carries the last good state.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.dis(target, base=base, max_steps=1, hidden=(8,), batch_size=8)
       >>> result = cs.fit(jax.random.key(0), algorithm, 5, progress_bar=False)

@@ -86,18 +86,13 @@ def test_modules_and_names_were_found():
     assert len(CONSTANTS) > 10
 
 
-# One function, called by what is registered with it.
-ALIASES = {"register_base": "register", "register_network": "register"}
-
-
 def test_names_of_the_package_are_documented_in_their_modules():
     for name in consistent_samplers.__all__:
         value = getattr(consistent_samplers, name)
         if inspect.ismodule(value):
             assert value in MODULES
         else:
-            own = ALIASES.get(name, name)
-            assert any(n == own and getattr(m, n) is value for m, n in OBJECTS), name
+            assert any(n == name and getattr(m, n) is value for m, n in OBJECTS), name
 
 
 @pytest.mark.parametrize(("module", "name"), OBJECTS, ids=label)

@@ -32,8 +32,7 @@ class Algorithm:
       start: parameters that training starts from, a teacher's; fresh ones if None.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.dis(target, base=base, max_steps=2, hidden=(8,), batch_size=8)
       >>> state = algorithm.init(jax.random.key(0))

@@ -177,8 +177,7 @@ def calibration(
       ValueError: ``num_steps`` is not one the algorithm was trained for, or ``alpha`` is negative.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.osds(target, base=base, max_steps=2, hidden=(8,), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # train it: cs.fit

@@ -146,8 +146,7 @@ def _cdds(
         out of range.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target, base = cs.targets.gmm9(), cs.bases.standard_normal(2, scale=5.0)
       >>> teacher = cs.dis(target, base=base, max_steps=4, hidden=(8,))
       >>> taught = {"teacher": teacher, "teacher_state": teacher.init(jax.random.key(0))}

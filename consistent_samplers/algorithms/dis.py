@@ -21,8 +21,7 @@ class DIS(Stochastic):
     """Time-reversed diffusion sampler: a `Stochastic` one, β from 10 to 0.01 as cos² by default.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target, base = cs.targets.funnel(3), cs.bases.standard_normal(3)
       >>> algorithm = cs.dis(target, base=base, max_steps=8, learned_kernels="backward")
       >>> algorithm.methods[0], sorted(algorithm.init(jax.random.key(0)).params)

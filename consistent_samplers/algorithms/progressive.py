@@ -110,8 +110,7 @@ def progressive_distillation(
       ValueError: target and teacher differ, or the teacher has no flow to distil.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> teacher = cs.dis(target, base=base, max_steps=4, hidden=(8,))
       >>> taught = {"teacher": teacher, "teacher_state": teacher.init(jax.random.key(0))}

@@ -34,8 +34,7 @@ class SamplerState(NamedTuple):
       step_scale: ``[]``, factor of the updates: below one once training has met NaN.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> algorithm = cs.dis(cs.targets.funnel(2), base=cs.bases.standard_normal(2))
       >>> sorted(algorithm.init(jax.random.key(0)).params)
       ['control']
@@ -83,8 +82,7 @@ class Now(NamedTuple):
       gradient: of the target's log density, for guided controls; None for others.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> algorithm = cs.dis(cs.targets.funnel(2), base=cs.bases.standard_normal(2))
       >>> key = jax.random.key(0)
       >>> cs.algorithms.Now(key, algorithm.control, algorithm.init(key)).extra

@@ -28,9 +28,7 @@ class Base(Protocol):
     """A tractable distribution p0 on R^dim that samplers start from.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> base = cs.bases.standard_normal(2)
       >>> component = base.draw_component(jax.random.key(0))
       >>> isinstance(base, cs.bases.Base), base.unwhiten(jnp.ones(2), component).tolist()

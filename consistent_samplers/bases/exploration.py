@@ -51,8 +51,7 @@ class Exploration(NamedTuple):
       log_z: its estimate of log Z in nats, or NaN without particles.
 
     Example:
-      >>> import numpy as np
-      >>> import consistent_samplers as cs
+      >>> import numpy as np, consistent_samplers as cs
       >>> modes = cs.bases.Modes(np.zeros((1, 2)), np.eye(2)[None], np.zeros(1))
       >>> cs.bases.Exploration(modes, np.zeros((0, 2)), log_z=float("nan")).particles.shape
       (0, 2)
@@ -87,8 +86,7 @@ def explore(
       ValueError: the density is NaN, +inf, or zero at every start.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target = cs.Target(lambda x: -((x[0] - 1.0) ** 2), dim=1)
       >>> found = cs.bases.explore(jax.random.key(0), target, num_starts=8, num_particles=200)
       >>> found.modes.loc.round(2).tolist(), found.particles.shape

@@ -41,8 +41,7 @@ class FittedBase(NamedTuple):
       exploration: what they were fitted to.
 
     Example:
-      >>> import numpy as np
-      >>> import consistent_samplers as cs
+      >>> import numpy as np, consistent_samplers as cs
       >>> modes = cs.bases.Modes(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(0))
       >>> nothing = cs.bases.Exploration(modes, np.zeros((0, 2)), float("nan"))
       >>> fits = {"gaussian": cs.bases.Fit(-1.2, 0.1, 0.8)}
@@ -60,8 +59,7 @@ def fit(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None)
     """The base that the recipe takes for a target: that of `fit_base`, with the same arguments.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target = cs.Target(lambda x: -((x[0] - 1.0) ** 2), dim=1)
       >>> cs.bases.fit(jax.random.key(0), target).loc.round(2).tolist()
       [1.0]
@@ -87,8 +85,7 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
       ValueError: the density is NaN, +inf, or zero everywhere it was tried.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target = cs.Target(lambda x: -((x[0] - 1.0) ** 2), dim=1)
       >>> cs.bases.fit_base(jax.random.key(0), target).kind  # doctest: +SKIP
       'gaussian'
@@ -147,8 +144,7 @@ def refit_base(rng_key: PRNGKey, target: Target, base: Base) -> Base:
       ValueError: the density is NaN, +inf, or zero everywhere it was tried.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target = cs.Target(lambda x: -((x[0] - 0.5) ** 2), dim=1)
       >>> base = cs.bases.refit_base(jax.random.key(0), target, cs.bases.standard_normal(1))
       >>> base.loc.round(1).tolist()

@@ -21,9 +21,7 @@ class GaussianBase:
       scale_tril: ``[dim, dim]``, lower triangular L with a positive diagonal.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> base = cs.bases.GaussianBase(loc=jnp.ones(2), scale_tril=2.0 * jnp.eye(2))
       >>> base.sample(jax.random.key(0), 3).shape, base.whiten(jnp.array([1.0, 5.0])).tolist()
       ((3, 2), [0.0, 2.0])

@@ -68,8 +68,7 @@ def fit_gaussian(
         another dimension.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target = cs.Target(lambda x: -((x[0] - 2.0) ** 2) / 18.0, dim=1)
       >>> base = cs.bases.fit_gaussian(jax.random.key(0), target, num_starts=2, num_iterations=50)
       >>> base.loc.round(1).tolist(), base.scale_tril.round(1).tolist()

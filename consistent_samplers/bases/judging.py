@@ -44,8 +44,7 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
       base: the base.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target = cs.Target(lambda x: -0.5 * x @ x, dim=1)
       >>> fit = cs.bases.judge(jax.random.key(0), target, cs.bases.standard_normal(1))
       >>> round(fit.elbo, 3), round(fit.ess, 3)  # the base is the target: log Z, and all effective

@@ -91,8 +91,7 @@ class MixtureBase(_SeveralFrames):
       tail: ``[num_components]``, h_k, or None for Gaussian components.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> base = cs.bases.mixture(jnp.zeros(2), jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)))
       >>> base.unwhiten(jnp.zeros(1), jnp.asarray(1)).tolist()  # where a frame has its origin
       [2.0]
@@ -178,8 +177,7 @@ def mixture(
         tails.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> base = cs.bases.mixture(jnp.zeros(2), jnp.array([[-2.0], [2.0]]), jnp.ones((2, 1, 1)))
       >>> jnp.exp(base.log_weights).tolist(), base.log_prob(jnp.zeros((5, 1))).shape
       ([0.5, 0.5], (5,))
@@ -219,8 +217,7 @@ class ProductMixtureBase(_SeveralFrames):
       scale: ``[dim, num_components]``, standard deviations.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> loc = jnp.array([[-2.0, 2.0], [-1.0, 1.0]])
       >>> base = cs.bases.ProductMixtureBase(jnp.log(jnp.full((2, 2), 0.5)), loc, jnp.ones((2, 2)))
       >>> base.dim, base.unwhiten(jnp.zeros(2), jnp.array([0, 1])).tolist()  # one of four modes

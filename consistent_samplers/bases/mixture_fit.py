@@ -66,8 +66,7 @@ def fit_mixture(
       ValueError: the density is NaN, +inf, or zero everywhere it was tried.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> key, target = jax.random.key(0), cs.Target(lambda x: -((x[0] ** 2 - 4.0) ** 2), dim=1)
       >>> found = cs.bases.explore(key, target, num_starts=16, num_particles=0)  # wells at ±2
       >>> cs.bases.fit_mixture(key, target, exploration=found, num_iterations=20).num_components
@@ -246,8 +245,7 @@ def fit_product_mixture(
       max_components: largest number of components of a coordinate, found by BIC.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> key, target = jax.random.key(0), cs.targets.double_wells(dim=2, num_wells=2)
       >>> found = cs.bases.explore(key, target, num_starts=16, num_particles=400)
       >>> cs.bases.fit_product_mixture(key, target, exploration=found).loc.shape  # two in each

@@ -31,7 +31,7 @@ _SAME_MODE = 0.5
 _MIN_CURVATURE = 1e-6
 _MAX_DROP = 200.0
 # Polishes in a row that end in no new mode, after which the rest is left.
-_MAX_IN_VAIN = 16
+_MAX_IN_VAIN = 8
 _POLISH = 50
 # An end is on its way to an optimum if on the line to it the density falls by no more than this, in
 # nats, below its own.
@@ -50,8 +50,7 @@ class Modes(NamedTuple):
         nats.
 
     Example:
-      >>> import numpy as np
-      >>> import consistent_samplers as cs
+      >>> import numpy as np, consistent_samplers as cs
       >>> modes = cs.bases.Modes(
       ...     loc=np.zeros((1, 2)), scale_tril=np.eye(2)[None], log_evidence=np.zeros(1)
       ... )
@@ -93,8 +92,7 @@ def find_modes(
       ValueError: the density is NaN, +inf, or zero at every start.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
       >>> modes = cs.bases.find_modes(jax.random.key(0), target, num_starts=16)
       >>> sorted(modes.loc.round(1).ravel().tolist())

@@ -38,8 +38,7 @@ class SinkhornResult(NamedTuple):
       converged: whether ``marginal_error`` is within the tolerance.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> x = jnp.array([[0.0], [1.0]])
       >>> bool(cs.diagnostics.sinkhorn(x, x + 1.0).converged)
       True
@@ -68,8 +67,7 @@ def mmd(x: Array, y: Array, bandwidth: float | Array | None = None) -> Array:
       ValueError: shapes that do not fit, or fewer than 2 points in a sample.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> x = jax.random.normal(jax.random.key(0), (200, 2))
       >>> y = jax.random.normal(jax.random.key(1), (200, 2))
       >>> bool(abs(cs.diagnostics.mmd(x, y)) < 0.02), bool(cs.diagnostics.mmd(x, y + 3.0) > 0.5)
@@ -114,8 +112,7 @@ def sinkhorn(
       ValueError: wrong shapes, an argument out of range, or (unless traced) points not finite.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> x = jax.random.normal(jax.random.key(0), (100, 1))
       >>> round(float(cs.diagnostics.sinkhorn(x, x + 3.0, debiased=True).value), 1)
       9.0
@@ -141,8 +138,7 @@ def wasserstein2(x: Array, y: Array) -> float:
       ValueError: shapes that do not fit, different sizes, or points that are not finite.
 
     Example:
-      >>> import numpy as np
-      >>> import consistent_samplers as cs
+      >>> import numpy as np, consistent_samplers as cs
       >>> x = np.random.default_rng(0).normal(size=(50, 1))
       >>> round(cs.diagnostics.wasserstein2(x, x + 3.0), 3)
       3.0

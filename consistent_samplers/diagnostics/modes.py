@@ -28,8 +28,7 @@ class ModeCoverage(NamedTuple):
       share: ``[K]``, of the draws or of their weight, adds up to 1.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.diagnostics.mode_coverage(jnp.array([0, 0, 1, 1]), 4).share.tolist()
       [0.5, 0.5, 0.0, 0.0]
     """
@@ -70,8 +69,7 @@ def mode_coverage(
       TypeError: labels that are not integers.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> centres = jnp.array([[-5.0], [0.0], [5.0]])
       >>> coverage = cs.diagnostics.mode_coverage(jnp.array([[-5.1], [0.1]]), centres)
       >>> int(coverage.num_missed), round(float(coverage.entropic_coverage), 3)  # log 2 / log 3
@@ -103,8 +101,7 @@ def nearest_mode(position: Array, centres: Array) -> Array:
       ValueError: wrong shapes, or (unless traced) points not finite.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> position, centres = jnp.array([[0.9], [-3.0]]), jnp.array([[-1.0], [1.0]])
       >>> cs.diagnostics.nearest_mode(position, centres).tolist()
       [1, 0]
@@ -133,8 +130,7 @@ def sign_modes(position: Array, num_wells: int) -> Array:
       ValueError: a wrong shape, ``num_wells`` out of range, or (unless traced) points not finite.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.diagnostics.sign_modes(jnp.array([[2.0, -2.0], [2.0, 2.0]]), num_wells=2).tolist()
       [1, 3]
     """

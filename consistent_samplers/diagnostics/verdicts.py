@@ -55,8 +55,7 @@ def weights_are_reliable(evidence: Evidence) -> bool:
     effective.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
       >>> cs.diagnostics.weights_are_reliable(cs.evidence(draws))
       True
@@ -73,8 +72,7 @@ def standard_error_is_reliable(evidence: Evidence) -> bool:
     infinite, and their mean converges slowly and from below.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.arange(100.0), bound="lower")
       >>> cs.diagnostics.standard_error_is_reliable(cs.evidence(draws))
       False
@@ -158,8 +156,7 @@ def exploration_check(
       ValueError: the density is NaN, +inf, or zero at every start.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
       >>> key = jax.random.key(0)
       >>> right = 2.0 + 0.25 * jax.random.normal(key, (200, 1))
@@ -193,8 +190,7 @@ def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = No
     `MAX_ROUND_TRIP_ERROR`, and `exploration_check`, if it was made, found nothing missing.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="heuristic")
       >>> cs.diagnostics.is_trustworthy(cs.evidence(draws))
       False
@@ -218,8 +214,7 @@ def verdict(evidence: Evidence, exploration: ExplorationCheck | None = None) -> 
       exploration: what `exploration_check` found, or None where nobody looked.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.arange(100.0), bound="lower")
       >>> print(cs.diagnostics.verdict(cs.evidence(draws)))  # doctest: +ELLIPSIS
       A few large weights decide log Z (Pareto k ...

@@ -58,8 +58,7 @@ class Control(Map):
         training; None for that of x.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> base, network = cs.bases.standard_normal(2), cs.networks.StepConditionedMLP(2, (8,))
       >>> control = cs.maps.Control(base, network, cs.processes.OrnsteinUhlenbeck(), 4)
       >>> params = control.init(jax.random.key(0))

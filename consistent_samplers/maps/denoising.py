@@ -29,8 +29,7 @@ class DenoisingProcess(OrnsteinUhlenbeck):
       data_std: the paper's σ_d.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.maps.DenoisingProcess(skip="paper")
       >>> x, t = jnp.ones(2), jnp.asarray(1.0)
       >>> process.flow_step(x, 5.0 * x, t, 1.0 - t).tolist()  # at the target: nothing is left
@@ -58,9 +57,7 @@ class Denoiser(Control):
     E[w] = Z wherever that map is injective.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> base, network = cs.bases.standard_normal(2), cs.networks.StepConditionedMLP(2, (8,))
       >>> denoiser = cs.maps.Denoiser(base, network, cs.maps.DenoisingProcess(), 1)
       >>> params = denoiser.init(jax.random.key(0))

@@ -20,8 +20,7 @@ class Proposal(NamedTuple):
       folded: ``[]`` bool, whether a step's determinant is not positive; None of a stochastic path.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> drawn = cs.maps.Proposal(position=jnp.ones(2), log_ratio=jnp.asarray(2.0))
       >>> float(-0.5 * drawn.position @ drawn.position + drawn.log_ratio)  # the log weight
       1.0
@@ -112,8 +111,7 @@ class Identity(Map):
       base: where samples start and end.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> identity = cs.maps.Identity(cs.bases.standard_normal(2))
       >>> drawn = identity.draw({}, jax.random.key(0), 1, "map")
       >>> bool(abs(drawn.log_ratio + identity.base.log_prob(drawn.position)) < 1e-5)

@@ -52,8 +52,7 @@ def trajectories(
       ValueError: an algorithm without a state, or paths or steps that the sampler does not have.
 
     Example:
-      >>> import jax
-      >>> import consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> target, base = cs.targets.funnel(2), cs.bases.standard_normal(2)
       >>> algorithm = cs.osds(target, base=base, max_steps=4, hidden=(8,), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))

@@ -184,8 +184,7 @@ def plot_evidence(
       ValueError: no evidence, or one that is NaN.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((4, 1)), jnp.arange(4.0), bound="lower")
       >>> cs.plotting.plot_evidence({"one step": cs.evidence(draws)}, log_z=2.0).get_ylabel()
       'ELBO and log Z [nats]'

@@ -45,9 +45,7 @@ class TrainedSampler:
       warm_started: whether training went on from a sampler of another target.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> target, base = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1)), cs.bases.standard_normal(1)
       >>> algorithm = cs.osds(target, base=base, max_steps=1, hidden=(8,), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))
@@ -194,10 +192,7 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
         in this process.
 
     Example:
-      >>> import tempfile
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import tempfile, jax, jax.numpy as jnp, consistent_samplers as cs
       >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
       >>> algorithm = cs.osds(target, base=base, max_steps=2, hidden=(8,), guidance=None)
       >>> trained = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))

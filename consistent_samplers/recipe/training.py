@@ -107,9 +107,7 @@ def train_sampler(
         is NaN or +inf where it was not before); carries the trained state.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> import consistent_samplers as cs
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> target = cs.targets.gaussian(jnp.array([0.5]), jnp.ones(1))
       >>> base = cs.bases.standard_normal(1)  # fitted to the target if not given
       >>> tiny = dict(hidden=(8,), num_calibration_iterations=5, progress_bar=False)  # for a test

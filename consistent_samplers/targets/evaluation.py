@@ -179,10 +179,7 @@ def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> A
         program(*(_filled(x[begin : begin + size], size, xp) for x in arrays))
         for begin in range(0, num, size)
     ]
-    # `device_put` compiles nothing for a new shape, as `jnp.asarray` does.
-    return jax.tree.map(
-        lambda *p: jax.device_put(xp.concatenate([*map(xp.asarray, p)])[:num]), *parts
-    )
+    return jax.tree.map(lambda *p: xp.concatenate([*map(xp.asarray, p)])[:num], *parts)
 
 
 def _filled(batch: Any, size: int, xp: Any) -> Any:
