@@ -38,7 +38,7 @@ def _flow(a):
     return FlowDiagnostics(folded=a > 0, round_trip_error=a)
 
 
-def _keys(key, num):
+def _keys(key, *, num):
     RUNS.append("keys")
     return jax.random.split(key, 3), jax.random.normal(key, (num,))
 
@@ -173,7 +173,7 @@ def test_inside_of_transformations_it_is_part_of_them(folder):
     "key", [jax.random.key(1), jax.random.PRNGKey(1), jax.random.key(1, impl="rbg")]
 )
 def test_both_styles_of_keys(key, folder):
-    expected = jax.jit(_keys, static_argnums=1)(key, 4)
+    expected = jax.jit(_keys, static_argnames="num")(key, num=4)
     RUNS.clear()
     for _ in range(2):
         assert_same(made(_keys, static=("num",))(key, num=4), expected)
