@@ -61,9 +61,6 @@ def lj13(epsilon: float = 1.0) -> Target:
     Args:
       epsilon: depth of a pair's well, in units of the temperature, up to 100.
 
-    Raises:
-      ValueError: ``epsilon`` out of range.
-
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.targets.particle_positions(jnp.zeros(cs.targets.lj13().dim), 13).shape
@@ -75,7 +72,7 @@ def lj13(epsilon: float = 1.0) -> Target:
 def lj55(epsilon: float = 1.0) -> Target:
     """Fifty-five Lennard-Jones particles in a weak trap; 162 coordinates.
 
-    The density of ``lj13`` with more particles: arguments and errors as there.
+    The density of ``lj13`` with more particles; ``epsilon`` as there.
 
     Example:
       >>> import consistent_samplers as cs
