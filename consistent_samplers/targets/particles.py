@@ -12,6 +12,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.linalg import helmert
 
 from consistent_samplers.checks import check_integer
 from consistent_samplers.targets.base import Target
@@ -106,7 +107,8 @@ def particle_positions(x: Array, num_particles: int) -> Array:
             f"{num_particles - 1}, got shape {x.shape}."
         )
     free = x.reshape(*x.shape[:-1], num_particles - 1, -1)
-    basis = jnp.asarray(_helmert(num_particles), x.dtype)
+    # The rows of Helmert's matrix are an orthonormal basis of the vectors with zero sum.
+    basis = jnp.asarray(helmert(num_particles).T, x.dtype)
     return jnp.einsum("nk,...ks->...ns", basis, free, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -132,7 +134,7 @@ def particle_coordinates(positions: Array) -> Array:
             "positions must have shape [..., num_particles, spatial_dim] with at least 2 "
             f"particles, got {positions.shape}."
         )
-    basis = jnp.asarray(_helmert(positions.shape[-2]), positions.dtype)
+    basis = jnp.asarray(helmert(positions.shape[-2]).T, positions.dtype)
     free = jnp.einsum("nk,...ns->...ks", basis, positions, precision=jax.lax.Precision.HIGHEST)
     return free.reshape(*positions.shape[:-2], -1)
 
@@ -170,10 +172,3 @@ def _lennard_jones(epsilon: float) -> _PairEnergy:
         return epsilon * attraction * (attraction - 2) + slope * missing
 
     return pair_energy
-
-
-def _helmert(num_particles: int) -> np.ndarray:
-    """Orthonormal basis ``[num_particles, num_particles - 1]`` of the vectors with zero sum."""
-    k = np.arange(1, num_particles)
-    n = np.arange(num_particles)[:, None]
-    return np.where(n < k, 1.0, np.where(n == k, -k, 0.0)) / np.sqrt(k * (k + 1))
