@@ -38,24 +38,9 @@ class CheckpointError(ValueError):
 
 
 def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arrays: Any) -> None:
-    """Writes a checkpoint, replacing one of the same folder.
+    """Writes a checkpoint of what ``kind`` says, replacing one of the same folder.
 
-    Args:
-      folder: made if it does not exist.
-      kind: what it is a checkpoint of.
-      header: what JSON can hold.
-      arrays: nested dictionaries of NumPy arrays, keys strings.
-
-    Raises:
-      CheckpointError: the folder cannot be written to.
-
-    Example:
-      >>> import tempfile
-      >>> from consistent_samplers import checkpoint
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     checkpoint.write(folder, "notes", {"title": "none"}, {})
-      ...     checkpoint.read(folder, "notes")[0]["title"]
-      'none'
+    ``header`` is what JSON can hold, ``arrays`` nested dictionaries of NumPy arrays by strings.
     """
     folder = Path(folder)
     payload = msgpack_serialize(arrays)
@@ -84,29 +69,12 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a checkpoint of any kind.
-
-    Example:
-      >>> from consistent_samplers import checkpoint
-      >>> checkpoint.exists("no/such/folder")
-      False
-    """
+    """Whether a folder holds a checkpoint of any kind."""
     return (Path(folder) / _HEADER).is_file()
 
 
 def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any]:
-    """The header and the arrays of a checkpoint, by the folder and kind given to `write`.
-
-    Raises:
-      CheckpointError: there is none, or one of another kind, program or newer version, or damaged.
-
-    Example:
-      >>> from consistent_samplers import checkpoint
-      >>> checkpoint.read("no/such/folder", "training")  # doctest: +ELLIPSIS
-      Traceback (most recent call last):
-        ...
-      consistent_samplers.checkpoint.CheckpointError: There is no checkpoint in ...
-    """
+    """The header and the arrays of a checkpoint, by the folder and kind given to `write`."""
     folder = Path(folder)
     try:
         text = (folder / _HEADER).read_text()
@@ -144,33 +112,17 @@ def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any
 
 
 def to_arrays(tree: ArrayTree) -> dict[str, np.ndarray]:
-    """The leaves of a tree as NumPy arrays, by their number as a string.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers import checkpoint
-      >>> checkpoint.to_arrays({"a": jnp.zeros(2)})["0"].tolist()
-      [0.0, 0.0]
-    """
+    """The leaves of a tree as NumPy arrays, by their number as a string."""
     return {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
 def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> Any:
     """A tree of the structure, shapes and types of ``like``, with the leaves of `to_arrays`.
 
-    Raises:
-      CheckpointError: they do not fit; ``what`` is its word for what is restored.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers import checkpoint
-      >>> tree = {"a": jnp.zeros(2), "b": jnp.ones(3)}
-      >>> checkpoint.from_arrays(tree, checkpoint.to_arrays(tree), "example")["b"].tolist()
-      [1.0, 1.0, 1.0]
+    ``what`` is the error's word for what is restored.
     """
     leaves, structure = jax.tree.flatten(like)
-    found = [arrays.get(str(i)) for i in range(len(leaves))]
-    pairs = list(zip(leaves, found, strict=True))
+    pairs = [(leaf, arrays.get(str(i))) for i, leaf in enumerate(leaves)]
     wrong = sum(array is None or np.shape(leaf) != array.shape for leaf, array in pairs)
     if wrong or len(arrays) != len(leaves):
         raise CheckpointError(
@@ -183,14 +135,7 @@ def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> An
 
 
 def digest(tree: ArrayTree) -> str:
-    """SHA-256 of the types, shapes and contents of a tree's leaves, not of its structure.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers import checkpoint
-      >>> checkpoint.digest({"a": jnp.zeros(2)}) == checkpoint.digest({"b": jnp.zeros(2)})
-      True
-    """
+    """SHA-256 of the types, shapes and contents of a tree's leaves, not of its structure."""
     code = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         array = np.asarray(leaf)

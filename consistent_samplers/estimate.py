@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
+from jax.scipy.stats import sem
 
 from consistent_samplers.kernels import kernel
 from consistent_samplers.types import BOUNDS, Array, Bound, Draws, FlowDiagnostics
@@ -283,9 +284,9 @@ def _estimates(log_weight: Array) -> dict[str, Any]:
     finite = jnp.where(any_zero, 0.0, shifted)
     return {
         "log_z": log_mean + largest,
-        "log_z_stderr": _standard_error(relative),
+        "log_z_stderr": sem(relative),
         "elbo": jnp.where(any_zero, -jnp.inf, jnp.mean(finite) + largest),
-        "elbo_stderr": jnp.where(any_zero, jnp.inf, _standard_error(finite)),
+        "elbo_stderr": jnp.where(any_zero, jnp.inf, sem(finite)),
         "ess": effective_sample_size(log_weight),
         "pareto_k": pareto_smooth(log_weight)[1],
     }
@@ -331,11 +332,6 @@ def _shift_by_max(log_weight: Array) -> tuple[Array, Array]:
     largest = jnp.max(log_weight)
     largest = jnp.where(largest == -jnp.inf, 0.0, largest)
     return log_weight - largest, largest
-
-
-def _standard_error(value: Array) -> Array:
-    """Standard error of the mean of ``value [n]``."""
-    return jnp.std(value, ddof=1) / math.sqrt(value.shape[0])
 
 
 def _fit_generalised_pareto(

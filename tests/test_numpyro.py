@@ -418,7 +418,7 @@ def test_scans_are_flattened_like_any_site():
     flat = flatten_model(model, (y,), {})
     assert flat.target.dim == 5
     position = jnp.linspace(-1.0, 1.0, 5)
-    sites = flat.unravel(position)
+    sites = flat.functions.unravel(position)
     previous = jnp.concatenate([jnp.zeros(1), sites["level"][:-1]])
     expected = dist.Normal(0.0, 1.0).log_prob(sites["drift"])
     expected += dist.Normal(previous + sites["drift"], 0.5).log_prob(sites["level"]).sum()

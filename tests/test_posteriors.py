@@ -211,9 +211,7 @@ def test_logistic_regression_matches_numpyro(centre, prior_std):
         with numpyro.plate("rows", 20):
             numpyro.sample("label", dist.Bernoulli(logits=logits), obs=labels)
 
-    design = posteriors._design(features, centre)
-    signs = 2.0 * labels - 1.0
-    target = posteriors._logistic_regression(design, signs, prior_std, "random", None)
+    target = posteriors._logistic_regression("random", None, features, labels, prior_std, centre)
     with enable_x64(True):
         points = rng.standard_normal((5, 5))
         expected = -potential_energies(model, lambda x: {"w": x}, points)

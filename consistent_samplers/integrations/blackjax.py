@@ -90,27 +90,18 @@ def init(
 
     Its weight comes from the sampler run in reverse, so that chains from exact draws stay exact.
     Where the map cannot be inverted it is zero: the chain then leaves with the first proposal.
-
-    Args:
-      position: ``[dim]``.
-      trained: the sampler.
-      rng_key: draws the component of the base and the path, which one step of a map from a
-        Gaussian base does not have.
-      num_steps: steps of the sampler.
-      method: which transitions.
+    ``rng_key`` draws the component of the base and the path, which one step of a map from a
+    Gaussian base does not have. The other arguments are those of `one_step_mh`.
 
     Raises:
-      TypeError: ``trained`` is no `TrainedSampler`.
-      ValueError: a position of another shape, no key where one is needed, or steps or weights
-        that the sampler does not have.
+      ValueError: a position that is not ``[dim]``, no key where one is needed, or as `one_step_mh`.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> from consistent_samplers.integrations import blackjax
-      >>> target, base = cs.targets.gaussian(jnp.zeros(1), 1.0), cs.bases.standard_normal(1)
-      >>> algorithm = cs.osds(target, base=base, guidance=None)
+      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), guidance=None)
       >>> trained = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
-      >>> bool(jnp.isfinite(blackjax.init(jnp.zeros(1), trained).log_weight))
+      >>> bool(jnp.isfinite(blackjax.init(jnp.zeros(2), trained).log_weight))
       True
     """
     sampler, target = _checked_sampler(trained, num_steps, method), trained.target
@@ -136,16 +127,15 @@ def init_from_draws(
 ) -> OneStepMHState:
     """State of a chain that starts near the target: at one of 64 draws, chosen by weight.
 
-    Arguments and errors as of `init`.
+    Arguments and errors as of `one_step_mh`.
 
     Example:
-      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> import jax, consistent_samplers as cs
       >>> from consistent_samplers.integrations import blackjax
-      >>> target, base = cs.targets.gaussian(jnp.zeros(1), 1.0), cs.bases.standard_normal(1)
-      >>> algorithm = cs.osds(target, base=base, guidance=None)
+      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), guidance=None)
       >>> trained = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
       >>> blackjax.init_from_draws(jax.random.key(1), trained).position.shape
-      (1,)
+      (2,)
     """
     key_draws, key_choice = jax.random.split(rng_key)
     propose = _proposals(trained, num_steps, method)
@@ -161,10 +151,9 @@ def build_kernel(
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
       >>> from consistent_samplers.integrations import blackjax
-      >>> target, base = cs.targets.gaussian(jnp.zeros(1), 1.0), cs.bases.standard_normal(1)
-      >>> algorithm = cs.osds(target, base=base, guidance=None)
+      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), guidance=None)
       >>> trained = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
-      >>> state = blackjax.init(jnp.zeros(1), trained)
+      >>> state = blackjax.init(jnp.zeros(2), trained)
       >>> state, info = blackjax.build_kernel(trained)(jax.random.key(1), state)
       >>> bool(info.acceptance_rate <= 1.0)
       True
@@ -203,8 +192,7 @@ def one_step_mh(
     Example:
       >>> import blackjax, jax, jax.numpy as jnp, consistent_samplers as cs
       >>> from consistent_samplers.integrations.blackjax import one_step_mh
-      >>> base = cs.bases.standard_normal(2, 1.5)
-      >>> algorithm = cs.osds(cs.targets.gaussian(jnp.zeros(2), 1.0), base=base, guidance=None)
+      >>> algorithm = cs.osds(cs.targets.funnel(2), base=cs.bases.standard_normal(2), guidance=None)
       >>> state = algorithm.init(jax.random.key(0))  # untrained: proposes draws of the base
       >>> chain = one_step_mh(cs.TrainedSampler.of(algorithm, state))
       >>> run = blackjax.util.run_inference_algorithm

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -167,12 +168,10 @@ def _set_scale(ax: "Axes", quantity: str, levels: np.ndarray, log_z: float | Non
 def _running(values: np.ndarray, window: int, median: bool) -> np.ndarray:
     """Mean or median of the last ``window`` finite values: ``[n]``, NaN where there are none."""
     finite = np.where(np.isfinite(values), values, np.nan)
-    padded = np.concatenate([np.full(window - 1, np.nan), finite])
+    padded = np.pad(finite, (window - 1, 0), constant_values=np.nan)
     rows = np.lib.stride_tricks.sliding_window_view(padded, window)
-    known = ~np.isnan(rows).all(axis=1)
-    level = np.full(len(values), np.nan)
-    level[known] = (np.nanmedian if median else np.nanmean)(rows[known], axis=1)
-    return level
+    with warnings.catch_warnings(action="ignore"):  # of rows of NaN alone
+        return (np.nanmedian if median else np.nanmean)(rows, axis=1)
 
 
 def plot_quality(
@@ -230,7 +229,14 @@ def plot_quality(
         ax.axhline(level, color=style.TRUTH, linestyle=dash, linewidth=1.2, label=name)
     shown = np.concatenate([values for _, values, _ in checked.values()] + [[*levels.values()]])
     if np.all(shown > 0.0):
-        _logarithmic(ax, shown)
+        ax.set_yscale("log", nonpositive="clip")
+        if shown.max() < 20.0 * shown.min():
+            from matplotlib.ticker import MaxNLocator
+
+            # Powers of ten alone would hardly label such a range.
+            ax.yaxis.set_major_locator(MaxNLocator(6))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.minorticks_off()
     _powers_of_two(ax, np.concatenate([steps for steps, _, _ in checked.values()]))
     ax.set(xlabel=xlabel, ylabel=ylabel)
     style.tidy(ax)
@@ -270,14 +276,3 @@ def _powers_of_two(ax: "Axes", steps: np.ndarray) -> None:
     ticks = [2.0**k for k in range(first, last + 1)]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.set_xticks([], minor=True)
-
-
-def _logarithmic(ax: "Axes", shown: np.ndarray) -> None:
-    """Labels between the powers of ten where the values span hardly one."""
-    ax.set_yscale("log", nonpositive="clip")
-    if shown.max() < 20.0 * shown.min():
-        from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-
-        ax.yaxis.set_major_locator(MaxNLocator(6))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_locator(NullLocator())

@@ -102,23 +102,9 @@ def plot_pairs(
     """Pairs of coordinates below the diagonal, draws over a reference, and marginals on it.
 
     Weighted draws are resampled for the points (systematically: the same figure every time).
-    Ranges and errors are those of `plot_marginals`.
-
-    Args:
-      samples: draws ``[n, dim]``, or a mapping from names to arrays ``[n, ...]``.
-      reference: draws to compare with, of the same kind and coordinates, or None.
-      log_weight: ``[n]`` log weights of ``samples``; without them every draw counts the same.
-      names: a label for each of the ``dim`` coordinates; of a mapping, the names to show.
-      dims: coordinates to show, in this order, counted over what ``names`` leaves.
-      max_dims: most coordinates, at least two; the first are shown, and the figure says so.
-      max_points: most points of each kind in a panel.
-      num_bins: bins of the marginals.
-      label: of the draws in the legend; "draws" or "weighted draws" if None.
-      reference_label: of the reference.
-      axes: ``[d, d]`` Axes for d coordinates; a new figure if None.
-
-    Returns:
-      Array of Axes, ``[d, d]``; those above the diagonal are left empty and hidden.
+    Ranges, arguments and errors are those of `plot_marginals`, except that ``max_dims`` bounds the
+    coordinates, at least two, and ``max_points`` the points of each kind in a panel. The ``axes``
+    given and returned are ``[d, d]`` for d coordinates, hidden above the diagonal.
 
     Example:
       >>> import numpy as np

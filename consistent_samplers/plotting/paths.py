@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -89,23 +89,17 @@ def trajectories(
             z, _ = simulate.simulate_path(key_path, z[0], kernels, num_steps)
         else:
             u = control.bind(params, component, gradient)
-            z = _flow_points(u, control.process, z[0], num_steps)
+
+            def step(z: Array, t: Array) -> tuple[Array, Array]:
+                # Without the Jacobians of `simulate.flow_path`.
+                z_next = simulate.flow_step(u, control.process, z, t, jnp.asarray(1.0 / num_steps))
+                return z_next, z_next
+
+            z = jnp.concatenate([z, jax.lax.scan(step, z[0], time_grid(num_steps))[1]])
         return jax.vmap(lambda point: control.base.unwhiten(point, component))(z)
 
     keys = jax.vmap(lambda i: jax.random.fold_in(rng_key, i))(jnp.arange(num_particles))
     return jax.jit(jax.vmap(one, (None, 0)))(drawing.params, keys)
-
-
-def _flow_points(control: simulate.ControlFn, process: Any, z0: Array, num_steps: int) -> Array:
-    """Points ``[num_steps + 1, dim]`` of the map, without the Jacobians of `simulate.flow_path`."""
-    d = jnp.asarray(1.0 / num_steps)
-
-    def step(z: Array, t: Array) -> tuple[Array, Array]:
-        z_next = simulate.flow_step(control, process, z, t, d)
-        return z_next, z_next
-
-    _, points = jax.lax.scan(step, z0, time_grid(num_steps))
-    return jnp.concatenate([z0[None], points])
 
 
 def plot_trajectories(

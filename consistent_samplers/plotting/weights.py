@@ -202,8 +202,7 @@ def plot_evidence(
     for place, e in enumerate(evidences.values()):
         _draw_evidence(ax, place, e)
     ax.set_xticks(range(len(evidences)), [str(label) for label in evidences])
-    ax.set_xlim(-0.6, len(evidences) - 0.4)
-    ax.set_ylabel("ELBO and log Z [nats]")
+    ax.set(xlim=(-0.6, len(evidences) - 0.4), ylabel="ELBO and log Z [nats]")
     if xlabel is not None:
         ax.set_xlabel(xlabel)
     ax.grid(axis="y", alpha=0.25)

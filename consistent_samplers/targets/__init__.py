@@ -1,4 +1,7 @@
-"""Target densities: the class, and ready-made ones with what is known of them."""
+"""Target densities: the class, and ready-made ones with what is known of them.
+
+Those with arguments raise a ValueError where one is out of range.
+"""
 
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.targets.image import image

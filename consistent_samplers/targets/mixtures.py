@@ -108,7 +108,6 @@ def gmm40(dim: int = 2) -> Target:
       dim: dimension; 2 and 50 are common.
 
     Raises:
-      ValueError: ``dim`` is not a positive integer.
       RuntimeError: a version of JAX that no longer offers the old random bits.
 
     Example:
@@ -127,15 +126,8 @@ def student_t_mixture(dim: int = 50) -> Target:
 
     Equal components, each a product of Student's t with two degrees of freedom around its means
     (univariate factors, not the multivariate t); normalised, log Z = 0. The means are U(-10, 10)
-    from the key of ``gmm40``. Second moments are infinite: compare quantiles. From Blessing et
-    al., Beyond ELBOs (arXiv:2406.07423).
-
-    Args:
-      dim: dimension; 50 is common.
-
-    Raises:
-      ValueError: ``dim`` is not a positive integer.
-      RuntimeError: a version of JAX that no longer offers the old random bits.
+    from the key of ``gmm40``, with its argument and error. Second moments are infinite: compare
+    quantiles. From Blessing et al., Beyond ELBOs (arXiv:2406.07423).
 
     Example:
       >>> import consistent_samplers as cs

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.linalg import helmert
 
 from consistent_samplers.checks import check_integer
 from consistent_samplers.targets.base import Target
@@ -61,9 +62,6 @@ def lj13(epsilon: float = 1.0) -> Target:
     Args:
       epsilon: depth of a pair's well, in units of the temperature, up to 100.
 
-    Raises:
-      ValueError: ``epsilon`` out of range.
-
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.targets.particle_positions(jnp.zeros(cs.targets.lj13().dim), 13).shape
@@ -75,7 +73,7 @@ def lj13(epsilon: float = 1.0) -> Target:
 def lj55(epsilon: float = 1.0) -> Target:
     """Fifty-five Lennard-Jones particles in a weak trap; 162 coordinates.
 
-    The density of ``lj13`` with more particles: arguments and errors as there.
+    The density of ``lj13`` with more particles; ``epsilon`` as there.
 
     Example:
       >>> import consistent_samplers as cs
@@ -109,7 +107,8 @@ def particle_positions(x: Array, num_particles: int) -> Array:
             f"{num_particles - 1}, got shape {x.shape}."
         )
     free = x.reshape(*x.shape[:-1], num_particles - 1, -1)
-    basis = jnp.asarray(_helmert(num_particles), x.dtype)
+    # The rows of Helmert's matrix are an orthonormal basis of the vectors with zero sum.
+    basis = jnp.asarray(helmert(num_particles).T, x.dtype)
     return jnp.einsum("nk,...ks->...ns", basis, free, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -135,7 +134,7 @@ def particle_coordinates(positions: Array) -> Array:
             "positions must have shape [..., num_particles, spatial_dim] with at least 2 "
             f"particles, got {positions.shape}."
         )
-    basis = jnp.asarray(_helmert(positions.shape[-2]), positions.dtype)
+    basis = jnp.asarray(helmert(positions.shape[-2]).T, positions.dtype)
     free = jnp.einsum("nk,...ns->...ks", basis, positions, precision=jax.lax.Precision.HIGHEST)
     return free.reshape(*positions.shape[:-2], -1)
 
@@ -173,10 +172,3 @@ def _lennard_jones(epsilon: float) -> _PairEnergy:
         return epsilon * attraction * (attraction - 2) + slope * missing
 
     return pair_energy
-
-
-def _helmert(num_particles: int) -> np.ndarray:
-    """Orthonormal basis ``[num_particles, num_particles - 1]`` of the vectors with zero sum."""
-    k = np.arange(1, num_particles)
-    n = np.arange(num_particles)[:, None]
-    return np.where(n < k, 1.0, np.where(n == k, -k, 0.0)) / np.sqrt(k * (k + 1))

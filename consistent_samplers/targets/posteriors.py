@@ -128,9 +128,7 @@ def ionosphere() -> Target:
       >>> cs.targets.ionosphere().log_z  # doctest: +SKIP
       -111.6084
     """
-    features, labels = datasets.ionosphere()
-    signs = np.where(labels == 1, 1.0, -1.0)
-    return _logistic_regression(_design(features, centre=True), signs, 1.0, "ionosphere", -111.6084)
+    return _logistic_regression("ionosphere", -111.6084, *datasets.ionosphere(), 1.0, centre=True)
 
 
 def sonar() -> Target:
@@ -145,9 +143,7 @@ def sonar() -> Target:
       >>> cs.targets.sonar().log_z  # doctest: +SKIP
       -108.3867
     """
-    features, labels = datasets.sonar()
-    signs = np.where(labels == 1, 1.0, -1.0)
-    return _logistic_regression(_design(features, centre=True), signs, 1.0, "sonar", -108.3867)
+    return _logistic_regression("sonar", -108.3867, *datasets.sonar(), 1.0, centre=True)
 
 
 def credit() -> Target:
@@ -163,7 +159,8 @@ def credit() -> Target:
       >>> cs.targets.credit().log_z  # doctest: +SKIP
       -585.0985
     """
-    return _credit_regression(10.0, "credit", -585.0985)
+    features, labels = datasets.german_credit()
+    return _logistic_regression("credit", -585.0985, features, 1 - labels, 10.0)
 
 
 def credit_likelihood() -> Target:
@@ -178,7 +175,8 @@ def credit_likelihood() -> Target:
       >>> cs.targets.credit_likelihood().log_z  # doctest: +SKIP
       -504.4864
     """
-    return _credit_regression(None, "credit_likelihood", -504.4864)
+    features, labels = datasets.german_credit()
+    return _logistic_regression("credit_likelihood", -504.4864, features, 1 - labels, None)
 
 
 def cancer() -> Target:
@@ -195,32 +193,26 @@ def cancer() -> Target:
       -77.569
     """
     features, labels = datasets.breast_cancer()
-    signs = np.where(labels == 1, -1.0, 1.0)
-    return _logistic_regression(_design(features, centre=False), signs, 10.0, "cancer", -77.569)
-
-
-def _credit_regression(prior_std: float | None, name: str, log_z: float) -> Target:
-    features, labels = datasets.german_credit()
-    signs = np.where(labels == 1, -1.0, 1.0)
-    return _logistic_regression(_design(features, centre=False), signs, prior_std, name, log_z)
-
-
-def _design(features: np.ndarray, centre: bool) -> np.ndarray:
-    """Scaled features ``[num_rows, num_features]`` behind a column of ones."""
-    std = features.std(axis=0)
-    # A column that does not vary has nothing to scale by.
-    scaled = (features - features.mean(axis=0) * centre) / np.where(std > 0, std, 1.0)
-    return np.concatenate([np.ones((len(scaled), 1)), scaled], axis=1)
+    return _logistic_regression("cancer", -77.569, features, 1 - labels, 10.0)
 
 
 def _logistic_regression(
-    design: np.ndarray, signs: np.ndarray, prior_std: float | None, name: str, log_z: float | None
+    name: str,
+    log_z: float | None,
+    features: np.ndarray,
+    labels: np.ndarray,
+    prior_std: float | None,
+    centre: bool = False,
 ) -> Target:
-    """Posterior of weights w ~ N(0, prior_std²) given log-likelihood Σ log σ(signs_i design_i·w).
+    """Posterior of weights w ~ N(0, prior_std²), or under a flat prior, with P(label 1) = σ(x·w).
 
-    ``design [num_rows, dim]``, ``signs [num_rows]`` of ±1; without ``prior_std`` the prior is one.
+    A row x is 1 and the scaled ``features [num_rows, num_features]``; ``labels [num_rows]``.
     """
-    signed_design = signs[:, None] * design
+    std = features.std(axis=0)
+    # A column that does not vary has nothing to scale by.
+    scaled = (features - features.mean(axis=0) * centre) / np.where(std > 0, std, 1.0)
+    design = np.concatenate([np.ones((len(scaled), 1)), scaled], axis=1)
+    signed_design = np.where(labels == 1, 1.0, -1.0)[:, None] * design
     dim = design.shape[1]
 
     def log_density(x: Array) -> Array:
@@ -250,7 +242,6 @@ def lgcp(num_bins: int = 40) -> Target:
       num_bins: cells a side of the square.
 
     Raises:
-      ValueError: num_bins is not a positive integer.
       ImportError, ConnectionError, FileNotFoundError, ValueError: the data cannot be had.
 
     Example:
@@ -278,8 +269,7 @@ def _cox_process(
     A priori it has this mean, variance and correlation exp(-distance / length_scale), the side of
     the square being 1.
     """
-    num_bins = len(counts)
-    dim = num_bins**2
+    num_bins, dim = len(counts), counts.size
     cells = np.stack(np.meshgrid(*[np.arange(num_bins) / num_bins] * 2, indexing="ij"), axis=-1)
     cells = cells.reshape(dim, 2)
     distance = np.sqrt(((cells[:, None] - cells[None]) ** 2).sum(axis=-1))

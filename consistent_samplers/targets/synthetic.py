@@ -24,9 +24,6 @@ def funnel(dim: int = 10) -> Target:
     Args:
       dim: dimension, at least 2.
 
-    Raises:
-      ValueError: ``dim`` is not an integer of at least 2.
-
     Example:
       >>> import jax, consistent_samplers as cs
       >>> cs.targets.funnel(dim=3).sample(jax.random.key(0), 1_000).shape
@@ -66,9 +63,6 @@ def rosenbrock(dim: int = 2) -> Target:
     Args:
       dim: dimension, even.
 
-    Raises:
-      ValueError: ``dim`` is not an even integer of at least 2.
-
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> float(cs.targets.rosenbrock(dim=2).log_density(jnp.ones(2)))
@@ -104,9 +98,6 @@ def rings(definition: Literal["scds", "sdss"] = "scds") -> Target:
 
     Args:
       definition: which of the two.
-
-    Raises:
-      ValueError: an unknown definition.
 
     Example:
       >>> import consistent_samplers as cs
@@ -178,9 +169,6 @@ def double_wells(dim: int = 5, num_wells: int = 5, separation: float = 4.0) -> T
       num_wells: number of double-well coordinates, 1 to ``dim``.
       separation: squared distance of the wells from the origin, positive.
 
-    Raises:
-      ValueError: an argument out of range.
-
     Example:
       >>> import jax, consistent_samplers as cs
       >>> x = cs.targets.double_wells(dim=2, num_wells=2).sample(jax.random.key(0), 1_000)
@@ -229,9 +217,6 @@ def many_well(dim: int = 32) -> Target:
 
     Args:
       dim: dimension, even.
-
-    Raises:
-      ValueError: ``dim`` is not an even integer of at least 2.
 
     Example:
       >>> import jax, consistent_samplers as cs

@@ -169,7 +169,7 @@ class OneStepMH(MCMCKernel):
         component = base.draw_component(key_component)
         latent = jax.random.normal(key_latent, (base.dim,))
         point = self._weigh()(latent, component)
-        z = self._sampler.flat_model.unravel(point.position)
+        z = self._sampler.flat_model.functions.unravel(point.position)
         return z, latent, component, point.log_weight
 
     def _latent_model(self, component: Component) -> None:
@@ -206,7 +206,7 @@ class OneStepMH(MCMCKernel):
             inner = self._inner.sample(inner, (component,), {})
             latent = inner.z["latent"]
             moved = self._weigh()(latent, component)
-            z = self._sampler.flat_model.unravel(moved.position)
+            z = self._sampler.flat_model.functions.unravel(moved.position)
             log_weight = moved.log_weight
         i = state.i + 1
         num = jnp.where(i <= self._num_warmup, i, i - self._num_warmup)

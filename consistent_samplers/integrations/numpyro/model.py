@@ -47,10 +47,6 @@ class FlatModel:
     arguments: _Call
     identity: Any  # what these arguments are told apart by, see `identify`
 
-    def unravel(self, position: Array) -> Samples:
-        """One position ``[dim]`` to unconstrained sites."""
-        return self.functions.unravel(position)
-
     def constrain_sites(self, sites: Samples) -> Samples:
         """Unconstrained sites of one draw to sites and deterministics."""
         return self.functions.constrain_sites(self.data, sites)

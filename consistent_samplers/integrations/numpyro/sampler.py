@@ -30,12 +30,9 @@ from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, PRNGKey
 
 _TRAIN_PARAMETERS = inspect.signature(train_sampler).parameters
-# What train_sampler takes from the caller; the other arguments come from the model.
-_TRAIN_SETTINGS = tuple(
-    name
-    for name in _TRAIN_PARAMETERS
-    if name not in ("rng_key", "target", "init_position", "num_samples", "start", "progress_bar")
-)
+# The model and the sampler's own arguments give these; the others are the caller's to set.
+_OURS = ("rng_key", "target", "init_position", "num_samples", "start", "progress_bar")
+_TRAIN_SETTINGS = tuple(name for name in _TRAIN_PARAMETERS if name not in _OURS)
 
 
 class OneStepSampler:
