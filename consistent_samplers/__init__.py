@@ -37,18 +37,16 @@ if TYPE_CHECKING:
         training,
         types,
     )
-    from consistent_samplers.algorithms import (
-        Algorithm,
-        SamplerState,
-        calibration,
-        cdds,
-        dds,
-        dis,
-        osds,
-        pis,
-        progressive_distillation,
-        scds,
-    )
+    from consistent_samplers.algorithms.base import Algorithm
+    from consistent_samplers.algorithms.calibration import calibration
+    from consistent_samplers.algorithms.cdds import cdds
+    from consistent_samplers.algorithms.dds import dds
+    from consistent_samplers.algorithms.dis import dis
+    from consistent_samplers.algorithms.osds import osds
+    from consistent_samplers.algorithms.pis import pis
+    from consistent_samplers.algorithms.progressive import progressive_distillation
+    from consistent_samplers.algorithms.protocol import SamplerState
+    from consistent_samplers.algorithms.scds import scds
     from consistent_samplers.checkpoint import CheckpointError
     from consistent_samplers.estimate import Evidence, evidence
     from consistent_samplers.recipe import TrainedSampler, load, train_sampler
