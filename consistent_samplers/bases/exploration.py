@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.bases.iterating import Evaluated, evaluated, normals, split
-from consistent_samplers.bases.limits import MAX_DENSE_DIM, affordable
+from consistent_samplers.bases import iterating
+from consistent_samplers.bases.iterating import MAX_DENSE_DIM, Evaluated, affordable, evaluated
 from consistent_samplers.bases.modes import (
     NUM_STARTS,
     Modes,
@@ -92,7 +92,7 @@ def explore(
       >>> found.modes.loc.round(2).tolist(), found.particles.shape
       ([[1.0]], (200, 1))
     """
-    key_modes, key_particles, key_again, *_ = split(rng_key)
+    key_modes, key_particles, key_again, *_ = iterating.split(rng_key)
     modes = find_modes(key_modes, target, init_position=init_position, num_starts=num_starts)
     if target.dim > MAX_DENSE_DIM or num_particles == 0:
         return Exploration(modes, np.zeros((0, target.dim)), math.nan)
@@ -107,7 +107,9 @@ def explore(
     num_chosen = (num_starts - len(known)) // 2
     # Resampled particles are in an order: at even distances of it.
     chosen = particles[np.linspace(0, len(particles) - 1, num_chosen).astype(int)]
-    wide = loc + scale * normals(key_again, num_starts - len(known) - num_chosen, target.dim)
+    wide = loc + scale * iterating.normals(
+        key_again, num_starts - len(known) - num_chosen, target.dim
+    )
     starts = np.concatenate([known, chosen, wide])
     step = np.full(num_starts, np.linalg.norm(scale) / math.sqrt(target.dim), loc.dtype)
     found = distinct(target, *climb(target, starts, step, num_iterations))
@@ -147,8 +149,8 @@ def tempered_particles(
     if num_particles == 0:
         return np.zeros((0, target.dim)), float("nan")
     wide: Any = covering(modes, target.dim)
-    key_start, key_run, *_ = split(rng_key)
-    x: Any = wide[0] + wide[1] * normals(key_start, num_particles, target.dim)
+    key_start, key_run, *_ = iterating.split(rng_key)
+    x: Any = wide[0] + wide[1] * iterating.normals(key_start, num_particles, target.dim)
     particles = evaluated(target, x)
     tempering: Any = np.zeros((), x.dtype)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0

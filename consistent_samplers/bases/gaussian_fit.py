@@ -10,8 +10,7 @@ import scipy.linalg
 
 from consistent_samplers.bases import iterating, laplace
 from consistent_samplers.bases.gaussian import GaussianBase
-from consistent_samplers.bases.iterating import Evaluated
-from consistent_samplers.bases.limits import MAX_DENSE_DIM, affordable
+from consistent_samplers.bases.iterating import MAX_DENSE_DIM, Evaluated, affordable
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
