@@ -317,27 +317,20 @@ def _round_trips(mover: _Mover, rng_key: PRNGKey, *, num_steps: int, batch_size:
 
 @kernel(static=("num_steps", "method", "batch_size"), effort="less")
 def _reverse(
-    mover: _Mover,
-    rng_key: PRNGKey,
-    position: Array,
-    *,
-    num_steps: int,
-    method: Method,
-    batch_size: int,
+    mover: _Mover, rng_key: PRNGKey, ends: Array, *, num_steps: int, method: Method, batch_size: int
 ) -> Array:
-    """Log ratios of given points ``[n, dim]``: ``[n]``."""
-    keys = jax.random.split(rng_key, position.shape[0])
+    """Log ratios of draws that end at given points ``[n, dim]``: ``[n]``."""
+    keys = jax.random.split(rng_key, ends.shape[0])
 
     def one(inputs: tuple[PRNGKey, Array]) -> Array:
         rest = (num_steps, method, mover.gradient)
         return mover.control.reverse(mover.params, *inputs, *rest)
 
-    return _in_chunks(one, (keys, position), batch_size)
+    return _in_chunks(one, (keys, ends), batch_size)
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=("num_samples", "mesh", "num_steps", "method", "weights", "batch_size"),
+    jax.jit, static_argnames=("num_samples", "mesh", "num_steps", "method", "weights", "batch_size")
 )
 def _on_mesh(
     density: Partial,

@@ -340,13 +340,10 @@ def _read(
 ) -> _Run:
     header, arrays = checkpoint.read(folder, _KIND)
     other = [name for name, value in identity.items() if header.get(name) != value]
-    if other:
-        found: str | None = f"a training run of another {' and '.join(other)}"
-    elif header["done"] > num_iterations:
+    if other or header["done"] > num_iterations:
         found = f"a run of {header['done']} iterations, more than the {num_iterations} asked for"
-    else:
-        found = None
-    if found:
+        if other:
+            found = f"a training run of another {' and '.join(other)}"
         remedy = "Take another folder, or delete that one."
         raise checkpoint.CheckpointError(f"{folder} holds {found}. {remedy}")
     infos: tuple[Any, ...] = ()

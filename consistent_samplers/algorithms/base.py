@@ -107,8 +107,7 @@ class Algorithm:
     ) -> Draws:
         """Draws ``num_samples`` points; see `Sampler.sample`.
 
-        Few-step samplers take one step of the map by default, iterative ones all their steps and
-        the path. ``bound`` is the earlier spelling of ``method`` and warns.
+        ``bound`` is the earlier spelling of ``method`` and warns.
         """
         if bound is not _UNSET:
             method, weights = method_of_bound(bound, method)

@@ -216,8 +216,7 @@ _log_normal = jnp.vectorize(simulate.standard_normal_log_prob, signature="(d)->(
 def annealing(iteration: Array, num_iterations: int) -> Array:
     """Exponent of the tempered target: rises from 0 to 1 as (i / num_iterations)², ``[]``.
 
-    While it is small the modes are joined, and mass settles among them evenly; a control that is
-    shown the bare target from the start runs to the mode that it meets first. Slow at first, since
-    a peaked density bites at small exponents.
+    While it is small the modes are joined, and mass settles among them evenly instead of in the
+    mode that is met first. Slow at first, since a peaked density bites at small exponents.
     """
     return jnp.minimum(1.0, (iteration + 1.0) / max(num_iterations, 1)) ** 2

@@ -52,8 +52,7 @@ class OSDS(OnPaths):
       consistency_weight: weight of both consistency losses after warm-up.
       volume_weight: weight of volume against state consistency, in addition to its own 0.25.
       warmup_iterations: over which ``consistency_weight`` grows linearly from 0.
-      monotonicity_weight: of the penalty that keeps big steps from folding (only with exact
-        log-volumes, whose Jacobians it shares).
+      monotonicity_weight: of the penalty that keeps big steps from folding (exact volumes only).
       monotonicity_margin: smallest eigenvalue it asks of the Jacobian's symmetric part.
       jacobian_weight: weight of the paper's penalty ‖J v‖² on the control's Jacobian.
       num_consistency_samples: paths of each batch on which the consistency losses are taken.
@@ -87,8 +86,7 @@ class OSDS(OnPaths):
         check_choice("control_loss", self.control_loss, objectives.CONTROL_LOSSES)
 
     def _path_loss(self) -> PathLoss:
-        hidden = tuple(self.hidden)
-        return PathLoss(self.control_loss, self.batch_size, hidden, (self.max_steps,))
+        return PathLoss(self.control_loss, self.batch_size, tuple(self.hidden), (self.max_steps,))
 
     def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
         """Parameters of the control loss."""

@@ -53,8 +53,7 @@ class SCDS(OnPaths):
       control_loss: see `PathLoss`.
       consistency_weight: weight of self-consistency.
       clip_aims: hold what two half steps aim at inside the box that the batch's stochastic paths
-        visit. Half steps of the network itself may leave it, and what leaves is the next big
-        step's aim: without a limit, such aims grew without end on the funnel.
+        visit: without a limit, aims that the network sets itself grew without end on the funnel.
       num_consistency_samples: paths of each batch on which self-consistency is taken.
       gradient_clip: on the global norm, of each loss by itself: log-variance gradients are large
         at first, and would leave self-consistency nothing.

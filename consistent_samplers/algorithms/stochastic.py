@@ -4,6 +4,7 @@ DIS, DDS and PIS differ in process, guidance and settings; OSDS and SCDS add con
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -76,11 +77,8 @@ class OnPaths(Objective):
         check_choice("learned_kernels", self.learned_kernels, (None, "backward", "both"))
         check_widths(self.hidden)
         dim, hidden = base.dim, tuple(self.hidden)
-
-        def default() -> networks.StepConditionedMLP:
-            return networks.StepConditionedMLP(dim, hidden, self.elementwise_gain)
-
-        chosen = building.choose_network(network, dim, default, hidden)
+        general = functools.partial(networks.StepConditionedMLP, dim, hidden, self.elementwise_gain)
+        chosen = building.choose_network(network, dim, general, hidden)
         if hasattr(chosen, "split") and self.guidance is not None:
             raise ValueError("network='structured' goes with guidance=None only.")
         if self.path_dtype is not None and not isinstance(chosen, networks.StepConditionedMLP):

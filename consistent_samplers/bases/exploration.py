@@ -31,6 +31,7 @@ NUM_PARTICLES = 2_000
 """Particles of the tempered SMC."""
 
 _MIN_PARTICLES = 512
+_NUM_MOVES, _NUM_LEAPFROG = 5, 5  # at each temperature, and gradients of each move
 _MAX_ROUNDS = 60
 _USUAL_ROUNDS = 20  # temperatures that most targets take
 _TARGET_ESS = 0.7  # share of effective particles that a step of the temperature leaves
@@ -126,13 +127,7 @@ class _Level(NamedTuple):
 
 
 def tempered_particles(
-    rng_key: PRNGKey,
-    target: Target,
-    modes: Modes,
-    *,
-    num_particles: int = NUM_PARTICLES,
-    num_moves: int = 5,
-    num_leapfrog: int = 5,
+    rng_key: PRNGKey, target: Target, modes: Modes, *, num_particles: int = NUM_PARTICLES
 ) -> tuple[np.ndarray, float]:
     """Particles ``[n, dim]`` at the target and an estimate of log Z, by adaptive tempered SMC.
 
@@ -145,7 +140,7 @@ def tempered_particles(
     # them. BlackJAX's are the search for the temperature and the resampling.
     import blackjax.smc  # noqa: F401  not while tracing, where it would count as compiling
 
-    num_particles, num_moves = smc_size(target, num_particles, num_moves, num_leapfrog)
+    num_particles, num_moves = smc_size(target, num_particles, _NUM_MOVES, _NUM_LEAPFROG)
     if num_particles == 0:
         return np.zeros((0, target.dim)), float("nan")
     wide: Any = covering(modes, target.dim)
@@ -162,7 +157,7 @@ def tempered_particles(
         level, accepted = _Level(tempering, wide, spread, x.dtype.type(step_size)), []
         for index in np.arange(first + 1, first + 1 + num_moves, dtype=np.int32):
             x, momentum = _set_out(key_run, index, particles, level)
-            for _ in range(num_leapfrog - 1):
+            for _ in range(_NUM_LEAPFROG - 1):
                 x, momentum = _go_on(evaluated(target, x), momentum, level)
             moved = evaluated(target, x)
             particles, rate = _arrive(key_run, index, particles, moved, momentum, level)
@@ -259,12 +254,7 @@ def _set_out(
 
 @kernel(effort="least")
 def _arrive(
-    rng_key: PRNGKey,
-    index: Array,
-    old: Evaluated,
-    new: Evaluated,
-    momentum: Array,
-    level: _Level,
+    rng_key: PRNGKey, index: Array, old: Evaluated, new: Evaluated, momentum: Array, level: _Level
 ) -> tuple[Evaluated, Array]:
     """The last half kick, and the particles after what is accepted; its share."""
     first, uniform = _momentum(rng_key, index, old[0])
