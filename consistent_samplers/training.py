@@ -112,16 +112,13 @@ def fit(
       num_iterations: training iterations to run.
       state: a state to go on from; ``algorithm.init`` if None.
       progress_bar: show a bar with the current ELBO.
-      chunk_size: iterations compiled into one call. NaN is noticed, the bar moves, and checkpoints
-        are written, at the end of a chunk.
+      chunk_size: iterations of a chunk, after which NaN is noticed and checkpoints are written.
       checkpoint_dir: folder to keep the run in. The same call with the same folder goes on from
         where it was, to bitwise the same parameters as without a break.
       checkpoint_seconds: least time between two checkpoints.
-      mesh: devices to spread each batch over (`sharding.data_mesh`); the result is that of one
-        device to rounding. Of several hosts all make the same call, and the first writes the
-        checkpoints. A batch size that the number of devices does not divide is computed on each.
-      compile_effort: what compiling may cost on CPUs. ``"least"`` suits runs of a minute or less,
-        ``"full"`` is XLA's own (see `compilation.Effort`).
+      mesh: devices to spread each batch over, if their number divides it (`sharding.data_mesh`). Of
+        several hosts all make the same call, and the first writes the checkpoints.
+      compile_effort: what compiling may cost on CPUs, see `compilation.Effort`.
 
     Raises:
       TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.

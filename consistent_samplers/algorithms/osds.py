@@ -24,7 +24,7 @@ from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.algorithms.stochastic import OnPaths, on_paths, paper_settings
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_choice
-from consistent_samplers.maps import Control, Guidance
+from consistent_samplers.maps import Guidance
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Method, Params, PRNGKey
 
@@ -85,19 +85,16 @@ class OSDS(OnPaths):
         check_choice("volume", self.volume, ("exact", "hutchinson"))
         check_choice("control_loss", self.control_loss, objectives.CONTROL_LOSSES)
 
-    def _path_loss(self) -> PathLoss:
+    def path_loss(self) -> PathLoss:
+        """The control loss."""
         return PathLoss(self.control_loss, self.batch_size, tuple(self.hidden), (self.max_steps,))
-
-    def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
-        """Parameters of the control loss."""
-        return self._path_loss().init(rng_key, control, evaluate)
 
     def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
         """Control loss + weight (state + volume consistency) + penalties."""
         key_path, key_pair = jax.random.split(now.rng_key)
         iteration = now.state.iteration
         temper = objectives.annealing(iteration, self.anneal_iterations)
-        loss, paths = self._path_loss()(params, now, key_path, evaluate, temper=temper)
+        loss, paths = self.path_loss()(params, now, key_path, evaluate, temper=temper)
         warm = jnp.minimum(1.0, iteration / max(self.warmup_iterations, 1))
         weight = self.consistency_weight * warm
         state_gap = volume_gap = jnp.zeros(())

@@ -131,10 +131,9 @@ def tempered_particles(
 ) -> tuple[np.ndarray, float]:
     """Particles ``[n, dim]`` at the target and an estimate of log Z, by adaptive tempered SMC.
 
-    It starts from a wide Gaussian around the optima that carry mass (N(0, I) where there are none),
-    lowers the temperature by steps that leave 70 % of the particles effective, and moves them by
-    Hamiltonian Monte Carlo, its steps and masses taken from the population (Del Moral et al., 2006;
-    Buchholz et al., 2021). Without particles (see `smc_size`) log Z is NaN.
+    From a wide Gaussian around the optima that carry mass, by temperatures that leave 70 % of the
+    particles effective, and moves of Hamiltonian Monte Carlo, its steps and masses taken from the
+    population (Del Moral et al., 2006; Buchholz et al., 2021). Without particles log Z is NaN.
     """
     # The density is met between compiled steps of our own, as BlackJAX's kernel compiles it with
     # them. BlackJAX's are the search for the temperature and the resampling.

@@ -35,11 +35,9 @@ class FittedBase(NamedTuple):
       exploration: what they were fitted to.
 
     Example:
-      >>> import numpy as np, consistent_samplers as cs
-      >>> modes = cs.bases.Modes(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(0))
-      >>> nothing = cs.bases.Exploration(modes, np.zeros((0, 2)), float("nan"))
-      >>> fits = {"gaussian": cs.bases.Fit(-1.2, 0.1, 0.8)}
-      >>> cs.bases.FittedBase(cs.bases.standard_normal(2), "gaussian", fits, nothing).kind
+      >>> import consistent_samplers as cs
+      >>> base, fits = cs.bases.standard_normal(2), {"gaussian": cs.bases.Fit(-1.2, 0.1, 0.8)}
+      >>> cs.bases.FittedBase(base, "gaussian", fits, exploration=None).kind
       'gaussian'
     """
 

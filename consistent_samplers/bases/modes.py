@@ -51,9 +51,7 @@ class Modes(NamedTuple):
 
     Example:
       >>> import numpy as np, consistent_samplers as cs
-      >>> modes = cs.bases.Modes(
-      ...     loc=np.zeros((1, 2)), scale_tril=np.eye(2)[None], log_evidence=np.zeros(1)
-      ... )
+      >>> modes = cs.bases.Modes(np.zeros((1, 2)), np.eye(2)[None], log_evidence=np.zeros(1))
       >>> len(modes.loc)  # one mode of mass one
       1
     """
