@@ -323,8 +323,8 @@ def _reverse(
     keys = jax.random.split(rng_key, ends.shape[0])
 
     def one(inputs: tuple[PRNGKey, Array]) -> Array:
-        rest = (num_steps, method, mover.gradient)
-        return mover.control.reverse(mover.params, *inputs, *rest)
+        of, gradient = mover.control, mover.gradient
+        return of.reverse(mover.params, *inputs, num_steps, method, gradient=gradient)
 
     return _in_chunks(one, (keys, ends), batch_size)
 
