@@ -54,9 +54,8 @@ def pull_weight(log_weight: Array, alpha: float = 0.0) -> Array:
 
     For any f-divergence E_q[f(p/q)] the path gradient is that of the sample's place, pulled by
     f''(w) w² (∇ log q - ∇ log p) (Tucker et al., 2019; Geffner & Domke, 2021). With
-    f'' = w^(α - 2) the factor is w^α: 1 for the reverse KL (α = 0), w for the forward KL (α = 1),
-    which leaves no mode that the samples reach, and the chi-square distance at α = 2. It has no
-    gradient. At α = 0 it is the derivative of `tame`, otherwise it has mean one.
+    f'' = w^(α - 2) the factor is w^α: the reverse KL has α = 0, the forward KL 1, the chi-square
+    distance 2. It has no gradient. At α = 0 it is the derivative of `tame`, else it has mean one.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs

@@ -56,6 +56,22 @@ _MAX_FILLING = 1.3
 _NUM_ROUND_TRIPS = 256
 
 
+class _Mover(NamedTuple):
+    """What moves points: a control with its parameters, the density of a guided one's target."""
+
+    density: LogDensityFn | None
+    control: Control | Identity
+    params: Params
+
+    @property
+    def gradient(self) -> GradientFn | None:
+        density = self.density if self.control.guided else None
+        return None if density is None else jax.grad(lambda x: density(x))
+
+    def draw(self, rng_key: PRNGKey, num_steps: int, method: Method, weights: bool) -> Proposal:
+        return self.control.draw(self.params, rng_key, num_steps, method, weights, self.gradient)
+
+
 @flax.struct.dataclass
 class Sampler:
     """A map or path from a base to a target, with its parameters.
@@ -172,32 +188,28 @@ class Sampler:
         if position.ndim != 2 or position.shape[1] != dim:
             raise ValueError(f"position must have shape [n, {dim}], got {position.shape}.")
         density = as_partial(target.log_density)
-        inside = self._inside(density)
         settings: dict[str, Any] = {"num_steps": num_steps, "method": method}
         settings["batch_size"] = self._batch_size(num_steps, method, True)
-        log_ratio = _reverse(inside, self.control, self.params, rng_key, position, **settings)
+        log_ratio = _reverse(self._mover(density), rng_key, position, **settings)
         return evaluation.values(density, position) + log_ratio
 
     def draw_one(
         self, rng_key: PRNGKey, log_density: LogDensityFn, num_steps: int, method: Method
     ) -> Draws:
         """One weighted draw, ``position [dim]``: pure, for chains that JAX traces."""
-        gradient = _gradient(log_density, self.control)
-        drawn = self.control.draw(self.params, rng_key, num_steps, method, True, gradient)
+        drawn = self._mover(log_density).draw(rng_key, num_steps, method, True)
         value = log_density(drawn.position)
         log_weight = jnp.where(jnp.isneginf(value), -jnp.inf, value + drawn.log_ratio)
         return Draws(drawn.position, log_weight, value, None, self.bound(method))
 
-    def _inside(self, density: Partial) -> Partial | None:
-        """The density where it is part of what moves the points."""
-        return density if self.control.guided else None
+    def _mover(self, density: LogDensityFn) -> _Mover:
+        return _Mover(density if self.control.guided else None, self.control, self.params)
 
     def _draw(
         self, rng_key: PRNGKey, density: Partial, num_samples: int, settings: dict[str, Any]
     ) -> Proposal:
         """Proposals in blocks, the last one cut."""
-        inside = self._inside(density)
-        propose = functools.partial(_propose, inside, self.control, self.params, rng_key)
+        propose = functools.partial(_propose, self._mover(density), rng_key)
         if is_traced((rng_key, self.params, density)):
             return propose(np.int32(0), size=num_samples, **settings)
         size = self._block_size(num_samples, settings)
@@ -213,9 +225,7 @@ class Sampler:
     ) -> FlowDiagnostics:
         """Folds of all draws and round trips of the first ones."""
         settings = {"num_steps": num_steps, "batch_size": self._batch_size(1, "map", True)}
-        inside = self._inside(density)
-        errors = _round_trips(inside, self.control, self.params, rng_key, **settings)
-        errors = xp.asarray(errors)[: len(folded)]
+        errors = xp.asarray(_round_trips(self._mover(density), rng_key, **settings))[: len(folded)]
         unmeasured = xp.full(len(folded) - len(errors), xp.nan, errors.dtype)
         return FlowDiagnostics(*_on_device((folded, xp.concatenate([errors, unmeasured]))))
 
@@ -274,15 +284,9 @@ def method_of_bound(bound: Bound | None, method: Method | None) -> tuple[Method 
 _METHOD_OF: dict[Bound, Method] = {bound: method for method, bound in BOUND_OF.items()}
 
 
-def _gradient(density: LogDensityFn | None, control: Control | Identity) -> GradientFn | None:
-    return jax.grad(lambda x: density(x)) if density is not None and control.guided else None
-
-
 @kernel(static=("size", "num_steps", "method", "weights", "batch_size"), effort="less")
 def _propose(
-    density: Partial | None,
-    control: Control | Identity,
-    params: Params,
+    mover: _Mover,
     rng_key: PRNGKey,
     begin: Array,
     *,
@@ -292,61 +296,41 @@ def _propose(
     weights: bool,
     batch_size: int,
 ) -> Proposal:
-    """Draws ``begin`` to ``begin + size``; the density only inside a guided control."""
-    gradient = _gradient(density, control)
+    """Draws ``begin`` to ``begin + size``."""
 
     def one(index: Array) -> Proposal:
-        key = jax.random.fold_in(rng_key, index)
-        return control.draw(params, key, num_steps, method, weights, gradient)
+        return mover.draw(jax.random.fold_in(rng_key, index), num_steps, method, weights)
 
     return _in_chunks(one, begin + jnp.arange(size, dtype=jnp.int32), batch_size)
 
 
 @kernel(static=("num_steps", "batch_size"), effort="least")
-def _round_trips(
-    density: Partial | None,
-    control: Control | Identity,
-    params: Params,
-    rng_key: PRNGKey,
-    *,
-    num_steps: int,
-    batch_size: int,
-) -> Array:
+def _round_trips(mover: _Mover, rng_key: PRNGKey, *, num_steps: int, batch_size: int) -> Array:
     """What the inverse misses of the first draws: ``[_NUM_ROUND_TRIPS]``."""
-    gradient = _gradient(density, control)
 
     def one(index: Array) -> Array:
         key = jax.random.fold_in(rng_key, index)
-        return control.round_trip(params, key, num_steps, gradient)
+        return mover.control.round_trip(mover.params, key, num_steps, mover.gradient)
 
     return _in_chunks(one, jnp.arange(_NUM_ROUND_TRIPS, dtype=jnp.int32), batch_size)
 
 
 @kernel(static=("num_steps", "method", "batch_size"), effort="less")
 def _reverse(
-    density: Partial | None,
-    control: Control | Identity,
-    params: Params,
-    rng_key: PRNGKey,
-    position: Array,
-    *,
-    num_steps: int,
-    method: Method,
-    batch_size: int,
+    mover: _Mover, rng_key: PRNGKey, ends: Array, *, num_steps: int, method: Method, batch_size: int
 ) -> Array:
-    """Log ratios of given points ``[n, dim]``: ``[n]``."""
-    gradient = _gradient(density, control)
-    keys = jax.random.split(rng_key, position.shape[0])
+    """Log ratios of draws that end at given points ``[n, dim]``: ``[n]``."""
+    keys = jax.random.split(rng_key, ends.shape[0])
 
     def one(inputs: tuple[PRNGKey, Array]) -> Array:
-        return control.reverse(params, inputs[0], inputs[1], num_steps, method, gradient)
+        of, gradient = mover.control, mover.gradient
+        return of.reverse(mover.params, *inputs, num_steps, method, gradient=gradient)
 
-    return _in_chunks(one, (keys, position), batch_size)
+    return _in_chunks(one, (keys, ends), batch_size)
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=("num_samples", "mesh", "num_steps", "method", "weights", "batch_size"),
+    jax.jit, static_argnames=("num_samples", "mesh", "num_steps", "method", "weights", "batch_size")
 )
 def _on_mesh(
     density: Partial,
@@ -361,11 +345,10 @@ def _on_mesh(
     """Proposals and log densities, each device making its share."""
 
     def draw(density: Partial, sampler: Sampler, rng_key: PRNGKey, index: Array) -> Any:
-        gradient = _gradient(density, sampler.control)
+        mover = sampler._mover(density)
 
         def one(index: Array) -> tuple[Proposal, Array | None]:
-            key = jax.random.fold_in(rng_key, index)
-            drawn = sampler.control.draw(sampler.params, key, gradient=gradient, **settings)
+            drawn = mover.draw(jax.random.fold_in(rng_key, index), **settings)
             return drawn, density(drawn.position) if settings["weights"] else None
 
         return _in_chunks(one, index, batch_size)

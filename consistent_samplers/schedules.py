@@ -39,9 +39,7 @@ class Schedule:
 
     Example:
       >>> import consistent_samplers as cs
-      >>> schedule = cs.schedules.Schedule(
-      ...     rate=lambda t: 2.0 + 0.0 * t, integral=lambda t0, t1: 2.0 * (t1 - t0)
-      ... )
+      >>> schedule = cs.schedules.Schedule(lambda t: 2.0 + 0.0 * t, lambda t0, t1: 2.0 * (t1 - t0))
       >>> process = cs.processes.OrnsteinUhlenbeck(schedule)
     """
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.learning import learn
-from consistent_samplers.algorithms.protocol import SamplerState
+from consistent_samplers.algorithms.protocol import Now, SamplerState
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import Effort, as_partial, compiler_options
 from consistent_samplers.sharding import on_mesh, replicate, share, spans_hosts, wait_for_hosts
@@ -112,16 +112,13 @@ def fit(
       num_iterations: training iterations to run.
       state: a state to go on from; ``algorithm.init`` if None.
       progress_bar: show a bar with the current ELBO.
-      chunk_size: iterations compiled into one call. NaN is noticed, the bar moves, and checkpoints
-        are written, at the end of a chunk.
+      chunk_size: iterations of a chunk, after which NaN is noticed and checkpoints are written.
       checkpoint_dir: folder to keep the run in. The same call with the same folder goes on from
         where it was, to bitwise the same parameters as without a break.
       checkpoint_seconds: least time between two checkpoints.
-      mesh: devices to spread each batch over (`sharding.data_mesh`); the result is that of one
-        device to rounding. Of several hosts all make the same call, and the first writes the
-        checkpoints. A batch size that the number of devices does not divide is computed on each.
-      compile_effort: what compiling may cost on CPUs. ``"least"`` suits runs of a minute or less,
-        ``"full"`` is XLA's own (see `compilation.Effort`).
+      mesh: devices to spread each batch over, if their number divides it (`sharding.data_mesh`). Of
+        several hosts all make the same call, and the first writes the checkpoints.
+      compile_effort: what compiling may cost on CPUs, see `compilation.Effort`.
 
     Raises:
       TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.
@@ -147,7 +144,8 @@ def fit(
         state = algorithm.init(key_init)
     # On CPUs with the density outside, compiled by itself; elsewhere many iterations a dispatch.
     outside = algorithm.asks_outside and mesh is None and jax.default_backend() == "cpu"
-    run_chunk = _outside if outside else _inside(algorithm, compile_effort)
+    inside = functools.partial(_inside, chunk_size=chunk_size, effort=compile_effort)
+    run_chunk = _outside if outside else inside
 
     def info_like() -> Any:
         return jax.eval_shape(algorithm.step, key_steps, state)[1]
@@ -175,7 +173,7 @@ def fit(
             while run.done < num_iterations:
                 num_run = min(chunk_size, num_iterations - run.done)
                 with on_mesh(mesh):
-                    reached, info = run_chunk(algorithm, key_steps, run.state, num_run, chunk_size)
+                    reached, info = run_chunk(algorithm, key_steps, run.state, num_run)
                 bad = _is_bad(info)
                 if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(reached.params):
                     run = _lower_or_stop(run, algorithm, bad, info_like)
@@ -219,7 +217,7 @@ def fit(
 
 
 def _outside(
-    algorithm: Algorithm, rng_key: PRNGKey, state: SamplerState, num_run: int, chunk_size: int
+    algorithm: Algorithm, rng_key: PRNGKey, state: SamplerState, num_run: int
 ) -> tuple[SamplerState, Any]:
     """Iterations of three calls each: our points, the user's density, our update."""
     infos = []
@@ -230,20 +228,22 @@ def _outside(
     return state, jax.tree.map(lambda *x: np.stack([*map(np.asarray, x)]), *infos)
 
 
-def _inside(algorithm: Algorithm, effort: Effort) -> Callable[..., tuple[SamplerState, Any]]:
+def _inside(
+    algorithm: Algorithm,
+    rng_key: PRNGKey,
+    state: SamplerState,
+    num_run: int,
+    *,
+    chunk_size: int,
+    effort: Effort,
+) -> tuple[SamplerState, Any]:
     """Iterations in one compiled computation that holds the density."""
     density = as_partial(algorithm.target.log_density)
     compiled = _chunk_program(effort, jax.tree.structure(density))
-
-    def run(
-        algorithm: Algorithm, rng_key: PRNGKey, state: SamplerState, num_run: int, chunk_size: int
-    ) -> tuple[SamplerState, Any]:
-        parts = {"objective": algorithm.objective, "optimizer": algorithm.optimizer}
-        arrays = density, algorithm.control, algorithm.extra, rng_key, state, jnp.asarray(num_run)
-        state, infos = compiled(*arrays, **parts, chunk_size=chunk_size)
-        return state, jax.tree.map(lambda x: np.asarray(x)[:num_run], infos)
-
-    return run
+    parts = {"objective": algorithm.objective, "optimizer": algorithm.optimizer}
+    now = Now(rng_key, algorithm.control, state, algorithm.extra)
+    state, infos = compiled(density, now, jnp.asarray(num_run), **parts, chunk_size=chunk_size)
+    return state, jax.tree.map(lambda x: np.asarray(x)[:num_run], infos)
 
 
 # Programs of the last densities are kept; of a process that meets hundreds, not all.
@@ -257,25 +257,17 @@ def _chunk_program(effort: Effort, structure: Any) -> Any:
 
 
 def _chunk(
-    density: Partial,
-    control: Any,
-    extra: Any,
-    rng_key: PRNGKey,
-    state: SamplerState,
-    num_run: jax.Array,
-    *,
-    objective: Any,
-    optimizer: Any,
-    chunk_size: int,
+    density: Partial, now: Now, num_run: jax.Array, *, chunk_size: int, **parts: Any
 ) -> tuple[SamplerState, Any]:
-    """The first ``num_run`` iterations of a chunk, and room for the infos of all of them."""
-    # How many is not part of what is compiled: one compilation serves the last chunk as well.
-    parts = {"objective": objective, "optimizer": optimizer}
+    """The first ``num_run`` iterations of a chunk, and room for the infos of all of them.
+
+    How many is not part of what is compiled: one compilation serves the last chunk as well.
+    """
 
     def step(state: SamplerState) -> tuple[SamplerState, Any]:
-        return learn(density, None, control, extra, rng_key, state, fold=True, **parts)
+        return learn(density, None, now._replace(state=state), fold=True, **parts)
 
-    info = jax.eval_shape(step, state)[1]
+    info = jax.eval_shape(step, now.state)[1]
     infos = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), info)
 
     def iterate(i: jax.Array, carry: tuple[SamplerState, Any]) -> tuple[SamplerState, Any]:
@@ -283,7 +275,7 @@ def _chunk(
         state, info = step(state)
         return state, jax.tree.map(lambda all_of, one: all_of.at[i].set(one), infos, info)
 
-    return share(jax.lax.fori_loop(0, num_run, iterate, (state, infos)))
+    return share(jax.lax.fori_loop(0, num_run, iterate, (now.state, infos)))
 
 
 def _is_bad(info: Any) -> np.ndarray:
@@ -345,13 +337,10 @@ def _read(
 ) -> _Run:
     header, arrays = checkpoint.read(folder, _KIND)
     other = [name for name, value in identity.items() if header.get(name) != value]
-    if other:
-        found: str | None = f"a training run of another {' and '.join(other)}"
-    elif header["done"] > num_iterations:
+    if other or header["done"] > num_iterations:
         found = f"a run of {header['done']} iterations, more than the {num_iterations} asked for"
-    else:
-        found = None
-    if found:
+        if other:
+            found = f"a training run of another {' and '.join(other)}"
         remedy = "Take another folder, or delete that one."
         raise checkpoint.CheckpointError(f"{folder} holds {found}. {remedy}")
     infos: tuple[Any, ...] = ()

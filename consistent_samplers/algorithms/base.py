@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from consistent_samplers.algorithms.learning import ask, init_params, init_state, learn
-from consistent_samplers.algorithms.protocol import Objective, SamplerState
+from consistent_samplers.algorithms.protocol import Now, Objective, SamplerState
 from consistent_samplers.bases import Base
 from consistent_samplers.compilation import as_partial, is_traced
 from consistent_samplers.maps import Control
@@ -107,8 +107,7 @@ class Algorithm:
     ) -> Draws:
         """Draws ``num_samples`` points; see `Sampler.sample`.
 
-        Few-step samplers take one step of the map by default, iterative ones all their steps and
-        the path. ``bound`` is the earlier spelling of ``method`` and warns.
+        ``bound`` is the earlier spelling of ``method`` and warns.
         """
         if bound is not _UNSET:
             method, weights = method_of_bound(bound, method)
@@ -138,10 +137,10 @@ class Algorithm:
 
     def _step(self, rng_key: PRNGKey, state: SamplerState, fold: bool) -> tuple[SamplerState, Any]:
         density = as_partial(self.target.log_density)
-        objective, known = self.objective, (self.control, self.extra, rng_key, state)
+        objective, now = self.objective, Now(rng_key, self.control, state, self.extra)
         learned = functools.partial(learn, objective=objective, optimizer=self.optimizer, fold=fold)
         if self.control.guided or is_traced((rng_key, state, density)):
-            return learned(density, None, *known)
-        points = ask(*known, objective=objective, fold=fold)
+            return learned(density, None, now)
+        points = ask(now, objective=objective, fold=fold)
         answer = None if points is None else evaluation.values_and_grads(density, points)
-        return learned(None, answer, *known)
+        return learned(None, answer, now)

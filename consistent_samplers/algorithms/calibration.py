@@ -50,11 +50,9 @@ class Calibration(Objective):
       alpha: divergence that is minimised (`losses.pull_weight`): 0 the reverse KL, which ends in
         the tightest ELBO but may leave modes; 1 the importance-weighted forward KL, which covers
         what the draws reach; values between them in between.
-      monotonicity_weight: weight of the injectivity penalty. Each fold adds up to log 2 nats to
-        what the reverse KL sees, so that a light penalty is bought off.
+      monotonicity_weight: of the injectivity penalty; a fold gains up to log 2 nats of reverse KL.
       monotonicity_margin: smallest eigenvalue asked of the Jacobian's symmetric part.
-      wide_scale: the penalty is also taken at base draws stretched by this factor, since folds
-        start in the tails, where a batch has few draws.
+      wide_scale: the penalty is also taken at base draws times this: folds start in the tails.
       calibrated: name and methods of the algorithm that is calibrated, and its default steps.
     """
 

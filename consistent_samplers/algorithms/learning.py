@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from consistent_samplers.algorithms.protocol import Adam, Loss, Now, Objective, SamplerState
 from consistent_samplers.kernels import kernel
 from consistent_samplers.maps import Control
-from consistent_samplers.types import Array, ArrayTree, Params, PRNGKey
+from consistent_samplers.types import Array, Params, PRNGKey
 
 
 @kernel(effort="least")
@@ -41,23 +41,17 @@ class _AskedError(Exception):
 
 
 @kernel(static=("objective", "fold"), effort="least")
-def ask(
-    control: Control,
-    extra: ArrayTree,
-    rng_key: PRNGKey,
-    state: SamplerState,
-    *,
-    objective: Objective,
-    fold: bool,
-) -> Array | None:
-    """The points ``[n, dim]`` whose densities an iteration asks for; None for none."""
+def ask(now: Now, *, objective: Objective, fold: bool) -> Array | None:
+    """The points ``[n, dim]`` whose densities an iteration asks for; None for none.
+
+    Its key is ``now.rng_key``, with the number of the iteration folded in for ``fold``.
+    """
 
     def stop(points: Array) -> Array:
         raise _AskedError(points)
 
-    key = jax.random.fold_in(rng_key, state.iteration) if fold else rng_key
     try:
-        objective(state.params, Now(key, control, state, extra), stop)
+        objective(now.state.params, _folded(now) if fold else now, stop)
     except _AskedError as asked:
         points: Array = asked.args[0]
         return points
@@ -68,19 +62,16 @@ def ask(
 def learn(
     density: Partial | None,
     answer: tuple[Array, Array] | None,
-    control: Control,
-    extra: ArrayTree,
-    rng_key: PRNGKey,
-    state: SamplerState,
+    now: Now,
     *,
     objective: Objective,
     optimizer: Any,
     fold: bool,
 ) -> tuple[SamplerState, Any]:
-    """One iteration, given the density itself or its values and gradients."""
-    key = jax.random.fold_in(rng_key, state.iteration) if fold else rng_key
-    gradient = None if density is None else jax.grad(lambda x: density(x))
-    now = Now(key, control, state, extra, gradient)
+    """One iteration, given the density itself or its values and gradients; the key as in `ask`."""
+    state, now = now.state, _folded(now) if fold else now
+    if density is not None:
+        now = now._replace(gradient=jax.grad(lambda x: density(x)))
 
     def evaluate(points: Array) -> Array:
         if density is not None:
@@ -106,6 +97,10 @@ def learn(
         grads = jax.tree.map(lambda *g: sum(g[1:], g[0]), *clipped)
     new_state = _updated(_transformation(optimizer), state, grads, objective.ema_decay)
     return new_state._replace(memory=loss.memory), loss.info._replace(gradient_norm=norm)
+
+
+def _folded(now: Now) -> Now:
+    return now._replace(rng_key=jax.random.fold_in(now.rng_key, now.state.iteration))
 
 
 @jax.custom_jvp

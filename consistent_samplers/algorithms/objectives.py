@@ -176,13 +176,11 @@ class PathLoss:
         control, log_flow = now.control.on_training_paths(), ScalarMLP(self.hidden)
         length = self._length(num_steps)
 
-        def whole(path: Array, component: Component, first: Array, log_rho: Array) -> Any:
+        def given(path: Array, component: Component, first: Array, log_rho: Array) -> Any:
             kernels = control.kernels(params, component, now.gradient)
-            log_ratio = simulate.path_log_ratio(path[: num_steps + 1], kernels, num_steps).sum()
-            return log_ratio, jnp.zeros_like(log_ratio)
-
-        def stretch(path: Array, component: Component, first: Array, log_rho: Array) -> Any:
-            kernels = control.kernels(params, component, now.gradient)
+            if self.kind != "sub_trajectory_balance":
+                log_ratio = simulate.path_log_ratio(path[: num_steps + 1], kernels, num_steps).sum()
+                return log_ratio, jnp.zeros_like(log_ratio)
             path = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
             log_ratio = simulate.path_log_ratio(path, kernels, num_steps, first)
             index = first + jnp.arange(length + 1)
@@ -195,7 +193,7 @@ class PathLoss:
             flow = jnp.where(index == num_steps, log_rho, flow)
             return log_ratio.sum(), losses.sub_trajectory_balance(flow, log_ratio)
 
-        return stretch if self.kind == "sub_trajectory_balance" else whole
+        return given
 
     def _reduced(self, params: Params, log_weight: Array, imbalance: Array, good: Array) -> Array:
         """The loss ``[]`` of all paths; the others than the good ones say nothing."""
@@ -218,8 +216,7 @@ _log_normal = jnp.vectorize(simulate.standard_normal_log_prob, signature="(d)->(
 def annealing(iteration: Array, num_iterations: int) -> Array:
     """Exponent of the tempered target: rises from 0 to 1 as (i / num_iterations)², ``[]``.
 
-    While it is small the modes are joined, and mass settles among them evenly; a control that is
-    shown the bare target from the start runs to the mode that it meets first. Slow at first, since
-    a peaked density bites at small exponents.
+    While it is small the modes are joined, and mass settles among them evenly instead of in the
+    mode that is met first. Slow at first, since a peaked density bites at small exponents.
     """
     return jnp.minimum(1.0, (iteration + 1.0) / max(num_iterations, 1)) ** 2

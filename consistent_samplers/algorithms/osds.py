@@ -24,7 +24,7 @@ from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.algorithms.stochastic import OnPaths, on_paths, paper_settings
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_choice
-from consistent_samplers.maps import Control, Guidance
+from consistent_samplers.maps import Guidance
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Method, Params, PRNGKey
 
@@ -52,8 +52,7 @@ class OSDS(OnPaths):
       consistency_weight: weight of both consistency losses after warm-up.
       volume_weight: weight of volume against state consistency, in addition to its own 0.25.
       warmup_iterations: over which ``consistency_weight`` grows linearly from 0.
-      monotonicity_weight: of the penalty that keeps big steps from folding (only with exact
-        log-volumes, whose Jacobians it shares).
+      monotonicity_weight: of the penalty that keeps big steps from folding (exact volumes only).
       monotonicity_margin: smallest eigenvalue it asks of the Jacobian's symmetric part.
       jacobian_weight: weight of the paper's penalty ‖J v‖² on the control's Jacobian.
       num_consistency_samples: paths of each batch on which the consistency losses are taken.
@@ -86,20 +85,16 @@ class OSDS(OnPaths):
         check_choice("volume", self.volume, ("exact", "hutchinson"))
         check_choice("control_loss", self.control_loss, objectives.CONTROL_LOSSES)
 
-    def _path_loss(self) -> PathLoss:
-        hidden = tuple(self.hidden)
-        return PathLoss(self.control_loss, self.batch_size, hidden, (self.max_steps,))
-
-    def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
-        """Parameters of the control loss."""
-        return self._path_loss().init(rng_key, control, evaluate)
+    def path_loss(self) -> PathLoss:
+        """The control loss."""
+        return PathLoss(self.control_loss, self.batch_size, tuple(self.hidden), (self.max_steps,))
 
     def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
         """Control loss + weight (state + volume consistency) + penalties."""
         key_path, key_pair = jax.random.split(now.rng_key)
         iteration = now.state.iteration
         temper = objectives.annealing(iteration, self.anneal_iterations)
-        loss, paths = self._path_loss()(params, now, key_path, evaluate, temper=temper)
+        loss, paths = self.path_loss()(params, now, key_path, evaluate, temper=temper)
         warm = jnp.minimum(1.0, iteration / max(self.warmup_iterations, 1))
         weight = self.consistency_weight * warm
         state_gap = volume_gap = jnp.zeros(())

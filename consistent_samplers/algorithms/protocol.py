@@ -82,10 +82,8 @@ class Now(NamedTuple):
       gradient: of the target's log density, for guided controls; None for others.
 
     Example:
-      >>> import jax, consistent_samplers as cs
-      >>> algorithm = cs.dis(cs.targets.funnel(2), base=cs.bases.standard_normal(2))
-      >>> key = jax.random.key(0)
-      >>> cs.algorithms.Now(key, algorithm.control, algorithm.init(key)).extra
+      >>> import consistent_samplers as cs
+      >>> cs.algorithms.Now(rng_key=None, control=None, state=None).extra
       ()
     """
 

@@ -25,7 +25,6 @@ from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.algorithms.stochastic import OnPaths, on_paths, paper_settings
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_choice
-from consistent_samplers.maps import Control
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Method, Params, PRNGKey
 
@@ -53,8 +52,7 @@ class SCDS(OnPaths):
       control_loss: see `PathLoss`.
       consistency_weight: weight of self-consistency.
       clip_aims: hold what two half steps aim at inside the box that the batch's stochastic paths
-        visit. Half steps of the network itself may leave it, and what leaves is the next big
-        step's aim: without a limit, such aims grew without end on the funnel.
+        visit: without a limit, aims that the network sets itself grew without end on the funnel.
       num_consistency_samples: paths of each batch on which self-consistency is taken.
       gradient_clip: on the global norm, of each loss by itself: log-variance gradients are large
         at first, and would leave self-consistency nothing.
@@ -88,19 +86,16 @@ class SCDS(OnPaths):
         schedules.check_num_steps(min(self.first_steps, self.max_steps), self.max_steps)
         check_choice("control_loss", self.control_loss, objectives.CONTROL_LOSSES)
 
-    def _path_loss(self) -> PathLoss:
+    def path_loss(self) -> PathLoss:
+        """The control loss."""
         first = min(self.first_steps, self.max_steps)
         counts = [2**k for k in range(self.max_steps.bit_length()) if 2**k >= first]
         return PathLoss(self.control_loss, self.batch_size, tuple(self.hidden), tuple(counts))
 
-    def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
-        """Parameters of the control loss."""
-        return self._path_loss().init(rng_key, control, evaluate)
-
     def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
         """Control loss, and self-consistency of the flow's steps; each clipped by itself."""
         key_path, key_pair = jax.random.split(now.rng_key)
-        path_loss, iteration = self._path_loss(), now.state.iteration
+        path_loss, iteration = self.path_loss(), now.state.iteration
         which = _stage(iteration, self.steps_iterations, len(path_loss.step_counts))
         temper = objectives.annealing(iteration, self.anneal_iterations)
         loss, paths = path_loss(params, now, key_path, evaluate, which=which, temper=temper)

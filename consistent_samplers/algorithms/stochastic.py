@@ -4,6 +4,7 @@ DIS, DDS and PIS differ in process, guidance and settings; OSDS and SCDS add con
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -39,9 +40,8 @@ class OnPaths(Objective):
       hidden: widths of the networks' hidden layers.
       guidance: target gradient inside the control, see `maps.Guidance`.
       elementwise_gain: let the network also scale each coordinate of x.
-      path_dtype: of the network's hidden layers along the stochastic paths of training, which are
-        weighed by the transitions actually taken: ``jnp.bfloat16`` is faster where a device is made
-        for it. Maps and all draws keep the full precision.
+      path_dtype: of the network's hidden layers along the stochastic paths of training alone:
+        ``jnp.bfloat16`` is faster where a device is made for it.
       schedule: noising rate; the algorithm's own if None.
       integrator: discretisation of the SDE and the flow.
       learned_kernels: see `maps.LearnedKernels`. Train them at the numbers of steps to be sampled.
@@ -70,17 +70,23 @@ class OnPaths(Objective):
         """The noising process."""
         return OrnsteinUhlenbeck(self.schedule or self.own_schedule, self.integrator)
 
+    def path_loss(self) -> PathLoss | None:
+        """The control loss, if any."""
+        return None
+
+    def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
+        """Parameters of the control loss."""
+        loss = self.path_loss()
+        return {} if loss is None else loss.init(rng_key, control, evaluate)
+
     def control(self, base: Base, network: Any) -> Control:
         """What is trained."""
         check_choice("guidance", self.guidance, (None, "ratio", "interpolated"))
         check_choice("learned_kernels", self.learned_kernels, (None, "backward", "both"))
         check_widths(self.hidden)
         dim, hidden = base.dim, tuple(self.hidden)
-
-        def default() -> networks.StepConditionedMLP:
-            return networks.StepConditionedMLP(dim, hidden, self.elementwise_gain)
-
-        chosen = building.choose_network(network, dim, default, hidden)
+        general = functools.partial(networks.StepConditionedMLP, dim, hidden, self.elementwise_gain)
+        chosen = building.choose_network(network, dim, general, hidden)
         if hasattr(chosen, "split") and self.guidance is not None:
             raise ValueError("network='structured' goes with guidance=None only.")
         if self.path_dtype is not None and not isinstance(chosen, networks.StepConditionedMLP):
@@ -167,9 +173,8 @@ class Stochastic(OnPaths):
     It samples in ``max_steps`` steps of the stochastic path unless told otherwise.
 
     Attributes:
-      train_steps: numbers of steps of the training paths, one drawn at random an iteration (what
-        is repeated, more often), powers of two up to ``max_steps``. By default an eighth, a
-        quarter and all of them: the control hardly changes with d, and coarse paths cost less.
+      train_steps: numbers of steps of the training paths, powers of two, of which each iteration
+        draws one: an eighth, a quarter and all of ``max_steps`` by default.
       loss: see `objectives.PathLoss`; ``"reverse_kl"`` and ``"path_gradient"`` back-propagate
         through the paths, the others do not.
       replay_share: share of further paths, relative to the batch, that end at points of a replay
@@ -229,6 +234,7 @@ class Stochastic(OnPaths):
 
     @property
     def _train_steps(self) -> tuple[int, ...]:
+        # The control hardly changes with d, and coarse paths cost less.
         default = [max(1, self.max_steps // share) for share in (8, 4, 1)]
         return tuple(default if self.train_steps is None else self.train_steps)
 
@@ -246,10 +252,6 @@ class Stochastic(OnPaths):
                 "frame. Take a Gaussian base, or replay_share=0."
             )
         return super().control(base, network)
-
-    def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
-        """Parameters of the control loss."""
-        return self.path_loss().init(rng_key, control, evaluate)
 
     def init_memory(self, control: Control, params: Params) -> ArrayTree:
         """The replay buffer, if any."""

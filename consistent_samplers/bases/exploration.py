@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.bases.iterating import Evaluated, evaluated, normals, split
-from consistent_samplers.bases.limits import MAX_DENSE_DIM, affordable
+from consistent_samplers.bases import iterating
+from consistent_samplers.bases.iterating import MAX_DENSE_DIM, Evaluated, affordable, evaluated
 from consistent_samplers.bases.modes import (
     NUM_STARTS,
     Modes,
@@ -31,6 +31,7 @@ NUM_PARTICLES = 2_000
 """Particles of the tempered SMC."""
 
 _MIN_PARTICLES = 512
+_NUM_MOVES, _NUM_LEAPFROG = 5, 5  # at each temperature, and gradients of each move
 _MAX_ROUNDS = 60
 _USUAL_ROUNDS = 20  # temperatures that most targets take
 _TARGET_ESS = 0.7  # share of effective particles that a step of the temperature leaves
@@ -92,7 +93,7 @@ def explore(
       >>> found.modes.loc.round(2).tolist(), found.particles.shape
       ([[1.0]], (200, 1))
     """
-    key_modes, key_particles, key_again, *_ = split(rng_key)
+    key_modes, key_particles, key_again, *_ = iterating.split(rng_key)
     modes = find_modes(key_modes, target, init_position=init_position, num_starts=num_starts)
     if target.dim > MAX_DENSE_DIM or num_particles == 0:
         return Exploration(modes, np.zeros((0, target.dim)), math.nan)
@@ -107,7 +108,9 @@ def explore(
     num_chosen = (num_starts - len(known)) // 2
     # Resampled particles are in an order: at even distances of it.
     chosen = particles[np.linspace(0, len(particles) - 1, num_chosen).astype(int)]
-    wide = loc + scale * normals(key_again, num_starts - len(known) - num_chosen, target.dim)
+    wide = loc + scale * iterating.normals(
+        key_again, num_starts - len(known) - num_chosen, target.dim
+    )
     starts = np.concatenate([known, chosen, wide])
     step = np.full(num_starts, np.linalg.norm(scale) / math.sqrt(target.dim), loc.dtype)
     found = distinct(target, *climb(target, starts, step, num_iterations))
@@ -124,31 +127,24 @@ class _Level(NamedTuple):
 
 
 def tempered_particles(
-    rng_key: PRNGKey,
-    target: Target,
-    modes: Modes,
-    *,
-    num_particles: int = NUM_PARTICLES,
-    num_moves: int = 5,
-    num_leapfrog: int = 5,
+    rng_key: PRNGKey, target: Target, modes: Modes, *, num_particles: int = NUM_PARTICLES
 ) -> tuple[np.ndarray, float]:
     """Particles ``[n, dim]`` at the target and an estimate of log Z, by adaptive tempered SMC.
 
-    It starts from a wide Gaussian around the optima that carry mass (N(0, I) where there are none),
-    lowers the temperature by steps that leave 70 % of the particles effective, and moves them by
-    Hamiltonian Monte Carlo, its steps and masses taken from the population (Del Moral et al., 2006;
-    Buchholz et al., 2021). Without particles (see `smc_size`) log Z is NaN.
+    From a wide Gaussian around the optima that carry mass, by temperatures that leave 70 % of the
+    particles effective, and moves of Hamiltonian Monte Carlo, its steps and masses taken from the
+    population (Del Moral et al., 2006; Buchholz et al., 2021). Without particles log Z is NaN.
     """
     # The density is met between compiled steps of our own, as BlackJAX's kernel compiles it with
     # them. BlackJAX's are the search for the temperature and the resampling.
     import blackjax.smc  # noqa: F401  not while tracing, where it would count as compiling
 
-    num_particles, num_moves = smc_size(target, num_particles, num_moves, num_leapfrog)
+    num_particles, num_moves = smc_size(target, num_particles, _NUM_MOVES, _NUM_LEAPFROG)
     if num_particles == 0:
         return np.zeros((0, target.dim)), float("nan")
     wide: Any = covering(modes, target.dim)
-    key_start, key_run, *_ = split(rng_key)
-    x: Any = wide[0] + wide[1] * normals(key_start, num_particles, target.dim)
+    key_start, key_run, *_ = iterating.split(rng_key)
+    x: Any = wide[0] + wide[1] * iterating.normals(key_start, num_particles, target.dim)
     particles = evaluated(target, x)
     tempering: Any = np.zeros((), x.dtype)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0
@@ -160,7 +156,7 @@ def tempered_particles(
         level, accepted = _Level(tempering, wide, spread, x.dtype.type(step_size)), []
         for index in np.arange(first + 1, first + 1 + num_moves, dtype=np.int32):
             x, momentum = _set_out(key_run, index, particles, level)
-            for _ in range(num_leapfrog - 1):
+            for _ in range(_NUM_LEAPFROG - 1):
                 x, momentum = _go_on(evaluated(target, x), momentum, level)
             moved = evaluated(target, x)
             particles, rate = _arrive(key_run, index, particles, moved, momentum, level)
@@ -257,12 +253,7 @@ def _set_out(
 
 @kernel(effort="least")
 def _arrive(
-    rng_key: PRNGKey,
-    index: Array,
-    old: Evaluated,
-    new: Evaluated,
-    momentum: Array,
-    level: _Level,
+    rng_key: PRNGKey, index: Array, old: Evaluated, new: Evaluated, momentum: Array, level: _Level
 ) -> tuple[Evaluated, Array]:
     """The last half kick, and the particles after what is accepted; its share."""
     first, uniform = _momentum(rng_key, index, old[0])

@@ -9,16 +9,11 @@ from consistent_samplers.bases.base import Base
 from consistent_samplers.bases.exploration import NUM_PARTICLES, Exploration, explore
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.bases.gaussian_fit import fit_gaussian
-from consistent_samplers.bases.iterating import split
+from consistent_samplers.bases.iterating import MAX_DENSE_DIM, split
 from consistent_samplers.bases.judging import Fit, judge
 from consistent_samplers.bases.laplace import check_starts, usable_everywhere
-from consistent_samplers.bases.limits import MAX_DENSE_DIM
 from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase
-from consistent_samplers.bases.mixture_fit import (
-    fit_mixture,
-    fit_product_mixture,
-    train_mixture,
-)
+from consistent_samplers.bases.mixture_fit import fit_mixture, fit_product_mixture, train_mixture
 from consistent_samplers.bases.modes import Modes, fall_between
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
@@ -26,7 +21,6 @@ from consistent_samplers.types import Array, PRNGKey
 _EVEN = 0.9  # share of a Gaussian's effective draws above which particles are not looked at
 _MINOR = 0.01  # an optimum with a smaller share of the largest one's evidence counts as no mode,
 _DIP = 1.0  # nor does one on the way to which the density falls by less than this, in nats
-_NUM_BETWEEN = 17  # points on that way
 _UNSEEN_NATS = 2.0  # by which the particles' log Z must exceed the Gaussian's ELBO to look further
 _FLOW_NATS = 1.0  # by which components of one mode must beat a Gaussian before calibration
 
@@ -41,11 +35,9 @@ class FittedBase(NamedTuple):
       exploration: what they were fitted to.
 
     Example:
-      >>> import numpy as np, consistent_samplers as cs
-      >>> modes = cs.bases.Modes(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(0))
-      >>> nothing = cs.bases.Exploration(modes, np.zeros((0, 2)), float("nan"))
-      >>> fits = {"gaussian": cs.bases.Fit(-1.2, 0.1, 0.8)}
-      >>> cs.bases.FittedBase(cs.bases.standard_normal(2), "gaussian", fits, nothing).kind
+      >>> import consistent_samplers as cs
+      >>> base, fits = cs.bases.standard_normal(2), {"gaussian": cs.bases.Fit(-1.2, 0.1, 0.8)}
+      >>> cs.bases.FittedBase(base, "gaussian", fits, exploration=None).kind
       'gaussian'
     """
 

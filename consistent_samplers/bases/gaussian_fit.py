@@ -10,8 +10,7 @@ import scipy.linalg
 
 from consistent_samplers.bases import iterating, laplace
 from consistent_samplers.bases.gaussian import GaussianBase
-from consistent_samplers.bases.iterating import Evaluated
-from consistent_samplers.bases.limits import MAX_DENSE_DIM, affordable
+from consistent_samplers.bases.iterating import MAX_DENSE_DIM, Evaluated, affordable
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
@@ -45,14 +44,12 @@ def fit_gaussian(
 
     The Laplace approximation at the best mode that L-BFGS finds is returned if 97 % of its draws
     are effective. Otherwise the start is the best of many along the L-BFGS paths, as in Pathfinder
-    (Zhang et al., 2022), which neither an unbounded density nor a bad starting point spoils. Adam
-    maximises the ELBO in the coordinates of that start by the path gradient (Roeder et al., 2017).
-    Where the second half of its iterations gained more than 0.1 nats it starts again from its end,
-    three times at most. The better of start and result, judged on the same fresh draws, is
-    returned. Above 200 dimensions natural-gradient steps on averaged Hessians take Adam's place
-    (Opper & Archambeau, 2009; Khan & Rue, 2023): its gradients would be mostly noise. A density
-    whose iterations would take more than 40 Gflop gets fewer, 200 at least, and starts from the
-    ends of the paths only.
+    (Zhang et al., 2022). Adam maximises the ELBO in the coordinates of that start by the path
+    gradient (Roeder et al., 2017), and goes on from its end, three times at most, while the second
+    half of its iterations gains more than 0.1 nats. The better of start and result is returned.
+    Above 200 dimensions natural-gradient steps on averaged Hessians take Adam's place (Opper &
+    Archambeau, 2009; Khan & Rue, 2023): its gradients would be mostly noise. A density whose
+    iterations would take more than 40 Gflop gets fewer, 200 at least, and fewer starts.
 
     Args:
       rng_key: key.

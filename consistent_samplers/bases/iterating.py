@@ -1,4 +1,4 @@
-"""What the iterations of the fits share: random numbers, learning rates, optimisers."""
+"""What the fits share: what they may cost, random numbers, learning rates, optimisers."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,16 @@ Evaluated: TypeAlias = tuple[Array, Array, Array]
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam())
 """Adam on the parameters of a base; `cosine` has its learning rates."""
 
+MAX_DENSE_DIM = 200
+"""Dimension above which what costs O(dim²) parameters or many Hessians is done another way."""
+
 _ROUND = 1_024
+
+
+def affordable(target: Target) -> float:
+    """Evaluations of value and gradient that one stage of a fit may take: 40 Gflop in all."""
+    # By the compiler's count, which is the same on every machine.
+    return 40e9 / max(evaluation.cost(target.log_density, target.dim), 1.0)
 
 
 def evaluated(target: Target, points: Array) -> Evaluated:

@@ -15,9 +15,8 @@ import scipy.linalg
 
 from consistent_samplers.bases import iterating
 from consistent_samplers.bases.exploration import Exploration, explore
-from consistent_samplers.bases.iterating import Evaluated
+from consistent_samplers.bases.iterating import Evaluated, affordable
 from consistent_samplers.bases.judging import judge
-from consistent_samplers.bases.limits import affordable
 from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture, stretch
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets.base import Target

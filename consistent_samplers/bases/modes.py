@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import scipy.linalg
 
-from consistent_samplers.bases.iterating import cosine, fresh, normals, one_thread
+from consistent_samplers.bases import iterating
+from consistent_samplers.bases.iterating import MAX_DENSE_DIM, affordable, one_thread
 from consistent_samplers.bases.laplace import check_starts, maximise
-from consistent_samplers.bases.limits import MAX_DENSE_DIM, affordable
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
@@ -51,9 +51,7 @@ class Modes(NamedTuple):
 
     Example:
       >>> import numpy as np, consistent_samplers as cs
-      >>> modes = cs.bases.Modes(
-      ...     loc=np.zeros((1, 2)), scale_tril=np.eye(2)[None], log_evidence=np.zeros(1)
-      ... )
+      >>> modes = cs.bases.Modes(np.zeros((1, 2)), np.eye(2)[None], log_evidence=np.zeros(1))
       >>> len(modes.loc)  # one mode of mass one
       1
     """
@@ -102,7 +100,7 @@ def find_modes(
     if dim > MAX_DENSE_DIM:
         num_starts = min(num_starts, 16)
     num_starts, num_iterations = climb_size(target, num_starts, num_iterations)
-    random = normals(rng_key, num_starts, dim)
+    random = iterating.normals(rng_key, num_starts, dim)
     scale = np.geomspace(0.1, 100.0, num_starts).astype(random.dtype)
     starts = scale[:, None] * random
     if init_position is not None:
@@ -143,8 +141,8 @@ def climb(
         # In all up to five times the scale, whatever the number of iterations.
         step_size = 10.0 * np.maximum(scale, 0.5).astype(starts.dtype)[:, None] / num_iterations
         x: Any = starts
-        state = fresh(_OPTIMIZER, starts)
-        for rate in cosine(1.0, num_iterations):
+        state = iterating.fresh(_OPTIMIZER, starts)
+        for rate in iterating.cosine(1.0, num_iterations):
             gradient = evaluation.values_and_grads(target.log_density, x)[1]
             x, state = _ascend(x, state, gradient, rate * step_size)
         ends, values = np.asarray(x), np.asarray(evaluation.values(target.log_density, x))

@@ -26,10 +26,8 @@ class Network(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
-      >>> constant = cs.networks.Network(
-      ...     init=lambda rng_key: jnp.zeros(2), apply=lambda params, x, t, d: params
-      ... )
-      >>> constant.apply(constant.init(None), jnp.ones(2), 0.0, 1.0).tolist()
+      >>> fixed = cs.networks.Network(lambda rng_key: jnp.zeros(2), lambda params, x, t, d: params)
+      >>> fixed.apply(fixed.init(None), jnp.ones(2), 0.0, 1.0).tolist()
       [0.0, 0.0]
     """
 

@@ -154,8 +154,7 @@ def flow_score(
 ) -> tuple[FlowPath, Array]:
     """`flow_path`, and the score ∇ log q of the map's own density at where it lands ``[dim]``.
 
-    For x = T(x0), ∇ log q(x) = J⁻ᵀ ∇ [log p0 - log |det J|](x0), the control's parameters
-    constant.
+    For x = T(x0), ∇ log q(x) = J⁻ᵀ ∇ [log p0 - log |det J|](x0), the parameters constant.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -203,11 +202,9 @@ def flow_path_gradient(
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
-      >>> log_density = cs.simulate.standard_normal_log_prob
-      >>> process = cs.processes.OrnsteinUhlenbeck()
-      >>> path, log_weight, pull = cs.simulate.flow_path_gradient(
-      ...     lambda x, t, d: 0.0 * x, process, jnp.ones(2), log_density, 2
-      ... )
+      >>> process, log_rho = cs.processes.OrnsteinUhlenbeck(), cs.simulate.standard_normal_log_prob
+      >>> arguments = (lambda x, t, d: 0.0 * x, process, jnp.ones(2), log_rho, 2)
+      >>> path, log_weight, pull = cs.simulate.flow_path_gradient(*arguments)
       >>> float(log_weight), pull.tolist()  # exact already: nothing pulls
       (0.0, [0.0, 0.0])
     """

@@ -66,8 +66,7 @@ def noising_kernels(control: ControlFn, process: OrnsteinUhlenbeck) -> PathKerne
       True
     """
     return PathKernels(
-        lambda x, t, d: process.forward_kernel(x, control(x, t, d), t, d),
-        process.backward_kernel,
+        lambda x, t, d: process.forward_kernel(x, control(x, t, d), t, d), process.backward_kernel
     )
 
 
@@ -144,10 +143,8 @@ def simulate_path(
 def backward_path(rng_key: PRNGKey, x1: Array, kernels: PathKernels, num_steps: int) -> Array:
     """Carries ``x1 [dim]`` back to the base by the backward kernels: ``[num_steps + 1, dim]``.
 
-    In generative order, x1 last.
-
-    Weighed by `path_log_ratio`, paths from exact draws of the target give the evidence upper
-    bound E[log w] (Blessing et al., 2024); from any points they serve off-policy training.
+    In generative order, x1 last. Weighed by `path_log_ratio`, paths from exact draws of the target
+    give the evidence upper bound E[log w] (Blessing et al., 2024).
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
