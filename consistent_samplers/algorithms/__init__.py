@@ -4,8 +4,10 @@ from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import Constructor, build
 from consistent_samplers.algorithms.calibration import calibration
 from consistent_samplers.algorithms.cdds import cdds
-from consistent_samplers.algorithms.iterative import dds, dis, pis
+from consistent_samplers.algorithms.dds import dds
+from consistent_samplers.algorithms.dis import dis
 from consistent_samplers.algorithms.osds import osds
+from consistent_samplers.algorithms.pis import pis
 from consistent_samplers.algorithms.progressive import progressive_distillation
 from consistent_samplers.algorithms.protocol import Adam, Loss, Now, Objective, SamplerState
 from consistent_samplers.algorithms.scds import scds

@@ -157,6 +157,16 @@ def paper_settings(target: Target, **own: Any) -> dict[str, Any]:
     return {"base": base, **shared, **own}
 
 
+def all_steps(**own: Any) -> Callable[[Target, dict[str, Any]], dict[str, Any]]:
+    """The preset of a paper whose training paths take all steps."""
+
+    def settings(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
+        train_steps = (overrides.get("max_steps", 128),)
+        return paper_settings(target, learning_rate=5e-3, train_steps=train_steps, **own)
+
+    return settings
+
+
 class PathInfo(NamedTuple):
     """What one training iteration reports, all ``[]``."""
 
