@@ -19,6 +19,7 @@ from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.learning import learn
 from consistent_samplers.algorithms.protocol import Now, SamplerState
+from consistent_samplers.bases.iterating import pair
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import Effort, as_partial, compiler_options
 from consistent_samplers.sharding import on_mesh, replicate, share, spans_hosts, wait_for_hosts
@@ -139,7 +140,7 @@ def fit(
     check_integer("num_iterations", num_iterations)
     check_integer("chunk_size", chunk_size)
     check_key(rng_key)
-    key_init, key_steps = jax.random.split(rng_key)
+    key_init, key_steps = pair(rng_key)
     if state is None:
         state = algorithm.init(key_init)
     # On CPUs with the density outside, compiled by itself; elsewhere many iterations a dispatch.

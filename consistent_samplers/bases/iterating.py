@@ -45,6 +45,19 @@ def split(rng_key: PRNGKey) -> tuple[PRNGKey, ...]:
     return tuple(jax.random.split(rng_key, 5))
 
 
+@kernel(effort="least")
+def pair(rng_key: PRNGKey) -> tuple[PRNGKey, PRNGKey]:
+    """``jax.random.split(rng_key)``, of which JAX compiles two programs in every process."""
+    first, second = jax.random.split(rng_key)
+    return first, second
+
+
+@kernel(effort="least")
+def folded(rng_key: PRNGKey, number: int) -> PRNGKey:
+    """``jax.random.fold_in(rng_key, number)`` as a program that is kept."""
+    return jax.random.fold_in(rng_key, number)
+
+
 def normals(rng_key: PRNGKey, num: int, dim: int) -> np.ndarray:
     """Standard normal draws ``[num, dim]``, on the host."""
     # Some more than asked for: few numbers of them are compiled.

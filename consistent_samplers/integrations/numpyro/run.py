@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpyro.infer import Predictive
 from numpyro.infer.util import log_likelihood
 
 from consistent_samplers import corrections, diagnostics
+from consistent_samplers.bases.iterating import folded
 from consistent_samplers.estimate import checked_log_weight, evidence, pareto_smooth
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
 from consistent_samplers.recipe import TrainedSampler
@@ -123,7 +125,7 @@ class Run:
         return build(groups)
 
     def _block(self, index: int) -> Draws:
-        key = jax.random.fold_in(self.rng_key, index)
+        key = folded(self.rng_key, index)
         return self.trained.sample(key, self.num_samples, self.num_steps)
 
     def _num_blocks(self) -> int:
@@ -138,7 +140,7 @@ class Run:
         # On the host: joins and gathers of every length would each be compiled.
         position = np.concatenate([np.asarray(block.position) for block in blocks])
         log_weight = np.concatenate([np.asarray(checked_log_weight(block)) for block in blocks])
-        key = jax.random.fold_in(self.rng_key, MAX_OVERSAMPLING)
+        key = folded(self.rng_key, MAX_OVERSAMPLING)
         smoothed, _ = pareto_smooth(jax.device_put(log_weight))
         index = np.asarray(corrections.systematic_indices(key, smoothed, self.num_samples))
         chosen: tuple[Array, Array] = jax.device_put((position[index], log_weight[index]))
@@ -148,19 +150,38 @@ class Run:
 def _table(samples: dict[str, np.ndarray], prob: float, num_effective: float) -> str:
     """The table of ``numpyro.diagnostics.print_summary``, without chain diagnostics."""
     columns = ["mean", "std", "median", f"{50 * (1 - prob):.1f}%", f"{50 * (1 + prob):.1f}%"]
-    rows: list[tuple[str, list[float]]] = []
+    rows: list[tuple[str, list[str]]] = []
     for name, value in samples.items():
         interval = hpdi(value, prob, axis=0)
         parts = [value.mean(0), value.std(0, ddof=1), np.median(value, 0), *interval]
         for index in itertools.product(*map(range, value.shape[1:])):
             label = f"{name}[{','.join(map(str, index))}]" if index else name
-            rows.append((label, [float(part[index]) for part in parts]))
-    width = max([10, *(len(label) for label, _ in rows)])
-    lines = ["", f"{'':>{width}}" + "".join(f" {column:>9}" for column in [*columns, "n_eff"])]
-    for label, numbers in rows:
-        cells = "".join(f" {number:>9.2f}" for number in [*numbers, num_effective])
-        lines.append(f"{label:>{width}}{cells}")
-    return "\n".join([*lines, ""])
+            cells = _in_digits([float(part[index]) for part in parts])
+            rows.append((label, [*cells, f"{num_effective:.2f}"]))
+    first = max([10, *(len(label) for label, _ in rows)])
+    width = max([9, *(len(cell) for _, cells in rows for cell in cells)])
+    return "\n".join(
+        [
+            "",
+            *(
+                f"{label:>{first}} " + " ".join(f"{cell:>{width}}" for cell in cells)
+                for label, cells in [("", [*columns, "n_eff"]), *rows]
+            ),
+            "",
+        ]
+    )
+
+
+def _in_digits(numbers: list[float]) -> list[str]:
+    """Numbers of a row, the second of which is their standard deviation, to two digits of it.
+
+    Two decimals at least, as NumPyro prints them; powers of ten where they would take too many.
+    """
+    spread = abs(numbers[1])
+    decimals = 2 if not 0.0 < spread < math.inf else max(2, 1 - math.floor(math.log10(spread)))
+    if decimals > 7 or max(map(abs, numbers)) >= 1e10:
+        return [f"{number:.3e}" for number in numbers]
+    return [f"{number:.{decimals}f}" for number in numbers]
 
 
 def _builder() -> Callable[[dict[str, dict[str, Any]]], Any]:
