@@ -61,6 +61,14 @@ def sampler():
     return poor
 
 
+def test_a_chain_compiled_for_any_data_is_refused(sampler):
+    mcmc = MCMC(
+        OneStepMH(sampler), num_warmup=0, num_samples=10, jit_model_args=True, progress_bar=False
+    )
+    with pytest.raises(ValueError, match="leave jit_model_args out"):
+        mcmc.run(KEY, EVENTS)
+
+
 @pytest.mark.parametrize(
     "chain_method",
     [pytest.param("sequential", marks=pytest.mark.slow), "vectorized", "parallel"],

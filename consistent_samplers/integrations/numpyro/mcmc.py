@@ -143,7 +143,18 @@ class OneStepMH(MCMCKernel):
     def sample(
         self, state: OneStepMHState, model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
     ) -> OneStepMHState:
-        """One iteration of one chain, or of several."""
+        """One iteration of one chain, or of several.
+
+        Raises:
+          ValueError: under ``MCMC(..., jit_model_args=True)``, whose compiled chain would go on
+            with the data that it was compiled for.
+        """
+        leaves = jax.tree.leaves((model_args, model_kwargs))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            raise ValueError(
+                "OneStepMH proposes for one data set, and jit_model_args=True compiles a chain for "
+                "any: leave jit_model_args out of MCMC(...)."
+            )
         if is_prng_key(state.rng_key):
             return self._sample_one(state)
         return jax.vmap(self._sample_one)(state)

@@ -5,6 +5,8 @@ import functools
 import hashlib
 import inspect
 import math
+import pickle
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -26,6 +28,9 @@ Samples: TypeAlias = dict[str, Array]
 """Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
 
 _Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # a model's arguments
+
+# Arguments whose bytes are all that they are.
+_PLAIN = (np.ndarray, np.generic, jax.Array, bool, int, float, complex, str, bytes)
 
 # Outputs of one chunk of constrained draws held at once: floats (16 MiB), and draws.
 _MAX_CHUNK_FLOATS = 2**22
@@ -55,6 +60,10 @@ class FlatModel:
         """Positions ``[n, dim]`` to sites and deterministics; compiled, in chunks."""
         return _constrain(self.functions, self.data, position)
 
+    def has_changed(self) -> bool:
+        """Whether the model computes something else by now: it may look at what lies around it."""
+        return _fingerprint(self.functions, self.data) != self.functions.trace
+
     def digest(self) -> str:
         """Of the data that the density depends on, for the names of files."""
         constants = [leaf for _, _, leaf in self.functions.arguments.rest]
@@ -68,7 +77,7 @@ class FlatModel:
         model, (known, fixed) = self.functions.model, self.data
         constants, arrays = _split((model_args, model_kwargs))
         alike = [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in known]
-        if alike and self.functions.arguments == constants:
+        if alike and self.functions.arguments == constants and not self.has_changed():
             return _flat_model(self.functions, (arrays, fixed), (model_args, model_kwargs))
         flat = flatten_model(model, model_args, model_kwargs)
         was, now = (dict(m.functions.sites) for m in (self, flat))
@@ -103,6 +112,7 @@ class _Functions:
     model: Callable[..., Any]
     arguments: _Arguments
     sites: tuple[tuple[str, tuple[int, ...]], ...]  # names and unconstrained shapes of the latent
+    trace: str | None = None  # fingerprint of what they compute, see `_fingerprint`
 
     @property
     def dim(self) -> int:
@@ -148,8 +158,8 @@ def flatten_model(
     This is ``numpyro.infer.initialize_model`` without its search for a starting point, which
     gives up on a density that is NaN without saying so; our own checks name the cause.
     """
-    initialised = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
-    trace = handlers.trace(initialised).get_trace(*model_args, **model_kwargs)
+    _check_arguments(name_of(model), (model_args, model_kwargs))
+    trace = _trace(model, model_args, model_kwargs)
     _check_trace(name_of(model), trace)
 
     sites = []
@@ -163,13 +173,42 @@ def flatten_model(
     arguments = model_args, model_kwargs
     constants, arrays = _split(arguments)
     functions = _Functions(model, constants, tuple(sites))
-    if _takes_data_as_inputs(functions, (arrays, fixed)):
+    if computed := _fingerprint(functions, (arrays, fixed)):
+        functions = dataclasses.replace(functions, trace=computed)
         return _flat_model(functions, (arrays, fixed), arguments)
     # The model looks at its data, to count groups or to choose a branch: they are constants to it.
     leaves, structure = jax.tree.flatten(arguments)
     rest = _Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
     functions = _Functions(model, _Arguments(structure, rest), tuple(sites))
+    functions = dataclasses.replace(functions, trace=_fingerprint(functions, ([], fixed)))
     return _flat_model(functions, ([], fixed), arguments)
+
+
+def _trace(
+    model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The model's sites, their values abstract where nothing of what is read of them depends on it.
+
+    With values every small operation of a model is compiled by itself: a second for a regression.
+    """
+    found: dict[str, Any] = {}
+
+    def run() -> None:
+        initialised = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
+        found.update(handlers.trace(initialised).get_trace(*model_args, **model_kwargs))
+
+    try:
+        jax.eval_shape(run)
+        sites = found.values()
+        kept = [s["value"] for s in sites if s["type"] in ("param", "mutable")]
+        kept += [s["fn"].support for s in sites if s["type"] == "sample" and not s["is_observed"]]
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(kept)):
+            return found
+    except Exception:  # a model that looks at values, or a fault of it, which is met again
+        pass
+    found.clear()
+    run()
+    return found
 
 
 class _Opaque(tuple):
@@ -201,19 +240,24 @@ def _split(arguments: _Call) -> tuple[_Arguments, list[Array]]:
     return _Arguments(structure, rest), arrays
 
 
-def _takes_data_as_inputs(functions: _Functions, data: ArrayTree) -> bool:
-    """Whether the model can be traced without looking at what its arrays hold."""
+def _fingerprint(functions: _Functions, data: ArrayTree) -> str | None:
+    """Of all that is computed, constants around the model included.
+
+    None where the model cannot be traced without looking at what its arrays hold.
+    """
 
     def everything(data: ArrayTree, x: Array) -> tuple[Array, Samples]:
         return functions(data, x), functions.constrain_sites(data, functions.unravel(x))
 
     try:
         hash(functions)
-        jax.eval_shape(everything, data, jnp.zeros(functions.dim))
+        trace = jax.make_jaxpr(everything)(data, jnp.zeros(functions.dim))
     except Exception:
         # Whatever it was: a fault of the model itself is met again, and told, without tracing.
-        return False
-    return True
+        return None
+    # Addresses of functions say nothing.
+    told = re.sub("0x[0-9a-f]+", "", str(trace)), [_identify_leaf(leaf) for leaf in trace.consts]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -225,6 +269,20 @@ def _constrain(functions: _Functions, data: ArrayTree, position: Array) -> Sampl
     num_floats = sum(math.prod(output.shape) for output in outputs)
     chunk = max(1, min(_MAX_CHUNK, _MAX_CHUNK_FLOATS // max(1, num_floats)))
     return jax.lax.map(one, position, batch_size=chunk)
+
+
+def _check_arguments(name: str, arguments: _Call) -> None:
+    """Raises a TypeError of an argument that the first of several traces would use up."""
+
+    def empties(value: Any) -> bool:
+        return isinstance(value, Iterator)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arguments, is_leaf=empties):
+        if empties(leaf):
+            raise TypeError(
+                f"Argument {jax.tree_util.keystr(path[1:])} of model {name!r} is an iterator "
+                f"({type(leaf).__name__}), which one use empties: give a list or an array of it."
+            )
 
 
 def _check_trace(name: str, trace: dict[str, Any]) -> None:
@@ -327,11 +385,13 @@ def identify(
 def _identify_leaf(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
-    array = np.asarray(leaf)
-    if array.dtype.hasobject:
-        # The bytes would be addresses: keep the objects alive, and let them compare themselves.
-        return array.shape, array.ravel().tolist()
-    return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
+    if isinstance(leaf, _PLAIN) and not (array := np.asarray(leaf)).dtype.hasobject:
+        return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
+    try:
+        # A table or another container: what it holds, and not where it lies.
+        return type(leaf), hashlib.sha256(pickle.dumps(leaf)).hexdigest()
+    except Exception:  # whatever an object raises that cannot be pickled
+        return leaf
 
 
 def name_of(model: Any) -> str:

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import jax
-
+from consistent_samplers.bases.iterating import folded, pair
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.integrations.numpyro.model import (
@@ -120,7 +119,7 @@ class OneStepSampler:
             was trained on.
         """
         self.ensure_trained(rng_key, *model_args, **model_kwargs)
-        key = jax.random.fold_in(rng_key, 1)
+        key = folded(rng_key, 1)
         self._run = Run(key, self.flat_model, self.trained, self.num_samples, self.num_steps)
 
     def ensure_trained(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
@@ -128,10 +127,14 @@ class OneStepSampler:
         check_key(rng_key)
         if self._training is None:
             self.train(rng_key, *model_args, **model_kwargs)
-        elif identify(self.model, model_args, model_kwargs) != self.flat_model.identity:
-            model = self.flat_model.with_arguments(model_args, model_kwargs)
+            return
+        known = self.flat_model
+        other = identify(self.model, model_args, model_kwargs) != known.identity
+        if other or known.has_changed():
+            model = known.with_arguments(model_args, model_kwargs)
+            what = "arguments of" if other else "values in"
             warnings.warn(
-                f"Other arguments of model {name_of(self.model)!r}: training goes on from the "
+                f"Other {what} model {name_of(self.model)!r}: training goes on from the "
                 "sampler that was trained before. Call .train(rng_key, ...) to train anew.",
                 stacklevel=3,
             )
@@ -202,7 +205,7 @@ class OneStepSampler:
         """
         run = self._last_run("to_arviz")
         resampled = self._resampled(run, resampled)
-        key = jax.random.fold_in(run.rng_key, MAX_OVERSAMPLING + 1) if rng_key is None else rng_key
+        key = folded(run.rng_key, MAX_OVERSAMPLING + 1) if rng_key is None else rng_key
         return run.to_arviz(resampled, key, log_likelihood)
 
     @overload
@@ -289,7 +292,7 @@ class OneStepSampler:
         return self._trained_or_raise("flat_model")[0]
 
     def _train(self, rng_key: PRNGKey, model: FlatModel, start: TrainedSampler | None) -> None:
-        key_init, key_train = jax.random.split(jax.random.fold_in(rng_key, 0))
+        key_init, key_train = pair(folded(rng_key, 0))
         settings = dict(self._train_settings)
         if settings.get("checkpoint_dir") is not None:
             # A run on other data is another run, which must not go on from this one's checkpoints.
