@@ -45,6 +45,8 @@ class Evidence:
       round_trip_error: ``[]``, 99 % quantile over the measured samples, in base standard
         deviations, or None where it was not measured (NaN instead of None under ``jax.jit``).
       num_samples: number of weights (static).
+      outside: ``[]``, share of samples of weight zero, or None where it was not counted.
+      undefined: ``[]``, of them those whose density is NaN, which counts as zero.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -63,6 +65,8 @@ class Evidence:
     folded: Array | None = None
     round_trip_error: Array | None = None
     num_samples: int = flax.struct.field(pytree_node=False, default=0)
+    outside: Array | None = None
+    undefined: Array | None = None
 
     def __str__(self) -> str:
         """A few readable lines; falls back to ``repr`` for traced or batched values."""
@@ -87,6 +91,10 @@ class Evidence:
                     f"WARNING   {text} of samples are folded: the map is not injective, so these "
                     "figures may exceed log Z"
                 )
+        if self.outside is not None and float(self.outside) > 0:
+            nan = float(self.undefined or 0.0)
+            of_them = f", {100 * nan:.2g} % where it is NaN" if nan else ""
+            lines.append(f"outside   {100 * float(self.outside):.2g} % have no density{of_them}")
         if self.round_trip_error is not None:
             lines.append(
                 f"return    x0 is recovered within {float(self.round_trip_error):.2g} base "
@@ -229,6 +237,8 @@ def evidence(draws: Draws) -> Evidence:
         )
     entries = _estimates(log_weight)
     entries["folded"], entries["round_trip_error"] = flow_summary(draws.flow)
+    if draws.log_density is not None:
+        entries["undefined"] = share_undefined(draws.log_density)
     return Evidence(**entries, bound=draws.bound, num_samples=n)
 
 
@@ -285,11 +295,25 @@ def _estimates(log_weight: Array) -> dict[str, Any]:
     return {
         "log_z": log_mean + largest,
         "log_z_stderr": sem(relative),
+        "outside": jnp.mean(log_weight == -jnp.inf, dtype=log_weight.dtype),
         "elbo": jnp.where(any_zero, -jnp.inf, jnp.mean(finite) + largest),
         "elbo_stderr": jnp.where(any_zero, jnp.inf, sem(finite)),
         "ess": effective_sample_size(log_weight),
         "pareto_k": pareto_smooth(log_weight)[1],
     }
+
+
+@kernel(effort="least")
+def share_undefined(log_density: Array) -> Array:
+    """Share of log densities ``[n]`` that are NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers import estimate
+      >>> float(estimate.share_undefined(jnp.array([0.0, jnp.nan])))
+      0.5
+    """
+    return jnp.mean(jnp.isnan(log_density), dtype=log_density.dtype)
 
 
 @kernel(effort="least")

@@ -152,7 +152,9 @@ class Sampler:
         xp = _arrays_on(rng_key)
         values, log_ratio = xp.asarray(values), xp.asarray(drawn.log_ratio)
         # A point of zero density has weight zero, whatever the arithmetic around it made of it.
-        log_weight = xp.where(xp.isneginf(values), -xp.inf, values + log_ratio)
+        # One where it is NaN counts as outside; `log_density` keeps the NaN.
+        outside = xp.isneginf(values) | xp.isnan(values)
+        log_weight = xp.where(outside, -xp.inf, values + log_ratio)
         flow = None
         if drawn.folded is not None:
             flow = self._diagnostics(rng_key, density, drawn.folded, num_steps, xp)
@@ -199,7 +201,8 @@ class Sampler:
         """One weighted draw, ``position [dim]``: pure, for chains that JAX traces."""
         drawn = self._mover(log_density).draw(rng_key, num_steps, method, True)
         value = log_density(drawn.position)
-        log_weight = jnp.where(jnp.isneginf(value), -jnp.inf, value + drawn.log_ratio)
+        outside = jnp.isneginf(value) | jnp.isnan(value)
+        log_weight = jnp.where(outside, -jnp.inf, value + drawn.log_ratio)
         return Draws(drawn.position, log_weight, value, None, self.bound(method))
 
     def _mover(self, density: LogDensityFn) -> _Mover:

@@ -36,6 +36,7 @@ class _Sums(NamedTuple):
     correction: Any  # of the mean, for what float32 rounds off
     deviation: Any
     num_folded: Any
+    num_undefined: Any
 
 
 def stream_evidence(
@@ -81,7 +82,8 @@ def stream_evidence(
         if i == 0:
             bound, (folded, round_trip_error) = draws.bound, estimate.flow_summary(draws.flow)
         folds = jnp.zeros((), bool) if draws.flow is None else draws.flow.folded
-        of_chunk, largest = _summarise(_weights_of(draws), folds, min(num_top, num))
+        density = jnp.zeros(()) if draws.log_density is None else draws.log_density
+        of_chunk, largest = _summarise(_weights_of(draws), folds, density, min(num_top, num))
         # One transfer, after which nothing of the chunk is held.
         sums.append(jax.tree.map(lambda x: float(np.asarray(x)), of_chunk))
         top = np.sort(np.concatenate([top, np.asarray(largest, np.float64)]))[-num_top:]
@@ -89,7 +91,13 @@ def stream_evidence(
     evidence = _combine(total, top, bound)
     if folded is not None:
         folded = jnp.asarray(total.num_folded.sum() / num_samples)
-    return dataclasses.replace(evidence, folded=folded, round_trip_error=round_trip_error)
+    return dataclasses.replace(
+        evidence,
+        folded=folded,
+        round_trip_error=round_trip_error,
+        outside=jnp.asarray(total.num_zero.sum() / num_samples),
+        undefined=jnp.asarray(total.num_undefined.sum() / num_samples),
+    )
 
 
 def _weights_of(draws: Draws) -> Array:
@@ -99,8 +107,10 @@ def _weights_of(draws: Draws) -> Array:
     return estimate.checked_log_weight(draws)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _summarise(log_weight: Array, folded: Array, num_top: int) -> tuple[_Sums, Array]:
+@functools.partial(jax.jit, static_argnums=3)
+def _summarise(
+    log_weight: Array, folded: Array, log_density: Array, num_top: int
+) -> tuple[_Sums, Array]:
     """Sums over a chunk, and its largest log weights ``[num_top]``."""
     zero = log_weight == -jnp.inf
     largest = jnp.max(log_weight)
@@ -121,6 +131,7 @@ def _summarise(log_weight: Array, folded: Array, num_top: int) -> tuple[_Sums, A
         correction,
         (jnp.where(zero, 0.0, deviation - correction) ** 2).sum(),
         folded.sum(),
+        jnp.isnan(log_density).sum(),
     )
     return sums, jax.lax.top_k(log_weight, num_top)[0]
 

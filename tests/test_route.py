@@ -241,8 +241,8 @@ def test_a_warm_start_takes_a_route_of_its_own():
 
 
 def test_a_base_whose_weights_cannot_be_used_is_an_error_where_it_was_asked_for():
-    # NaN at a few of its draws, and at none of those that are tried beforehand.
-    target = cs.Target(lambda x: jnp.where(x[0] > 3.2, jnp.nan, -0.5 * x @ x), 1, "holed")
+    # Infinite at a few of its draws, and at none of those that are tried beforehand.
+    target = cs.Target(lambda x: jnp.where(x[0] > 3.2, jnp.inf, -0.5 * x @ x), 1, "spiked")
     settings = {"base": cs.bases.standard_normal(1), "effort": "base"} | QUICK
     with pytest.raises(ValueError, match="log weights are NaN"):
         cs.train_sampler(KEY, target, **settings)

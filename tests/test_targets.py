@@ -660,7 +660,8 @@ def test_target_defaults():
 @pytest.mark.parametrize(
     ("log_density", "message"),
     [
-        (lambda x: jnp.sum(jnp.log(x)), "NaN at 2 of 4"),
+        (lambda x: jnp.sum(jnp.log(-jnp.abs(x))), "NaN at all 4"),
+        (lambda x: jnp.where(x[0] < -1, jnp.nan, -jnp.inf), r"-inf at all 4 .*NaN at 1"),
         (lambda x: jnp.where(x[0] > 1, jnp.inf, 0.0), r"\+inf at 1 of 4"),
         (lambda x: jnp.where(x[0] > 9, 0.0, -jnp.inf), "-inf at all 4"),
     ],
@@ -671,6 +672,7 @@ def test_check_density_refuses(log_density, message):
         check_density(Target(log_density, dim=1), points)
 
 
-def test_check_density_accepts_bounded_support():
-    target = Target(lambda x: jnp.where(x[0] > 0, -x[0], -jnp.inf), dim=1)
+@pytest.mark.parametrize("outside", [-jnp.inf, jnp.nan])
+def test_check_density_accepts_bounded_support(outside):
+    target = Target(lambda x: jnp.where(x[0] > 0, -x[0], outside), dim=1)
     check_density(target, jnp.array([[-1.0], [1.0]]))

@@ -103,9 +103,17 @@ class Calibration(Objective):
 
         log_abs_det, of_density, folded = stop(jax.vmap(score)(x0, component))
         log_weight = stop(log_rho) - log_p0 + log_abs_det
+        # Where the density is zero there is no gradient to learn from: such a draw has no say.
+        inside = jnp.isfinite(log_weight)
+        largest = jnp.where(inside, log_weight, -jnp.inf).max()
+        log_weight = jnp.where(inside, log_weight, largest)
+        log_rho = jnp.where(inside, log_rho, 0.0)
         pull = losses.pull_weight(log_weight, self.alpha)
-        # None where the density is zero.
-        usable = jnp.isfinite(pull) & jnp.isfinite(log_weight) & jnp.isfinite(of_density).all(-1)
+        usable = inside & jnp.isfinite(pull) & jnp.isfinite(of_density).all(-1)
+
+        def mean(value: Array) -> Array:
+            return jnp.where(inside, value, 0.0).sum() / jnp.maximum(inside.sum(), 1)
+
         pull = jnp.where(usable, pull, 0.0)
 
         def along_path() -> Array:
@@ -118,8 +126,9 @@ class Calibration(Objective):
                 u = now.bind(params, component)
                 return simulate.flow_path(u, process, x0, self.num_steps).log_abs_det.sum()
 
-            log_weight = log_rho - log_p0 + jax.vmap(log_det)(x0, component)
-            return losses.reverse_kl(losses.tame(log_weight)).mean()
+            full = log_rho - log_p0 + jax.vmap(log_det)(x0, component)
+            full = jnp.where(inside, full, log_weight)
+            return mean(losses.reverse_kl(losses.tame(full)))
 
         # What the path gradient leaves out has mean zero for injective maps only: where a map
         # folds, the determinant's own gradient is what holds it back. And far from the target its
@@ -128,7 +137,7 @@ class Calibration(Objective):
         divergence = jax.lax.cond(folded.any() | far, in_full, along_path)
         penalty = self._penalty(params, now, key_probe, x0, component)
         weighted = self.monotonicity_weight * penalty
-        elbo, reverse_kl = log_weight.mean(), losses.reverse_kl(losses.tame(log_weight)).mean()
+        elbo, reverse_kl = mean(log_weight), mean(losses.reverse_kl(losses.tame(log_weight)))
         info = CalibrationInfo(reverse_kl + weighted, elbo, penalty, folded.mean(), elbo)
         return Loss((divergence + weighted,), info)
 

@@ -77,7 +77,8 @@ def learn(
         if density is not None:
             return jax.vmap(lambda x: density(x))(points)
         assert answer is not None
-        return _answered(points, *answer)
+        values, grads = answer
+        return _answered(points, jnp.where(jnp.isnan(values), -jnp.inf, values), grads)
 
     def parts(params: Params) -> tuple[tuple[Array, ...], Loss]:
         loss = objective(params, now, evaluate)

@@ -121,4 +121,4 @@ def check_starts(
     values = np.asarray(evaluation.values(target.log_density, points))
     if not allowed(values):
         check_density(target, points)
-    return values
+    return np.where(np.isnan(values), -np.inf, values)

@@ -220,6 +220,11 @@ def verdict(evidence: Evidence, exploration: ExplorationCheck | None = None) -> 
       A few large weights decide log Z (Pareto k ...
     """
     said = _verdict_on_weights(evidence, looked=exploration is not None)
+    if undefined := 100.0 * float(evidence.undefined or 0.0):
+        said = (
+            f"{said} The log density is NaN at {undefined:.2g} % of the samples, which count as "
+            "outside of its support: log Z leaves out what mass may lie there."
+        )
     if exploration is None:
         return said
     return f"{said} {exploration}" if exploration.passed else f"{exploration} {said}"

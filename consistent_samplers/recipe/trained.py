@@ -226,7 +226,8 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
     now = np.asarray(evaluation.values(target.log_density, position), np.float64)
     with np.errstate(invalid="ignore"):  # two that are -inf agree
         difference = np.where(now == was, 0.0, np.abs(now - was))
-    if not np.all(difference <= _COMPARED_TOLERANCE * (1.0 + np.abs(was))):
+    same = difference <= _COMPARED_TOLERANCE * (1.0 + np.abs(was))
+    if not np.all(same | (np.isnan(now) & np.isnan(was))):
         warnings.warn(
             f"The density of target {target.name!r} is not the one that the sampler in {path} was "
             f"trained on: they differ by up to {np.nanmax(difference):.3g} nats at "
@@ -234,4 +235,6 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
             "the weights turn out uneven.",
             stacklevel=2,
         )
+        # What was looked for and measured belongs to the other density.
+        return dataclasses.replace(trained, stages={}, exploration=None, route=None)
     return trained

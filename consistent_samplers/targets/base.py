@@ -91,12 +91,14 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
 def check_density(target: Target, points: ArrayLike) -> None:
     """Raises if the log density cannot be sampled from, judged at some points.
 
+    A point where it is NaN counts as outside of its support.
+
     Args:
       target: the target.
       points: ``[num_points, dim]``.
 
     Raises:
-      ValueError: NaN or +inf anywhere, or -inf (zero density) everywhere.
+      ValueError: +inf anywhere, or NaN or -inf (zero density) everywhere.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -105,22 +107,23 @@ def check_density(target: Target, points: ArrayLike) -> None:
     """
     points = np.asarray(points)
     values = np.asarray(evaluation.values(target.log_density, points))
-    num_nan = int(np.isnan(values).sum())
-    if num_nan:
-        raise ValueError(
-            f"The log density of target {target.name!r} is NaN at {num_nan} of {len(points)} "
-            "points tried. Look for log or sqrt of a negative number, 0/0 or inf - inf; return "
-            "-inf where the density is zero."
-        )
     num_inf = int(np.isposinf(values).sum())
     if num_inf:
         raise ValueError(
             f"The log density of target {target.name!r} is +inf at {num_inf} of {len(points)} "
             "points tried. A density must be finite: look for an overflow or a division by zero."
         )
-    if bool(np.isneginf(values).all()):
+    num_nan = int(np.isnan(values).sum())
+    if num_nan == len(points):
         raise ValueError(
-            f"The log density of target {target.name!r} is -inf at all {len(points)} points "
+            f"The log density of target {target.name!r} is NaN at all {num_nan} points tried. Look "
+            "for log or sqrt of a negative number, 0/0 or inf - inf; return -inf where the density "
+            "is zero."
+        )
+    if not np.isfinite(values).any():
+        nan = f" (NaN at {num_nan})" if num_nan else ""
+        raise ValueError(
+            f"The log density of target {target.name!r} is -inf at all {len(points)} points{nan} "
             "tried: none of them has any density. Move or rescale the target, or map its support "
             "to the whole space (NumPyro models do this by themselves)."
         )

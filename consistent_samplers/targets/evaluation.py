@@ -119,13 +119,32 @@ def _values(one: _OnePoint, density: Partial, points: Array) -> Array:
     return jax.vmap(lambda x: one(density, x))(points)
 
 
+def _value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """In reverse mode, or in forward mode where there is no other (a loop of open length)."""
+    try:
+        return jax.value_and_grad(function)(x)
+    except ValueError as error:
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
+        return function(x), jax.jacfwd(function)(x)
+
+
 def _values_and_grads(one: _OnePoint, density: Partial, points: Array) -> tuple[Array, Array]:
-    return jax.vmap(jax.value_and_grad(lambda x: one(density, x)))(points)
+    return jax.vmap(lambda x: _value_and_grad(lambda y: one(density, y), x))(points)
 
 
 def _hessian_products(one: _OnePoint, density: Partial, points: Array, vectors: Array) -> Array:
+    def grad(x: Array) -> Array:
+        return _value_and_grad(lambda y: one(density, y), x)[1]
+
     def product(x: Array, v: Array) -> Array:
-        return jax.jvp(jax.grad(lambda y: one(density, y)), (x,), (v,))[1]
+        try:
+            return jax.jvp(grad, (x,), (v,))[1]
+        except TypeError as error:
+            # Derivatives of its own in reverse mode only, as those of an ODE's solution.
+            if "forward-mode" not in str(error):
+                raise
+            return jax.vjp(grad, x)[1](v)[0]
 
     return jax.vmap(product)(points, vectors)
 
