@@ -20,6 +20,9 @@ from consistent_samplers.types import BOUNDS, Array, Bound, Draws, FlowDiagnosti
 MIN_TAIL = 5
 """Fewest tail weights a generalised Pareto distribution is fitted to (as in loo and ArviZ)."""
 
+# Nats of rounding in log weights above which nothing is said of a tail that it covers.
+_MAX_ROUNDING = 0.5
+
 BOUND_IN_WORDS: dict[str, str] = {
     "lower": "a lower bound on log Z by construction",
     "lower-if-injective": "a lower bound on log Z wherever the map is injective",
@@ -192,7 +195,9 @@ def _smooth_tail(tail: Array, cutoff: Array, largest: Array) -> tuple[Array, Arr
     above = tail > cutoff
     length = jnp.sum(above)
     rounding = 8.0 * jnp.finfo(tail.dtype).eps * jnp.maximum(1.0, jnp.abs(largest))
-    constant = jnp.isfinite(cutoff) & (tail[-1] - cutoff <= rounding)
+    # Weights that differ by rounding only are even, unless rounding hides what they differ by.
+    even = (tail[-1] - cutoff <= rounding) & (rounding <= _MAX_ROUNDING)
+    constant = jnp.isfinite(cutoff) & even
     fitted = ~constant & (length >= MIN_TAIL)
     # Any harmless numbers where nothing is fitted: their results are discarded below.
     ramp = jnp.linspace(0.5, 1.0, num, dtype=tail.dtype)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import consistent_samplers as cs
 from consistent_samplers.estimate import (
     Evidence,
     effective_sample_size,
@@ -74,6 +75,15 @@ def test_constant_weights_are_exact(level):
     assert result.log_z_stderr == pytest.approx(0.0, abs=1e-6) and result.elbo_stderr == 0.0
     assert result.ess == pytest.approx(1.0) and result.ess <= 1.0
     assert result.pareto_k == 0.0
+
+
+@pytest.mark.parametrize("level", [1e7, -1e7])
+def test_rounding_is_not_taken_for_even_weights(level):
+    result = evidence(make_draws(normal_log_weight(3, SIZE, 0.0, 1.0) + level))
+    assert result.pareto_k != 0.0
+    said = str(cs.diagnostics.verdict(result))
+    assert not cs.diagnostics.is_trustworthy(result)
+    assert "nats is computed in steps of" in said and "jax_enable_x64" in said
 
 
 def test_large_offsets_keep_float32_digits():

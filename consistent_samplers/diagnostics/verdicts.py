@@ -29,6 +29,9 @@ EVEN_ESS = 0.99
 NEARLY_EXACT_ESS = 0.999
 """The same for the standard error of log Z: the tail of such weights is close to rounding."""
 
+MAX_RESOLUTION = 0.05
+"""Nats of floating-point resolution of log Z above which it is the limit of what can be said."""
+
 # A mode with a smaller share of Z is not missed, only rare.
 _MIN_SHARE = 0.01
 # Missed: draws near it are fewer than this part of what its Laplace evidence lets expect.
@@ -79,6 +82,19 @@ def standard_error_is_reliable(evidence: Evidence) -> bool:
     """
     threshold = min(FINITE_VARIANCE_K, pareto_k_threshold(evidence.num_samples))
     return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= NEARLY_EXACT_ESS
+
+
+def resolution(evidence: Evidence) -> float:
+    """Distance in nats between floating-point numbers of the size of log Z.
+
+    Example:
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.full(100, 1e7), bound="lower")
+      >>> round(cs.diagnostics.resolution(cs.evidence(draws)), 1)  # in single precision
+      1.2
+    """
+    log_z = np.asarray(evidence.log_z)
+    return float(np.finfo(log_z.dtype).eps * abs(log_z))
 
 
 class ExplorationCheck(NamedTuple):
@@ -187,7 +203,8 @@ def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = No
 
     The weights are no heuristic and have a variance (`standard_error_is_reliable`), at least
     `MIN_EFFECTIVE` samples are effective, the map does not fold and is inverted within
-    `MAX_ROUND_TRIP_ERROR`, and `exploration_check`, if it was made, found nothing missing.
+    `MAX_ROUND_TRIP_ERROR`, and `exploration_check`, if it was made, found nothing missing. Numbers
+    of the size of log Z are resolved to `MAX_RESOLUTION`.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -197,7 +214,8 @@ def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = No
     """
     folded, error = _folds_and_error(evidence)
     return (
-        evidence.bound != "heuristic"
+        resolution(evidence) <= MAX_RESOLUTION
+        and evidence.bound != "heuristic"
         and standard_error_is_reliable(evidence)
         and float(evidence.ess) * evidence.num_samples >= MIN_EFFECTIVE
         and folded == 0.0
@@ -240,6 +258,15 @@ def _verdict_on_weights(evidence: Evidence, looked: bool) -> str:
     findings: list[str] = []
     remedies: list[str] = []
 
+    if (step := resolution(evidence)) > MAX_RESOLUTION:
+        findings.append(
+            f"log Z of {float(evidence.log_z):.3g} nats is computed in steps of {step:.2g} nats, "
+            "too coarse to tell weights apart"
+        )
+        remedies.append(
+            "leave constants out of the log density, or compute in double precision "
+            '(jax.config.update("jax_enable_x64", True))'
+        )
     if evidence.bound == "heuristic":
         findings.append("these weights are heuristic, so neither figure bounds log Z")
         remedies.append('sample with method="map" or "path"')
