@@ -11,7 +11,7 @@ import scipy.stats
 import consistent_samplers as cs
 from consistent_samplers import bases
 from consistent_samplers.algorithms import SamplerState
-from consistent_samplers.bases import Modes, fitting
+from consistent_samplers.bases import Modes, fitting, laplace, modes
 
 KEY = jax.random.key(0)
 
@@ -326,17 +326,36 @@ def test_missed_modes_are_seen_from_outside():
 
 def test_modes_behind_ends_that_are_not_there_yet_are_found():
     """Among 40 modes alike, unfinished ends of known ones come one after another."""
-    modes = bases.find_modes(jax.random.key(0), cs.targets.gmm40(50))
-    assert len(modes.loc) >= 35
+    assert len(bases.find_modes(jax.random.key(0), cs.targets.gmm40(50)).loc) >= 35
+
+
+def test_ends_on_the_way_to_a_known_mode_are_not_polished(monkeypatch):
+    polished = []
+
+    def maximise(target, start, **options):
+        polished.append(start)
+        return laplace.maximise(target, start, **options)
+
+    monkeypatch.setattr(modes, "maximise", maximise)
+    found = bases.find_modes(KEY, cs.targets.gmm9())
+    assert len(found.loc) == 9
+    # One for each mode; the other 503 ends are told by the density on the way to it.
+    assert 9 <= len(polished) <= 12
+
+
+def test_the_fall_between_two_points():
+    target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), 1, "wells")
+    fall = modes.fall_between(target, np.array([[-2.0], [1.0], [3.0]]), np.array([2.0]))
+    # 16 nats at the barrier between the wells; none on the slopes of the right one.
+    np.testing.assert_allclose(fall, [16.0, 0.0, 0.0], atol=1e-4)
 
 
 def test_starts_where_the_density_is_not_a_number_are_left_out():
     target = cs.Target(
         lambda x: jnp.where(jnp.abs(x).max() > 5.0, jnp.nan, -0.5 * jnp.sum(x**2)), 2, name="near"
     )
-    modes = bases.find_modes(KEY, target, num_starts=64)
-    assert len(modes.loc) == 1
-    np.testing.assert_allclose(modes.loc[0], 0.0, atol=1e-3)
+    loc = bases.find_modes(KEY, target, num_starts=64).loc
+    np.testing.assert_allclose(loc, np.zeros((1, 2)), atol=1e-3)
     with pytest.raises(ValueError, match="NaN"):
         bases.find_modes(KEY, cs.Target(lambda x: jnp.nan * x.sum(), 2, name="never"))
 
