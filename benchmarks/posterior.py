@@ -195,7 +195,7 @@ def _print(results: dict[str, Any]) -> None:
         print(
             f"{label:>24}{row['log_z']:>10.3f}{row['log_z_stderr']:>10.3f}{row['elbo']:>10.3f}"
             f"{row['elbo_stderr']:>10.3f}{row['ess']:>10.1%}{row['pareto_k']:>10.2f}"
-            f"{row['folded'] if row['folded'] is not None else float('nan'):>10.2%}"
+            f"{'' if row['folded'] is None else format(row['folded'], '.2%'):>10}"
             f"  {row['bound']}"
         )
     s = results["speed"]

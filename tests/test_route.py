@@ -63,8 +63,9 @@ def worth(k: float, ess: float, num_samples: int = 4_096) -> cs.Evidence:
         (0.7, 0.995, None, 10_000, CHEAP, False),
         (np.inf, 0.8, None, 10_000, CHEAP, False),
         (np.nan, 0.8, None, 10_000, CHEAP, False),
-        # Too few effective to tell.
-        (0.2, 0.03, None, 10_000, CHEAP, True),
+        # Too uneven, or too few effective, to tell.
+        (0.2, 0.21, None, 10_000, CHEAP, True),
+        (0.2, 0.19, None, 10_000, CHEAP, False),
         (0.2, 0.02, None, 10_000, CHEAP, False),
         # Modes that the base does not reach, or mass that it does not account for.
         (0.2, 0.8, MISSED, 10_000, CHEAP, False),

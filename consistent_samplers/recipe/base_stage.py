@@ -6,6 +6,7 @@ from collections.abc import Callable
 from consistent_samplers.bases import Base, GaussianBase, MixtureBase, ProductMixtureBase
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.maps import Identity
+from consistent_samplers.recipe.route import LEAST_BASE_ESS
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Draws, PRNGKey
@@ -13,7 +14,6 @@ from consistent_samplers.types import Draws, PRNGKey
 # A fit by reverse KL is narrower than its target: weights of a wider base have lighter tails, at
 # the price of a smaller share of effective draws.
 _WIDTHS = (1.0, 1.05, 1.1, 1.2)
-_LEAST_ESS = 0.05
 
 
 def alone(base: Base) -> Sampler:
@@ -52,7 +52,7 @@ def widest_needed(
     draws = own.sample(rng_key, target, num_draws)
     worth = evidence(draws)
     first = (own, draws, worth, is_enough(worth, draws))
-    if first[-1] is not None or float(worth.ess) < _LEAST_ESS:
+    if first[-1] is not None or float(worth.ess) < LEAST_BASE_ESS:
         return first
     for width in _WIDTHS[1:]:
         wider = widened(base, width)

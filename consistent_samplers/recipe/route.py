@@ -25,6 +25,10 @@ EFFORTS: tuple[Effort, ...] = get_args(Effort)
 SHORT_ITERATIONS, FURTHER_ITERATIONS = 250, 1_250
 """Iterations of the short calibration, and of the further ones of the full one."""
 
+LEAST_BASE_ESS = 0.2
+"""Share of effective draws below which the base alone will not do: of so uneven weights the largest
+are yet to be seen, and log Z comes out low by several of its standard errors."""
+
 # A map's draw with its Jacobian, forwards and backwards, and its inverse: in draws.
 _DRAWS_PER_POINT = 4.0
 _BATCH = 128
@@ -93,6 +97,8 @@ def base_is_enough(
     """Why the base alone will do for so many effective draws, in words; None where it will not."""
     k, ess = float(evidence.pareto_k), float(evidence.ess)
     if not (k <= FINITE_VARIANCE_K - _MARGIN and ess * evidence.num_samples >= MIN_EFFECTIVE):
+        return None
+    if ess < LEAST_BASE_ESS:
         return None
     if exploration is not None and not exploration.passed:
         return None
