@@ -23,6 +23,7 @@ from consistent_samplers.bases.modes import (
     covering,
     distinct,
     find_modes,
+    merged,
 )
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets.base import Target
@@ -116,7 +117,8 @@ def explore(
     )
     starts = np.concatenate([known, chosen, wide])
     step = np.full(num_starts, np.linalg.norm(scale) / math.sqrt(target.dim), loc.dtype)
-    found = distinct(target, *climb(target, starts, step, num_iterations))
+    # A long step may lead out of a narrow mode: what was known stays.
+    found = merged(distinct(target, *climb(target, starts, step, num_iterations)), modes)
     return Exploration(weighed(key_weigh, target, found), particles, log_z)
 
 

@@ -1,8 +1,9 @@
 """The choice among the kinds of base, after a look at the target."""
 
-import math
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers.bases.base import Base
@@ -22,6 +23,7 @@ _EVEN = 0.9  # share of a Gaussian's effective draws above which particles are n
 _MINOR = 0.01  # an optimum with a smaller share of the largest one's evidence counts as no mode,
 _DIP = 1.0  # nor does one on the way to which the density falls by less than this, in nats
 _UNSEEN_NATS = 2.0  # by which the particles' log Z must exceed the Gaussian's ELBO to look further
+_NUM_INSIDE = 8  # points inside of the support to start from, where it has to be looked for
 _FLOW_NATS = 1.0  # by which components of one mode must beat a Gaussian before calibration
 
 
@@ -83,7 +85,7 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
       'gaussian'
     """
     key_explore, key_gaussian, key_mixture, key_product, key_judge = split(rng_key)
-    gaussian = fit_gaussian(key_gaussian, target, init_position=init_position)
+    gaussian = _fitted_gaussian(key_gaussian, target, init_position)
     bases: dict[str, Base] = {"gaussian": gaussian}
     fits = {"gaussian": judge(key_judge, target, gaussian)}
     # Particles set out from around the optima: where there is one, of which a Gaussian shows all
@@ -107,6 +109,17 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     margin = 2.0 * best.elbo_stderr + (_FLOW_NATS if num_modes <= 1 else 0.0)
     kind = next((kind for kind in bases if fits[kind].elbo >= best.elbo - margin), "gaussian")
     return FittedBase(bases[kind], kind, fits, found)
+
+
+def _fitted_gaussian(rng_key: PRNGKey, target: Target, init_position: Array | None) -> GaussianBase:
+    """A Gaussian; where its few starts are all outside of the support, from where many found it."""
+    try:
+        return fit_gaussian(rng_key, target, init_position=init_position)
+    except ValueError:
+        found = explore(rng_key, target, init_position=init_position)
+    inside = found.modes.loc if len(found.modes.loc) else found.particles
+    points = jax.device_put(inside[:_NUM_INSIDE].astype(jnp.result_type(float)))
+    return fit_gaussian(rng_key, target, init_position=points)
 
 
 def _num_separate(target: Target, modes: Modes) -> int:

@@ -38,6 +38,9 @@ class Fit(NamedTuple):
 def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
     """How well a base fits, on draws of its own; an ELBO of -inf where it cannot be told.
 
+    Where some draws are outside of the support, the ELBO is that of the base cut off there: the
+    mean over those inside, and the log of their share.
+
     Args:
       rng_key: key of the draws.
       target: the target.
@@ -53,13 +56,14 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
     x, log_prob = _draws(rng_key, base)
     value = np.asarray(evaluation.values(target.log_density, x), np.float64)
     log_weight = value - np.asarray(log_prob, np.float64)
-    if not np.isfinite(log_weight).all():
-        # Mass outside the support: no finite ELBO.
+    inside = log_weight[np.isfinite(log_weight)]
+    if len(inside) < 2 or np.isposinf(log_weight).any():
         return Fit(-math.inf, math.inf, 0.0)
-    weight = np.exp(log_weight - log_weight.max())
-    stderr = log_weight.std() / math.sqrt(_NUM_JUDGE_DRAWS)
+    weight = np.exp(inside - inside.max())
+    stderr = inside.std() / math.sqrt(len(inside))
     ess = weight.sum() ** 2 / (weight**2).sum() / _NUM_JUDGE_DRAWS
-    return Fit(float(log_weight.mean()), float(stderr), float(ess))
+    elbo = inside.mean() + math.log(len(inside) / _NUM_JUDGE_DRAWS)
+    return Fit(float(elbo), float(stderr), float(ess))
 
 
 @kernel(effort="least")

@@ -21,6 +21,8 @@ NUM_STARTS = 512
 MAX_MODES = 128
 """Optima kept."""
 
+# Of the starts an eighth are further out than the rest, where a prior may be very wide.
+_SCALES, _FAR_SCALES, _FAR_SHARE = (0.1, 100.0), (1e2, 1e5), 0.125
 # A climb of fewer starts than these costs as much: batches of gradients are filled up.
 _MIN_BATCH = 128
 _FEW_STARTS = 32
@@ -70,7 +72,7 @@ def find_modes(
     num_iterations: int = 400,
     max_modes: int = MAX_MODES,
 ) -> Modes:
-    """Distinct optima of the density, from starts at scales of 0.1 to 100.
+    """Distinct optima of the density, from starts at scales of 0.1 to 100, and a few to 100,000.
 
     Adam climbs from all starts at once, each at steps in proportion to its scale; the distinct
     ends are polished by L-BFGS and given their Laplace covariances on the host.
@@ -101,7 +103,9 @@ def find_modes(
         num_starts = min(num_starts, 16)
     num_starts, num_iterations = climb_size(target, num_starts, num_iterations)
     random = iterating.normals(rng_key, num_starts, dim)
-    scale = np.geomspace(0.1, 100.0, num_starts).astype(random.dtype)
+    num_far = round(_FAR_SHARE * num_starts)
+    scale = np.geomspace(*_SCALES, num_starts - num_far)
+    scale = np.concatenate([scale, np.geomspace(*_FAR_SCALES, num_far)]).astype(random.dtype)
     starts = scale[:, None] * random
     if init_position is not None:
         given = np.atleast_2d(np.asarray(init_position, starts.dtype))
@@ -214,6 +218,18 @@ def distinct(
         return Modes(np.zeros((0, dim)), np.zeros((0, dim, dim)), np.zeros(0))
     order = np.argsort(-np.asarray(log_evidence))
     return Modes(np.stack(locs)[order], np.stack(factors)[order], np.asarray(log_evidence)[order])
+
+
+def merged(modes: Modes, others: Modes, max_modes: int = MAX_MODES) -> Modes:
+    """Modes of two looks, each once: ``modes``, and of the others those that are not among them."""
+    dim = modes.loc.shape[1]
+    new = np.ones(len(others.loc), bool)
+    for loc, factor in zip(modes.loc, modes.scale_tril, strict=True):
+        z = np.linalg.solve(factor, (others.loc - loc).T)
+        new &= np.linalg.norm(z, axis=0) >= _SAME_MODE * np.sqrt(dim)
+    both = Modes(*(np.concatenate([a, b[new]]) for a, b in zip(modes, others, strict=True)))
+    order = np.argsort(-both.log_evidence)[:max_modes]
+    return Modes(*(part[order] for part in both))
 
 
 def fall_between(target: Target, points: np.ndarray, loc: np.ndarray) -> np.ndarray:

@@ -8,7 +8,11 @@ from consistent_samplers.diagnostics.distances import (
     sinkhorn,
     wasserstein2,
 )
-from consistent_samplers.diagnostics.exploring import ExplorationCheck, exploration_check
+from consistent_samplers.diagnostics.exploring import (
+    ExplorationCheck,
+    exploration_check,
+    open_directions,
+)
 from consistent_samplers.diagnostics.modes import (
     MISSED_SHARE,
     ModeCoverage,
@@ -61,6 +65,7 @@ __all__ = [
     "mmd",
     "mode_coverage",
     "nearest_mode",
+    "open_directions",
     "pareto_k_threshold",
     "resolution",
     "sign_modes",

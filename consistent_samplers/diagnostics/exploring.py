@@ -7,11 +7,14 @@ and draws around these measure the mass there; tempered particles find mass that
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers.bases import Modes, find_modes
-from consistent_samplers.bases.iterating import folded
+from consistent_samplers.bases.iterating import MAX_DENSE_DIM, folded
 from consistent_samplers.bases.masses import ellipsoid_distances, masses_around
+from consistent_samplers.bases.modes import merged
+from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
@@ -27,6 +30,12 @@ _EXCESS = 1.0
 _MAX_UNCOVERED = 0.05
 
 
+# Distances along a ray, in spreads of the draws: where they are, and far out; and the nats that the
+# mass has to fall by in between.
+_NEAR, _FAR, _FALL = np.array([0.5, 1.0, 2.0, 4.0, 8.0]), 1e6 * np.array([1.0, 1.37, 2.11]), 5.0
+_NUM_OUTERMOST = 8
+
+
 class ExplorationCheck(NamedTuple):
     """What an independent look found that the draws do not show.
 
@@ -39,6 +48,7 @@ class ExplorationCheck(NamedTuple):
       uncovered: share of the particles in places that the sampler hardly reaches, or NaN if not
         looked at; where it is small the excess is the particles' own error.
       missed: ``[num_missed, dim]``, where the missed modes are, or None.
+      num_open: directions along which the density does not fall off (`open_directions`).
 
     Example:
       >>> import consistent_samplers as cs
@@ -53,11 +63,12 @@ class ExplorationCheck(NamedTuple):
     log_z_excess: float
     uncovered: float = math.nan
     missed: Any = None
+    num_open: int = 0
 
     @property
     def passed(self) -> bool:
         """Whether nothing was missed as far as this look can tell."""
-        return self.num_missed == 0 and not self._exceeded
+        return self.num_missed == 0 and self.num_open == 0 and not self._exceeded
 
     @property
     def _exceeded(self) -> bool:
@@ -69,6 +80,11 @@ class ExplorationCheck(NamedTuple):
                 return "Fresh optimiser starts found no mode that holds mass by itself."
             return f"Fresh optimiser starts found {self.num_modes} mode(s), all of them sampled."
         words = []
+        if self.num_open:
+            words.append(
+                f"the density does not fall off along {self.num_open} direction(s), as if there "
+                "were no prior: it has no finite log Z, or none that draws can tell"
+            )
         if self.num_missed:
             words.append(
                 f"{self.num_missed} of {max(self.num_modes, self.num_missed)} modes that fresh "
@@ -80,7 +96,53 @@ class ExplorationCheck(NamedTuple):
                 f"tempered particles put log Z {self.log_z_excess:.1f} nats higher than the sampler"
             )
         found = " and ".join(words)
-        return f"{found[0].upper()}{found[1:]}: the figures stand for the part that was found."
+        return f"{found[0].upper()}{found[1:]}. The figures stand for the part that was found."
+
+
+def open_directions(target: Target, position: Array, log_density: Array) -> np.ndarray:
+    """Directions ``[n, dim]`` along which the mass far out is as large as where the draws are.
+
+    Along a ray from the best draw, by coordinate axes, principal axes of the draws and towards the
+    outermost of them, log density plus log distance tells the mass at each scale. A million times
+    as far out as the draws spread it must have fallen by 5 nats; along a power law it does so from
+    an exponent of 1.4 on.
+
+    Args:
+      target: the target.
+      position: ``[n, dim]``, draws.
+      log_density: ``[n]``, of the target there.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> from consistent_samplers.diagnostics.exploring import open_directions
+      >>> target = cs.Target(lambda x: -0.5 * x[0] ** 2, dim=2)  # flat in the second coordinate
+      >>> x = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> bool(len(open_directions(target, x, jax.vmap(target.log_density)(x))))
+      True
+    """
+    points = np.asarray(position, np.float64)
+    values = np.asarray(log_density, np.float64)
+    centre = points[np.argmax(np.where(np.isnan(values), -np.inf, values))]
+    away = points - np.median(points, axis=0)
+    directions = [away[np.argsort(-(away**2).sum(1))[:_NUM_OUTERMOST]]]
+    if target.dim <= MAX_DENSE_DIM:
+        # Ranks of the coordinates apart from their scales: a heavy tail has no covariance.
+        directions += [np.eye(target.dim), np.linalg.svd(away, full_matrices=False)[2]]
+    along = np.concatenate(directions)
+    length = np.linalg.norm(along, axis=1, keepdims=True)
+    along = np.unique(np.round(along[length[:, 0] > 0] / length[length > 0][:, None], 6), axis=0)
+    along = np.concatenate([along, -along])
+    spread = np.quantile(np.abs(away @ along.T), 0.75, axis=0)
+    distance = spread[:, None] * np.concatenate([_NEAR, _FAR])
+    rays = centre + distance[..., None] * along[:, None]
+    flat = rays.reshape(-1, target.dim).astype(jnp.result_type(float))
+    found = np.asarray(evaluation.values(target.log_density, flat), np.float64)
+    found = np.where(np.isnan(found), -np.inf, found).reshape(distance.shape)
+    with np.errstate(divide="ignore"):
+        mass = found + np.log(distance)
+    near, far = mass[:, : len(_NEAR)].max(1), mass[:, len(_NEAR) :].max(1)
+    is_open: np.ndarray = along[(far > near - _FALL) & np.isfinite(far)]
+    return is_open
 
 
 def exploration_check(
@@ -92,6 +154,7 @@ def exploration_check(
     log_weight: Array | None = None,
     particle_log_z: float = math.nan,
     modes: Modes | None = None,
+    known: Modes | None = None,
     num_starts: int = 512,
 ) -> ExplorationCheck:
     """Compares the mass around modes that fresh optimiser starts find with what draws have there.
@@ -107,6 +170,7 @@ def exploration_check(
       log_weight: ``[n]``, of the draws; they count the same if None.
       particle_log_z: log Z of a tempered SMC, e.g. `bases.Exploration.log_z`, if at hand.
       modes: what `bases.exploration.find_modes` found already; a look from fresh starts if None.
+      known: modes to look around beside those of the fresh starts.
       num_starts: number of starts of that look.
 
     Raises:
@@ -123,6 +187,8 @@ def exploration_check(
     """
     if modes is None:
         modes = find_modes(rng_key, target, num_starts=num_starts)
+    if known is not None:
+        modes = merged(modes, known)
     excess = particle_log_z - log_z
     if not len(modes.loc):
         return ExplorationCheck(0, 0, 0.0, excess)

@@ -41,6 +41,7 @@ REMEDIES = {
     "longer": 'train with effort="full"',
     "more": "draw more samples (num_samples)",
     "other": "train again with another rng_key",
+    "prior": "give every coordinate a proper prior",
     "double": 'compute in double precision (jax.config.update("jax_enable_x64", True))',
     "map": 'sample with method="map"',
     "injective": 'train with network="structured", whose map cannot fold',
@@ -182,7 +183,7 @@ def verdict(
     bad, cautions, wanted = _findings(evidence)
     if exploration is not None and not exploration.passed:
         bad.insert(0, str(exploration))
-        wanted.insert(0, "other")
+        wanted.insert(0, "prior" if exploration.num_open else "other")
     level: Level = "not to be used" if bad else "usable" if cautions else "trusted"
     lines = [*bad, *cautions]
     if not bad:

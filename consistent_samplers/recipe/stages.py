@@ -7,13 +7,14 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
 from consistent_samplers.algorithms import Algorithm, SamplerState, build, calibration
 from consistent_samplers.algorithms.building import choose_optimizer
+from consistent_samplers.algorithms.calibration import Calibration
 from consistent_samplers.algorithms.osds import OSDS
 from consistent_samplers.bases import Base
 from consistent_samplers.bases.base import as_pytree
@@ -21,6 +22,7 @@ from consistent_samplers.bases.iterating import split
 from consistent_samplers.diagnostics import (
     ExplorationCheck,
     exploration_check,
+    open_directions,
     weights_are_reliable,
 )
 from consistent_samplers.estimate import Evidence, evidence
@@ -72,7 +74,7 @@ class Start(NamedTuple):
     modes: Any = None  # that the base was not fitted to
     particle_log_z: float = math.nan
     particles: Any = None
-    known: Any = None  # where modes were found
+    known: Any = None  # all modes that were found
     trained: TrainedSampler | None = None  # what it goes on from
 
 
@@ -113,8 +115,12 @@ def train(
             log_weight=draws.log_weight,
             particle_log_z=start.particle_log_z,
             modes=modes,
+            known=start.known,
         )
-        if found.passed or found.num_missed or start.particles is None:
+        assert draws.log_density is not None
+        num_open = len(open_directions(target, draws.position, draws.log_density))
+        found = found._replace(num_open=num_open)
+        if found.passed or found.num_missed or num_open or start.particles is None:
             return found
         # Nothing but the particles' log Z says so, which may be off itself: where are they?
         some = start.particles[:: max(len(start.particles) // _NUM_PLACED, 1)][:_NUM_PLACED]
@@ -202,16 +208,21 @@ def train(
     samplers = {"distilled": algorithm.sampler(state)} if plan.distillation else {}
     samplers["calibrated"] = algorithm.sampler(calibrated)
     drawn: dict[str, Draws] = {} if draws is None else {"base": draws}
-    try:
-        for name, sampler in samplers.items():
+    for name, sampler in samplers.items():
+        try:
             drawn[name] = sampler.sample(key_check, target, _NUM_CHECK_DRAWS, 1)
             stages[name] = evidence(drawn[name])
-    except ValueError as error:
-        raise TrainingDivergedError(
-            f"The sampler of target {target.name!r} was trained, but its draws cannot be weighed: "
-            f"{error} The trained state is in this error's .result.state.",
-            result if not interrupted else distilled,
-        ) from error
+        except ValueError as error:
+            said = (
+                f"The {name} sampler of target {target.name!r} was trained, but its draws cannot "
+                f"be weighed: {error}"
+            )
+            if not stages:
+                raise TrainingDivergedError(
+                    f"{said} The trained state is in this error's .result.state.",
+                    result if not interrupted else distilled,
+                ) from error
+            warnings.warn(f"{said} The one before is used instead.", stacklevel=3)
     best = _best_stage(stages)
     one_step = {"base": algorithm.sampler(untrained), **samplers}[best]
     ended_early = len(plan.rounds) > 1 and ran <= plan.rounds[0]
@@ -281,7 +292,9 @@ def _mend_tail(
         return result, False
     num = route.TAIL_ITERATIONS
     rate = AnnealedRounds(3e-3, (num,))
-    widened = dataclasses.replace(algorithm.objective, tail_share=0.5, learning_rate=rate)
+    widened: Any = dataclasses.replace(
+        cast(Calibration, algorithm.objective), tail_share=0.5, learning_rate=rate
+    )
     optimizer = choose_optimizer(widened, plan.optimizer)
     mending = dataclasses.replace(algorithm, objective=widened, optimizer=optimizer)
     mended, interrupted = in_rounds(
@@ -304,8 +317,13 @@ def _mend_tail(
 
 def _best_stage(stages: dict[str, Evidence]) -> str:
     """The stage of the best ELBO; the calibrated one where they differ by noise only."""
-    best = max(stages, key=lambda name: float(stages[name].elbo))
+    best = max(stages, key=lambda name: (float(stages[name].elbo), float(stages[name].ess)))
+    if best == "calibrated" or "calibrated" not in stages:
+        return best
     last = stages["calibrated"]
+    if math.isinf(float(stages[best].elbo)):
+        # Draws outside of the support leave no ELBO: the share of effective ones decides.
+        return best
     # On a target that the base already fits, the stages differ by noise only.
     noise = 2.0 * float(last.elbo_stderr) + _SAME_ELBO
     if float(last.elbo) >= float(stages[best].elbo) - noise:

@@ -179,7 +179,7 @@ def train_sampler(
     if found is not None and found.missed is not None and base is None:
         # Two looks disagree: what either of them found goes into another base, once.
         key_base, rng_key = pair(folded(rng_key, 1))
-        known = np.concatenate([found.missed, cold.known])
+        known = np.concatenate([found.missed, cold.known.loc])
         if plan.folder is not None:
             plan = plan._replace(folder=plan.folder / "again")
         cold = _cold_start(key_base, target, None, jax.device_put(known), explore)
@@ -209,4 +209,4 @@ def _cold_start(
     modes = fitted.exploration.modes if fitted.kind == "gaussian" else None
     found = fitted.exploration
     particles = found.particles if len(found.particles) else None
-    return Start(fitted.base, True, modes, found.log_z, particles, known=found.modes.loc)
+    return Start(fitted.base, True, modes, found.log_z, particles, known=found.modes)
