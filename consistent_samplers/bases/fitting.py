@@ -24,6 +24,7 @@ _MINOR = 0.01  # an optimum with a smaller share of the largest one's evidence c
 _DIP = 1.0  # nor does one on the way to which the density falls by less than this, in nats
 _UNSEEN_NATS = 2.0  # by which the particles' log Z must exceed the Gaussian's ELBO to look further
 _NUM_INSIDE = 8  # points inside of the support to start from, where it has to be looked for
+_INSIDE = 0.99  # share of draws inside of the support, below which a flow makes up for nothing
 _FLOW_NATS = 1.0  # by which components of one mode must beat a Gaussian before calibration
 
 
@@ -97,6 +98,8 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
         if num_modes <= 1:
             break
     simple = num_modes <= 1 and not found.log_z > fits["gaussian"].elbo + _UNSEEN_NATS
+    # At an edge the gradients that a Gaussian is fitted by say nothing: particles tell its width.
+    simple &= fits["gaussian"].inside > _INSIDE
     if not simple and target.dim <= MAX_DENSE_DIM:
         bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
         if np.isfinite(found.particles).all():
@@ -107,6 +110,7 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     # The simpler kind where they differ by noise only, or by what a flow makes up for more easily
     # than on several components; not where several modes were seen, of which it may lack one.
     margin = 2.0 * best.elbo_stderr + (_FLOW_NATS if num_modes <= 1 else 0.0)
+    margin = margin if fits["gaussian"].inside > _INSIDE else 0.0
     kind = next((kind for kind in bases if fits[kind].elbo >= best.elbo - margin), "gaussian")
     return FittedBase(bases[kind], kind, fits, found)
 

@@ -23,6 +23,7 @@ class Fit(NamedTuple):
       elbo: of the base alone, in nats.
       elbo_stderr: its standard error.
       ess: share of effective draws of its importance weights.
+      inside: share of draws inside of the support.
 
     Example:
       >>> import consistent_samplers as cs
@@ -33,6 +34,7 @@ class Fit(NamedTuple):
     elbo: float
     elbo_stderr: float
     ess: float
+    inside: float = 1.0
 
 
 def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
@@ -58,12 +60,12 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
     log_weight = value - np.asarray(log_prob, np.float64)
     inside = log_weight[np.isfinite(log_weight)]
     if len(inside) < 2 or np.isposinf(log_weight).any():
-        return Fit(-math.inf, math.inf, 0.0)
+        return Fit(-math.inf, math.inf, 0.0, 0.0)
     weight = np.exp(inside - inside.max())
     stderr = inside.std() / math.sqrt(len(inside))
     ess = weight.sum() ** 2 / (weight**2).sum() / _NUM_JUDGE_DRAWS
-    elbo = inside.mean() + math.log(len(inside) / _NUM_JUDGE_DRAWS)
-    return Fit(float(elbo), float(stderr), float(ess))
+    share = len(inside) / _NUM_JUDGE_DRAWS
+    return Fit(float(inside.mean() + math.log(share)), float(stderr), float(ess), share)
 
 
 @kernel(effort="least")

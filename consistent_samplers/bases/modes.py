@@ -234,6 +234,8 @@ def merged(modes: Modes, others: Modes, max_modes: int = MAX_MODES) -> Modes:
 
 def fall_between(target: Target, points: np.ndarray, loc: np.ndarray) -> np.ndarray:
     """How far the density falls on the way to ``loc``, in nats below the lower end: ``[n]``."""
+    if not len(points):
+        return np.zeros(0)
     part = np.linspace(0.0, 1.0, _NUM_BETWEEN + 2)[:, None]
     line = (1.0 - part) * points[:, None] + part * loc
     flat = line.reshape(-1, target.dim).astype(jnp.result_type(float))

@@ -12,6 +12,7 @@ from consistent_samplers.diagnostics.exploring import (
     ExplorationCheck,
     exploration_check,
     open_directions,
+    share_beyond,
 )
 from consistent_samplers.diagnostics.modes import (
     MISSED_SHARE,
@@ -68,6 +69,7 @@ __all__ = [
     "open_directions",
     "pareto_k_threshold",
     "resolution",
+    "share_beyond",
     "sign_modes",
     "sinkhorn",
     "standard_error_is_reliable",

@@ -16,7 +16,7 @@ from consistent_samplers.bases.masses import ellipsoid_distances, masses_around
 from consistent_samplers.bases.modes import merged
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, PRNGKey
+from consistent_samplers.types import Array, Draws, PRNGKey
 
 # A mode with a smaller share of Z counts as none in words.
 _MIN_SHARE = 0.01
@@ -26,8 +26,11 @@ _MAX_MISSED = 0.01
 _ERRORS_OF_WEIGHTS, _ERRORS_AROUND = 4.0, 3.0
 # Nats by which an independent log Z must exceed the sampler's to say so; it is noisy itself.
 _EXCESS = 1.0
-# Share of particles in places that the sampler weighs far too low, above which it misses them.
-_MAX_UNCOVERED = 0.05
+# Share of particles in places that the sampler hardly reaches, above which it misses them: what
+# a thousand particles tell.
+_MAX_UNCOVERED = 0.1
+# Part of the draws' mass whose weights are so large, and nats that weights elsewhere may exceed it.
+_TOP, _MARGIN = 0.01, 0.5
 
 
 # Distances along a ray, in spreads of the draws: where they are, and far out; and the nats that the
@@ -68,11 +71,15 @@ class ExplorationCheck(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether nothing was missed as far as this look can tell."""
-        return self.num_missed == 0 and self.num_open == 0 and not self._exceeded
+        return not (self.num_missed or self.num_open or self._exceeded or self._beyond)
 
     @property
     def _exceeded(self) -> bool:
         return self.log_z_excess > _EXCESS and not self.uncovered <= _MAX_UNCOVERED
+
+    @property
+    def _beyond(self) -> bool:
+        return self.uncovered > _MAX_UNCOVERED
 
     def __str__(self) -> str:
         if self.passed:
@@ -95,8 +102,35 @@ class ExplorationCheck(NamedTuple):
             words.append(
                 f"tempered particles put log Z {self.log_z_excess:.1f} nats higher than the sampler"
             )
+        if self._beyond:
+            words.append(
+                f"{100 * self.uncovered:.0f} % of tempered particles are where hardly a draw comes"
+            )
         found = " and ".join(words)
         return f"{found[0].upper()}{found[1:]}. The figures stand for the part that was found."
+
+
+def share_beyond(draws: Draws, log_weight: np.ndarray) -> float:
+    """Share of points of the target that lie beyond where a sampler's draws come.
+
+    There their log weights exceed those that 99 % of the draws' mass has by more than half a nat;
+    a point that the sampler cannot reach at all has NaN.
+
+    Args:
+      draws: weighted draws of the sampler.
+      log_weight: ``[n]``, of the points, by `Sampler.log_weight`.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, consistent_samplers as cs
+      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
+      >>> cs.diagnostics.share_beyond(draws, np.array([0.0, 0.0, 5.0, np.nan]))
+      0.49
+    """
+    own = np.sort(np.asarray(draws.log_weight, np.float64))
+    mass = np.cumsum(np.exp(own - own[-1]))
+    top = own[np.searchsorted(mass, (1.0 - _TOP) * mass[-1])]
+    beyond = np.isnan(log_weight) | (log_weight > top + _MARGIN)
+    return max(float(np.mean(beyond)) - _TOP, 0.0)
 
 
 def open_directions(target: Target, position: Array, log_density: Array) -> np.ndarray:

@@ -23,6 +23,7 @@ from consistent_samplers.diagnostics import (
     ExplorationCheck,
     exploration_check,
     open_directions,
+    share_beyond,
     weights_are_reliable,
 )
 from consistent_samplers.estimate import Evidence, evidence
@@ -42,8 +43,10 @@ _NUM_CHECK_DRAWS = 4_096
 _BATCH, _BRIEF_BATCH = 128, 64
 # Share of effective draws from which on a full calibration is not gone on with.
 _EFFECTIVE_ENOUGH = 0.9
-# Particles that are looked up, and nats above log Z from which on a log weight says "uncovered".
-_NUM_PLACED, _UNCOVERED = 256, 3.0
+# Particles that are looked up; nats of excess, and share of effective draws, at which they are.
+_NUM_PLACED, _DOUBT, _UNEVEN = 1_024, 0.25, 0.15
+# Share of a base's draws outside of the support from which on it is not calibrated.
+_MAX_BEYOND = 0.02
 # Share below which it is not the tail alone that is wrong.
 _MENDABLE = 0.1
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
@@ -120,19 +123,23 @@ def train(
         assert draws.log_density is not None
         num_open = len(open_directions(target, draws.position, draws.log_density))
         found = found._replace(num_open=num_open)
-        if found.passed or found.num_missed or num_open or start.particles is None:
+        doubtful = found.num_modes > 1 or found.log_z_excess > _DOUBT or float(worth.ess) < _UNEVEN
+        if start.particles is None or not doubtful:
             return found
-        # Nothing but the particles' log Z says so, which may be off itself: where are they?
-        some = start.particles[:: max(len(start.particles) // _NUM_PLACED, 1)][:_NUM_PLACED]
-        log_weight = np.asarray(sampler.log_weight(key_explore, target, jax.device_put(some), 1))
-        covered = log_weight - float(worth.log_z) <= _UNCOVERED
-        return found._replace(uncovered=float(1.0 - np.mean(covered)))
+        # The particles' log Z may be off itself: where are they?
+        particles = jax.device_put(start.particles[:_NUM_PLACED])
+        there = np.asarray(sampler.log_weight(key_explore, target, particles, 1))
+        return found._replace(uncovered=share_beyond(draws, there))
 
     def base_suffices(worth: Evidence, draws: Draws) -> str | None:
         if plan.effort == "base":
             return "asked for"
         if plan.effort != "auto":
             return None
+        # A NaN here and there is no edge.
+        edge = float(worth.outside or 0.0) - float(worth.undefined or 0.0)
+        if edge > _MAX_BEYOND:
+            return f"{100 * edge:.0f} % of its draws are outside, where calibration learns nothing"
         enough = route.base_is_enough(worth, None, plan.num_samples, cost)
         found = look(base_stage.alone(start.base), draws, worth, start.modes) if enough else None
         return enough if found is None or found.passed else None
