@@ -14,6 +14,7 @@ from consistent_samplers.recipe import TrainedSampler
 
 _MAX_STEPS = 16
 _STEPS = (1, 2, 4, 8, 16)
+_FIGURES = ("elbo", "elbo_stderr", "ess")
 
 
 def run(targets: list[str], num_samples: int, seed: int, output: Path) -> dict[str, Any]:
@@ -55,8 +56,9 @@ def _measured(target: cs.Target, num_samples: int, seed: int) -> list[dict[str, 
     rows: list[dict[str, Any]] = []
 
     def add(sampler: str, num_steps: int, seconds: float, e: Evidence) -> None:
-        figures = ("elbo", "elbo_stderr", "ess", "folded")
-        row = {name: float(getattr(e, name)) for name in figures}
+        row: dict[str, Any] = {name: float(getattr(e, name)) for name in _FIGURES}
+        # The base alone is no map that could fold.
+        row["folded"] = None if e.folded is None else float(e.folded)
         rows.append({"sampler": sampler, "num_steps": num_steps, "seconds": seconds, **row})
 
     def train(max_steps: int) -> tuple[TrainedSampler, float]:

@@ -247,6 +247,9 @@ def test_steps_end_to_end(tmp_path, capsys):
         ("distilled, then calibrated", 1),
     ]
     assert found[3:] == [("distilled", k) for k in (1, 2, 4, 8, 16)]
+    # The base alone is no map that could fold; the maps are, and on these modes they do not.
+    assert [row["folded"] for row in results["rows"][:3]] == [None, 0.0, 0.0]
+    assert all(np.isfinite([row["elbo"], row["ess"]]).all() for row in results["rows"])
     assert (tmp_path / "steps.md").read_text() in capsys.readouterr().out
 
 

@@ -281,12 +281,12 @@ def test_scds_learns_the_affine_flow_in_one_step(self_consistent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_one_step_does_not_run_away_on_the_funnel(seed):
+def test_one_step_does_not_run_away_on_the_funnel():
     target = cs.targets.funnel()
     base = cs.bases.fit_gaussian(KEY, target)
     algorithm = cs.scds(target, base=base)
-    state = cs.fit(jax.random.key(seed), algorithm, 1_200, progress_bar=False).state
+    # Where aims are not clipped, draws are hundreds of thousands away before the 900th iteration.
+    state = cs.fit(KEY, algorithm, 1_000, progress_bar=False).state
     draws = algorithm.sample(KEY, state, 2_000)
     assert np.abs(np.asarray(jax.vmap(base.whiten)(draws.position))).max() < 30.0
 

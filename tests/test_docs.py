@@ -1,6 +1,7 @@
 """Every public name is documented: a docstring with an example, and the arguments it has."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from flax import linen as nn
 
 import consistent_samplers
 from consistent_samplers.algorithms import Constructor
@@ -64,13 +66,13 @@ MODULES = list(public_modules(consistent_samplers))
 NAMES = [(module, name) for module in MODULES for name in public_names(module)]
 OBJECTS = [(m, n) for m, n in NAMES if is_documented_object(getattr(m, n))]
 CONSTANTS = [(m, n) for m, n in NAMES if (m, n) not in OBJECTS]
-# Constants and aliases by the file that defines them.
-BELOW = {
-    name: text
-    for path in (ROOT / consistent_samplers.__name__).rglob("*.py")
-    for name, text in defined_in(path).items()
-    if text
-}
+
+
+def said_below(module: ModuleType) -> dict[str, str]:
+    """What the files of a module, or of a package, say below their constants and aliases."""
+    file = Path(module.__file__)
+    files = file.parent.rglob("*.py") if file.name == "__init__.py" else [file]
+    return {name: text for path in files for name, text in defined_in(path).items() if text}
 
 
 def label(value: Any) -> str:
@@ -82,8 +84,11 @@ def label(value: Any) -> str:
 def test_modules_and_names_were_found():
     found = {label(module) for module in MODULES}
     assert {"types", "targets", "algorithms", "integrations.numpyro"} <= found
-    assert len(OBJECTS) > 100
-    assert len(CONSTANTS) > 10
+    assert found >= INTERNAL
+    assert len(OBJECTS) > 200
+    assert len(CONSTANTS) > 40
+    assert len(WITH_ARGUMENTS) > 50
+    assert len(WITH_FIELDS) > 50
 
 
 def test_names_of_the_package_are_documented_in_their_modules():
@@ -108,7 +113,7 @@ def test_public_name_has_an_example(module, name):
 
 @pytest.mark.parametrize(("module", "name"), CONSTANTS, ids=label)
 def test_constant_is_documented(module, name):
-    assert name in BELOW or re.search(rf"\b{name}\b", module.__doc__), "say below it what it is"
+    assert name in said_below(module), "say below it what it is"
 
 
 def described(value: Any, section: str) -> list[str] | None:
@@ -125,12 +130,13 @@ def settings_of(constructor: Constructor) -> list[str]:
     return list(dict.fromkeys(name for names in own for name in names))
 
 
-@pytest.mark.parametrize(("module", "name"), OBJECTS, ids=label)
+WITH_ARGUMENTS = [(m, n) for m, n in OBJECTS if described(getattr(m, n), "Args") is not None]
+
+
+@pytest.mark.parametrize(("module", "name"), WITH_ARGUMENTS, ids=label)
 def test_documented_arguments_are_those_of_the_signature(module, name):
     value = getattr(module, name)
     documented = described(value, "Args")
-    if documented is None:
-        return
     if isinstance(value, Constructor):
         # What it hands on is documented once, by the class of its settings.
         assert documented[-1] == "**settings"
@@ -139,6 +145,27 @@ def test_documented_arguments_are_those_of_the_signature(module, name):
     parameters = inspect.signature(value).parameters.values()
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     assert documented == [stars.get(p.kind, "") + p.name for p in parameters]
+
+
+def fields_of(value: Any) -> list[str]:
+    """Names of what a dataclass or named tuple is made of, less what linen adds."""
+    if not inspect.isclass(value):
+        return []
+    if dataclasses.is_dataclass(value):
+        own = {"parent", "name"} if issubclass(value, nn.Module) else set()
+        return [f.name for f in dataclasses.fields(value) if f.init and f.name not in own]
+    return list(getattr(value, "_fields", []))
+
+
+WITH_FIELDS = [(m, n) for m, n in OBJECTS if fields_of(getattr(m, n)) and label(m) not in INTERNAL]
+
+
+@pytest.mark.parametrize(("module", "name"), WITH_FIELDS, ids=label)
+def test_every_field_is_documented_by_its_class_or_a_parent(module, name):
+    value = getattr(module, name)
+    sections = [described(c, s) or [] for c in value.__mro__ for s in ("Attributes", "Args")]
+    documented = {field for section in sections for field in section}
+    assert documented == set(fields_of(value))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=label)

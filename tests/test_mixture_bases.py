@@ -388,12 +388,22 @@ def test_heavy_tailed_components_are_normalised_and_inverted():
 
 
 @pytest.mark.slow
-def test_a_mixture_takes_the_tails_of_its_target():
+@pytest.mark.parametrize(
+    "num_particles",
+    [
+        0,
+        pytest.param(
+            2_000, marks=pytest.mark.xfail(reason="tails are tried on the better start alone")
+        ),
+    ],
+)
+def test_a_mixture_takes_the_tails_of_its_target(num_particles):
     def log_density(x):
         return jax.scipy.stats.t.logpdf(x, 2.0).sum()
 
     target = cs.Target(log_density, 5, "t2")
-    fitted = bases.fit_mixture(jax.random.key(0), target)
+    found = bases.explore(KEY, target, num_particles=num_particles)
+    fitted = bases.fit_mixture(KEY, target, exploration=found)
     assert fitted.tail is not None and 0.2 < float(fitted.tail.mean()) < 0.7
     fit = bases.fitting.judge(jax.random.key(1), target, fitted)
     # The Gaussian's ELBO is about -0.2 a coordinate.

@@ -12,8 +12,7 @@ from jax.tree_util import Partial
 
 import consistent_samplers as cs
 from consistent_samplers.diagnostics import ExplorationCheck
-from consistent_samplers.recipe import calibrating, route, training, warm_start
-from consistent_samplers.recipe import stages as recipe
+from consistent_samplers.recipe import base_stage, calibrating, route, training, warm_start
 
 KEY = jax.random.key(0)
 # As many as the recipe compiles its sampler for.
@@ -170,15 +169,15 @@ def test_divergence_keeps_the_last_good_state():
     np.testing.assert_allclose(draws.log_weight, expected, atol=1e-4)
 
 
-def test_draws_that_cannot_be_weighed_do_not_lose_the_training(monkeypatch):
-    def unusable(draws):
-        raise ValueError("NaN in the log weights.")
-
-    monkeypatch.setattr(recipe, "evidence", unusable)
-    with pytest.raises(cs.TrainingDivergedError, match="NaN in the log weights") as caught:
+def test_draws_that_cannot_be_weighed_do_not_lose_the_training():
+    # Infinite at one draw in two thousand: seen among the thousands that are weighed at the end,
+    # not among the few that train.
+    spiked = cs.Target(lambda x: jnp.where(x[0] > 3.3, jnp.inf, -0.5 * x @ x), 2, "spiked")
+    message = r"'spiked' was trained, .* [1-9] of 4096 log weights are NaN or \+inf"
+    with pytest.raises(cs.TrainingDivergedError, match=message) as caught:
         cs.train_sampler(
             KEY,
-            banana(),
+            spiked,
             base=cs.bases.standard_normal(2),
             max_steps=2,
             hidden=(8,),
@@ -232,7 +231,7 @@ def test_calibration_ends_with_the_round_that_is_enough(monkeypatch, tmp_path, f
 
     trained = train()
     ess = float(trained.stages["calibrated"].ess)
-    assert (ess < recipe._EFFECTIVE_ENOUGH) == far
+    assert (ess < 0.9) == far
     history = trained.histories["calibrated"]
     assert history.loss.shape == history.elbo.shape == (30 if far else 20,)
     assert trained.route.name == ("full" if far else "short")
@@ -279,23 +278,14 @@ def test_without_distillation():
         ({"max_steps": 2}, {"distilled": 300, "calibrated": 5}),
     ],
 )
-def test_distillation_is_for_more_steps_than_one(monkeypatch, settings, stages):
-    asked = {}
-
-    def fit_two(rng_key, algorithm, state, num_iterations, folder, **rest):
-        asked[algorithm.name] = num_iterations
-        result, _ = fit_or_keep(rng_key, algorithm, state, 2, folder, **rest)
-        return result, False
-
-    fit_or_keep = calibrating._fit_or_keep
-    monkeypatch.setattr(calibrating, "_fit_or_keep", fit_two)
+def test_distillation_is_for_more_steps_than_one(settings, stages):
     base = cs.bases.standard_normal(2)
     settings = {"hidden": (8,), "num_calibration_iterations": 5, "base": base} | settings
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Calibration did not improve")
         sampler = cs.train_sampler(KEY, banana(), progress_bar=False, **settings)
-    names = {"osds": "distilled", "osds.calibration": "calibrated"}
-    assert {names[name]: num for name, num in asked.items()} == stages
+    ran = {name: len(history.loss) for name, history in sampler.histories.items()}
+    assert ran == stages
     assert list(sampler.stages) == ["base", *stages]
     if "max_steps" not in settings:
         with pytest.raises(ValueError, match="train with more max_steps"):
@@ -331,7 +321,7 @@ def test_a_warm_start_goes_on_late_in_the_schedule(trained):
 
 
 def test_a_warm_start_from_a_base_alone_trains_in_full(trained):
-    alone = recipe.base_stage.alone(trained.base)
+    alone = base_stage.alone(trained.base)
     known = dataclasses.replace(trained, one_step=alone, many_steps=alone)
     algorithm = cs.calibration(
         cs.osds(banana(), base=trained.base, max_steps=1, hidden=(8,), guidance=None)
