@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from consistent_samplers.guard import scheduler_option
+
 Effort: TypeAlias = Literal["full", "less", "least"]
 """What XLA does on CPUs to make code fast: ``"full"`` all; ``"less"`` compiles in three quarters of
 the time to code as fast as far as we measured; ``"least"`` in half of it, to code that takes 1.6
@@ -28,13 +30,37 @@ def as_partial(function: Callable[..., Any]) -> Partial:
 
 
 def compiler_options(effort: Effort) -> dict[str, Any]:
-    """What XLA is told for an effort, on this backend; a flag of the user's wins."""
+    """What XLA is told for an effort, on this backend; a flag of the user's wins.
+
+    Its scheduler as well, where the flags came too late: see `consistent_samplers.guard`.
+    """
     own_flags = os.environ.get("XLA_FLAGS", "")
     return {
         name: value
-        for name, value in _OPTIONS[effort].items()
+        for name, value in (_OPTIONS[effort] | scheduler_option()).items()
         if name not in own_flags and _is_known(name, value, jax.default_backend())
     }
+
+
+def jit(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """``jax.jit`` of a function that a density may be part of, with XLA's scheduler in mind.
+
+    Inside of another transformation it is an ordinary ``jax.jit``: options are for the whole.
+    """
+    plain = jax.jit(function, **settings)
+
+    @functools.cache
+    def guarded() -> Any:
+        options = compiler_options("full") or None
+        return jax.jit(function, compiler_options=options, **settings)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not scheduler_option() or is_traced((args, kwargs)):
+            return plain(*args, **kwargs)
+        return guarded()(*args, **kwargs)
+
+    return call
 
 
 def is_traced(tree: Any) -> bool:

@@ -1,47 +1,59 @@
-"""A guard against a fault of XLA on CPUs that makes some compiled computations wait for ever.
+"""A guard against faults of JAX on CPUs that make some compiled computations wait for ever.
 
-In the versions concerned, the scheduler that runs independent parts of one computation side by side
-may lose a task where several of them call LAPACK (met in NumPyro models with ``LKJCholesky`` on two
-cores). The older scheduler does not. XLA reads its flags when its first backend starts, so that the
-package asks for the older one when it is imported.
+In jaxlib 0.10.0 to 0.11.0 a call of LAPACK for a large batch hands parts of it to the threads that
+XLA computes with, and waits for them; where all of these threads wait like that, none is left to do
+the parts. In 0.11.1 and 0.11.2 the same happens to Fourier transforms. Versions before and after
+these are free of it.
+
+It takes as many such calls side by side as there are threads. XLA's default scheduler brings them
+about within one computation; the one that saves memory runs them one after another, so that the
+package asks for that one when it is imported. XLA reads its flags when its first backend starts:
+where that has happened by then, each of the package's programs is compiled with it instead. What
+this cannot help are several computations at once: from several threads of one process, or on
+several devices that are all one CPU.
 """
 
+import functools
 import os
 import sys
-import warnings
 from importlib import metadata
 
 FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
-"""XLA's flag for the scheduler at fault."""
+"""XLA's flag for the scheduler at fault; the compiler has an option of another name."""
 
-# First version with the fault, and first one without it again. XLA ends the process at a flag that
+_OPTION = "xla_cpu_scheduler_type"
+_SAVES_MEMORY = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+# First version with a fault, and first one without one again. XLA ends the process at a flag that
 # it does not know: all of these know it.
-_FIRST_CONCERNED, _FIRST_MENDED = (0, 8), (0, 12)
+_FIRST_CONCERNED, _FIRST_MENDED = (0, 10), (0, 12)
 
 
 def choose_scheduler() -> None:
-    """Turns the scheduler at fault off, unless a flag of the user's names it.
+    """Turns the scheduler at fault off, unless the user names one or it is too late for flags.
 
-    Warns where a CPU backend runs already and has read its flags.
+    Too late is where a CPU backend runs already and has read its flags; see `scheduler_option`.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if not is_concerned(metadata.version("jaxlib")) or FLAG in flags:
-        return
     # Whether JAX has started a backend, without starting one.
     bridge = sys.modules.get("jax._src.xla_bridge")
-    if "cpu" in getattr(bridge, "_backends", {}):
-        warnings.warn(
-            "JAX was in use before consistent_samplers was imported. With this version of jaxlib a "
-            "density that solves triangular systems or factorises matrices may then wait for ever "
-            f"on CPUs. Import consistent_samplers first, or set XLA_FLAGS=--{FLAG}=false.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    else:
+    if scheduler_option() and "cpu" not in getattr(bridge, "_backends", {}):
+        flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=false".strip()
 
 
+def scheduler_option() -> dict[str, str]:
+    """What the compiler is told for each program: nothing, where the process's flags do."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not _is_installed_concerned() or FLAG in flags or _OPTION in flags:
+        return {}
+    return {_OPTION: _SAVES_MEMORY}
+
+
 def is_concerned(version: str) -> bool:
-    """Whether a version of jaxlib has the fault."""
+    """Whether a version of jaxlib has one of the faults."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return _FIRST_CONCERNED <= (major, minor) < _FIRST_MENDED
+
+
+@functools.cache
+def _is_installed_concerned() -> bool:
+    return is_concerned(metadata.version("jaxlib"))

@@ -23,7 +23,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from consistent_samplers import programs, store
-from consistent_samplers.compilation import Effort, compiler_options, is_traced
+from consistent_samplers.compilation import Effort, compiler_options, is_traced, jit
 
 _Result = TypeVar("_Result")
 
@@ -192,7 +192,7 @@ def _decorate(
             return function(*args, **kwargs, **given)
 
         filled.__name__ = filled.__qualname__ = function.__name__
-        return _keep_few(variants, key, _Variant(filled, given, jax.jit(filled)))
+        return _keep_few(variants, key, _Variant(filled, given, jit(filled)))
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 
 from consistent_samplers.bases import Base
 from consistent_samplers.checks import check_choice, check_integer, check_key
-from consistent_samplers.compilation import as_partial, is_traced
+from consistent_samplers.compilation import as_partial, is_traced, jit
 from consistent_samplers.kernels import kernel
 from consistent_samplers.maps import Control, Identity, Proposal
 from consistent_samplers.schedules import check_num_steps
@@ -333,7 +333,7 @@ def _reverse(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("num_samples", "mesh", "num_steps", "method", "weights", "batch_size")
+    jit, static_argnames=("num_samples", "mesh", "num_steps", "method", "weights", "batch_size")
 )
 def _on_mesh(
     density: Partial,

@@ -6,7 +6,7 @@ import pytest
 from jax.tree_util import Partial
 
 import consistent_samplers as cs
-from consistent_samplers import compilation
+from consistent_samplers import compilation, guard
 from consistent_samplers.compilation import as_partial, compiler_options, is_traced
 
 
@@ -17,7 +17,7 @@ def every_option_known(monkeypatch):
 
 def test_less_effort_is_asked_for_where_it_is_known(monkeypatch, every_option_known):
     # The tests' own flags are left alone by it.
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", f"--{guard.FLAG}=false")
     level = "xla_backend_optimization_level"
     assert compiler_options("full") == {}
     assert compiler_options("less") == {level: 1}
@@ -95,3 +95,23 @@ def test_a_second_training_on_the_same_density_traces_nothing():
     assert traced > 0
     train(1)
     assert len(calls) == traced
+
+
+def test_where_flags_came_too_late_a_density_is_compiled_with_options(monkeypatch):
+    monkeypatch.setattr(compilation, "scheduler_option", lambda: {"xla_cpu_scheduler_type": "X"})
+    monkeypatch.setattr(compilation, "_is_known", lambda *of: True)
+    told = []
+    real = jax.jit
+
+    def recording(function, compiler_options=None, **settings):
+        told.append(compiler_options)
+        return real(function, **settings)
+
+    monkeypatch.setattr(jax, "jit", recording)
+    doubled = compilation.jit(lambda x, *, by: by * x, static_argnames="by")
+    assert doubled(1.5, by=2) == 3.0
+    assert told == [None, {"xla_cpu_scheduler_type": "X"}]
+    # Inside of another transformation options are an error: it is computed without.
+    assert jax.vmap(lambda x: doubled(x, by=2))(jnp.ones(2)).tolist() == [2.0, 2.0]
+    assert real(lambda x: doubled(x, by=2))(1.5) == 3.0
+    assert len(told) == 2

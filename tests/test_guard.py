@@ -1,4 +1,4 @@
-"""The scheduler that may hang is turned off, unless the user says otherwise or it is too late."""
+"""The scheduler that may hang is turned off, unless the user says otherwise."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ concerned = pytest.mark.skipif(
 )
 
 
-def flags_after(statement, **environment):
+def flags_after(statement, printed=False, **environment):
     code = f"import os, warnings\n{statement}\nprint('flags', os.environ.get('XLA_FLAGS', ''))"
     done = subprocess.run(
         [sys.executable, "-W", "always", "-c", code],
@@ -22,7 +22,8 @@ def flags_after(statement, **environment):
         timeout=60,
         check=True,
     )
-    return done.stdout.split("flags ", 1)[1].strip(), done.stderr
+    before, flags = done.stdout.split("flags ", 1)
+    return (before if printed else flags).strip(), done.stderr
 
 
 @concerned
@@ -42,18 +43,28 @@ def test_flags_of_the_user_stay():
 
 
 @concerned
-def test_too_late_is_said_with_the_cure():
+def test_where_flags_came_too_late_each_program_is_told():
     use = "import jax.numpy as jnp; jnp.ones(2) + 1; import consistent_samplers"
+    use += "; from consistent_samplers.compilation import compiler_options"
+    use += "; print([*compiler_options('full')])"
     flags, said = flags_after(use)
-    assert flags == ""
-    assert f"set XLA_FLAGS=--{guard.FLAG}=false" in said
-    # What names it in time is not warned about.
-    assert "RuntimeWarning" not in flags_after(use, XLA_FLAGS=f"--{guard.FLAG}=false")[1]
+    assert flags == "" and "Warning" not in said
+    assert flags_after(use, printed=True)[0].startswith("['xla_cpu_scheduler_type']")
+    named = f"--{guard.FLAG}=true"
+    assert flags_after(use, printed=True, XLA_FLAGS=named)[0].startswith("[]")
+
+
+@concerned
+def test_flags_that_another_package_drops_are_made_up_for(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--{guard.FLAG}=false")
+    assert guard.scheduler_option() == {}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    assert guard.scheduler_option() != {}
 
 
 @pytest.mark.parametrize(
     ("version", "expected"),
-    [("0.7.2", False), ("0.8.0", True), ("0.9.2", True), ("0.10.2", True), ("0.12.0.1", False)],
+    [("0.7.2", False), ("0.9.2", False), ("0.10.2", True), ("0.11.2", True), ("0.12.0.1", False)],
 )
 def test_versions(version, expected):
     assert guard.is_concerned(version) == expected

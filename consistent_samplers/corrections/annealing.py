@@ -12,6 +12,7 @@ from jax.scipy.special import logsumexp
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Component
+from consistent_samplers.compilation import jit
 from consistent_samplers.corrections.latent import weigh_latent
 from consistent_samplers.corrections.reweighting import systematic_indices
 from consistent_samplers.estimate import effective_sample_size
@@ -131,7 +132,7 @@ def annealed(
         return Draws(end.position, total, end.log_density, flow, "lower-if-injective"), rates
 
     keys = jax.random.split(rng_key, num_samples)
-    draws, rates = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
+    draws, rates = jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
     log_z = logsumexp(draws.log_weight) - jnp.log(num_samples)
     return AnnealedDraws(draws, log_z, rates.mean(0))
 
@@ -214,7 +215,7 @@ def resampled_paths(
         carry = (z[index], jax.tree.map(lambda c: c[index], component))
         return (*carry, jnp.where(due, even, log_weight)), effective
 
-    @jax.jit
+    @jit
     def run(key: PRNGKey) -> tuple[Draws, Array]:
         key_base, key_component, key_steps = jax.random.split(key, 3)
         z = jax.random.normal(key_base, (num_samples, base.dim))

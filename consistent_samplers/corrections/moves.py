@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers.checks import check_integer
+from consistent_samplers.compilation import jit
 from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
 
 _Points = TypeVar("_Points", Array, Draws)
@@ -82,7 +83,7 @@ def move(
     num, dim = position.shape
     num_chunks = -(-num * dim // _MAX_FLOATS)
     batch_size = -(-num // num_chunks)
-    run = jax.jit(lambda *inputs: jax.lax.map(one, inputs, batch_size=batch_size))
+    run = jit(lambda *inputs: jax.lax.map(one, inputs, batch_size=batch_size))
     moved, log_rho, rate = run(jax.random.split(rng_key, num), position)
     if isinstance(draws, Draws):
         return dataclasses.replace(draws, position=moved, log_density=log_rho), rate.mean()

@@ -11,6 +11,7 @@ import numpy as np
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.checks import check_integer
+from consistent_samplers.compilation import jit
 from consistent_samplers.maps import Identity
 from consistent_samplers.plotting import style
 from consistent_samplers.recipe import TrainedSampler
@@ -99,7 +100,7 @@ def trajectories(
         return jax.vmap(lambda point: control.base.unwhiten(point, component))(z)
 
     keys = jax.vmap(lambda i: jax.random.fold_in(rng_key, i))(jnp.arange(num_particles))
-    return jax.jit(jax.vmap(one, (None, 0)))(drawing.params, keys)
+    return jit(jax.vmap(one, (None, 0)))(drawing.params, keys)
 
 
 def plot_trajectories(
@@ -178,7 +179,7 @@ def _draw_contours(ax: "Axes", target: Target) -> None:
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     x, y = np.linspace(left, right, _GRID), np.linspace(bottom, top, _GRID)
     points = jnp.asarray(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
-    values = np.asarray(jax.jit(jax.vmap(target.log_density))(points), np.float64)
+    values = np.asarray(jit(jax.vmap(target.log_density))(points), np.float64)
     finite = np.isfinite(values)
     if not finite.any():
         return  # nothing of the target is in view

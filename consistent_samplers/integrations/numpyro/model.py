@@ -19,6 +19,7 @@ from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import constrain_fn, helpful_support_errors, potential_energy
 
+from consistent_samplers.compilation import jit
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target, check_density
@@ -260,7 +261,7 @@ def _fingerprint(functions: _Functions, data: ArrayTree) -> str | None:
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _constrain(functions: _Functions, data: ArrayTree, position: Array) -> Samples:
     def one(x: Array) -> Samples:
         return functions.constrain_sites(data, functions.unravel(x))
