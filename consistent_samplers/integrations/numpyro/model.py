@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-import inspect
 import math
-import pickle
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -19,6 +17,16 @@ from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import constrain_fn, helpful_support_errors, potential_energy
 
+from consistent_samplers.integrations.numpyro.arguments import (
+    Arguments,
+    Call,
+    Opaque,
+    check_arguments,
+    identify,
+    identify_leaf,
+    name_of,
+    split_arrays,
+)
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target, check_density
@@ -26,11 +34,6 @@ from consistent_samplers.types import Array, ArrayTree, PRNGKey
 
 Samples: TypeAlias = dict[str, Array]
 """Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
-
-_Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # a model's arguments
-
-# Arguments whose bytes are all that they are.
-_PLAIN = (np.ndarray, np.generic, jax.Array, bool, int, float, complex, str, bytes)
 
 # Outputs of one chunk of constrained draws held at once: floats (16 MiB), and draws.
 _MAX_CHUNK_FLOATS = 2**22
@@ -49,7 +52,7 @@ class FlatModel:
     target: Target
     functions: "_Functions"
     data: ArrayTree  # arrays of the model's arguments, and its fixed parameters
-    arguments: _Call
+    arguments: Call
     identity: Any  # what these arguments are told apart by, see `identify`
 
     def constrain_sites(self, sites: Samples) -> Samples:
@@ -67,7 +70,7 @@ class FlatModel:
     def digest(self) -> str:
         """Of the data that the density depends on, for the names of files."""
         constants = [leaf for _, _, leaf in self.functions.arguments.rest]
-        told = [_identify_leaf(leaf) for leaf in [*jax.tree.leaves(self.data), *constants]]
+        told = [identify_leaf(leaf) for leaf in [*jax.tree.leaves(self.data), *constants]]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def with_arguments(
@@ -75,7 +78,7 @@ class FlatModel:
     ) -> "FlatModel":
         """The model of other data with the same sites, traced again only where shapes differ."""
         model, (known, fixed) = self.functions.model, self.data
-        constants, arrays = _split((model_args, model_kwargs))
+        constants, arrays = split_arrays((model_args, model_kwargs))
         alike = [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in known]
         if alike and self.functions.arguments == constants and not self.has_changed():
             return _flat_model(self.functions, (arrays, fixed), (model_args, model_kwargs))
@@ -91,26 +94,11 @@ class FlatModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Arguments:
-    """A model's arguments without their arrays: their tree, and the other leaves."""
-
-    structure: Any
-    rest: tuple[tuple[int, type, Any], ...]  # with place, and type since 1 and True are equal
-
-    def join(self, arrays: list[Array]) -> _Call:
-        """The model's arguments, ``(args, kwargs)``."""
-        leaves: list[Any] = list(arrays)
-        for place, _, leaf in self.rest:
-            leaves.insert(place, leaf)
-        return jax.tree.unflatten(self.structure, leaves)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Functions:
     """A model's functions of data and position, comparable: equal ones are compiled once."""
 
     model: Callable[..., Any]
-    arguments: _Arguments
+    arguments: Arguments
     sites: tuple[tuple[str, tuple[int, ...]], ...]  # names and unconstrained shapes of the latent
     trace: str | None = None  # fingerprint of what they compute, see `_fingerprint`
 
@@ -158,7 +146,7 @@ def flatten_model(
     This is ``numpyro.infer.initialize_model`` without its search for a starting point, which
     gives up on a density that is NaN without saying so; our own checks name the cause.
     """
-    _check_arguments(name_of(model), (model_args, model_kwargs))
+    check_arguments(name_of(model), (model_args, model_kwargs))
     trace = _trace(model, model_args, model_kwargs)
     _check_trace(name_of(model), trace)
 
@@ -171,15 +159,15 @@ def flatten_model(
     # Parameters (of neural networks, say) keep their initial values, as under MCMC.
     fixed = {k: s["value"] for k, s in trace.items() if s["type"] in ("param", "mutable")}
     arguments = model_args, model_kwargs
-    constants, arrays = _split(arguments)
+    constants, arrays = split_arrays(arguments)
     functions = _Functions(model, constants, tuple(sites))
     if computed := _fingerprint(functions, (arrays, fixed)):
         functions = dataclasses.replace(functions, trace=computed)
         return _flat_model(functions, (arrays, fixed), arguments)
     # The model looks at its data, to count groups or to choose a branch: they are constants to it.
     leaves, structure = jax.tree.flatten(arguments)
-    rest = _Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
-    functions = _Functions(model, _Arguments(structure, rest), tuple(sites))
+    rest = Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
+    functions = _Functions(model, Arguments(structure, rest), tuple(sites))
     functions = dataclasses.replace(functions, trace=_fingerprint(functions, ([], fixed)))
     return _flat_model(functions, ([], fixed), arguments)
 
@@ -211,33 +199,9 @@ def _trace(
     return found
 
 
-class _Opaque(tuple):
-    """Leaves that are equal to themselves only: arrays and objects compare in ways of their own."""
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    __hash__ = object.__hash__
-
-
-def _flat_model(functions: _Functions, data: ArrayTree, arguments: _Call) -> FlatModel:
+def _flat_model(functions: _Functions, data: ArrayTree, arguments: Call) -> FlatModel:
     target = Target(Partial(functions, data), functions.dim, name_of(functions.model))
     return FlatModel(target, functions, data, arguments, identify(functions.model, *arguments))
-
-
-def _split(arguments: _Call) -> tuple[_Arguments, list[Array]]:
-    """Arguments apart from their arrays, and these."""
-
-    def is_array(leaf: Any) -> bool:
-        numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
-        return numbers or isinstance(leaf, jax.Array)
-
-    leaves, structure = jax.tree.flatten(arguments)
-    rest = tuple((i, type(leaf), leaf) for i, leaf in enumerate(leaves) if not is_array(leaf))
-    arrays = [jnp.asarray(leaf) for leaf in leaves if is_array(leaf)]
-    # Of types as NumPy's arrays have: ``jnp.full(n, 45)`` has a weak one, and compiles anew.
-    arrays = [jnp.asarray(a, a.dtype) if a.weak_type else a for a in arrays]
-    return _Arguments(structure, rest), arrays
 
 
 def _fingerprint(functions: _Functions, data: ArrayTree) -> str | None:
@@ -256,7 +220,7 @@ def _fingerprint(functions: _Functions, data: ArrayTree) -> str | None:
         # Whatever it was: a fault of the model itself is met again, and told, without tracing.
         return None
     # Addresses of functions say nothing.
-    told = re.sub("0x[0-9a-f]+", "", str(trace)), [_identify_leaf(leaf) for leaf in trace.consts]
+    told = re.sub("0x[0-9a-f]+", "", str(trace)), [identify_leaf(leaf) for leaf in trace.consts]
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
@@ -269,20 +233,6 @@ def _constrain(functions: _Functions, data: ArrayTree, position: Array) -> Sampl
     num_floats = sum(math.prod(output.shape) for output in outputs)
     chunk = max(1, min(_MAX_CHUNK, _MAX_CHUNK_FLOATS // max(1, num_floats)))
     return jax.lax.map(one, position, batch_size=chunk)
-
-
-def _check_arguments(name: str, arguments: _Call) -> None:
-    """Raises a TypeError of an argument that the first of several traces would use up."""
-
-    def empties(value: Any) -> bool:
-        return isinstance(value, Iterator)
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arguments, is_leaf=empties):
-        if empties(leaf):
-            raise TypeError(
-                f"Argument {jax.tree_util.keystr(path[1:])} of model {name!r} is an iterator "
-                f"({type(leaf).__name__}), which one use empties: give a list or an array of it."
-            )
 
 
 def _check_trace(name: str, trace: dict[str, Any]) -> None:
@@ -362,43 +312,3 @@ def _impossible_data(model: FlatModel) -> Iterator[str]:
                 f"{(~possible).sum()} of {possible.size} values of the observed site {name!r} lie "
                 f"outside the support of {type(fn).__name__} ({fn.support}). Check the data."
             )
-
-
-def identify(
-    model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-) -> Any:
-    """Structure and content of model arguments, comparable by ``==``.
-
-    Arrays are identified by shape, dtype and a hash of their bytes, never by address; and an
-    argument is the same by position, by name, or as the model's default.
-    """
-    try:
-        bound = inspect.signature(model).bind(*model_args, **model_kwargs)
-        bound.apply_defaults()
-        model_args, model_kwargs = bound.args, bound.kwargs
-    except (TypeError, ValueError):
-        pass  # the model itself will say what is missing
-    leaves, structure = jax.tree.flatten((model_args, model_kwargs))
-    return structure, [_identify_leaf(leaf) for leaf in leaves]
-
-
-def _identify_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, _PLAIN) and not (array := np.asarray(leaf)).dtype.hasobject:
-        return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
-    try:
-        # A table or another container: what it holds, and not where it lies.
-        return type(leaf), hashlib.sha256(pickle.dumps(leaf)).hexdigest()
-    except Exception:  # whatever an object raises that cannot be pickled
-        return leaf
-
-
-def name_of(model: Any) -> str:
-    """Name of the function inside handlers and partials."""
-    while not hasattr(model, "__name__"):
-        inner = getattr(model, "fn", None) or getattr(model, "func", None)
-        if inner is None:
-            return type(model).__name__
-        model = inner
-    return model.__name__
