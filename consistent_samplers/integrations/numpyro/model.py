@@ -83,7 +83,7 @@ class FlatModel:
         if alike and self.functions.arguments == constants and not self.has_changed():
             return _flat_model(self.functions, (arrays, fixed), (model_args, model_kwargs))
         flat = flatten_model(model, model_args, model_kwargs)
-        was, now = (dict(m.functions.sites) for m in (self, flat))
+        was, now = (m.functions.shapes for m in (self, flat))
         if was != now:
             raise ValueError(
                 f"With these arguments model {name_of(model)!r} has the latent sites {now} "
@@ -101,11 +101,17 @@ class _Functions:
     arguments: Arguments
     sites: tuple[tuple[str, tuple[int, ...]], ...]  # names and unconstrained shapes of the latent
     trace: str | None = None  # fingerprint of what they compute, see `_fingerprint`
+    missing: tuple[tuple[str, tuple[int, ...]], ...] = ()  # see `_missing`; by site
 
     @property
     def dim(self) -> int:
         """Number of unconstrained coordinates."""
-        return sum(math.prod(shape) for _, shape in self.sites)
+        return sum(size for _, _, size, _ in self._parts())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Unconstrained shapes of the latent sites, of one with observed entries what varies."""
+        return {name: shape if some is None else (n,) for name, shape, n, some in self._parts()}
 
     def __call__(self, data: ArrayTree, x: Array) -> Array:
         """Log density."""
@@ -120,11 +126,20 @@ class _Functions:
     def unravel(self, x: Array) -> Samples:
         """One position to unconstrained sites; their order is that of their names."""
         sites, begin = {}, 0
-        for name, shape in sorted(self.sites):
-            end = begin + math.prod(shape)
-            sites[name] = x[begin:end].reshape(shape)
-            begin = end
+        for name, shape, size, missing in self._parts():
+            part = x[begin : begin + size]
+            if missing is not None:
+                part = jnp.zeros(math.prod(shape), x.dtype).at[np.array(missing, int)].set(part)
+            sites[name] = part.reshape(shape)
+            begin += size
         return sites
+
+    def _parts(self) -> Iterator[tuple[str, tuple[int, ...], int, tuple[int, ...] | None]]:
+        """Name and shape of each site, how many of its coordinates vary, and which if not all."""
+        some = dict(self.missing)
+        for name, shape in sorted(self.sites):
+            size = len(some[name]) if name in some else math.prod(shape)
+            yield name, shape, size, some.get(name)
 
     def of(self, data: ArrayTree) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """The model with its random sites seeded, and its arguments."""
@@ -160,14 +175,17 @@ def flatten_model(
     fixed = {k: s["value"] for k, s in trace.items() if s["type"] in ("param", "mutable")}
     arguments = model_args, model_kwargs
     constants, arrays = split_arrays(arguments)
-    functions = _Functions(model, constants, tuple(sites))
-    if computed := _fingerprint(functions, (arrays, fixed)):
+    missing = {name: _missing(name_of(model), trace, name, shape) for name, shape in sites}
+    some = tuple((name, index) for name, index in missing.items() if index is not None)
+    functions = _Functions(model, constants, tuple(sites), missing=some)
+    if not some and (computed := _fingerprint(functions, (arrays, fixed))):
         functions = dataclasses.replace(functions, trace=computed)
         return _flat_model(functions, (arrays, fixed), arguments)
-    # The model looks at its data, to count groups or to choose a branch: they are constants to it.
+    # The model looks at its data, to count groups or to choose a branch, or we did, for what is
+    # missing: they are constants to it.
     leaves, structure = jax.tree.flatten(arguments)
     rest = Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
-    functions = _Functions(model, Arguments(structure, rest), tuple(sites))
+    functions = _Functions(model, Arguments(structure, rest), tuple(sites), missing=some)
     functions = dataclasses.replace(functions, trace=_fingerprint(functions, ([], fixed)))
     return _flat_model(functions, ([], fixed), arguments)
 
@@ -190,6 +208,7 @@ def _trace(
         sites = found.values()
         kept = [s["value"] for s in sites if s["type"] in ("param", "mutable")]
         kept += [s["fn"].support for s in sites if s["type"] == "sample" and not s["is_observed"]]
+        kept += [s["fn"] for s in sites if _fills_up(found, s["name"])]
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(kept)):
             return found
     except Exception:  # a model that looks at values, or a fault of it, which is met again
@@ -197,6 +216,41 @@ def _trace(
     found.clear()
     run()
     return found
+
+
+def _fills_up(trace: dict[str, Any], name: str) -> bool:
+    """Whether a site is what ``numpyro.sample(..., obs_mask=)`` fills observed values up with."""
+    site = name.removesuffix("_unobserved")
+    return site != name and f"{site}_observed" in trace and site in trace
+
+
+def _missing(
+    model: str, trace: dict[str, Any], name: str, shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Coordinates of a site of ``obs_mask=`` that stand for missing values; None of other sites.
+
+    Its other coordinates are used nowhere and have no density, so that nothing samples them.
+    """
+    if not _fills_up(trace, name):
+        return None
+    site = fn = trace[name]["fn"]
+    mask: Any = True
+    while fn is not None:  # the innermost mask is that of ``obs_mask=``
+        mask = getattr(fn, "_mask", mask)
+        fn = getattr(fn, "base_dist", None)
+    varies = np.broadcast_to(mask, site.batch_shape)
+    # A coordinate that stays at zero must add nothing: the logarithm of a Jacobian that is one.
+    transform = dist.biject_to(site.support)
+    origin = jnp.zeros(shape)
+    log_det = transform.log_abs_det_jacobian(origin, transform(origin))
+    if np.any(np.where(varies, 0.0, log_det)):
+        raise ValueError(
+            f"Site {name.removesuffix('_unobserved')!r} of model {model!r} has an obs_mask and a "
+            f"distribution on {site.support}, for which the observed entries cannot be left out. "
+            "Give the missing values a site of their own, and put both together in the model."
+        )
+    varies = varies.reshape(varies.shape + (1,) * (len(shape) - varies.ndim))
+    return tuple(np.flatnonzero(np.broadcast_to(varies, shape)).tolist())
 
 
 def _flat_model(functions: _Functions, data: ArrayTree, arguments: Call) -> FlatModel:
@@ -239,12 +293,21 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
     """Raises unless the model's density is continuous and complete, its data numbers."""
     sampled = [s for s in trace.values() if s["type"] == "sample"]
     latent = [s for s in sampled if not s["is_observed"]]
-    for site in sampled:
-        dtype = getattr(site["value"], "dtype", np.dtype(float))
-        if site["is_observed"] and getattr(dtype, "kind", "f") not in "biufcV":
+    for site in (s for s in sampled if s["is_observed"]):
+        value = site["value"]
+        about = f"Observed site {site['name']!r} of model {name!r}"
+        if not isinstance(value, np.ndarray | np.generic | jax.Array | float | int):
             raise TypeError(
-                f"Observed site {site['name']!r} of model {name!r} holds {dtype.type.__name__}, "
-                "not numbers. Encode the data first."
+                f"{about} holds a {type(value).__name__}, and NumPyro takes arrays: give "
+                "jax.numpy.asarray of it."
+            )
+        dtype = getattr(value, "dtype", np.dtype(float))
+        if getattr(dtype, "kind", "f") not in "biufcV":
+            raise TypeError(f"{about} holds {dtype.type.__name__}, not numbers. Encode them first.")
+        if isinstance(value, np.ndarray | np.generic | int) and _overflows(value):
+            raise TypeError(
+                f"{about} holds whole numbers of 2**31 and more, which JAX would wrap around: give "
+                "them as floats."
             )
     for site in latent:
         if isinstance(site["fn"], dist.Delta):
@@ -271,6 +334,15 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
             f"Model {name!r} has no latent site, so there is nothing to sample: every "
             "numpyro.sample in it is observed."
         )
+
+
+def _overflows(value: Any) -> bool:
+    """Whether whole numbers change as JAX takes them over."""
+    value = np.asarray(value)
+    if value.dtype.kind not in "iu" or not value.size:
+        return False
+    limits = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+    return bool(value.max() > limits.max or value.min() < limits.min)
 
 
 def starting_points(rng_key: PRNGKey, model: FlatModel) -> Array:
