@@ -16,6 +16,7 @@ from consistent_samplers.corrections.latent import weigh_latent
 from consistent_samplers.corrections.reweighting import systematic_indices
 from consistent_samplers.estimate import effective_sample_size
 from consistent_samplers.schedules import check_num_steps, time_grid
+from consistent_samplers.targets import rounding
 from consistent_samplers.types import Array, Draws, FlowDiagnostics, PRNGKey
 
 
@@ -132,8 +133,18 @@ def annealed(
 
     keys = jax.random.split(rng_key, num_samples)
     draws, rates = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
+    draws = _mended(draws, algorithm)
     log_z = logsumexp(draws.log_weight) - jnp.log(num_samples)
     return AnnealedDraws(draws, log_z, rates.mean(0))
+
+
+def _mended(draws: Draws, algorithm: Algorithm) -> Draws:
+    """Draws without the constant that single precision adds to their weights."""
+    assert draws.log_weight is not None and draws.log_density is not None
+    density = algorithm.target.log_density
+    shift = rounding.constant(density, draws.position, draws.log_density)
+    weight, value = draws.log_weight + shift, draws.log_density + shift
+    return draws.replace(log_weight=weight, log_density=value) if shift else draws
 
 
 def resampled_paths(
@@ -226,4 +237,5 @@ def resampled_paths(
         return Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower"), effective
 
     draws, effective = run(rng_key)
+    draws = _mended(draws, algorithm)
     return AnnealedDraws(draws, logsumexp(draws.log_weight) - jnp.log(num_samples), effective)

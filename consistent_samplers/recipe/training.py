@@ -20,7 +20,7 @@ from consistent_samplers.recipe.route import EFFORTS, Effort
 from consistent_samplers.recipe.stages import Plan, Start, distillation, train
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.schedules import check_max_steps
-from consistent_samplers.targets import Target
+from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.targets.base import check_density
 from consistent_samplers.types import Array, PRNGKey
 
@@ -193,4 +193,8 @@ def _cold_start(
     # A Gaussian is fitted from starts of its own: the modes that others found are an independent
     # look. A mixture is made of them.
     modes = fitted.exploration.modes if fitted.kind == "gaussian" else None
-    return Start(fitted.base, True, modes, fitted.exploration.log_z)
+    log_z, points = fitted.exploration.log_z, fitted.exploration.particles[:64]
+    if len(points):  # which were weighed in the precision that there is
+        values = evaluation.values(target.log_density, points)
+        log_z += rounding.constant(target.log_density, points, values, warn=False)
+    return Start(fitted.base, True, modes, log_z)
