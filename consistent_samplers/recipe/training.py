@@ -1,5 +1,6 @@
 """The whole recipe with good defaults: fit a base, and train as far as the draws asked for need."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import optax
 
+from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.building import check_base
 from consistent_samplers.bases import Base, fit_base, fit_gaussian, standard_normal
 from consistent_samplers.bases.base import as_pytree
@@ -103,6 +105,7 @@ def train_sampler(
         are none.
       ValueError: the density is NaN, +inf, or zero everywhere it was tried; base or start differ
         from the target in dimension; or a number of iterations, steps or units makes no sense.
+      CheckpointError: ``checkpoint_dir`` cannot be used, or another process trains there.
       TrainingDivergedError: the draws of the trained sampler have no usable weights (the density
         is NaN or +inf where it was not before); carries the trained state.
 
@@ -158,21 +161,22 @@ def train_sampler(
     distillation(target, base or standard_normal(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
-    key_base = split(rng_key)[0]
-    if start is not None:
-        moved = warm_start.moved_base(key_base, target, start) if base is None else base
-        check_base(target, moved)
-        warm = Start(as_pytree(moved), explore and base is None, trained=start)
-        trained = train(rng_key, target, warm, plan._replace(folder=None), begin)
-        short = warm_start.where_it_falls_short(trained, start)
-        if short is None:
-            return trained
-        warnings.warn(
-            f"The warm start on target {target.name!r} {short}: training begins anew.",
-            stacklevel=2,
-        )
-    cold = _cold_start(key_base, target, base, init_position, explore)
-    return train(rng_key, target, cold, plan, begin)
+    with contextlib.nullcontext() if plan.folder is None else checkpoint.reserved(plan.folder):
+        key_base = split(rng_key)[0]
+        if start is not None:
+            moved = warm_start.moved_base(key_base, target, start) if base is None else base
+            check_base(target, moved)
+            warm = Start(as_pytree(moved), explore and base is None, trained=start)
+            trained = train(rng_key, target, warm, plan._replace(folder=None), begin)
+            short = warm_start.where_it_falls_short(trained, start)
+            if short is None:
+                return trained
+            warnings.warn(
+                f"The warm start on target {target.name!r} {short}: training begins anew.",
+                stacklevel=2,
+            )
+        cold = _cold_start(key_base, target, base, init_position, explore)
+        return train(rng_key, target, cold, plan, begin)
 
 
 def _cold_start(
