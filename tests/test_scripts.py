@@ -280,6 +280,22 @@ def test_covariates_need_no_centring():
     check(posterior(model, x, y), (mean[1], np.linalg.inv(precision)[1, 1] ** 0.5, log_z))
 
 
+def test_times_in_seconds_keep_their_digits():
+    """Single precision has steps of 128 seconds there; NumPy's arithmetic in a model has not."""
+    times = 1.7e9 + np.arange(20.0)
+    x = times - times.mean()
+    y = 0.5 * x + np.random.default_rng(0).normal(size=20)
+
+    def model(times, y):
+        slope = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(slope * (times - times.mean()), 1.0), obs=y)
+
+    precision = 1.0 + x @ x
+    log_z = -10 * math.log(2 * math.pi) - 0.5 * math.log(precision)
+    log_z -= 0.5 * (y @ y - (x @ y) ** 2 / precision)
+    check(posterior(model, times, y), (x @ y / precision, precision**-0.5, log_z))
+
+
 def test_many_rows():
     y = (1.5 + np.random.default_rng(0).normal(size=200_000)).astype(np.float32)
     precision, total = 1.0 + len(y), y.sum(dtype=float)
@@ -345,15 +361,23 @@ def test_values_are_mended_where_it_is_needed_and_nowhere_else():
         assert math.isnan(rounding.constant(flat.target.log_density, points, values))
 
 
+def with_constants(big):
+    return lambda x: -0.5 * jnp.sum(x**2) + jnp.sum(big * x[0])
+
+
 def test_a_density_that_fixes_its_types_is_said_to_be_unmeasured():
     def density(x):
         total, _ = jax.lax.scan(lambda c, x: (c + x, None), jnp.zeros((), jnp.float32), x)
         return -0.5 * total**2 - 1e9 + 1e9
 
     points = np.ones((4, 2), np.float32)
-    values = evaluation.values(density, points)
-    with pytest.warns(RuntimeWarning, match="could not be measured"):
-        rounding.mended(density, points, values)
+    big = np.array([1e9, -1e9])
+    for fixed in (density, with_constants(big)):
+        values = evaluation.values(fixed, points)
+        with pytest.warns(RuntimeWarning, match="To have it measured"):
+            assert rounding.mended(fixed, points, values) is values
+    of_jax = with_constants(jnp.asarray(big))
+    np.testing.assert_array_equal(rounding.mended(of_jax, points, values), np.full(4, -1.0))
 
 
 def test_chains_on_the_noise_of_single_precision_say_so():

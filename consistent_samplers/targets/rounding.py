@@ -89,12 +89,13 @@ def _measure(log_density: LogDensityFn, points: Any, values: Any) -> tuple[float
         return 0.0, 0.0
     try:
         exact = _in_double(log_density, np.resize(few, (_NUM_MEASURED, few.shape[1])))[: len(few)]
-    except Exception as error:  # of code that fixes its types, or a device
+    # Code that fixes its types, or has an array of NumPy's, which JAX has met in single precision.
+    except Exception:
         if largest > _TOO_LARGE:
             warnings.warn(
-                f"The log density has terms of {largest:.1g}, whose rounding could not be measured "
-                f"as it cannot be computed in double precision ({type(error).__name__}): log Z "
-                "may be off by a constant.",
+                f"The log density has numbers of {largest:.1g}, and log Z may be off by what "
+                "single precision rounds them by. To have it measured, write the density for any "
+                "precision, with its data as jax.numpy's arrays or as a model's arguments.",
                 RuntimeWarning,
                 stacklevel=4,
             )

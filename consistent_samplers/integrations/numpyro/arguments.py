@@ -20,6 +20,9 @@ from consistent_samplers.types import Array
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """A model's arguments, ``(args, kwargs)``."""
 
+# What rounding may do to numbers, in their standard deviations.
+_MAX_LOST = 1e-3
+
 # Arguments whose bytes are all that they are.
 _PLAIN = (np.ndarray, np.generic, jax.Array, bool, int, float, complex, str, bytes)
 
@@ -35,7 +38,8 @@ class Arguments:
         """The model's arguments, ``(args, kwargs)``."""
         leaves: list[Any] = list(arrays)
         for place, _, leaf in self.rest:
-            leaves.insert(place, leaf)
+            # A copy: JAX knows an array again, in the precision that it has met it in before.
+            leaves.insert(place, leaf.copy() if type(leaf) is np.ndarray else leaf)
         return jax.tree.unflatten(self.structure, leaves)
 
 
@@ -53,7 +57,7 @@ def split_arrays(arguments: Call) -> tuple[Arguments, list[Array]]:
 
     def is_array(leaf: Any) -> bool:
         numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
-        return numbers or isinstance(leaf, jax.Array)
+        return isinstance(leaf, jax.Array) or (numbers and _keeps_its_digits(leaf))
 
     leaves, structure = jax.tree.flatten(arguments)
     rest = tuple((i, type(leaf), leaf) for i, leaf in enumerate(leaves) if not is_array(leaf))
@@ -61,6 +65,20 @@ def split_arrays(arguments: Call) -> tuple[Arguments, list[Array]]:
     # Of types as NumPy's arrays have: ``jnp.full(n, 45)`` has a weak one, and compiles anew.
     arrays = [jnp.asarray(a, a.dtype) if a.weak_type else a for a in arrays]
     return Arguments(structure, rest), arrays
+
+
+def _keeps_its_digits(array: np.ndarray) -> bool:
+    """Whether JAX takes numbers over with what tells them apart: not of times in seconds, say.
+
+    The others stay constants of the model, which may centre them in NumPy, as under MCMC.
+    """
+    taken = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+    if taken.dtype == array.dtype or not array.size:
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = np.nanstd(array)
+        lost = np.abs(array - taken)
+    return not spread > 0.0 or not np.any(lost > _MAX_LOST * spread)
 
 
 def check_arguments(name: str, arguments: Call) -> None:
