@@ -157,8 +157,8 @@ def fit(
     several_hosts = mesh is not None and spans_hosts(mesh)
     # Of several hosts one shows the progress and writes what all of them compute alike.
     first_host = not several_hosts or jax.process_index() == 0
-    keeps = checkpoint_dir is not None and first_host
-    with checkpoint.reserved(checkpoint_dir) if keeps else contextlib.nullcontext():
+    folder = checkpoint_dir if first_host else None
+    with contextlib.nullcontext() if folder is None else checkpoint.reserved(folder):
         if checkpoint_dir is not None:
             identity = _identity(rng_key, algorithm, state)
             if checkpoint.exists(checkpoint_dir):

@@ -3,6 +3,7 @@
 Both keep E[w] = Z whatever the sampler, and need its control rather than its draws alone.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -133,18 +134,17 @@ def annealed(
 
     keys = jax.random.split(rng_key, num_samples)
     draws, rates = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
-    draws = _mended(draws, algorithm)
-    log_z = logsumexp(draws.log_weight) - jnp.log(num_samples)
-    return AnnealedDraws(draws, log_z, rates.mean(0))
+    return _mended(draws, rates.mean(0), algorithm)
 
 
-def _mended(draws: Draws, algorithm: Algorithm) -> Draws:
-    """Draws without the constant that single precision adds to their weights."""
-    assert draws.log_weight is not None and draws.log_density is not None
-    density = algorithm.target.log_density
-    shift = rounding.constant(density, draws.position, draws.log_density)
-    weight, value = draws.log_weight + shift, draws.log_density + shift
-    return draws.replace(log_weight=weight, log_density=value) if shift else draws
+def _mended(draws: Draws, acceptance: Array, algorithm: Algorithm) -> AnnealedDraws:
+    """Draws without the constant that single precision adds to their weights, and log Z."""
+    weight, value = draws.log_weight, draws.log_density
+    assert weight is not None and value is not None
+    if shift := rounding.constant(algorithm.target.log_density, draws.position, value):
+        weight = weight + shift
+        draws = dataclasses.replace(draws, log_weight=weight, log_density=value + shift)
+    return AnnealedDraws(draws, logsumexp(weight) - jnp.log(len(weight)), acceptance)
 
 
 def resampled_paths(
@@ -237,5 +237,4 @@ def resampled_paths(
         return Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower"), effective
 
     draws, effective = run(rng_key)
-    draws = _mended(draws, algorithm)
-    return AnnealedDraws(draws, logsumexp(draws.log_weight) - jnp.log(num_samples), effective)
+    return _mended(draws, effective, algorithm)

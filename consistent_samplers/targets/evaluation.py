@@ -113,8 +113,8 @@ def numbers(log_density: LogDensityFn, dim: int) -> Iterator[Any]:
     density = as_partial(log_density)
     yield from (leaf for leaf in jax.tree.leaves(density) if _is_number(leaf))
     point = jax.ShapeDtypeStruct((dim,), jnp.zeros(0).dtype)
-    # As it was traced for its values.
-    yield from _constants(_one_point(jax.tree.structure(density)).trace(density, point).jaxpr)
+    traced: Any = _one_point(jax.tree.structure(density))  # once, as for its values
+    yield from _constants(traced.trace(density, point).jaxpr)
 
 
 def _constants(jaxpr: Any) -> Iterator[Any]:
