@@ -124,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = _command(commands, "notebooks", "the notebooks in full, and how long they take")
     sub.add_argument("--names", nargs="+", help="notebooks, without .ipynb")
     sub.add_argument("--folder", type=Path, default=_COPIES, help="folder for executed copies")
+    sub = _command(commands, "field", "models and densities as users bring them, against the truth")
+    sub.add_argument("--names", nargs="+", help="cases; all if left out")
+    sub.add_argument("--folder", type=Path, help="folder of the cases")
+    sub.add_argument("--limit", type=float, default=600.0, help="seconds of a case")
+    sub.add_argument("--seed", type=int, help="of every case, instead of its own")
     _add_first(commands)
     _add_speed(commands)
     return parser

@@ -157,13 +157,16 @@ def _combine(sums: _Sums, top: np.ndarray, bound: Any) -> Evidence:
         elbo = float((sums.num * means).sum() / num)
         deviation = float((sums.deviation + sums.num * (means - elbo) ** 2).sum())
         elbo_stderr = math.sqrt(deviation / (num - 1) / num)
+    k, log_beyond = estimate.judge_tail(jnp.asarray(top[1:]), jnp.asarray(top[0]))
+    unseen = math.exp(float(log_beyond) - largest) / weights
     return Evidence(
         log_z=jnp.asarray(largest + math.log(weights / num)),
-        log_z_stderr=jnp.asarray(math.sqrt(relative_variance / num)),
+        log_z_stderr=jnp.asarray(math.hypot(math.sqrt(relative_variance / num), 2.0 * unseen)),
         elbo=jnp.asarray(elbo),
         elbo_stderr=jnp.asarray(elbo_stderr),
         ess=jnp.asarray(ess),
-        pareto_k=estimate.tail_index(jnp.asarray(top[1:]), jnp.asarray(top[0])),
+        pareto_k=k,
+        unseen=jnp.asarray(unseen),
         bound=bound,
         num_samples=num,
     )

@@ -86,40 +86,54 @@ def make_evidence(**changes) -> Evidence:
 
 
 @pytest.mark.parametrize(
-    ("changes", "parts"),
+    ("changes", "level", "parts"),
     [
-        ({}, ["can be trusted", "modes that no sample reaches"]),
-        ({"bound": "heuristic"}, ["neither figure bounds log Z", 'method="map" or "path"']),
-        ({"folded": 0.25}, ["folds at 25 %", "may exceed log Z"]),
-        ({"folded": 0.0, "round_trip_error": 0.01}, ["can be trusted"]),
-        ({"folded": 0.0, "round_trip_error": 1.0}, ["not inverted", "may exceed"]),
-        ({"folded": 0.0, "round_trip_error": jnp.inf}, ["not inverted"]),
-        ({"pareto_k": 0.9}, ["Pareto k 0.90", "probably too low", "richer base"]),
-        ({"pareto_k": 0.6}, ["can be used", "Pareto k 0.60", "rather too low"]),
-        ({"pareto_k": 0.6, "ess": 0.995}, ["can be used", "many of its standard errors"]),
-        ({"pareto_k": 0.6, "ess": 0.9995}, ["can be trusted"]),
-        ({"pareto_k": 0.6, "num_samples": 150}, ["above 0.54 for 150"]),
+        ({}, "trusted", ["can be trusted", "modes that no sample reaches"]),
+        (
+            {"bound": "heuristic"},
+            "not to be used",
+            ["neither figure bounds log Z", 'method="map"'],
+        ),
+        ({"folded": 0.25}, "not to be used", ["folds at 25 %", "may exceed log Z"]),
+        ({"folded": 0.0, "round_trip_error": 0.01}, "trusted", ["can be trusted"]),
+        ({"folded": 0.0, "round_trip_error": 1.0}, "not to be used", ["not inverted", "exceed"]),
+        ({"folded": 0.0, "round_trip_error": jnp.inf}, "not to be used", ["not inverted"]),
+        ({"pareto_k": 0.9, "unseen": 0.1}, "not to be used", ["Pareto k 0.90", "too low"]),
+        ({"pareto_k": 0.6, "unseen": 0.03}, "not to be used", ["3 % of Z"]),
+        (
+            {"pareto_k": 0.6, "unseen": 0.004},
+            "usable",
+            ["can be used", "Pareto k 0.60", "wider", "0.4 % of Z"],
+        ),
+        # What little such a tail hides changes no interval.
+        ({"pareto_k": 0.6, "unseen": 0.0001}, "trusted", ["can be trusted"]),
+        ({"pareto_k": 0.6, "unseen": 0.01, "num_samples": 150}, "not to be used", ["above 0.54"]),
         (
             {"pareto_k": jnp.inf, "num_samples": 20},
-            ["too little of the weights' tail", "few hundred"],
+            "not to be used",
+            ["too little of the weights' tail", "draw more samples"],
         ),
-        ({"pareto_k": jnp.nan}, ["not numbers"]),
-        ({"ess": 0.01}, ["Only about 20 of 2000", "draw more samples"]),
+        ({"pareto_k": jnp.nan}, "not to be used", ["not numbers"]),
+        ({"ess": 0.01}, "not to be used", ["Only about 20 of 2000", "draw more samples"]),
+        ({"outside": 0.4}, "trusted", ["40 % of the samples lie outside"]),
+        ({"outside": 0.4, "undefined": 0.1}, "usable", ["NaN at 10 %"]),
     ],
 )
-def test_verdict(changes, parts):
-    text = verdict(make_evidence(**changes))
+def test_verdict(changes, level, parts):
+    found = verdict(make_evidence(**changes))
+    assert found.level == level
     for part in parts:
-        assert part in text
-    # What the words complain of is what fails the run, and nothing else is.
-    assert is_trustworthy(make_evidence(**changes)) == ("can be trusted" in text)
-    assert not text[0].islower() and text.endswith(".") and "  " not in text
+        assert part in str(found)
+    assert is_trustworthy(make_evidence(**changes)) == (level != "not to be used")
+    for line in found.words.splitlines():
+        assert not line[0].islower() or line.startswith("log Z")
+        assert line.endswith(".") and "  " not in line
 
 
 def test_verdict_joins_findings_without_repeating():
-    text = verdict(make_evidence(folded=0.1, round_trip_error=3.0, pareto_k=1.2, ess=0.001))
+    text = str(verdict(make_evidence(folded=0.1, round_trip_error=3.0, pareto_k=1.2, ess=0.001)))
     assert text.count("may exceed log Z") == 1
-    assert "Pareto k 1.20" in text and "only about 2 of 2000" in text
+    assert "Pareto k 1.20" in text and "nly about 2 of 2000" in text
     assert text.count("To improve:") == 1
 
 
@@ -128,7 +142,7 @@ def test_verdict_says_what_was_seen_from_outside():
     seen = missed._replace(num_missed=0, missed_share=0.0)
     evidence = make_evidence()
     assert is_trustworthy(evidence, seen) and not is_trustworthy(evidence, missed)
-    assert verdict(evidence, missed).startswith("1 of 2 modes found by fresh optimiser starts")
-    text = verdict(evidence, seen)
+    assert verdict(evidence, missed).words.startswith("1 of 2 modes found by fresh optimiser")
+    text = verdict(evidence, seen).words
     assert text.endswith("found 2 mode(s), all of them sampled.")
     assert "no sample reaches" not in text

@@ -91,7 +91,7 @@ def test_large_offsets_keep_float32_digits():
     log_weight = np.round(normal_log_weight(2, SIZE, 0.0, 1.0) * 256) / 256
     base, shifted = evidence(make_draws(log_weight)), evidence(make_draws(log_weight + 4096.0))
     assert shifted.ess == base.ess and shifted.pareto_k == base.pareto_k
-    assert shifted.log_z_stderr == base.log_z_stderr
+    np.testing.assert_allclose(shifted.log_z_stderr, base.log_z_stderr, rtol=1e-4)
     assert abs(shifted.log_z - 4096.0 - base.log_z) < 1e-3
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from consistent_samplers.bases import iterating
 from consistent_samplers.bases.iterating import MAX_DENSE_DIM, Evaluated, affordable, evaluated
+from consistent_samplers.bases.masses import weighed
 from consistent_samplers.bases.modes import (
     NUM_STARTS,
     Modes,
@@ -46,7 +47,8 @@ class Exploration(NamedTuple):
     """What a look around found.
 
     Attributes:
-      modes: optima; there may be none.
+      modes: optima; there may be none. The evidence of several is the mass around each, measured
+        by draws.
       particles: ``[num_particles, dim]``, of a tempered SMC that ended at the target; none above
         200 dimensions or for very expensive densities.
       log_z: its estimate of log Z in nats, or NaN without particles.
@@ -93,13 +95,14 @@ def explore(
       >>> found.modes.loc.round(2).tolist(), found.particles.shape
       ([[1.0]], (200, 1))
     """
-    key_modes, key_particles, key_again, *_ = iterating.split(rng_key)
+    key_modes, key_particles, key_again, key_weigh, _ = iterating.split(rng_key)
     modes = find_modes(key_modes, target, init_position=init_position, num_starts=num_starts)
     if target.dim > MAX_DENSE_DIM or num_particles == 0:
+        modes = weighed(key_weigh, target, modes)
         return Exploration(modes, np.zeros((0, target.dim)), math.nan)
     particles, log_z = tempered_particles(key_particles, target, modes, num_particles=num_particles)
     if not len(particles):
-        return Exploration(modes, particles, log_z)
+        return Exploration(weighed(key_weigh, target, modes), particles, log_z)
     # Again from where the particles are, and around what was found at its own scale: the modes,
     # half of the rest particles, the others wide.
     num_starts, num_iterations = climb_size(target, num_starts)
@@ -114,7 +117,7 @@ def explore(
     starts = np.concatenate([known, chosen, wide])
     step = np.full(num_starts, np.linalg.norm(scale) / math.sqrt(target.dim), loc.dtype)
     found = distinct(target, *climb(target, starts, step, num_iterations))
-    return Exploration(found, particles, log_z)
+    return Exploration(weighed(key_weigh, target, found), particles, log_z)
 
 
 class _Level(NamedTuple):

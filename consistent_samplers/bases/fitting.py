@@ -110,14 +110,16 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
 
 
 def _num_separate(target: Target, modes: Modes) -> int:
-    """Optima of some evidence between which and the best one the density dips.
+    """Optima that together hold nearly all, and between which and the best one the density dips.
 
     Optimisers end in many places along a ridge or a flat neck, all of them in one mode.
     """
-    evidence = modes.log_evidence
-    loc = modes.loc[evidence > evidence.max(initial=-np.inf) + math.log(_MINOR)]
-    if len(loc) <= 1:
-        return len(loc)
+    if len(modes.loc) <= 1:
+        return len(modes.loc)
+    # The best first: what is left out has a hundredth of the mass, however many they are.
+    mass = np.exp(modes.log_evidence - modes.log_evidence[0])
+    rest = mass.sum() - np.cumsum(mass)
+    loc = modes.loc[: 1 + int(np.sum(rest > _MINOR * mass.sum()))]
     return 1 + int(np.sum(fall_between(target, loc[1:], loc[0]) > _DIP))
 
 

@@ -46,8 +46,8 @@ def fit_mixture(
 ) -> MixtureBase:
     """A mixture of Gaussians for a target of several modes; their number is found.
 
-    Two starts: Laplace approximations at the distinct optima, weighted by their evidence, and a
-    mixture fitted to tempered particles by EM, its number of components by BIC. Weights, means
+    Two starts: Laplace approximations at the distinct optima, weighted by their evidence (mass by
+    draws, from `explore`), and a mixture fitted to tempered particles by EM, its number of components by BIC. Weights, means
     and covariances of each are then trained by the reparametrised, stratified reverse KL with path
     gradients (Roeder et al., 2017), and the better ELBO wins. A density whose iterations would take
     more than 40 Gflop gets fewer, 100 at least.

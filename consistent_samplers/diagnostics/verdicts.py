@@ -1,18 +1,13 @@
-"""A plain-language verdict on an ``Evidence``, and a look for modes that its sampler missed.
-
-Nothing computed from a sampler's own draws tells that it misses modes. Fresh optimiser starts can,
-where modes have basins, and tempered particles can, where their evidence is larger.
-"""
+"""What an ``Evidence`` is worth, in one of three levels and in words."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from consistent_samplers.bases import Modes, find_modes
+from consistent_samplers.diagnostics.exploring import ExplorationCheck
 from consistent_samplers.estimate import Evidence
-from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, PRNGKey
 
 MIN_EFFECTIVE = 100
 """Effective samples below which the estimates are called noisy."""
@@ -29,15 +24,49 @@ EVEN_ESS = 0.99
 NEARLY_EXACT_ESS = 0.999
 """The same for the standard error of log Z: the tail of such weights is close to rounding."""
 
+SMALL_UNSEEN, MAX_UNSEEN = 0.002, 0.02
+"""Part of Z that the weights' tail may hide (`Evidence.unseen`): up to the first, weights are
+reliable whatever their Pareto k; beyond the second, no interval is widened enough for it."""
+
 MAX_RESOLUTION = 0.05
 """Nats of floating-point resolution of log Z above which it is the limit of what can be said."""
 
-# A mode with a smaller share of Z is not missed, only rare.
-_MIN_SHARE = 0.01
-# Missed: draws near it are fewer than this part of what its Laplace evidence lets expect.
-_MISSED = 0.1
-# Nats by which an independent log Z must exceed the sampler's to say so; it is noisy itself.
-_EXCESS = 1.0
+MAX_OUTSIDE = 0.01
+"""Share of samples outside the support above which it is worth a line."""
+
+Level: TypeAlias = Literal["trusted", "usable", "not to be used"]
+"""How far numbers can be relied on: as they are, with wider intervals, or not."""
+
+REMEDIES = {
+    "longer": 'train with effort="full"',
+    "more": "draw more samples (num_samples)",
+    "other": "train again with another rng_key",
+    "double": 'compute in double precision (jax.config.update("jax_enable_x64", True))',
+    "map": 'sample with method="map"',
+    "injective": 'train with network="structured", whose map cannot fold',
+}
+"""What can be done about findings; a sampler that knows better gives its own (see `verdict`)."""
+
+
+class Verdict(NamedTuple):
+    """What numbers are worth.
+
+    Attributes:
+      level: ``"trusted"``; ``"usable"``, with intervals that are wider for it; or ``"not to be
+        used"``.
+      words: the findings, a line each, and what to do about them.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> print(cs.diagnostics.Verdict("trusted", "All is well."))
+      trusted: All is well.
+    """
+
+    level: Level
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.words}"
 
 
 def pareto_k_threshold(num_samples: int) -> float:
@@ -54,8 +83,9 @@ def pareto_k_threshold(num_samples: int) -> float:
 def weights_are_reliable(evidence: Evidence) -> bool:
     """Whether the importance weights support a correction of the draws.
 
-    They do if Pareto k is at most `pareto_k_threshold`, or at least `EVEN_ESS` of the samples are
-    effective.
+    They do if their tail hides at most `MAX_UNSEEN` of Z, and Pareto k is at most
+    `pareto_k_threshold`, the tail hides next to nothing (`SMALL_UNSEEN`), or at least `EVEN_ESS` of
+    the samples are effective.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -63,16 +93,20 @@ def weights_are_reliable(evidence: Evidence) -> bool:
       >>> cs.diagnostics.weights_are_reliable(cs.evidence(draws))
       True
     """
-    threshold = pareto_k_threshold(evidence.num_samples)
-    return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= EVEN_ESS
+    k, unseen = float(evidence.pareto_k), _unseen(evidence)
+    if not unseen <= MAX_UNSEEN or not math.isfinite(k):
+        return False
+    light = k <= pareto_k_threshold(evidence.num_samples)
+    small = evidence.unseen is not None and unseen <= SMALL_UNSEEN
+    return light or small or float(evidence.ess) >= EVEN_ESS
 
 
 def standard_error_is_reliable(evidence: Evidence) -> bool:
-    """Whether log Z can be taken with its standard error.
+    """Whether log Z can be taken with its standard error, as it is.
 
-    It can if Pareto k is at most `FINITE_VARIANCE_K` (and `pareto_k_threshold`), or at least
-    `NEARLY_EXACT_ESS` of the samples are effective. Above that k the variance of the weights is
-    infinite, and their mean converges slowly and from below.
+    It can if the weights have a variance, that is, Pareto k is at most `FINITE_VARIANCE_K` (and
+    `pareto_k_threshold`); if what their tail hides is well below the sampling error; or if at least
+    `NEARLY_EXACT_ESS` of the samples are effective.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -80,8 +114,17 @@ def standard_error_is_reliable(evidence: Evidence) -> bool:
       >>> cs.diagnostics.standard_error_is_reliable(cs.evidence(draws))
       False
     """
-    threshold = min(FINITE_VARIANCE_K, pareto_k_threshold(evidence.num_samples))
-    return float(evidence.pareto_k) <= threshold or float(evidence.ess) >= NEARLY_EXACT_ESS
+    if not weights_are_reliable(evidence):
+        return False
+    k, stderr = float(evidence.pareto_k), float(evidence.log_z_stderr)
+    light = k <= min(FINITE_VARIANCE_K, pareto_k_threshold(evidence.num_samples))
+    # Of the squared standard error a fifth, half the sampling error.
+    small = evidence.unseen is not None and (2.0 * _unseen(evidence)) ** 2 <= 0.2 * stderr**2
+    return light or small or float(evidence.ess) >= NEARLY_EXACT_ESS
+
+
+def _unseen(evidence: Evidence) -> float:
+    return 0.0 if evidence.unseen is None else float(evidence.unseen)
 
 
 def resolution(evidence: Evidence) -> float:
@@ -97,114 +140,8 @@ def resolution(evidence: Evidence) -> float:
     return float(np.finfo(log_z.dtype).eps * abs(log_z))
 
 
-class ExplorationCheck(NamedTuple):
-    """What an independent look found that the draws do not show.
-
-    Attributes:
-      num_modes: modes found with at least 1 % of Z by their Laplace evidence.
-      num_missed: those that the draws hardly reach.
-      missed_share: Laplace evidence of the missed modes relative to the sampler's Z; may exceed 1.
-      log_z_excess: log Z of tempered particles above the sampler's in nats, or NaN if not given.
-
-    Example:
-      >>> import consistent_samplers as cs
-      >>> check = cs.diagnostics.ExplorationCheck(2, 1, missed_share=1.0, log_z_excess=float("nan"))
-      >>> print(check.passed, check)  # doctest: +ELLIPSIS
-      False 1 of 2 modes found by fresh optimiser starts are hardly sampled; by their ...
-    """
-
-    num_modes: int
-    num_missed: int
-    missed_share: float
-    log_z_excess: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing was missed as far as this look can tell."""
-        return self.num_missed == 0 and not self.log_z_excess > _EXCESS
-
-    def __str__(self) -> str:
-        if self.passed:
-            if not self.num_modes:
-                return "Fresh optimiser starts found no mode that holds mass by itself."
-            return f"Fresh optimiser starts found {self.num_modes} mode(s), all of them sampled."
-        words = []
-        if self.num_missed:
-            words.append(
-                f"{self.num_missed} of {self.num_modes} modes found by fresh optimiser starts are "
-                f"hardly sampled; by their Laplace evidence they hold {self.missed_share:.2g} "
-                "times the mass that the sampler found"
-            )
-        if self.log_z_excess > _EXCESS:
-            words.append(
-                f"tempered particles put log Z {self.log_z_excess:.1f} nats higher than the sampler"
-            )
-        found = " and ".join(words)
-        return (
-            f"{found[0].upper()}{found[1:]}. The figures stand for the part that was found: train "
-            "again with another rng_key, init_position at the missed places, or a base that covers "
-            "them."
-        )
-
-
-def exploration_check(
-    rng_key: PRNGKey,
-    target: Target,
-    position: Array,
-    log_z: float,
-    *,
-    particle_log_z: float = math.nan,
-    modes: Modes | None = None,
-    num_starts: int = 512,
-) -> ExplorationCheck:
-    """Compares draws with modes that fresh optimiser starts find.
-
-    Args:
-      rng_key: key of the starts; take another than the one the sampler was trained with.
-      target: the target.
-      position: ``[n, dim]``, draws that follow the sampler (corrected or not).
-      log_z: the sampler's estimate of log Z, in nats.
-      particle_log_z: log Z of a tempered SMC, e.g. `bases.Exploration.log_z`, if at hand.
-      modes: what `bases.exploration.find_modes` found already; a look from fresh starts if None.
-      num_starts: number of starts of that look.
-
-    Raises:
-      ValueError: the density is NaN, +inf, or zero at every start.
-
-    Example:
-      >>> import jax, consistent_samplers as cs
-      >>> target = cs.Target(lambda x: -(((x[0] ** 2) - 4.0) ** 2), dim=1)  # wells at ±2
-      >>> key = jax.random.key(0)
-      >>> right = 2.0 + 0.25 * jax.random.normal(key, (200, 1))
-      >>> check = cs.diagnostics.exploration_check(key, target, right, -0.8, num_starts=16)
-      >>> check.num_modes, check.num_missed, check.passed
-      (2, 1, False)
-    """
-    if modes is None:
-        modes = find_modes(rng_key, target, num_starts=num_starts)
-    heavy = modes.log_evidence > log_z + math.log(_MIN_SHARE)
-    modes = Modes(*(part[heavy] for part in modes))
-    # Of a folded sampler log Z may be off by any amount.
-    share = np.exp(np.minimum(modes.log_evidence - log_z, 600.0))
-    points = np.asarray(position, np.float64)
-    # Six standard deviations beyond the mean of a chi-square of dim degrees: modes are not normal.
-    radius = points.shape[1] + 6.0 * math.sqrt(2.0 * points.shape[1])
-    observed = []
-    for loc, factor in zip(modes.loc, modes.scale_tril, strict=True):
-        z = np.linalg.solve(factor, (points - loc).T)
-        observed.append(np.mean((z**2).sum(0) < radius))
-    missed = np.asarray(observed) < _MISSED * np.minimum(share, 1.0)
-    num_missed, missed_share = int(missed.sum()), float(share[missed].sum())
-    return ExplorationCheck(len(share), num_missed, missed_share, particle_log_z - log_z)
-
-
 def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = None) -> bool:
-    """Whether every diagnostic passes: then log Z and its standard error can be taken as they are.
-
-    The weights are no heuristic and have a variance (`standard_error_is_reliable`), at least
-    `MIN_EFFECTIVE` samples are effective, the map does not fold and is inverted within
-    `MAX_ROUND_TRIP_ERROR`, and `exploration_check`, if it was made, found nothing missing. Numbers
-    of the size of log Z are resolved to `MAX_RESOLUTION`.
+    """Whether the numbers can be relied on: `verdict` is ``"trusted"`` or ``"usable"``.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -212,114 +149,113 @@ def is_trustworthy(evidence: Evidence, exploration: ExplorationCheck | None = No
       >>> cs.diagnostics.is_trustworthy(cs.evidence(draws))
       False
     """
-    folded, error = _folds_and_error(evidence)
-    return (
-        resolution(evidence) <= MAX_RESOLUTION
-        and evidence.bound != "heuristic"
-        and standard_error_is_reliable(evidence)
-        and float(evidence.ess) * evidence.num_samples >= MIN_EFFECTIVE
-        and folded == 0.0
-        and not error > MAX_ROUND_TRIP_ERROR
-        and (exploration is None or exploration.passed)
-    )
+    return verdict(evidence, exploration).level != "not to be used"
 
 
-def verdict(evidence: Evidence, exploration: ExplorationCheck | None = None) -> str:
-    """What the numbers are worth and what to try: the findings, then the remedies, in a paragraph.
+def verdict(
+    evidence: Evidence,
+    exploration: ExplorationCheck | None = None,
+    *,
+    remedies: Mapping[str, str] = REMEDIES,
+) -> Verdict:
+    """What the numbers are worth and what to try: a level, the findings, and the remedies.
+
+    ``"trusted"``: the weights have a variance (`standard_error_is_reliable`), at least
+    `MIN_EFFECTIVE` samples are effective, the map does not fold and is inverted within
+    `MAX_ROUND_TRIP_ERROR`, numbers of the size of log Z are resolved to `MAX_RESOLUTION`, the
+    weights are no heuristic, and an exploration, if there was one, found nothing missing.
+    ``"usable"``: the same, with a tail that is heavy but can be corrected for
+    (`weights_are_reliable`); the standard error of log Z takes in what the tail hides.
 
     Args:
       evidence: concrete (not traced) evidence.
       exploration: what `exploration_check` found, or None where nobody looked.
+      remedies: what to do about findings, by the names of `REMEDIES`; those left out are not
+        recommended.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.arange(100.0), bound="lower")
       >>> print(cs.diagnostics.verdict(cs.evidence(draws)))  # doctest: +ELLIPSIS
-      A few large weights decide log Z (Pareto k ...
+      not to be used: A few large weights decide log Z (Pareto k ...
     """
-    said = _verdict_on_weights(evidence, looked=exploration is not None)
-    if undefined := 100.0 * float(evidence.undefined or 0.0):
-        said = (
-            f"{said} The log density is NaN at {undefined:.2g} % of the samples, which count as "
-            "outside of its support: log Z leaves out what mass may lie there."
+    bad, cautions, wanted = _findings(evidence)
+    if exploration is not None and not exploration.passed:
+        bad.insert(0, str(exploration))
+        wanted.insert(0, "other")
+    level: Level = "not to be used" if bad else "usable" if cautions else "trusted"
+    lines = [*bad, *cautions]
+    if not bad:
+        share = f"{100 * float(evidence.ess):.0f} % of {evidence.num_samples} samples effective"
+        sure = "can be used" if cautions else "can be trusted"
+        lines.insert(0, f"log Z and its standard error {sure} ({share}).")
+        lines.append(
+            "Weights do not show modes that no sample reaches: compare with fresh optimiser starts."
+            if exploration is None
+            else str(exploration)
         )
-    if exploration is None:
-        return said
-    return f"{said} {exploration}" if exploration.passed else f"{exploration} {said}"
+    if (outside := float(evidence.outside or 0.0)) > MAX_OUTSIDE:
+        lines.append(f"{100 * outside:.0f} % of the samples lie outside of the support.")
+    known = [remedies[name] for name in dict.fromkeys(wanted) if name in remedies]
+    if known:
+        lines.append(f"To improve: {'; or '.join(known)}.")
+    return Verdict(level, "\n".join(lines))
 
 
-def _folds_and_error(evidence: Evidence) -> tuple[float, float]:
-    """Share folded and round-trip error of a map, zero where there is no map or no measurement."""
-    return float(evidence.folded or 0.0), float(evidence.round_trip_error or 0.0)
-
-
-def _verdict_on_weights(evidence: Evidence, looked: bool) -> str:
+def _findings(evidence: Evidence) -> tuple[list[str], list[str], list[str]]:
+    """What makes the numbers useless, what makes them less sure, and names of remedies."""
     n, k, ess = evidence.num_samples, float(evidence.pareto_k), float(evidence.ess)
-    findings: list[str] = []
-    remedies: list[str] = []
-
+    folded = float(evidence.folded or 0.0)
+    error = float(evidence.round_trip_error or 0.0)
+    bad: list[str] = []
+    cautions: list[str] = []
+    wanted: list[str] = []
     if (step := resolution(evidence)) > MAX_RESOLUTION:
-        findings.append(
+        bad.append(
             f"log Z of {float(evidence.log_z):.3g} nats is computed in steps of {step:.2g} nats, "
-            "too coarse to tell weights apart"
+            "too coarse to tell weights apart; leave constants out of the log density."
         )
-        remedies.append(
-            "leave constants out of the log density, or compute in double precision "
-            '(jax.config.update("jax_enable_x64", True))'
-        )
+        wanted.append("double")
     if evidence.bound == "heuristic":
-        findings.append("these weights are heuristic, so neither figure bounds log Z")
-        remedies.append('sample with method="map" or "path"')
-    folded, error = _folds_and_error(evidence)
+        bad.append("These weights are heuristic, so neither figure bounds log Z.")
+        wanted.append("map")
     if folded > 0:
-        findings.append(
-            f"the map folds at {100 * folded:.2g} % of the samples, so the figures may exceed log Z"
+        bad.append(
+            f"The map folds at {100 * folded:.2g} % of the samples: figures may exceed log Z."
         )
     elif error > MAX_ROUND_TRIP_ERROR:
-        findings.append(
-            f"the map is not inverted (round-trip error {error:.2g} base standard deviations), "
-            "so it may fold and the figures may exceed log Z"
+        bad.append(
+            f"The map is not inverted (round-trip error {error:.2g} base standard deviations): it "
+            "may fold, and figures may exceed log Z."
         )
     if folded > 0 or error > MAX_ROUND_TRIP_ERROR:
-        remedies.append('take more, smaller steps or sample with method="path"')
+        wanted += ["longer", "injective"]
     if math.isnan(k):
-        findings.append("the weights are not numbers, so nothing can be said")
-        remedies.append("check the target's log_density")
+        bad.append("The weights are not numbers: check the target's log_density.")
     elif math.isinf(k):
-        findings.append(
-            f"{n} samples show too little of the weights' tail to judge the standard errors"
-        )
-        remedies.append("draw at least a few hundred samples")
+        bad.append(f"{n} samples show too little of the weights' tail to judge it.")
+        wanted.append("more")
     elif not weights_are_reliable(evidence):
-        findings.append(
-            f"a few large weights decide log Z (Pareto k {k:.2f}, above "
-            f"{pareto_k_threshold(n):.2f} for {n} samples), so it is probably too low and its "
-            "standard error too small"
+        limit, hidden = pareto_k_threshold(n), 100.0 * _unseen(evidence)
+        above = f", above {limit:.2f} for {n} samples" if k > limit else ""
+        bad.append(
+            f"A few large weights decide log Z (Pareto k {k:.2f}{above}; their tail may hide "
+            f"{hidden:.2g} % of Z): it is probably too low."
         )
-        remedies.append("train longer, take more steps or fit a richer base")
+        wanted.append("longer")
+    elif not standard_error_is_reliable(evidence):
+        cautions.append(
+            f"The weights' tail is heavy (Pareto k {k:.2f}, above {FINITE_VARIANCE_K}): intervals "
+            f"are wider for the {100.0 * _unseen(evidence):.2g} % of Z that it may hide."
+        )
+        wanted.append("longer")
     if not math.isnan(k) and ess * n < MIN_EFFECTIVE:
-        findings.append(f"only about {max(ess * n, 1.0):.0f} of {n} samples are effective")
-        # With a heavy tail more samples hardly help; its own remedy is already listed.
-        if math.isinf(k) or weights_are_reliable(evidence):
-            remedies.append("draw more samples or train longer")
-
-    if not findings:
-        good = (
-            f"The weights are well behaved ({100 * ess:.0f} % of {n} samples effective): log Z and "
-            "its standard error can be trusted for the region the sampler visits."
+        bad.append(f"Only about {max(ess * n, 1.0):.0f} of {n} samples are effective.")
+        # With a heavy tail more samples hardly help.
+        wanted.append("more" if math.isinf(k) or weights_are_reliable(evidence) else "longer")
+    if undefined := 100.0 * float(evidence.undefined or 0.0):
+        cautions.append(
+            f"The log density is NaN at {undefined:.2g} % of the samples, which count as outside "
+            "of its support: log Z leaves out what mass may lie there."
         )
-        if not standard_error_is_reliable(evidence):
-            good = (
-                f"The weights can be used ({100 * ess:.0f} % of {n} samples effective), but their "
-                f"tail is heavy (Pareto k {k:.2f}, above {FINITE_VARIANCE_K}): log Z is rather too "
-                "low than too high, perhaps by many of its standard errors, in the region the "
-                "sampler visits."
-            )
-        if looked:
-            return good
-        return (
-            f"{good} Weights cannot reveal modes that no sample reaches, so compare with fresh "
-            "optimiser starts or an independent sampler."
-        )
-    first, second = "; ".join(findings), "; ".join(dict.fromkeys(remedies))
-    return f"{first[0].upper()}{first[1:]}. To improve: {second}."
+    return bad, cautions, wanted

@@ -29,6 +29,9 @@ LEAST_BASE_ESS = 0.2
 """Share of effective draws below which the base alone will not do: of so uneven weights the largest
 are yet to be seen, and log Z comes out low by several of its standard errors."""
 
+TAIL_ITERATIONS = 250
+"""Iterations on widened draws, where the weights' tail is too heavy to be relied on."""
+
 # A map's draw with its Jacobian, forwards and backwards, and its inverse: in draws.
 _DRAWS_PER_POINT = 4.0
 _BATCH = 128

@@ -5,15 +5,24 @@ import functools
 import math
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from consistent_samplers.algorithms import Algorithm, SamplerState, build, calibration
+from consistent_samplers.algorithms.building import choose_optimizer
 from consistent_samplers.algorithms.osds import OSDS
 from consistent_samplers.bases import Base
 from consistent_samplers.bases.base import as_pytree
 from consistent_samplers.bases.iterating import split
-from consistent_samplers.diagnostics import ExplorationCheck, exploration_check
+from consistent_samplers.diagnostics import (
+    ExplorationCheck,
+    exploration_check,
+    weights_are_reliable,
+)
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.maps import Control, Identity
 from consistent_samplers.recipe import base_stage, route, warm_start
@@ -22,7 +31,7 @@ from consistent_samplers.recipe.route import Effort, Route
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.targets import Target, evaluation
-from consistent_samplers.training import TrainingDivergedError
+from consistent_samplers.training import FitResult, TrainingDivergedError
 from consistent_samplers.types import Draws, PRNGKey
 
 # Draws on which the stages of the recipe are compared with each other.
@@ -31,6 +40,10 @@ _NUM_CHECK_DRAWS = 4_096
 _BATCH, _BRIEF_BATCH = 128, 64
 # Share of effective draws from which on a full calibration is not gone on with.
 _EFFECTIVE_ENOUGH = 0.9
+# Particles that are looked up, and nats above log Z from which on a log weight says "uncovered".
+_NUM_PLACED, _UNCOVERED = 256, 3.0
+# Share below which it is not the tail alone that is wrong.
+_MENDABLE = 0.1
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
 _SAME_ELBO = 1e-3
 
@@ -58,6 +71,8 @@ class Start(NamedTuple):
     explored: bool  # whether modes were looked for, and are to be looked for again
     modes: Any = None  # that the base was not fitted to
     particle_log_z: float = math.nan
+    particles: Any = None
+    known: Any = None  # where modes were found
     trained: TrainedSampler | None = None  # what it goes on from
 
 
@@ -85,17 +100,27 @@ def train(
     density = evaluation.cost(target.log_density, target.dim)
     cost = route.costs(target.dim, plan.hidden, structured, density)
 
-    def look(draws: Draws, worth: Evidence, modes: Any) -> ExplorationCheck | None:
+    def look(
+        sampler: Sampler, draws: Draws, worth: Evidence, modes: Any
+    ) -> ExplorationCheck | None:
         if not start.explored:
             return None
-        return exploration_check(
+        found = exploration_check(
             key_explore,
             target,
             draws.position,
             float(worth.log_z),
+            log_weight=draws.log_weight,
             particle_log_z=start.particle_log_z,
             modes=modes,
         )
+        if found.passed or found.num_missed or start.particles is None:
+            return found
+        # Nothing but the particles' log Z says so, which may be off itself: where are they?
+        some = start.particles[:: max(len(start.particles) // _NUM_PLACED, 1)][:_NUM_PLACED]
+        log_weight = np.asarray(sampler.log_weight(key_explore, target, jax.device_put(some), 1))
+        covered = log_weight - float(worth.log_z) <= _UNCOVERED
+        return found._replace(uncovered=float(1.0 - np.mean(covered)))
 
     def base_suffices(worth: Evidence, draws: Draws) -> str | None:
         if plan.effort == "base":
@@ -103,7 +128,7 @@ def train(
         if plan.effort != "auto":
             return None
         enough = route.base_is_enough(worth, None, plan.num_samples, cost)
-        found = look(draws, worth, start.modes) if enough else None
+        found = look(base_stage.alone(start.base), draws, worth, start.modes) if enough else None
         return enough if found is None or found.passed else None
 
     finish = functools.partial(_finish, target=target, start=start, begin=begin)
@@ -117,7 +142,7 @@ def train(
         alone, draws, worth, enough = base_stage.alone(start.base), None, None, None
     stages = {} if worth is None else {"base": worth}
     if enough is not None and draws is not None and worth is not None:
-        found = look(draws, worth, start.modes)
+        found = look(alone, draws, worth, start.modes)
         taken = Route("base", enough, {"base": float(worth.ess)})
         return finish(alone, alone, stages, {}, found, taken)
 
@@ -165,8 +190,13 @@ def train(
             folder=plan.folder,
             progress_bar=plan.progress_bar,
         )
-        calibrated, histories["calibrated"] = result.state, result.history
         ran = len(result.history.loss)
+        weigh = functools.partial(_worth, calibrating, rng_key=key_check, target=target)
+        if not interrupted and (worth_now := weigh(result.state)) is not None:
+            result, interrupted = _mend_tail(
+                key_explore, calibrating, result, worth_now, weigh, plan
+            )
+        calibrated, histories["calibrated"] = result.state, result.history
         reason = reasons[-1] if reasons else "all of its iterations were run"
 
     samplers = {"distilled": algorithm.sampler(state)} if plan.distillation else {}
@@ -187,10 +217,7 @@ def train(
     ended_early = len(plan.rounds) > 1 and ran <= plan.rounds[0]
     name = "short" if plan.effort == "short" or ended_early else "full"
     taken = Route(name, reason, {stage: float(e.ess) for stage, e in stages.items()})
-    found = None if interrupted else look(drawn[best], stages[best], None)
-    if found is not None and not found.passed and start.trained is None:
-        # A warm start that misses modes is given up with a warning of its own.
-        warnings.warn(str(found), stacklevel=3)
+    found = None if interrupted else look(one_step, drawn[best], stages[best], None)
     return finish(one_step, algorithm.sampler(state), stages, histories, found, taken)
 
 
@@ -218,15 +245,61 @@ def _why_enough(
     cost: route.Costs,
 ) -> str | None:
     """Why calibration may end, in words: never on draws that cannot be weighed."""
-    try:
-        worth = evidence(algorithm.sampler(state).sample(rng_key, target, _NUM_CHECK_DRAWS, 1))
-    except ValueError:
+    worth = _worth(algorithm, state, rng_key=rng_key, target=target)
+    if worth is None:
         return None
     if float(worth.ess) >= _EFFECTIVE_ENOUGH:
         return "nine tenths of its draws are effective"
     if plan.effort == "auto":
         return route.calibration_is_enough(worth, plan.num_samples, cost)
     return None
+
+
+def _worth(
+    algorithm: Algorithm, state: SamplerState, *, rng_key: PRNGKey, target: Target
+) -> Evidence | None:
+    """Evidence of a state's one-step draws; None where they cannot be weighed."""
+    try:
+        return evidence(algorithm.sampler(state).sample(rng_key, target, _NUM_CHECK_DRAWS, 1))
+    except ValueError:
+        return None
+
+
+def _mend_tail(
+    rng_key: PRNGKey,
+    algorithm: Algorithm,
+    result: FitResult,
+    worth: Evidence,
+    weigh: Callable[[SamplerState], Evidence | None],
+    plan: Plan,
+) -> tuple[FitResult, bool]:
+    """A last round on widened draws, where a few large weights decide; kept where it helps.
+
+    Short of that the base's own draws hardly ever show the map where its tails are too thin.
+    """
+    if len(plan.rounds) == 1 or weights_are_reliable(worth) or float(worth.ess) < _MENDABLE:
+        return result, False
+    num = route.TAIL_ITERATIONS
+    rate = AnnealedRounds(3e-3, (num,))
+    widened = dataclasses.replace(algorithm.objective, tail_share=0.5, learning_rate=rate)
+    optimizer = choose_optimizer(widened, plan.optimizer)
+    mending = dataclasses.replace(algorithm, objective=widened, optimizer=optimizer)
+    mended, interrupted = in_rounds(
+        rng_key,
+        (mending,),
+        mending.restart(result.state),
+        (num,),
+        name="calibrated-tail",
+        folder=plan.folder,
+        progress_bar=plan.progress_bar,
+    )
+    found = weigh(mended.state)
+    if found is None:
+        return result, interrupted
+    if not weights_are_reliable(found) and float(found.ess) < float(worth.ess):
+        return result, interrupted
+    history = jax.tree.map(lambda *parts: np.concatenate(parts), result.history, mended.history)
+    return FitResult(mended.state, history), interrupted
 
 
 def _best_stage(stages: dict[str, Evidence]) -> str:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from consistent_samplers import checkpoint, registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
-from consistent_samplers.diagnostics import ExplorationCheck, verdict
+from consistent_samplers.diagnostics import REMEDIES, ExplorationCheck, Verdict, verdict
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.recipe.route import Route
 from consistent_samplers.sampler import Sampler, method_of_bound
@@ -27,6 +27,8 @@ _COMPARED_TOLERANCE = 1e-3
 _UNSET: Any = object()
 # Seconds to wait for another process that saves to the same folder.
 _WAIT = 10.0
+# Times as many iterations as a full calibration had are recommended where it fell short.
+_FURTHER = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +153,21 @@ class TrainedSampler:
             return stream_evidence(rng_key, sample, num_samples)
         return evidence(sample(rng_key, num_samples))
 
-    def verdict(self, evidence: Evidence) -> str:
+    def verdict(self, evidence: Evidence) -> Verdict:
         """What some evidence is worth, the look for modes included, and what to try."""
-        return verdict(evidence, self.exploration)
+        return verdict(evidence, self.exploration, remedies=self._remedies())
+
+    def _remedies(self) -> dict[str, str]:
+        """What can be done about this sampler's findings: calls that work on it."""
+        remedies = dict(REMEDIES)
+        if self.route is not None and self.route.name == "full":
+            num = _FURTHER * len(getattr(self.histories.get("calibrated"), "loss", ()))
+            remedies["longer"] = f"train with num_calibration_iterations={num or _FURTHER * 1_500}"
+        if "map" not in self.one_step.methods:
+            del remedies["map"]
+        if self.one_step.control.injective:
+            del remedies["injective"]
+        return remedies
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Keeps the sampler in a folder, in place of one that was kept there before.

@@ -8,13 +8,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
 from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.building import check_base
 from consistent_samplers.bases import Base, fit_base, fit_gaussian, standard_normal
 from consistent_samplers.bases.base import as_pytree
-from consistent_samplers.bases.iterating import split
+from consistent_samplers.bases.iterating import folded, pair, split
 from consistent_samplers.checks import check_choice, check_integer, check_key, check_widths
 from consistent_samplers.compilation import as_partial
 from consistent_samplers.recipe import route, warm_start
@@ -176,7 +178,19 @@ def train_sampler(
                 stacklevel=2,
             )
         cold = _cold_start(key_base, target, base, init_position, explore)
-        return train(rng_key, target, cold, plan, begin)
+        trained = train(rng_key, target, cold, plan, begin)
+        found = trained.exploration
+        if found is not None and found.missed is not None and base is None:
+            # Two looks disagree: what either of them found goes into another base, once.
+            key_base, rng_key = pair(folded(rng_key, 1))
+            known = np.concatenate([found.missed, cold.known])
+            if plan.folder is not None:
+                plan = plan._replace(folder=plan.folder / "again")
+            cold = _cold_start(key_base, target, None, jax.device_put(known), explore)
+            trained = train(rng_key, target, cold, plan, begin)
+        if trained.exploration is not None and not trained.exploration.passed:
+            warnings.warn(str(trained.exploration), stacklevel=2)
+        return trained
 
 
 def _cold_start(
@@ -197,8 +211,11 @@ def _cold_start(
     # A Gaussian is fitted from starts of its own: the modes that others found are an independent
     # look. A mixture is made of them.
     modes = fitted.exploration.modes if fitted.kind == "gaussian" else None
-    log_z, points = fitted.exploration.log_z, fitted.exploration.particles[:64]
-    if len(points):  # which were weighed in the precision that there is
+    found = fitted.exploration
+    particles = found.particles if len(found.particles) else None
+    log_z = found.log_z
+    if particles is not None:  # which were weighed in the precision that there is
+        points = particles[:64]
         values = evaluation.values(target.log_density, points)
         log_z += rounding.constant(target.log_density, points, values, warn=False)
-    return Start(fitted.base, True, modes, log_z)
+    return Start(fitted.base, True, modes, log_z, particles, known=found.modes.loc)

@@ -44,6 +44,7 @@ class Run:
     def __post_init__(self) -> None:
         self.draws = self._block(0)
         self.evidence = evidence(self.draws)
+        self.verdict = self.trained.verdict(self.evidence)
         # A Pareto-smoothed resample can be trusted, and is not a handful of points.
         enough = float(self.evidence.ess) * self.evidence.num_samples >= MIN_RESAMPLED_EFFECTIVE
         self.reweighted = enough and diagnostics.weights_are_reliable(self.evidence)
@@ -78,7 +79,7 @@ class Run:
             lines.append(f"route     {self.trained.route}")
         if self.trained.warm_started:
             lines.append("training  went on from a sampler of other data")
-        return "\n".join([*map(str, lines), "", self.trained.verdict(self.evidence)])
+        return "\n".join([*map(str, lines), "", f"verdict   {self.verdict}"])
 
     def diagnostics(self) -> dict[str, Any]:
         """What the draws are worth, as plain numbers."""
@@ -88,7 +89,8 @@ class Run:
         return {name: None if x is None else float(x) for name, x in values.items()} | {
             "bound": worth.bound,
             "reweighted": self.reweighted,
-            "verdict": trained.verdict(worth),
+            "level": self.verdict.level,
+            "verdict": self.verdict.words,
             "training_seconds": trained.training_seconds,
             "stage_elbos": {name: float(stage.elbo) for name, stage in trained.stages.items()},
             "route": None if trained.route is None else trained.route.name,

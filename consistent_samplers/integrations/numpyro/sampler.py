@@ -14,6 +14,7 @@ from typing import Any, Literal, overload
 
 from consistent_samplers.bases.iterating import folded, pair
 from consistent_samplers.checks import check_integer, check_key
+from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.integrations.numpyro.arguments import identify, name_of
 from consistent_samplers.integrations.numpyro.model import (
@@ -250,8 +251,8 @@ class OneStepSampler:
         """What the last run's draws are worth, as plain numbers.
 
         ``ess`` (share), ``pareto_k``, ``folded`` (share), ``round_trip_error`` (None where not
-        measured), ``bound``, ``reweighted``, ``verdict``, ``training_seconds``; ``stage_elbos``:
-        the one-step ELBO after each stage of training; ``route``: how far training went;
+        measured), ``bound``, ``reweighted``, ``level`` and ``verdict``, ``training_seconds``;
+        ``stage_elbos``: the one-step ELBO after each stage of training; ``route``: how far training went;
         ``warm_started``: whether it went on from a sampler of other data.
         """
         return self._last_run("diagnostics").diagnostics()
@@ -260,6 +261,11 @@ class OneStepSampler:
     def evidence(self) -> Evidence:
         """Evidence from the last run's weighted draws."""
         return self._last_run("evidence").evidence
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the last run's draws are worth: ``level`` and ``words``."""
+        return self._last_run("verdict").verdict
 
     @property
     def reweighted(self) -> bool:
@@ -313,7 +319,7 @@ class OneStepSampler:
             warnings.warn(
                 "These draws are not corrected by their importance weights, which are too uneven "
                 "for it: they follow the trained sampler, not exactly the posterior. "
-                f"{self.trained.verdict(run.evidence)} (get_samples(resampled=False) says that "
+                f"{run.verdict.words} (get_samples(resampled=False) says that "
                 "this is wanted.)",
                 stacklevel=3,
             )
