@@ -194,8 +194,7 @@ class Sampler:
         settings: dict[str, Any] = {"num_steps": num_steps, "method": method}
         settings["batch_size"] = self._batch_size(num_steps, method, True)
         log_ratio = _reverse(self._mover(density), rng_key, position, **settings)
-        values = evaluation.values(density, position)
-        return rounding.mended(density, position, values) + log_ratio
+        return rounding.values(density, position) + log_ratio
 
     def draw_one(
         self, rng_key: PRNGKey, log_density: LogDensityFn, num_steps: int, method: Method

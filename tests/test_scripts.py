@@ -28,6 +28,7 @@ from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
 from consistent_samplers.integrations.numpyro.model import flatten_model
 from consistent_samplers.targets import evaluation, rounding
 
+ROOT = Path(__file__).parents[1]
 KEY = jax.random.key(0)
 QUICK = {"num_samples": 4_000, "explore": False, "progress_bar": False}
 Y = np.array([0.3, -0.2, 1.0, 2.0])
@@ -390,6 +391,9 @@ def test_chains_on_the_noise_of_single_precision_say_so():
 
 
 DOUBLE = """
+import sys
+
+sys.path.insert(0, "tests")
 import jax
 jax.config.update("jax_enable_x64", True)
 import numpy as np
@@ -405,7 +409,7 @@ assert found[0].get_samples()["mu"].dtype == np.float64
 
 @pytest.mark.slow
 def test_double_precision_needs_none_of_it():
-    subprocess.run([sys.executable, "-c", DOUBLE], check=True, cwd=Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", DOUBLE], check=True, cwd=ROOT)
 
 
 # --- Keys of both styles ------------------------------------------------------------------------
@@ -443,7 +447,7 @@ def test_keys_of_both_styles_give_the_same_everywhere(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -525,7 +529,7 @@ for i in range(100):
 
 def test_two_that_save_to_one_folder_destroy_nothing(tmp_path):
     children = [
-        subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path / "kept"), str(i)])
+        subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path / "kept"), str(i)], cwd=ROOT)
         for i in range(2)
     ]
     num_read = 0
@@ -540,6 +544,8 @@ def test_two_that_save_to_one_folder_destroy_nothing(tmp_path):
 
 INTERRUPTED = """
 import sys
+
+sys.path.insert(0, "tests")
 from test_scripts import train
 print("ready", flush=True)
 train(sys.argv[1], num_calibration_iterations=3_000).save(sys.argv[1] + "/kept")
@@ -551,9 +557,7 @@ def test_ctrl_c_at_any_moment_leaves_a_folder_that_goes_on(tmp_path):
     folder = tmp_path / "run"
     for delay in np.random.default_rng(0).uniform(0.5, 12.0, 8):
         command = [sys.executable, "-c", INTERRUPTED, str(folder)]
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent
-        )
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert child.stdout.readline() == "ready\n"
         time.sleep(delay)
         child.send_signal(signal.SIGINT)

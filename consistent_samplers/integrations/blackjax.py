@@ -205,8 +205,9 @@ def one_step_mh(
     def init_fn(position: Array, rng_key: PRNGKey | None = None) -> OneStepMHState:
         return init(position, trained, rng_key, num_steps, method=method)
 
+    step = build_kernel(trained, num_steps, method=method)
     warn_of_rounding(trained.base, trained.target)
-    return SamplingAlgorithm(init_fn, build_kernel(trained, num_steps, method=method))
+    return SamplingAlgorithm(init_fn, step)
 
 
 def _proposals(

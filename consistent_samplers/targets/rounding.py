@@ -30,6 +30,11 @@ _INFINITE = 1e30
 _NUM_MEASURED, _BLOCK = 32, 1_024
 
 
+def values(log_density: LogDensityFn, points: Any) -> Any:
+    """Log densities ``[n]`` at points ``[n, dim]``: `evaluation.values`, mended."""
+    return mended(log_density, points, evaluation.values(log_density, points))
+
+
 def mended(log_density: LogDensityFn, points: Any, values: Any) -> Any:
     """Log densities ``[n]`` with the digits that single precision lost of them.
 

@@ -73,12 +73,11 @@ def _keeps_its_digits(array: np.ndarray) -> bool:
     The others stay constants of the model, which may centre them in NumPy, as under MCMC.
     """
     taken = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
-    if taken.dtype == array.dtype or not array.size:
+    finite = np.isfinite(array)
+    if taken.dtype == array.dtype or not finite.any():
         return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        spread = np.nanstd(array)
-        lost = np.abs(array - taken)
-    return not spread > 0.0 or not np.any(lost > _MAX_LOST * spread)
+    spread = array[finite].std()
+    return spread == 0.0 or not np.any(np.abs(array - taken)[finite] > _MAX_LOST * spread)
 
 
 def check_arguments(name: str, arguments: Call) -> None:
