@@ -1,12 +1,17 @@
 """What is kept on disk: arrays as msgpack, everything else as JSON, replaced in one step.
 
 A checkpoint is a folder. Its ``header.json`` names the file of arrays and is renamed into place
-last: whenever a process is killed, the folder holds the old checkpoint or the new one, whole.
+last: whenever a process is killed, the folder holds the old checkpoint or the new one, whole. One
+process at a time writes to a folder, see `reserved`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
+import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,11 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 
 from consistent_samplers.types import ArrayTree
 
+try:
+    import fcntl
+except ImportError:  # Windows has other locks: there nothing keeps two processes apart
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT = "consistent_samplers"
 """What a header names as its format."""
 
@@ -25,6 +35,7 @@ VERSION = 1
 """Newest version of the format that is read, and the one that is written."""
 
 _HEADER = "header.json"
+_LOCK = ".lock"
 
 
 class CheckpointError(ValueError):
@@ -37,10 +48,66 @@ class CheckpointError(ValueError):
     """
 
 
+@contextlib.contextmanager
+def reserved(folder: str | os.PathLike[str], wait_seconds: float = 0.0) -> Iterator[None]:
+    """A context in which nobody else writes to a folder; raises where somebody does after a while.
+
+    The operating system holds the lock and drops it with the process, however that ends.
+    """
+    folder, until = Path(folder), time.monotonic() + wait_seconds
+    lock, file = folder / _LOCK, None
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            while (file := _locked(lock)) is None and time.monotonic() < until:
+                time.sleep(0.05)
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+        if file is None:
+            owner = lock.read_text() if lock.exists() else ""
+            raise CheckpointError(
+                f"Another run ({owner or 'which has just ended'}) is writing to {folder}. Wait for "
+                "it to end, or give each run a folder of its own."
+            )
+        yield
+    finally:
+        if file is not None:
+            lock.unlink(missing_ok=True)
+            os.close(file)
+
+
+def _locked(lock: Path) -> int | None:
+    """The lock's open file with our number in it, or None where somebody else has it."""
+    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    except OSError:  # a file system without locks
+        pass
+    # Who had it may have removed it meanwhile, and somebody else made another.
+    if not (lock.exists() and os.path.samestat(os.fstat(file), lock.stat())):
+        os.close(file)
+        return None
+    os.truncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+    return file
+
+
+def _cannot_write(folder: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"Cannot write to {folder}: {error}. Give a folder that this user may write to, with "
+        "space left; nothing in memory is lost."
+    )
+
+
 def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arrays: Any) -> None:
     """Writes a checkpoint of what ``kind`` says, replacing one of the same folder.
 
-    ``header`` is what JSON can hold, ``arrays`` nested dictionaries of NumPy arrays by strings.
+    ``header`` is what JSON can hold, ``arrays`` nested dictionaries of NumPy arrays by strings. The
+    folder is to be `reserved`.
     """
     folder = Path(folder)
     payload = msgpack_serialize(arrays)
@@ -62,10 +129,7 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
             if other.name != name:
                 other.unlink(missing_ok=True)
     except OSError as error:
-        raise CheckpointError(
-            f"Cannot write to {folder}: {error}. Give a folder that this user may write to, with "
-            "space left; nothing in memory is lost."
-        ) from error
+        raise _cannot_write(folder, error) from error
 
 
 def exists(folder: str | os.PathLike[str]) -> bool:
@@ -102,6 +166,8 @@ def read(folder: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], Any
     try:
         payload = (folder / Path(name).name).read_bytes()
     except OSError as error:
+        if (folder / _HEADER).read_text() != text:  # replaced between the two
+            return read(folder, kind)
         raise CheckpointError(f"The arrays of {folder} are missing: {error}.") from error
     if hashlib.sha256(payload).hexdigest() != digest:
         raise CheckpointError(

@@ -23,7 +23,7 @@ from consistent_samplers.kernels import kernel
 from consistent_samplers.maps import Control, Identity, Proposal
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices
-from consistent_samplers.targets import Target, evaluation
+from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.types import (
     BOUND_OF,
     Array,
@@ -149,6 +149,7 @@ class Sampler:
             return Draws(_on_device(drawn.position))
         if values is None:
             values = evaluation.values(density, drawn.position)
+        values = rounding.mended(density, drawn.position, values)
         xp = _arrays_on(rng_key)
         values, log_ratio = xp.asarray(values), xp.asarray(drawn.log_ratio)
         # A point of zero density has weight zero, whatever the arithmetic around it made of it.
@@ -193,7 +194,7 @@ class Sampler:
         settings: dict[str, Any] = {"num_steps": num_steps, "method": method}
         settings["batch_size"] = self._batch_size(num_steps, method, True)
         log_ratio = _reverse(self._mover(density), rng_key, position, **settings)
-        return evaluation.values(density, position) + log_ratio
+        return rounding.values(density, position) + log_ratio
 
     def draw_one(
         self, rng_key: PRNGKey, log_density: LogDensityFn, num_steps: int, method: Method

@@ -1,5 +1,6 @@
 """The training loop: chunks of compiled iterations that can be watched, stopped and resumed."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -124,7 +125,8 @@ def fit(
     Raises:
       TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.
       ValueError: ``num_iterations`` or ``chunk_size`` is not a positive integer.
-      CheckpointError: ``checkpoint_dir`` cannot be written to, is damaged, or holds another run.
+      CheckpointError: ``checkpoint_dir`` cannot be written to, is damaged, holds another run, or
+        another process trains there.
       RuntimeError: another host stopped.
       TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
         chunk's losses or gradients did, a second time; carries the last good state.
@@ -155,58 +157,61 @@ def fit(
     several_hosts = mesh is not None and spans_hosts(mesh)
     # Of several hosts one shows the progress and writes what all of them compute alike.
     first_host = not several_hosts or jax.process_index() == 0
-    if checkpoint_dir is not None:
-        identity = _identity(rng_key, algorithm, state)
-        if checkpoint.exists(checkpoint_dir):
-            run = _read(checkpoint_dir, identity, run, info_like, num_iterations)
-        if several_hosts:
-            wait_for_hosts("checkpoint read")
-        if first_host:
-            _write(checkpoint_dir, identity, run)
-    if mesh is not None:
-        run = dataclasses.replace(run, state=replicate(run.state, mesh))
-    written = time.monotonic()
-    hidden = not (progress_bar and first_host)
-    with tqdm(
-        desc=algorithm.name, total=num_iterations, initial=run.done, unit="it", disable=hidden
-    ) as bar:
-        try:
-            while run.done < num_iterations:
-                num_run = min(chunk_size, num_iterations - run.done)
-                with on_mesh(mesh):
-                    reached, info = run_chunk(algorithm, key_steps, run.state, num_run)
-                bad = _is_bad(info)
-                if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(reached.params):
-                    run = _lower_or_stop(run, algorithm, bad, info_like)
-                    continue
-                done, num_skipped = run.done + num_run, run.num_skipped + int(bad.sum())
-                run = _Run(reached, (*run.infos, info), done, num_skipped, run.lowered)
-                bar.update(num_run)
-                bar.set_postfix_str(f"ELBO {np.mean(info.elbo[~bad]):.3f}")
-                due = time.monotonic() - written >= checkpoint_seconds
-                if checkpoint_dir is not None and due and first_host:
-                    _write_or_warn(checkpoint_dir, identity, run)
-                    written = time.monotonic()
-        except KeyboardInterrupt:
-            warnings.warn(
-                f"Training of {algorithm.name!r} was interrupted after {run.done} of "
-                f"{num_iterations} iterations; the state reached by then is returned.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        except jax.errors.JaxRuntimeError as error:
-            if not several_hosts:
-                raise
-            then = f"goes on from the last checkpoint in {checkpoint_dir}"
-            if checkpoint_dir is None:
-                then = "begins anew, as there is no checkpoint_dir"
-            raise RuntimeError(
-                f"Training of {algorithm.name!r} on {jax.process_count()} hosts ended after "
-                f"{run.done} of {num_iterations} iterations, most likely because a host stopped or "
-                f"cannot be reached. Start all of them again with the same call: it {then}."
-            ) from error
-    if checkpoint_dir is not None and first_host:
-        _write_or_warn(checkpoint_dir, identity, run)
+    folder = checkpoint_dir if first_host else None
+    with contextlib.nullcontext() if folder is None else checkpoint.reserved(folder):
+        if checkpoint_dir is not None:
+            identity = _identity(rng_key, algorithm, state)
+            if checkpoint.exists(checkpoint_dir):
+                run = _read(checkpoint_dir, identity, run, info_like, num_iterations)
+            if several_hosts:
+                wait_for_hosts("checkpoint read")
+            if first_host:
+                _write(checkpoint_dir, identity, run)
+        if mesh is not None:
+            run = dataclasses.replace(run, state=replicate(run.state, mesh))
+        written = time.monotonic()
+        hidden = not (progress_bar and first_host)
+        with tqdm(
+            desc=algorithm.name, total=num_iterations, initial=run.done, unit="it", disable=hidden
+        ) as bar:
+            try:
+                while run.done < num_iterations:
+                    num_run = min(chunk_size, num_iterations - run.done)
+                    with on_mesh(mesh):
+                        reached, info = run_chunk(algorithm, key_steps, run.state, num_run)
+                    bad = _is_bad(info)
+                    if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(reached.params):
+                        run = _lower_or_stop(run, algorithm, bad, info_like)
+                        continue
+                    done, num_skipped = run.done + num_run, run.num_skipped + int(bad.sum())
+                    run = _Run(reached, (*run.infos, info), done, num_skipped, run.lowered)
+                    bar.update(num_run)
+                    bar.set_postfix_str(f"ELBO {np.mean(info.elbo[~bad]):.3f}")
+                    due = time.monotonic() - written >= checkpoint_seconds
+                    if checkpoint_dir is not None and due and first_host:
+                        _write_or_warn(checkpoint_dir, identity, run)
+                        written = time.monotonic()
+            except KeyboardInterrupt:
+                warnings.warn(
+                    f"Training of {algorithm.name!r} was interrupted after {run.done} of "
+                    f"{num_iterations} iterations; the state reached by then is returned.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            except jax.errors.JaxRuntimeError as error:
+                if not several_hosts:
+                    raise
+                then = f"goes on from the last checkpoint in {checkpoint_dir}"
+                if checkpoint_dir is None:
+                    then = "begins anew, as there is no checkpoint_dir"
+                raise RuntimeError(
+                    f"Training of {algorithm.name!r} on {jax.process_count()} hosts ended after "
+                    f"{run.done} of {num_iterations} iterations, most likely because a host "
+                    "stopped or cannot be reached. Start all of them again with the same call: it "
+                    f"{then}."
+                ) from error
+        if checkpoint_dir is not None and first_host:
+            _write_or_warn(checkpoint_dir, identity, run)
     if run.num_skipped:
         warnings.warn(
             f"{run.num_skipped} of {run.done} iterations of {algorithm.name!r} met NaN or inf "

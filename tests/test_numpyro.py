@@ -22,7 +22,8 @@ import consistent_samplers as cs
 from consistent_samplers.integrations.numpyro import OneStepSampler, run
 from consistent_samplers.integrations.numpyro import model as numpyro_model
 from consistent_samplers.integrations.numpyro import sampler as hook
-from consistent_samplers.integrations.numpyro.model import flatten_model, identify
+from consistent_samplers.integrations.numpyro.arguments import identify
+from consistent_samplers.integrations.numpyro.model import flatten_model
 
 # Tiny budgets and exact Gaussian bases leave calibration nothing to improve.
 pytestmark = pytest.mark.filterwarnings("ignore:Calibration did not improve:UserWarning")

@@ -8,7 +8,7 @@ import numpy as np
 
 from consistent_samplers.bases.base import Base
 from consistent_samplers.kernels import kernel
-from consistent_samplers.targets import evaluation
+from consistent_samplers.targets import rounding
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
@@ -56,7 +56,7 @@ def judge(rng_key: PRNGKey, target: Target, base: Base) -> Fit:
       (0.919, 1.0)
     """
     x, log_prob = _draws(rng_key, base)
-    value = np.asarray(evaluation.values(target.log_density, x), np.float64)
+    value = np.asarray(rounding.values(target.log_density, x), np.float64)
     log_weight = value - np.asarray(log_prob, np.float64)
     inside = log_weight[np.isfinite(log_weight)]
     if len(inside) < 2 or np.isposinf(log_weight).any():

@@ -9,7 +9,7 @@ from scipy.special import gammaln
 from consistent_samplers.bases import iterating
 from consistent_samplers.bases.iterating import affordable
 from consistent_samplers.bases.modes import Modes
-from consistent_samplers.targets import evaluation
+from consistent_samplers.targets import rounding
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import PRNGKey
 
@@ -117,7 +117,7 @@ def masses_around(rng_key: PRNGKey, target: Target, modes: Modes) -> Masses:
     square = (z**2).sum(-1)
     radius = dim + 6.0 * np.sqrt(2.0 * dim)
     flat = points.reshape(-1, dim).astype(jnp.result_type(float))
-    value = np.asarray(evaluation.values(target.log_density, flat), np.float64)
+    value = np.asarray(rounding.values(target.log_density, flat), np.float64)
     value = np.where(np.isnan(value), -np.inf, value).reshape(measured, per_mode)
     log_det = np.log(np.diagonal(modes.scale_tril[:measured], axis1=1, axis2=2)).sum(1)
     log_weight = value + log_det[:, None] - _log_student(square, dim, degrees)

@@ -12,7 +12,7 @@ from consistent_samplers.bases import iterating
 from consistent_samplers.bases.iterating import MAX_DENSE_DIM, affordable, one_thread
 from consistent_samplers.bases.laplace import check_starts, maximise
 from consistent_samplers.kernels import kernel
-from consistent_samplers.targets import evaluation
+from consistent_samplers.targets import evaluation, rounding
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
@@ -210,6 +210,8 @@ def distinct(
         ):
             continue
         in_vain = 0
+        given = np.array([value], points.dtype)
+        value = float(rounding.mended(target.log_density, loc[None], given)[0])
         locs.append(loc)
         factors.append(scipy.linalg.cholesky((vectors / curvature) @ vectors.T, lower=True))
         half_log_det = -0.5 * float(np.log(curvature).sum())

@@ -3,6 +3,7 @@
 Both keep E[w] = Z whatever the sampler, and need its control rather than its draws alone.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from consistent_samplers.corrections.latent import weigh_latent
 from consistent_samplers.corrections.reweighting import systematic_indices
 from consistent_samplers.estimate import effective_sample_size
 from consistent_samplers.schedules import check_num_steps, time_grid
+from consistent_samplers.targets import rounding
 from consistent_samplers.types import Array, Draws, FlowDiagnostics, PRNGKey
 
 
@@ -133,8 +135,17 @@ def annealed(
 
     keys = jax.random.split(rng_key, num_samples)
     draws, rates = jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
-    log_z = logsumexp(draws.log_weight) - jnp.log(num_samples)
-    return AnnealedDraws(draws, log_z, rates.mean(0))
+    return _mended(draws, rates.mean(0), algorithm)
+
+
+def _mended(draws: Draws, acceptance: Array, algorithm: Algorithm) -> AnnealedDraws:
+    """Draws without the constant that single precision adds to their weights, and log Z."""
+    weight, value = draws.log_weight, draws.log_density
+    assert weight is not None and value is not None
+    if shift := rounding.constant(algorithm.target.log_density, draws.position, value):
+        weight = weight + shift
+        draws = dataclasses.replace(draws, log_weight=weight, log_density=value + shift)
+    return AnnealedDraws(draws, logsumexp(weight) - jnp.log(len(weight)), acceptance)
 
 
 def resampled_paths(
@@ -227,4 +238,4 @@ def resampled_paths(
         return Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower"), effective
 
     draws, effective = run(rng_key)
-    return AnnealedDraws(draws, logsumexp(draws.log_weight) - jnp.log(num_samples), effective)
+    return _mended(draws, effective, algorithm)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import simulate
-from consistent_samplers.bases import Component
+from consistent_samplers.bases import Base, Component
 from consistent_samplers.maps import Identity
 from consistent_samplers.sampler import Sampler
-from consistent_samplers.targets import Target
+from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.types import Array
 
 
@@ -24,6 +24,12 @@ class LatentPoint(NamedTuple):
 
 
 WeighFn: TypeAlias = Callable[[Array, Component], LatentPoint]
+
+
+def warn_of_rounding(base: Base, target: Target) -> None:
+    """Warns where chains would move on the noise of single precision, which they cannot mend."""
+    points = base.sample(jax.random.key(0), 64)
+    rounding.constant(target.log_density, points, evaluation.values(target.log_density, points))
 
 
 def weigh_latent(sampler: Sampler, target: Target, num_steps: int = 1) -> WeighFn:

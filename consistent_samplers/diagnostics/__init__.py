@@ -24,6 +24,7 @@ from consistent_samplers.diagnostics.modes import (
 from consistent_samplers.diagnostics.verdicts import (
     EVEN_ESS,
     FINITE_VARIANCE_K,
+    LEAST_ESS,
     MAX_OUTSIDE,
     MAX_RESOLUTION,
     MAX_ROUND_TRIP_ERROR,
@@ -45,6 +46,7 @@ from consistent_samplers.diagnostics.verdicts import (
 __all__ = [
     "EVEN_ESS",
     "FINITE_VARIANCE_K",
+    "LEAST_ESS",
     "MAX_MEDIAN_POINTS",
     "MAX_OUTSIDE",
     "MAX_RESOLUTION",

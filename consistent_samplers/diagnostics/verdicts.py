@@ -31,6 +31,10 @@ reliable whatever their Pareto k; beyond the second, no interval is widened enou
 MAX_RESOLUTION = 0.05
 """Nats of floating-point resolution of log Z above which it is the limit of what can be said."""
 
+LEAST_ESS = 0.125
+"""Share of effective samples below which the largest weights are yet to be seen, so that log Z
+comes out low by several of its standard errors whatever the tail index says."""
+
 MAX_OUTSIDE = 0.01
 """Share of samples outside the support above which it is worth a line."""
 
@@ -162,7 +166,7 @@ def verdict(
     """What the numbers are worth and what to try: a level, the findings, and the remedies.
 
     ``"trusted"``: the weights have a variance (`standard_error_is_reliable`), at least
-    `MIN_EFFECTIVE` samples are effective, the map does not fold and is inverted within
+    `MIN_EFFECTIVE` samples and `LEAST_ESS` of them are effective, the map does not fold and is inverted within
     `MAX_ROUND_TRIP_ERROR`, numbers of the size of log Z are resolved to `MAX_RESOLUTION`, the
     weights are no heuristic, and an exploration, if there was one, found nothing missing.
     ``"usable"``: the same, with a tail that is heavy but can be corrected for
@@ -254,6 +258,12 @@ def _findings(evidence: Evidence) -> tuple[list[str], list[str], list[str]]:
         bad.append(f"Only about {max(ess * n, 1.0):.0f} of {n} samples are effective.")
         # With a heavy tail more samples hardly help.
         wanted.append("more" if math.isinf(k) or weights_are_reliable(evidence) else "longer")
+    elif ess < LEAST_ESS:
+        bad.append(
+            f"Only {100 * ess:.2g} % of the samples are effective: of such weights the largest are "
+            "often yet to be seen."
+        )
+        wanted.append("longer")
     if undefined := 100.0 * float(evidence.undefined or 0.0):
         cautions.append(
             f"The log density is NaN at {undefined:.2g} % of the samples, which count as outside "

@@ -19,6 +19,7 @@ from blackjax.base import SamplingAlgorithm
 
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.checks import check_choice
+from consistent_samplers.corrections.latent import warn_of_rounding
 from consistent_samplers.corrections.metropolis import NUM_STARTS, accept, choose_start
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.sampler import Sampler
@@ -204,7 +205,9 @@ def one_step_mh(
     def init_fn(position: Array, rng_key: PRNGKey | None = None) -> OneStepMHState:
         return init(position, trained, rng_key, num_steps, method=method)
 
-    return SamplingAlgorithm(init_fn, build_kernel(trained, num_steps, method=method))
+    step = build_kernel(trained, num_steps, method=method)
+    warn_of_rounding(trained.base, trained.target)
+    return SamplingAlgorithm(init_fn, step)
 
 
 def _proposals(

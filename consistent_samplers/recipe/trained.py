@@ -25,6 +25,8 @@ _KIND = "trained sampler"
 _NUM_COMPARED = 8
 _COMPARED_TOLERANCE = 1e-3
 _UNSET: Any = object()
+# Seconds to wait for another process that saves to the same folder.
+_WAIT = 10.0
 # Times as many iterations as a full calibration had are recommended where it fell short.
 _FURTHER = 4
 
@@ -178,7 +180,7 @@ class TrainedSampler:
           path: the folder; made if it does not exist.
 
         Raises:
-          CheckpointError: the folder cannot be written to.
+          CheckpointError: the folder cannot be written to, or another process trains in it.
           TypeError: a base or a network whose class is not registered.
         """
         compared = self.base.sample(jax.random.key(0), _NUM_COMPARED)
@@ -189,7 +191,8 @@ class TrainedSampler:
         described, arrays = registry.encode(kept)
         header = {"target": self.target.name, "dim": self.target.dim, "sampler": described}
         numbered = {str(i): np.asarray(array) for i, array in enumerate(arrays)}
-        checkpoint.write(path, _KIND, header, numbered)
+        with checkpoint.reserved(path, wait_seconds=_WAIT):
+            checkpoint.write(path, _KIND, header, numbered)
 
 
 def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:

@@ -1,5 +1,6 @@
 """The whole recipe with good defaults: fit a base, and train as far as the draws asked for need."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.building import check_base
 from consistent_samplers.bases import Base, fit_base, fit_gaussian, standard_normal
 from consistent_samplers.bases.base import as_pytree
@@ -22,7 +24,7 @@ from consistent_samplers.recipe.route import EFFORTS, Effort
 from consistent_samplers.recipe.stages import Plan, Start, distillation, train
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.schedules import check_max_steps
-from consistent_samplers.targets import Target
+from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.targets.base import check_density
 from consistent_samplers.types import Array, PRNGKey
 
@@ -105,6 +107,7 @@ def train_sampler(
         are none.
       ValueError: the density is NaN, +inf, or zero everywhere it was tried; base or start differ
         from the target in dimension; or a number of iterations, steps or units makes no sense.
+      CheckpointError: ``checkpoint_dir`` cannot be used, or another process trains there.
       TrainingDivergedError: the draws of the trained sampler have no usable weights (the density
         is NaN or +inf where it was not before); carries the trained state.
 
@@ -160,33 +163,34 @@ def train_sampler(
     distillation(target, base or standard_normal(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
-    key_base = split(rng_key)[0]
-    if start is not None:
-        moved = warm_start.moved_base(key_base, target, start) if base is None else base
-        check_base(target, moved)
-        warm = Start(as_pytree(moved), explore and base is None, trained=start)
-        trained = train(rng_key, target, warm, plan._replace(folder=None), begin)
-        short = warm_start.where_it_falls_short(trained, start)
-        if short is None:
-            return trained
-        warnings.warn(
-            f"The warm start on target {target.name!r} {short}: training begins anew.",
-            stacklevel=2,
-        )
-    cold = _cold_start(key_base, target, base, init_position, explore)
-    trained = train(rng_key, target, cold, plan, begin)
-    found = trained.exploration
-    if found is not None and found.missed is not None and base is None:
-        # Two looks disagree: what either of them found goes into another base, once.
-        key_base, rng_key = pair(folded(rng_key, 1))
-        known = np.concatenate([found.missed, cold.known.loc])
-        if plan.folder is not None:
-            plan = plan._replace(folder=plan.folder / "again")
-        cold = _cold_start(key_base, target, None, jax.device_put(known), explore)
+    with contextlib.nullcontext() if plan.folder is None else checkpoint.reserved(plan.folder):
+        key_base = split(rng_key)[0]
+        if start is not None:
+            moved = warm_start.moved_base(key_base, target, start) if base is None else base
+            check_base(target, moved)
+            warm = Start(as_pytree(moved), explore and base is None, trained=start)
+            trained = train(rng_key, target, warm, plan._replace(folder=None), begin)
+            short = warm_start.where_it_falls_short(trained, start)
+            if short is None:
+                return trained
+            warnings.warn(
+                f"The warm start on target {target.name!r} {short}: training begins anew.",
+                stacklevel=2,
+            )
+        cold = _cold_start(key_base, target, base, init_position, explore)
         trained = train(rng_key, target, cold, plan, begin)
-    if trained.exploration is not None and not trained.exploration.passed:
-        warnings.warn(str(trained.exploration), stacklevel=2)
-    return trained
+        found = trained.exploration
+        if found is not None and found.missed is not None and base is None:
+            # Two looks disagree: what either of them found goes into another base, once.
+            key_base, rng_key = pair(folded(rng_key, 1))
+            known = np.concatenate([found.missed, cold.known.loc])
+            if plan.folder is not None:
+                plan = plan._replace(folder=plan.folder / "again")
+            cold = _cold_start(key_base, target, None, jax.device_put(known), explore)
+            trained = train(rng_key, target, cold, plan, begin)
+        if trained.exploration is not None and not trained.exploration.passed:
+            warnings.warn(str(trained.exploration), stacklevel=2)
+        return trained
 
 
 def _cold_start(
@@ -209,4 +213,9 @@ def _cold_start(
     modes = fitted.exploration.modes if fitted.kind == "gaussian" else None
     found = fitted.exploration
     particles = found.particles if len(found.particles) else None
-    return Start(fitted.base, True, modes, found.log_z, particles, known=found.modes)
+    log_z = found.log_z
+    if particles is not None:  # which were weighed in the precision that there is
+        points = particles[:64]
+        values = evaluation.values(target.log_density, points)
+        log_z += rounding.constant(target.log_density, points, values, warn=False)
+    return Start(fitted.base, True, modes, log_z, particles, known=found.modes)

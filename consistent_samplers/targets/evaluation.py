@@ -8,12 +8,13 @@ it. Inside a computation that JAX traces they are parts of that computation.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
@@ -105,6 +106,35 @@ def cost(log_density: LogDensityFn, dim: int) -> float:
     lowered = _program("values_and_grads", jax.tree.structure(density)).lower(density, points)
     analysis = lowered.cost_analysis() or {}
     return float(analysis.get("flops", 0.0)) / size
+
+
+def numbers(log_density: LogDensityFn, dim: int) -> Iterator[Any]:
+    """Arrays and numbers that a density is made with: its data, and the constants in its code."""
+    density = as_partial(log_density)
+    yield from (leaf for leaf in jax.tree.leaves(density) if _is_number(leaf))
+    point = jax.ShapeDtypeStruct((dim,), jnp.zeros(0).dtype)
+    traced: Any = _one_point(jax.tree.structure(density))  # once, as for its values
+    yield from _constants(traced.trace(density, point).jaxpr)
+
+
+def _constants(jaxpr: Any) -> Iterator[Any]:
+    yield from filter(_is_number, getattr(jaxpr, "consts", ()))
+    for equation in jaxpr.eqns:
+        literals = (x.val for x in equation.invars if isinstance(x, core.Literal))
+        yield from filter(_is_number, literals)
+        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                yield from _constants(inner)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+
+
+def _is_number(value: Any) -> bool:
+    # Unsigned ones are those of random bits.
+    dtype = getattr(value, "dtype", np.dtype(type(value)))
+    return isinstance(dtype, np.dtype) and dtype.kind in "if"
 
 
 _OnePoint: TypeAlias = Callable[[Partial, Array], Array]

@@ -11,7 +11,7 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import is_prng_key
 
 from consistent_samplers.bases import Base, Component
-from consistent_samplers.corrections.latent import WeighFn, weigh_latent
+from consistent_samplers.corrections.latent import WeighFn, warn_of_rounding, weigh_latent
 from consistent_samplers.corrections.metropolis import NUM_STARTS, accept, choose_start
 from consistent_samplers.integrations.numpyro.model import Samples
 from consistent_samplers.integrations.numpyro.sampler import OneStepSampler
@@ -137,6 +137,8 @@ class OneStepMH(MCMCKernel):
                 "call sampler.train(rng_key, ...) or sampler.run(rng_key, ...) before MCMC.run."
             )
         self._sampler.ensure_trained(rng_key if single else rng_key[0], *model_args, **model_kwargs)
+        if not isinstance(rng_key, jax.core.Tracer):
+            warn_of_rounding(self._base, self._sampler.flat_model.target)
         self._num_warmup = num_warmup
         return self._init_one(rng_key) if single else jax.vmap(self._init_one)(rng_key)
 

@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-import inspect
 import math
-import pickle
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -20,6 +18,16 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import constrain_fn, helpful_support_errors, potential_energy
 
 from consistent_samplers.compilation import jit
+from consistent_samplers.integrations.numpyro.arguments import (
+    Arguments,
+    Call,
+    Opaque,
+    check_arguments,
+    identify,
+    identify_leaf,
+    name_of,
+    split_arrays,
+)
 from consistent_samplers.kernels import kernel
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target, check_density
@@ -27,11 +35,6 @@ from consistent_samplers.types import Array, ArrayTree, PRNGKey
 
 Samples: TypeAlias = dict[str, Array]
 """Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
-
-_Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]  # a model's arguments
-
-# Arguments whose bytes are all that they are.
-_PLAIN = (np.ndarray, np.generic, jax.Array, bool, int, float, complex, str, bytes)
 
 # Outputs of one chunk of constrained draws held at once: floats (16 MiB), and draws.
 _MAX_CHUNK_FLOATS = 2**22
@@ -50,7 +53,7 @@ class FlatModel:
     target: Target
     functions: "_Functions"
     data: ArrayTree  # arrays of the model's arguments, and its fixed parameters
-    arguments: _Call
+    arguments: Call
     identity: Any  # what these arguments are told apart by, see `identify`
 
     def constrain_sites(self, sites: Samples) -> Samples:
@@ -68,7 +71,7 @@ class FlatModel:
     def digest(self) -> str:
         """Of the data that the density depends on, for the names of files."""
         constants = [leaf for _, _, leaf in self.functions.arguments.rest]
-        told = [_identify_leaf(leaf) for leaf in [*jax.tree.leaves(self.data), *constants]]
+        told = [identify_leaf(leaf) for leaf in [*jax.tree.leaves(self.data), *constants]]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def with_arguments(
@@ -76,12 +79,12 @@ class FlatModel:
     ) -> "FlatModel":
         """The model of other data with the same sites, traced again only where shapes differ."""
         model, (known, fixed) = self.functions.model, self.data
-        constants, arrays = _split((model_args, model_kwargs))
+        constants, arrays = split_arrays((model_args, model_kwargs))
         alike = [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in known]
         if alike and self.functions.arguments == constants and not self.has_changed():
             return _flat_model(self.functions, (arrays, fixed), (model_args, model_kwargs))
         flat = flatten_model(model, model_args, model_kwargs)
-        was, now = (dict(m.functions.sites) for m in (self, flat))
+        was, now = (m.functions.shapes for m in (self, flat))
         if was != now:
             raise ValueError(
                 f"With these arguments model {name_of(model)!r} has the latent sites {now} "
@@ -92,33 +95,24 @@ class FlatModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Arguments:
-    """A model's arguments without their arrays: their tree, and the other leaves."""
-
-    structure: Any
-    rest: tuple[tuple[int, type, Any], ...]  # with place, and type since 1 and True are equal
-
-    def join(self, arrays: list[Array]) -> _Call:
-        """The model's arguments, ``(args, kwargs)``."""
-        leaves: list[Any] = list(arrays)
-        for place, _, leaf in self.rest:
-            leaves.insert(place, leaf)
-        return jax.tree.unflatten(self.structure, leaves)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Functions:
     """A model's functions of data and position, comparable: equal ones are compiled once."""
 
     model: Callable[..., Any]
-    arguments: _Arguments
+    arguments: Arguments
     sites: tuple[tuple[str, tuple[int, ...]], ...]  # names and unconstrained shapes of the latent
     trace: str | None = None  # fingerprint of what they compute, see `_fingerprint`
+    missing: tuple[tuple[str, tuple[int, ...]], ...] = ()  # see `_missing`; by site
 
     @property
     def dim(self) -> int:
         """Number of unconstrained coordinates."""
-        return sum(math.prod(shape) for _, shape in self.sites)
+        return sum(size for _, _, size, _ in self._parts())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Unconstrained shapes of the latent sites, of one with observed entries what varies."""
+        return {name: shape if some is None else (n,) for name, shape, n, some in self._parts()}
 
     def __call__(self, data: ArrayTree, x: Array) -> Array:
         """Log density."""
@@ -133,11 +127,20 @@ class _Functions:
     def unravel(self, x: Array) -> Samples:
         """One position to unconstrained sites; their order is that of their names."""
         sites, begin = {}, 0
-        for name, shape in sorted(self.sites):
-            end = begin + math.prod(shape)
-            sites[name] = x[begin:end].reshape(shape)
-            begin = end
+        for name, shape, size, missing in self._parts():
+            part = x[begin : begin + size]
+            if missing is not None:
+                part = jnp.zeros(math.prod(shape), x.dtype).at[np.array(missing, int)].set(part)
+            sites[name] = part.reshape(shape)
+            begin += size
         return sites
+
+    def _parts(self) -> Iterator[tuple[str, tuple[int, ...], int, tuple[int, ...] | None]]:
+        """Name and shape of each site, how many of its coordinates vary, and which if not all."""
+        some = dict(self.missing)
+        for name, shape in sorted(self.sites):
+            size = len(some[name]) if name in some else math.prod(shape)
+            yield name, shape, size, some.get(name)
 
     def of(self, data: ArrayTree) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """The model with its random sites seeded, and its arguments."""
@@ -159,7 +162,7 @@ def flatten_model(
     This is ``numpyro.infer.initialize_model`` without its search for a starting point, which
     gives up on a density that is NaN without saying so; our own checks name the cause.
     """
-    _check_arguments(name_of(model), (model_args, model_kwargs))
+    check_arguments(name_of(model), (model_args, model_kwargs))
     trace = _trace(model, model_args, model_kwargs)
     _check_trace(name_of(model), trace)
 
@@ -172,15 +175,18 @@ def flatten_model(
     # Parameters (of neural networks, say) keep their initial values, as under MCMC.
     fixed = {k: s["value"] for k, s in trace.items() if s["type"] in ("param", "mutable")}
     arguments = model_args, model_kwargs
-    constants, arrays = _split(arguments)
-    functions = _Functions(model, constants, tuple(sites))
-    if computed := _fingerprint(functions, (arrays, fixed)):
+    constants, arrays = split_arrays(arguments)
+    missing = {name: _missing(name_of(model), trace, name, shape) for name, shape in sites}
+    some = tuple((name, index) for name, index in missing.items() if index is not None)
+    functions = _Functions(model, constants, tuple(sites), missing=some)
+    if not some and (computed := _fingerprint(functions, (arrays, fixed))):
         functions = dataclasses.replace(functions, trace=computed)
         return _flat_model(functions, (arrays, fixed), arguments)
-    # The model looks at its data, to count groups or to choose a branch: they are constants to it.
+    # The model looks at its data, to count groups or to choose a branch, or we did, for what is
+    # missing: they are constants to it.
     leaves, structure = jax.tree.flatten(arguments)
-    rest = _Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
-    functions = _Functions(model, _Arguments(structure, rest), tuple(sites))
+    rest = Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
+    functions = _Functions(model, Arguments(structure, rest), tuple(sites), missing=some)
     functions = dataclasses.replace(functions, trace=_fingerprint(functions, ([], fixed)))
     return _flat_model(functions, ([], fixed), arguments)
 
@@ -203,6 +209,7 @@ def _trace(
         sites = found.values()
         kept = [s["value"] for s in sites if s["type"] in ("param", "mutable")]
         kept += [s["fn"].support for s in sites if s["type"] == "sample" and not s["is_observed"]]
+        kept += [s["fn"] for s in sites if _fills_up(found, s["name"])]
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(kept)):
             return found
     except Exception:  # a model that looks at values, or a fault of it, which is met again
@@ -212,33 +219,44 @@ def _trace(
     return found
 
 
-class _Opaque(tuple):
-    """Leaves that are equal to themselves only: arrays and objects compare in ways of their own."""
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    __hash__ = object.__hash__
+def _fills_up(trace: dict[str, Any], name: str) -> bool:
+    """Whether a site is what ``numpyro.sample(..., obs_mask=)`` fills observed values up with."""
+    site = name.removesuffix("_unobserved")
+    return site != name and f"{site}_observed" in trace and site in trace
 
 
-def _flat_model(functions: _Functions, data: ArrayTree, arguments: _Call) -> FlatModel:
+def _missing(
+    model: str, trace: dict[str, Any], name: str, shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Coordinates of a site of ``obs_mask=`` that stand for missing values; None of other sites.
+
+    Its other coordinates are used nowhere and have no density, so that nothing samples them.
+    """
+    if not _fills_up(trace, name):
+        return None
+    site = fn = trace[name]["fn"]
+    mask: Any = True
+    while fn is not None:  # the innermost mask is that of ``obs_mask=``
+        mask = getattr(fn, "_mask", mask)
+        fn = getattr(fn, "base_dist", None)
+    varies = np.broadcast_to(mask, site.batch_shape)
+    # A coordinate that stays at zero must add nothing: the logarithm of a Jacobian that is one.
+    transform = dist.biject_to(site.support)
+    origin = jnp.zeros(shape)
+    log_det = transform.log_abs_det_jacobian(origin, transform(origin))
+    if np.any(np.where(varies, 0.0, log_det)):
+        raise ValueError(
+            f"Site {name.removesuffix('_unobserved')!r} of model {model!r} has an obs_mask and a "
+            f"distribution on {site.support}, for which the observed entries cannot be left out. "
+            "Give the missing values a site of their own, and put both together in the model."
+        )
+    varies = varies.reshape(varies.shape + (1,) * (len(shape) - varies.ndim))
+    return tuple(np.flatnonzero(np.broadcast_to(varies, shape)).tolist())
+
+
+def _flat_model(functions: _Functions, data: ArrayTree, arguments: Call) -> FlatModel:
     target = Target(Partial(functions, data), functions.dim, name_of(functions.model))
     return FlatModel(target, functions, data, arguments, identify(functions.model, *arguments))
-
-
-def _split(arguments: _Call) -> tuple[_Arguments, list[Array]]:
-    """Arguments apart from their arrays, and these."""
-
-    def is_array(leaf: Any) -> bool:
-        numbers = isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc"
-        return numbers or isinstance(leaf, jax.Array)
-
-    leaves, structure = jax.tree.flatten(arguments)
-    rest = tuple((i, type(leaf), leaf) for i, leaf in enumerate(leaves) if not is_array(leaf))
-    arrays = [jnp.asarray(leaf) for leaf in leaves if is_array(leaf)]
-    # Of types as NumPy's arrays have: ``jnp.full(n, 45)`` has a weak one, and compiles anew.
-    arrays = [jnp.asarray(a, a.dtype) if a.weak_type else a for a in arrays]
-    return _Arguments(structure, rest), arrays
 
 
 def _fingerprint(functions: _Functions, data: ArrayTree) -> str | None:
@@ -257,7 +275,7 @@ def _fingerprint(functions: _Functions, data: ArrayTree) -> str | None:
         # Whatever it was: a fault of the model itself is met again, and told, without tracing.
         return None
     # Addresses of functions say nothing.
-    told = re.sub("0x[0-9a-f]+", "", str(trace)), [_identify_leaf(leaf) for leaf in trace.consts]
+    told = re.sub("0x[0-9a-f]+", "", str(trace)), [identify_leaf(leaf) for leaf in trace.consts]
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
@@ -272,30 +290,25 @@ def _constrain(functions: _Functions, data: ArrayTree, position: Array) -> Sampl
     return jax.lax.map(one, position, batch_size=chunk)
 
 
-def _check_arguments(name: str, arguments: _Call) -> None:
-    """Raises a TypeError of an argument that the first of several traces would use up."""
-
-    def empties(value: Any) -> bool:
-        return isinstance(value, Iterator)
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arguments, is_leaf=empties):
-        if empties(leaf):
-            raise TypeError(
-                f"Argument {jax.tree_util.keystr(path[1:])} of model {name!r} is an iterator "
-                f"({type(leaf).__name__}), which one use empties: give a list or an array of it."
-            )
-
-
 def _check_trace(name: str, trace: dict[str, Any]) -> None:
     """Raises unless the model's density is continuous and complete, its data numbers."""
     sampled = [s for s in trace.values() if s["type"] == "sample"]
     latent = [s for s in sampled if not s["is_observed"]]
-    for site in sampled:
-        dtype = getattr(site["value"], "dtype", np.dtype(float))
-        if site["is_observed"] and getattr(dtype, "kind", "f") not in "biufcV":
+    for site in (s for s in sampled if s["is_observed"]):
+        value = site["value"]
+        about = f"Observed site {site['name']!r} of model {name!r}"
+        if not isinstance(value, np.ndarray | np.generic | jax.Array | float | int):
             raise TypeError(
-                f"Observed site {site['name']!r} of model {name!r} holds {dtype.type.__name__}, "
-                "not numbers. Encode the data first."
+                f"{about} holds a {type(value).__name__}, and NumPyro takes arrays: give "
+                "jax.numpy.asarray of it."
+            )
+        dtype = getattr(value, "dtype", np.dtype(float))
+        if getattr(dtype, "kind", "f") not in "biufcV":
+            raise TypeError(f"{about} holds {dtype.type.__name__}, not numbers. Encode them first.")
+        if isinstance(value, np.ndarray | np.generic | int) and _overflows(value):
+            raise TypeError(
+                f"{about} holds whole numbers of 2**31 and more, which JAX would wrap around: give "
+                "them as floats."
             )
     for site in latent:
         if isinstance(site["fn"], dist.Delta):
@@ -322,6 +335,15 @@ def _check_trace(name: str, trace: dict[str, Any]) -> None:
             f"Model {name!r} has no latent site, so there is nothing to sample: every "
             "numpyro.sample in it is observed."
         )
+
+
+def _overflows(value: Any) -> bool:
+    """Whether whole numbers change as JAX takes them over."""
+    value = np.asarray(value)
+    if value.dtype.kind not in "iu" or not value.size:
+        return False
+    limits = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+    return bool(value.max() > limits.max or value.min() < limits.min)
 
 
 def starting_points(rng_key: PRNGKey, model: FlatModel) -> Array:
@@ -363,43 +385,3 @@ def _impossible_data(model: FlatModel) -> Iterator[str]:
                 f"{(~possible).sum()} of {possible.size} values of the observed site {name!r} lie "
                 f"outside the support of {type(fn).__name__} ({fn.support}). Check the data."
             )
-
-
-def identify(
-    model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-) -> Any:
-    """Structure and content of model arguments, comparable by ``==``.
-
-    Arrays are identified by shape, dtype and a hash of their bytes, never by address; and an
-    argument is the same by position, by name, or as the model's default.
-    """
-    try:
-        bound = inspect.signature(model).bind(*model_args, **model_kwargs)
-        bound.apply_defaults()
-        model_args, model_kwargs = bound.args, bound.kwargs
-    except (TypeError, ValueError):
-        pass  # the model itself will say what is missing
-    leaves, structure = jax.tree.flatten((model_args, model_kwargs))
-    return structure, [_identify_leaf(leaf) for leaf in leaves]
-
-
-def _identify_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if isinstance(leaf, _PLAIN) and not (array := np.asarray(leaf)).dtype.hasobject:
-        return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
-    try:
-        # A table or another container: what it holds, and not where it lies.
-        return type(leaf), hashlib.sha256(pickle.dumps(leaf)).hexdigest()
-    except Exception:  # whatever an object raises that cannot be pickled
-        return leaf
-
-
-def name_of(model: Any) -> str:
-    """Name of the function inside handlers and partials."""
-    while not hasattr(model, "__name__"):
-        inner = getattr(model, "fn", None) or getattr(model, "func", None)
-        if inner is None:
-            return type(model).__name__
-        model = inner
-    return model.__name__

@@ -101,8 +101,11 @@ class Run:
         """One chain of sites, their log weights, and what the model says of its observed sites."""
         build = _builder()
         posterior, log_weight = self.samples(resampled)
-        model, (args, kwargs) = self.model.functions.model, self.model.arguments
-        trace = handlers.trace(handlers.seed(model, 0)).get_trace(*args, **kwargs)
+        args, kwargs = self.model.arguments
+        # Of the parameters that it was trained with, and of a draw: not every prior has draws.
+        model = handlers.substitute(self.model.functions.model, data=self.model.data[1])
+        at_one = handlers.substitute(model, data={k: v[0] for k, v in posterior.items()})
+        trace = handlers.trace(handlers.seed(at_one, 0)).get_trace(*args, **kwargs)
         observed = {
             name: np.asarray(site["value"])
             for name, site in trace.items()

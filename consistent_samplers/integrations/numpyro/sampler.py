@@ -16,12 +16,11 @@ from consistent_samplers.bases.iterating import folded, pair
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import Evidence
+from consistent_samplers.integrations.numpyro.arguments import identify, name_of
 from consistent_samplers.integrations.numpyro.model import (
     FlatModel,
     Samples,
     flatten_model,
-    identify,
-    name_of,
     starting_points,
 )
 from consistent_samplers.integrations.numpyro.run import MAX_OVERSAMPLING, Run
