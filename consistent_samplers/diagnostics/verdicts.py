@@ -166,9 +166,10 @@ def verdict(
     """What the numbers are worth and what to try: a level, the findings, and the remedies.
 
     ``"trusted"``: the weights have a variance (`standard_error_is_reliable`), at least
-    `MIN_EFFECTIVE` samples and `LEAST_ESS` of them are effective, the map does not fold and is inverted within
-    `MAX_ROUND_TRIP_ERROR`, numbers of the size of log Z are resolved to `MAX_RESOLUTION`, the
-    weights are no heuristic, and an exploration, if there was one, found nothing missing.
+    `MIN_EFFECTIVE` samples and `LEAST_ESS` of them all are effective, the map does not fold and is
+    inverted within `MAX_ROUND_TRIP_ERROR`, numbers of the size of log Z are resolved to
+    `MAX_RESOLUTION`, the weights are no heuristic, and an exploration, if there was one, found
+    nothing missing.
     ``"usable"``: the same, with a tail that is heavy but can be corrected for
     (`weights_are_reliable`); the standard error of log Z takes in what the tail hides.
 
