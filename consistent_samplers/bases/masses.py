@@ -19,6 +19,8 @@ _NUM_DRAWS, _MIN_DEGREES = 256, 4
 
 # Of a mass by draws, above which the Laplace evidence is believed instead.
 _MAX_RELATIVE_ERROR = 0.5
+# Nats within which, and three errors, the two agree.
+_AGREED = 0.1
 
 
 class Masses(NamedTuple):
@@ -57,7 +59,8 @@ def ellipsoid_distances(modes: Modes, points: np.ndarray) -> np.ndarray:
 def weighed(rng_key: PRNGKey, target: Target, modes: Modes) -> Modes:
     """Modes with the mass around them as their evidence, the largest first.
 
-    Where draws do not tell it within half of it, the Laplace evidence stays.
+    Where draws agree with it, or do not tell the mass within half of it, the Laplace evidence
+    stays.
 
     Args:
       rng_key: key.
@@ -76,7 +79,11 @@ def weighed(rng_key: PRNGKey, target: Target, modes: Modes) -> Modes:
         return modes
     found = masses_around(rng_key, target, modes)
     known = found.relative_error < _MAX_RELATIVE_ERROR
-    log_mass = np.where(known, found.log_mass, modes.log_evidence)
+    # Within its error the Laplace evidence agrees where modes are normal, and has none itself.
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(found.log_mass - modes.log_evidence)
+    other = known & (apart > _AGREED + 3.0 * found.relative_error)
+    log_mass = np.where(other, found.log_mass, modes.log_evidence)
     order = np.argsort(-log_mass)
     return Modes(modes.loc[order], modes.scale_tril[order], log_mass[order])
 
