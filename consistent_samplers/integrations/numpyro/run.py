@@ -74,12 +74,27 @@ class Run:
             if self.reweighted
             else "not reweighted: the weights are too uneven, so they follow the sampler itself"
         )
-        lines = [_table(samples, prob, num_effective), self.evidence, f"draws     {how}"]
+        lines = [_table(samples, self._widened(prob), num_effective), self.evidence]
+        lines.append(f"draws     {how}")
+        if self._widened(prob) > prob:
+            lines.append(
+                f"intervals hold {100 * self._widened(prob):.1f} % of the draws, for "
+                f"{100 * prob:.0f} % with what the weights' tail may hide"
+            )
         if self.trained.route is not None:
             lines.append(f"route     {self.trained.route}")
         if self.trained.warm_started:
             lines.append("training  went on from a sampler of other data")
         return "\n".join([*map(str, lines), "", f"verdict   {self.verdict}"])
+
+    def _widened(self, prob: float) -> float:
+        """Mass of the interval to print: of numbers that are usable, with their error added."""
+        if self.verdict.level != "usable":
+            return prob
+        hidden = 0.0 if self.evidence.unseen is None else float(self.evidence.unseen)
+        effective = float(self.evidence.ess) * self.evidence.num_samples
+        error = 2.0 * math.hypot(math.sqrt(prob * (1.0 - prob) / effective), hidden)
+        return min(prob + error, 0.5 * (1.0 + prob))
 
     def diagnostics(self) -> dict[str, Any]:
         """What the draws are worth, as plain numbers."""

@@ -1,0 +1,138 @@
+"""Looks from outside: mass around modes by draws, open directions, particles no draw reaches."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import consistent_samplers as cs
+from consistent_samplers.bases.masses import masses_around, weighed
+from consistent_samplers.bases.modes import Modes, merged
+from consistent_samplers.diagnostics import (
+    ExplorationCheck,
+    Verdict,
+    exploration_check,
+    open_directions,
+    share_beyond,
+)
+from consistent_samplers.integrations.numpyro.run import Run
+
+KEY = jax.random.key(0)
+
+
+def spike_and_slab(x):
+    """N(0, 1) and N(3, 0.05²) in two dimensions, half each; log Z is 0."""
+    normal = jax.scipy.stats.norm.logpdf
+    slab, spike = normal(x).sum(), normal(x, 3.0, 0.05).sum()
+    return jnp.logaddexp(slab, spike) - math.log(2.0)
+
+
+def at(*places, scale=1.0, log_evidence=0.0):
+    loc = np.array(places, float)
+    num, dim = loc.shape
+    return Modes(loc, np.tile(scale * np.eye(dim), (num, 1, 1)), np.full(num, log_evidence))
+
+
+def test_mass_around_a_mode_is_measured_where_curvature_is_wrong():
+    target = cs.Target(lambda x: jnp.sum(-jnp.abs(x)), dim=2)  # Laplace: no curvature at all
+    modes = at([0.0, 0.0], [0.2, 0.1], log_evidence=-5.0)
+    found = masses_around(KEY, target, modes)
+    # Within radius sqrt(14) of the origin lies 93 % of a mass of 4.
+    np.testing.assert_allclose(found.log_mass[0], math.log(4 * 0.93), atol=0.15)
+    assert (found.relative_error < 0.1).all()
+    np.testing.assert_allclose(weighed(KEY, target, modes).log_evidence, found.log_mass, atol=0.3)
+
+
+def test_evidence_that_is_right_keeps_its_digits():
+    modes = at([0.0, 0.0], [9.0, 0.0], log_evidence=math.log(math.pi))
+    both = cs.Target(lambda x: jnp.logaddexp(-0.5 * x @ x, -0.5 * ((x[0] - 9) ** 2 + x[1] ** 2)), 2)
+    exact = modes._replace(log_evidence=np.full(2, math.log(2 * math.pi)))
+    np.testing.assert_array_equal(weighed(KEY, both, exact).log_evidence, exact.log_evidence)
+
+
+def test_modes_of_two_looks_are_listed_once():
+    both = merged(at([0.0], [5.0]), at([0.1], [9.0]))
+    assert sorted(both.loc.ravel().tolist()) == [0.0, 5.0, 9.0]
+
+
+def test_a_spike_inside_of_the_draws_counts_by_its_mass():
+    """Draws of the slab surround the spike, and have none of its mass."""
+    target = cs.Target(spike_and_slab, 2)
+    draws = jax.random.normal(KEY, (4_000, 2)) * 1.5  # an ellipsoid around both
+    modes = Modes(
+        np.array([[0.0, 0.0], [3.0, 3.0]]), np.stack([np.eye(2), 0.05 * np.eye(2)]), np.zeros(2)
+    )
+    missed = exploration_check(KEY, target, draws, math.log(0.5), modes=modes)
+    assert missed.num_missed == 1 and not missed.passed
+    np.testing.assert_allclose(missed.missed, [[3.0, 3.0]])
+    # Draws of both have it.
+    both = cs.bases.mixture(jnp.zeros(2), modes.loc, modes.scale_tril)
+    exact = both.sample(KEY, 4_000)
+    seen = exploration_check(KEY, target, exact, 0.0, modes=modes)
+    assert seen.passed and seen.num_modes == 2
+
+
+@pytest.mark.parametrize(
+    ("log_density", "dim", "is_open"),
+    [
+        (lambda x: -0.5 * x @ x, 3, False),
+        (lambda x: jnp.sum(-jnp.log1p(x**2)), 3, False),  # Cauchy
+        (lambda x: -0.5 * x[0] ** 2 + 0.0 * x[1], 2, True),
+        (lambda x: -jnp.log1p(jnp.abs(x[0])), 1, True),
+        (lambda x: 5.0 * jnp.sum(jnp.cos(x)), 2, True),
+        (lambda x: jnp.where(jnp.all(jnp.abs(x) < 1), 0.0, -jnp.inf), 2, False),
+    ],
+)
+def test_open_directions(log_density, dim, is_open):
+    x = jax.random.normal(KEY, (500, dim))
+    target = cs.Target(log_density, dim)
+    assert bool(len(open_directions(target, x, jax.vmap(log_density)(x)))) == is_open
+
+
+def test_particles_where_no_draw_comes():
+    w = 0.3 * jax.random.normal(KEY, (4_000,))
+    draws = cs.Draws(w[:, None], w, bound="lower")
+    of_the_target = np.asarray(w)[np.random.default_rng(0).choice(4_000, 1_000)] + 0.09
+    assert share_beyond(draws, of_the_target) < 0.02
+    of_the_target[:200] = 9.0
+    assert share_beyond(draws, of_the_target) == pytest.approx(0.2, abs=0.02)
+    check = ExplorationCheck(1, 0, 0.0, 0.0, uncovered=0.2)
+    assert not check.passed and "20 % of tempered particles" in str(check)
+    # Their log Z alone is no proof where they are all within reach.
+    assert ExplorationCheck(1, 0, 0.0, 1.5, uncovered=0.01).passed
+    assert not ExplorationCheck(1, 0, 0.0, 1.5).passed
+
+
+def test_a_base_with_an_edge_is_judged_by_what_is_inside():
+    box = cs.Target(lambda x: jnp.where(jnp.abs(x[0]) < 1, 0.0, -jnp.inf), 1)
+    fit = cs.bases.judge(KEY, box, cs.bases.standard_normal(1, scale=0.6))
+    assert fit.inside == pytest.approx(0.904, abs=0.02)
+    assert 0.4 < fit.elbo < math.log(2.0)
+
+
+def test_intervals_of_usable_numbers_are_wider():
+    worth = SimpleNamespace(ess=0.9, num_samples=10_000, unseen=jnp.asarray(0.01))
+    run = SimpleNamespace(verdict=Verdict("usable", ""), evidence=worth)
+    assert 0.92 < Run._widened(run, 0.9) < 0.95
+    run.verdict = Verdict("trusted", "")
+    assert Run._widened(run, 0.9) == 0.9
+
+
+def test_what_a_verdict_recommends_works():
+    """On the default sampler: every remedy's arguments are those of the calls it names."""
+    target = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1))
+    tiny = {"hidden": (8,), "num_calibration_iterations": 5, "progress_bar": False}
+    trained = cs.train_sampler(KEY, target, base=cs.bases.standard_normal(1, 1.3), **tiny)
+    remedies = trained._remedies()
+    assert remedies["longer"] == "train with num_calibration_iterations=20"
+    named = [remedies[name].removeprefix("train with ") for name in ("longer", "injective")]
+    settings = dict(words.split(",")[0].split("=") for words in named)
+    settings = {k: int(v) if v.isdigit() else v.strip('"') for k, v in settings.items()}
+    assert settings == {"num_calibration_iterations": 20, "network": "structured"}
+    again = cs.train_sampler(KEY, target, base=trained.base, **(tiny | settings))
+    assert abs(float(again.evidence(KEY, 500).log_z) - target.log_z) < 0.1
+    assert trained.sample(KEY, 100, method="map").bound == "lower-if-injective"
+    assert remedies["map"] == 'sample with method="map"'
