@@ -142,7 +142,7 @@ def test_verdict_says_what_was_seen_from_outside():
     seen = missed._replace(num_missed=0, missed_share=0.0)
     evidence = make_evidence()
     assert is_trustworthy(evidence, seen) and not is_trustworthy(evidence, missed)
-    assert verdict(evidence, missed).words.startswith("1 of 2 modes found by fresh optimiser")
+    assert verdict(evidence, missed).words.startswith("1 of 2 modes that fresh optimiser")
     text = verdict(evidence, seen).words
     assert text.endswith("found 2 mode(s), all of them sampled.")
     assert "no sample reaches" not in text

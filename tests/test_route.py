@@ -142,7 +142,9 @@ def test_a_target_that_no_base_fits_is_calibrated():
     trained = cs.train_sampler(KEY, banana(), num_samples=1_000, **QUICK | {"hidden": (32,)})
     assert trained.route.name == "short"
     assert list(trained.stages) == list(trained.route.stages) == ["base", "calibrated"]
-    assert len(trained.histories["calibrated"].loss) == route.SHORT_ITERATIONS
+    # And a round on widened draws, where the weights' tail was heavy.
+    ran = len(trained.histories["calibrated"].loss) - route.SHORT_ITERATIONS
+    assert ran in (0, route.TAIL_ITERATIONS)
     assert isinstance(trained.one_step.control, Control)
     assert route.base_is_enough(trained.stages["base"], None, 1_000, CHEAP) is None
     shares = trained.route.stages
@@ -154,7 +156,7 @@ def test_a_funnel_is_trained_in_full_for_many_draws():
     trained = cs.train_sampler(KEY, cs.targets.funnel(4), num_samples=10**9, **QUICK)
     assert trained.route.name == "full"
     both = route.SHORT_ITERATIONS + route.FURTHER_ITERATIONS
-    assert len(trained.histories["calibrated"].loss) == both
+    assert len(trained.histories["calibrated"].loss) - both in (0, route.TAIL_ITERATIONS)
 
 
 def test_heavier_tails_take_a_wider_base():

@@ -119,8 +119,11 @@ def _fitted_gaussian(rng_key: PRNGKey, target: Target, init_position: Array | No
     """A Gaussian; where its few starts are all outside of the support, from where many found it."""
     try:
         return fit_gaussian(rng_key, target, init_position=init_position)
-    except ValueError:
-        found = explore(rng_key, target, init_position=init_position)
+    except ValueError as error:
+        try:
+            found = explore(rng_key, target, init_position=init_position)
+        except ValueError:
+            raise error from None
     inside = found.modes.loc if len(found.modes.loc) else found.particles
     points = jax.device_put(inside[:_NUM_INSIDE].astype(jnp.result_type(float)))
     return fit_gaussian(rng_key, target, init_position=points)

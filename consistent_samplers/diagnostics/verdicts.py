@@ -24,9 +24,12 @@ EVEN_ESS = 0.99
 NEARLY_EXACT_ESS = 0.999
 """The same for the standard error of log Z: the tail of such weights is close to rounding."""
 
-SMALL_UNSEEN, MAX_UNSEEN = 0.002, 0.02
-"""Part of Z that the weights' tail may hide (`Evidence.unseen`): up to the first, weights are
-reliable whatever their Pareto k; beyond the second, no interval is widened enough for it."""
+SMALL_UNSEEN = 0.002
+"""Part of Z that the weights' tail may hide (`Evidence.unseen`) up to which they are reliable
+whatever their Pareto k."""
+
+MAX_UNSEEN = 0.02
+"""The same beyond which no interval is widened enough for it."""
 
 MAX_RESOLUTION = 0.05
 """Nats of floating-point resolution of log Z above which it is the limit of what can be said."""
