@@ -106,7 +106,7 @@ def masses_around(rng_key: PRNGKey, target: Target, modes: Modes) -> Masses:
       >>> target = cs.Target(lambda x: -0.5 * x @ x, dim=1)
       >>> modes = cs.bases.find_modes(jax.random.key(0), target, num_starts=16)
       >>> found = masses_around(jax.random.key(1), target, modes)
-      >>> abs(found.log_mass[0] - 0.919) < 0.2  # log sqrt(2 pi)
+      >>> bool(abs(found.log_mass[0] - 0.919) < 0.2)  # log sqrt(2 pi)
       True
     """
     num_modes, dim = modes.loc.shape
