@@ -146,7 +146,7 @@ def _row(name: str, seed: int, num_samples: int) -> dict[str, Any]:
         "base_ess": float(trained.stages["base"].ess),
         "seconds": seconds,
         "bound": e.bound,
-        "verdict": trained.verdict(e),
+        "verdict": str(trained.verdict(e)),
         "goal": goal._asdict(),
         **_measured(e, target.log_z),
     }

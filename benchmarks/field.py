@@ -13,15 +13,15 @@ import importlib.util
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.processes import run_module
 
 # A child imports JAX after its settings: the rest is imported where it is needed.
 
@@ -93,7 +93,9 @@ def judged(answer: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
     (right, and said not to be used), ``"silently wrong"``, ``"crash"`` or ``"no truth"``.
     """
     if "error" in answer:
-        return {"outcome": "crash" if not truth.get("improper") else "flagged"}
+        # What has no evidence may be refused.
+        refused = truth.get("improper") and answer["error"].startswith("ValueError")
+        return {"outcome": "flagged" if refused else "crash"}
     wrong, found = bool(truth.get("improper")), {}
     if truth.get("log_z") is not None:
         off = answer["log_z"] - truth["log_z"]
@@ -126,6 +128,8 @@ def judged(answer: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The counts, and a line for each case."""
+    from benchmarks.rows import cell, number
+
     rows = results["rows"]
     count = {
         kind: sum(row["outcome"] == kind for row in rows)
@@ -150,11 +154,11 @@ def markdown(results: dict[str, Any]) -> str:
             cells = [row["case"], "", "", row["error"][:80].replace("|", "/"), *[""] * 3]
             cells += ["", row["outcome"], "", f"{row['seconds']:.0f}"]
         else:
-            true = row["log_z"] - row["log_z_error"] if "log_z_error" in row else None
-            cells = [row["case"], str(row["dim"]), "" if true is None else f"{true:.3f}"]
-            cells += [f"{row['log_z']:.3f} ± {row['log_z_stderr']:.2g}"]
-            cells += [f"{row['quantile_error']:.2f} {row['worst_site']}".strip()]
-            cells += [f"{row['ess']:.2g}", f"{row['pareto_k']:.2f}", row["level"]]
+            true = number(row["log_z"]) - number(row.get("log_z_error"))
+            cells = [row["case"], str(row["dim"]), cell(true)]
+            cells += [f"{cell(row['log_z'])} ± {cell(row['log_z_stderr'])}"]
+            cells += [f"{cell(row['quantile_error'])} {row['worst_site']}".strip()]
+            cells += [cell(row["ess"]), cell(row["pareto_k"]), row["level"]]
             cells += [row["outcome"], row["route"], f"{row['seconds']:.0f}"]
         text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text) + "\n"
@@ -177,28 +181,13 @@ def _child(folder: Path, name: str, what: str, seed: int, limit: float) -> dict[
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / "out").mkdir()
         path = Path(temporary) / "found.json"
-        command = [sys.executable, "-m", "benchmarks.field", "--child", str(folder.resolve())]
-        command += [name, what, str(seed), str(path)]
-        root = str(Path(__file__).resolve().parents[1])
-        environment = os.environ | {"PYTHONPATH": root, "FIELD_OUT": temporary}
-        begin = time.time()
-        try:
-            done = subprocess.run(
-                command,
-                cwd=temporary,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=limit,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return {"error": f"not done after {limit:.0f} s", "seconds": time.time() - begin}
-        seconds = time.time() - begin
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "Error" in line.split(":")[0]]
-            return {"error": (lines or ["killed"])[-1], "seconds": seconds}
-        return json.loads(path.read_text()) | {"seconds": seconds}
+        arguments = ["benchmarks.field", "--child", str(folder.resolve())]
+        arguments += [name, what, str(seed), str(path)]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        ended = run_module(arguments, environment, limit, Path(temporary))
+        if ended.error is not None:
+            return {"error": ended.error, "seconds": ended.seconds}
+        return json.loads(path.read_text()) | {"seconds": ended.seconds}
 
 
 def _module(path: Path) -> Any:

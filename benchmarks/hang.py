@@ -8,13 +8,12 @@ third as the third one; half of all run two at a time. Trainings are short, to t
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from benchmarks.processes import run_module
 
 # A child may use JAX before it imports the package: the rest is imported where it is needed.
 
@@ -71,22 +70,10 @@ def _process(
     # Flags of a shell would hide the fault, and so would another platform.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CONSISTENT_SAMPLERS_CACHE": folder}
     environment["XLA_FLAGS"] = f"--{guard.FLAG}=true" if unguarded else ""
-    command = [sys.executable, "-m", "benchmarks.hang", "--child", kind, str(before), str(late)]
-    root, begin = Path(__file__).resolve().parents[1], time.time()
-    try:
-        done = subprocess.run(
-            command,
-            cwd=root,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"end": "hang", "seconds": time.time() - begin}
-    error = (done.stderr.strip().splitlines() or ["killed"])[-1]
-    return {"end": error if done.returncode else "done", "seconds": time.time() - begin}
+    arguments = ["benchmarks.hang", "--child", kind, str(before), str(late)]
+    ended = run_module(arguments, environment, limit, Path(__file__).resolve().parents[1])
+    end = "hang" if ended.hung else ended.error or "done"
+    return {"end": end, "seconds": ended.seconds}
 
 
 def markdown(results: dict[str, Any]) -> str:

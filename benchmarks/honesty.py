@@ -213,7 +213,12 @@ def _row(case: Case, seed: int, draws: Draws, modes: Any) -> dict[str, Any]:
     assert target.log_z is not None
     e = cs.evidence(draws)
     exploration = cs.diagnostics.exploration_check(
-        jax.random.key(seed), target, draws.position, float(e.log_z), modes=modes
+        jax.random.key(seed),
+        target,
+        draws.position,
+        float(e.log_z),
+        log_weight=draws.log_weight,
+        modes=modes,
     )
     assert e.folded is not None
     error = float(e.log_z) - target.log_z
@@ -227,7 +232,7 @@ def _row(case: Case, seed: int, draws: Draws, modes: Any) -> dict[str, Any]:
         "covered": abs(error) <= _Z95 * float(e.log_z_stderr) + 1e-4,
         "passed": cs.diagnostics.is_trustworthy(e, exploration),
         "weights_passed": cs.diagnostics.is_trustworthy(e),
-        "verdict": cs.diagnostics.verdict(e, exploration),
+        "verdict": str(cs.diagnostics.verdict(e, exploration)),
         "ess": float(e.ess),
         "pareto_k": float(e.pareto_k),
         "folded": float(e.folded),

@@ -202,7 +202,7 @@ def _row(name: str, reference: dict[str, Any], seed: int) -> dict[str, Any]:
         "right": right,
         # By what says whether the weights can correct the draws, and by the look for modes.
         "flagged": not sampler.reweighted or not (explored is None or explored.passed),
-        "verdict": trained.verdict(e),
+        "verdict": str(trained.verdict(e)),
         "log_z": float(e.log_z),
         "log_z_stderr": float(e.log_z_stderr),
         "elbo": float(e.elbo),

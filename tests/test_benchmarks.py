@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -457,3 +458,52 @@ def test_speed_command_measures_a_part_and_keeps_others(tmp_path, capsys):
     assert "| memory | peak memory | 1.5 | 1.4 to 1.6 | ≤ 1.2 | NO |" in text
     assert "Made by `python -m benchmarks speed --parts draws --quick`" in text
     assert (tmp_path / "speed.png").stat().st_size > 0
+
+
+def test_a_field_case_is_judged_by_truth_and_verdict():
+    from benchmarks import field
+
+    truth = {"log_z": 0.0, "quantiles": {"x": ([-1.0, 0.0, 1.0, 2.0, 3.0], 1.0, [0.0] * 5)}}
+    right = {"log_z": 0.03, "log_z_stderr": 0.001, "level": "trusted"}
+    right |= {"quantiles": {"x": ([-1.0, 0.05, 1.0, 2.0, 3.0], [0.0] * 5)}}
+    off = {"quantiles": {"x": ([-1.0, 0.0, 1.0, 2.0, 3.3], [0.0, 0.0, 0.0, 0.0, 0.05])}}
+
+    def outcome(truth=truth, **changes):
+        return field.judged(right | changes, truth)["outcome"]
+
+    assert outcome() == "right"
+    assert outcome(level="not to be used") == "cried wolf"
+    assert outcome(log_z=-0.06) == "silently wrong"
+    assert outcome(log_z=-0.06, log_z_stderr=0.02) == "right"
+    assert outcome(log_z=-0.06, level="not to be used") == "flagged"
+    assert outcome(**off) == "silently wrong"
+    assert outcome(truth={"improper": True}) == "silently wrong"
+    assert outcome(truth={}) == "no truth"
+    assert field.judged({"error": "TypeError: x"}, {"improper": True})["outcome"] == "crash"
+    assert field.judged({"error": "ValueError: x"}, {"improper": True})["outcome"] == "flagged"
+    row = right | {"case": "a", "dim": 2, "ess": 0.5, "pareto_k": "inf", "route": "base"}
+    rows = [row | field.judged(right, truth) | {"seconds": 1.0}]
+    rows.append({"case": "b", "error": "boom", "outcome": "crash", "seconds": 2.0})
+    text = field.markdown({"rows": rows, "command": "c", "device": "d"})
+    assert "silently wrong: 0, crash: 1" in text and "| a | 2 | 0 | 0.03 ± 0.001 |" in text
+
+
+def test_hangs_are_counted():
+    from benchmarks import hang
+
+    of = {"kind": "eigh", "targets_before": 0, "side_by_side": 1}
+    runs = [of | {"end": "done", "seconds": 3.0}, of | {"end": "hang", "seconds": 9.0}]
+    head = {"command": "c", "device": "d", "cores": 2, "versions": {"jax": "0"}}
+    text = hang.markdown(head | {"runs": runs})
+    assert "1 of 2 processes hung" in text and "| eigh | 2 | 0 | 1 | 3 | 3 |" in text
+
+
+def test_a_process_ends_in_time_or_is_said_to_hang():
+    from benchmarks.processes import run_module
+
+    environment = dict(os.environ)
+    assert run_module(["this"], environment, 60.0, None).error is None
+    failed = run_module(["timeit", "-n1", "raise KeyError('gone')"], environment, 60.0, None)
+    assert failed.error == "KeyError: 'gone'" and not failed.hung
+    slow = run_module(["timeit", "-n1", "import time; time.sleep(30)"], environment, 0.5, None)
+    assert slow.hung and slow.seconds < 20

@@ -46,9 +46,7 @@ def ellipsoid_distances(modes: Modes, points: np.ndarray) -> np.ndarray:
 
     Relative to the ellipsoids that hold nearly all of a Gaussian's mass: inside of it up to 1.
     """
-    dim = modes.loc.shape[1]
-    # Six standard deviations beyond the mean of a chi-square of dim degrees: modes are not normal.
-    radius = dim + 6.0 * np.sqrt(2.0 * dim)
+    radius = _square_radius(modes.loc.shape[1])
     distances = np.empty((len(modes.loc), len(points)))
     for k, (loc, factor) in enumerate(zip(modes.loc, modes.scale_tril, strict=True)):
         z = np.linalg.solve(factor, (points - loc).T)
@@ -122,13 +120,12 @@ def masses_around(rng_key: PRNGKey, target: Target, modes: Modes) -> Masses:
     z = (normal[:, :dim] / np.sqrt(chi_square / degrees)).reshape(measured, per_mode, dim)
     points = modes.loc[:measured, None] + np.einsum("kij,knj->kni", modes.scale_tril[:measured], z)
     square = (z**2).sum(-1)
-    radius = dim + 6.0 * np.sqrt(2.0 * dim)
     flat = points.reshape(-1, dim).astype(jnp.result_type(float))
     value = np.asarray(rounding.values(target.log_density, flat), np.float64)
     value = np.where(np.isnan(value), -np.inf, value).reshape(measured, per_mode)
     log_det = np.log(np.diagonal(modes.scale_tril[:measured], axis1=1, axis2=2)).sum(1)
     log_weight = value + log_det[:, None] - _log_student(square, dim, degrees)
-    log_weight = np.where(square <= radius, log_weight, -np.inf)
+    log_weight = np.where(square <= _square_radius(dim), log_weight, -np.inf)
     largest = log_weight.max(1)
     safe = np.where(np.isfinite(largest), largest, 0.0)
     weight = np.exp(log_weight - safe[:, None])
@@ -138,6 +135,11 @@ def masses_around(rng_key: PRNGKey, target: Target, modes: Modes) -> Masses:
         relative = weight.std(1, ddof=1) / np.sqrt(per_mode) / mean
     error[:measured] = np.where(mean > 0, relative, np.inf)
     return Masses(log_mass, error)
+
+
+def _square_radius(dim: int) -> float:
+    # Six standard deviations beyond the mean of a chi-square of dim degrees: modes are not normal.
+    return float(dim + 6.0 * np.sqrt(2.0 * dim))
 
 
 def _log_student(square: np.ndarray, dim: int, degrees: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from consistent_samplers.algorithms.calibration import Calibration
 from consistent_samplers.algorithms.osds import OSDS
 from consistent_samplers.bases import Base
 from consistent_samplers.bases.base import as_pytree
-from consistent_samplers.bases.iterating import split
+from consistent_samplers.bases.iterating import folded, split
 from consistent_samplers.diagnostics import (
     ExplorationCheck,
     exploration_check,
@@ -207,7 +207,7 @@ def train(
         weigh = functools.partial(_worth, calibrating, rng_key=key_check, target=target)
         if not interrupted and (worth_now := weigh(result.state)) is not None:
             result, interrupted = _mend_tail(
-                key_explore, calibrating, result, worth_now, weigh, plan
+                folded(key_check, 1), calibrating, result, worth_now, weigh, plan
             )
         calibrated, histories["calibrated"] = result.state, result.history
         reason = reasons[-1] if reasons else "all of its iterations were run"
