@@ -115,6 +115,8 @@ def make_evidence(**changes) -> Evidence:
         ),
         ({"pareto_k": jnp.nan}, "not to be used", ["not numbers"]),
         ({"ess": 0.01}, "not to be used", ["Only about 20 of 2000", "draw more samples"]),
+        ({"ess": 0.1}, "not to be used", ["Only 10 % of the samples are effective"]),
+        ({"ess": 0.15}, "trusted", ["15 % of 2000 samples"]),
         ({"outside": 0.4}, "trusted", ["40 % of the samples lie outside"]),
         ({"outside": 0.4, "undefined": 0.1}, "usable", ["NaN at 10 %"]),
     ],

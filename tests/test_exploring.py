@@ -1,5 +1,6 @@
 """Looks from outside: mass around modes by draws, open directions, particles no draw reaches."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import consistent_samplers as cs
+from consistent_samplers.algorithms import Now
 from consistent_samplers.bases.masses import masses_around, weighed
 from consistent_samplers.bases.modes import Modes, merged
 from consistent_samplers.diagnostics import (
@@ -68,6 +70,14 @@ def test_a_spike_inside_of_the_draws_counts_by_its_mass():
     missed = exploration_check(KEY, target, draws, math.log(0.5), modes=modes)
     assert missed.num_missed == 1 and not missed.passed
     np.testing.assert_allclose(missed.missed, [[3.0, 3.0]])
+    # Nor have draws in it that weigh hardly anything.
+    inside = draws.at[::2].set(3.0 + 0.05 * draws[::2])
+    weightless = jnp.where(jnp.arange(4_000) % 2 == 0, -9.0, 0.0)  # Z = 0.5 all the same
+    there = exploration_check(
+        KEY, target, inside, math.log(0.5), log_weight=weightless, modes=modes
+    )
+    assert there.num_missed == 1
+    assert exploration_check(KEY, target, inside, 0.0, modes=modes).passed
     # Draws of both have it.
     both = cs.bases.mixture(jnp.zeros(2), modes.loc, modes.scale_tril)
     exact = both.sample(KEY, 4_000)
@@ -111,6 +121,29 @@ def test_a_base_with_an_edge_is_judged_by_what_is_inside():
     fit = cs.bases.judge(KEY, box, cs.bases.standard_normal(1, scale=0.6))
     assert fit.inside == pytest.approx(0.904, abs=0.02)
     assert 0.4 < fit.elbo < math.log(2.0)
+
+
+def test_the_tail_round_pulls_widened_draws_and_reports_the_others():
+    target = cs.Target(lambda x: -0.5 * x @ x, 4)
+    algorithm = cs.osds(target, base=cs.bases.standard_normal(4), max_steps=1, hidden=(8,))
+    algorithm = cs.calibration(algorithm, batch_size=256)
+    state, asked, elbos = algorithm.init(KEY), [], []
+    for share in (0.0, 0.5):
+        objective = dataclasses.replace(algorithm.objective, tail_share=share)
+
+        def evaluate(x):
+            asked.append(np.linalg.norm(x, axis=1))
+            # Far out the density is another one, which nothing that is reported may show.
+            return jax.vmap(target.log_density)(x) - 50.0 * (jnp.linalg.norm(x, axis=1) > 6.0)
+
+        control = dataclasses.replace(algorithm.control, guidance=None, gate=None)
+        loss = objective(state.params, Now(KEY, control, state), evaluate)
+        elbos.append(float(loss.info.elbo))
+    own, widened = asked
+    far = widened > 1.5 * own  # 1 + 2 / sqrt(4) times as far
+    assert far.mean() == 0.5
+    np.testing.assert_allclose(widened[~far], own[~far], rtol=1e-5)
+    assert abs(elbos[0] - elbos[1]) < 0.1
 
 
 def test_intervals_of_usable_numbers_are_wider():
