@@ -41,7 +41,7 @@ class Evidence:
     Attributes:
       log_z: ``[]``, importance-sampling estimate, log of the mean weight.
       log_z_stderr: ``[]``, its standard error: ``sqrt(var(w) / n) / mean(w)``, by the delta method,
-        and twice ``unseen``, in quadrature. On Pareto weights the 95 % interval then covers log Z
+        twice ``unseen``, and half the step between numbers of its size, in quadrature. On Pareto weights the 95 % interval then covers log Z
         in more than 90 % of runs up to an index of 0.6; it is meaningless much above 0.7.
       elbo: ``[]``, evidence lower bound, the mean log weight; -inf if any weight is zero.
       elbo_stderr: ``[]``, its standard error; +inf where the ELBO is -inf.
@@ -316,9 +316,11 @@ def _estimates(log_weight: Array) -> dict[str, Any]:
     top = jnp.sort(shifted)[n - min(tail_size(n) + 1, n) :]
     k, log_beyond = judge_tail(top[1:] + largest, top[0] + largest)
     unseen = jnp.exp(log_beyond - largest - log_mean - math.log(n))
+    log_z = log_mean + largest
+    half_step = 0.5 * jnp.finfo(log_z.dtype).eps * jnp.where(jnp.isfinite(log_z), log_z, 0.0)
     return {
-        "log_z": log_mean + largest,
-        "log_z_stderr": jnp.hypot(sem(relative), 2.0 * unseen),
+        "log_z": log_z,
+        "log_z_stderr": jnp.hypot(jnp.hypot(sem(relative), 2.0 * unseen), half_step),
         "unseen": unseen,
         "outside": jnp.mean(log_weight == -jnp.inf, dtype=log_weight.dtype),
         "elbo": jnp.where(any_zero, -jnp.inf, jnp.mean(finite) + largest),

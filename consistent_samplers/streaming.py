@@ -159,9 +159,12 @@ def _combine(sums: _Sums, top: np.ndarray, bound: Any) -> Evidence:
         elbo_stderr = math.sqrt(deviation / (num - 1) / num)
     k, log_beyond = estimate.judge_tail(jnp.asarray(top[1:]), jnp.asarray(top[0]))
     unseen = math.exp(float(log_beyond) - largest) / weights
+    log_z = jnp.asarray(largest + math.log(weights / num))
+    half_step = 0.5 * float(jnp.finfo(log_z.dtype).eps * log_z)
+    stderr = math.hypot(math.sqrt(relative_variance / num), 2.0 * unseen, half_step)
     return Evidence(
-        log_z=jnp.asarray(largest + math.log(weights / num)),
-        log_z_stderr=jnp.asarray(math.hypot(math.sqrt(relative_variance / num), 2.0 * unseen)),
+        log_z=log_z,
+        log_z_stderr=jnp.asarray(stderr),
         elbo=jnp.asarray(elbo),
         elbo_stderr=jnp.asarray(elbo_stderr),
         ess=jnp.asarray(ess),

@@ -1,6 +1,7 @@
 """Bases of several components: densities, frames, what is found, and weights through a map."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -302,6 +303,29 @@ def test_optima_are_modes_where_the_density_dips_between_them():
     # A density that is zero or not a number between them dips.
     split = cs.Target(lambda x: jnp.sqrt(jnp.abs(x[0]) - 1.0) - x @ x, 2)
     assert fitting._num_separate(split, modes_at(np.array([[-2.0, 0.0], [2.0, 0.0]]))) == 2
+
+
+def test_spikes_and_boxes_are_found_where_no_gradient_tells():
+    def log_density(x):
+        slab = jax.scipy.stats.norm.logpdf(x, 0.0, 1.0).sum() + math.log(0.6)
+        return jnp.logaddexp(slab, jax.scipy.stats.norm.logpdf(x, 0.7, 0.02).sum() + math.log(0.4))
+
+    # No dip lies between the slab's optimum and the spike, of which the slab's draws know nothing.
+    spiked = cs.bases.fit_base(KEY, cs.Target(log_density, 5))
+    assert spiked.kind == "mixture"
+    assert abs(spiked.fits["mixture"].elbo) < 0.02 < -spiked.fits["gaussian"].elbo - 0.4
+
+    def apart(x):
+        near, far = jnp.all(jnp.abs(x) < 1.0), jnp.all(jnp.abs(x - 4.0) < 1.0)
+        return jnp.where(near | far, 0.0, -jnp.inf)
+
+    found = cs.bases.explore(KEY, cs.Target(apart, 3))
+    assert found.inside < 0.5 and not len(found.modes.loc)
+    assert found.log_z == pytest.approx(math.log(16.0), abs=0.3)
+    assert 0.3 < np.mean(found.particles[:, 0] > 2.0) < 0.7
+    inside = cs.Target(lambda x: jnp.where(jnp.all(jnp.abs(x) < 1.0), 0.0, -jnp.inf), 6)
+    box = cs.bases.fit_base(KEY, inside)
+    assert box.fits[box.kind].ess > 0.3
 
 
 # ---- looked at from outside

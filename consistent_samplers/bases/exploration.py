@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import logsumexp
 
 from consistent_samplers.bases import iterating
 from consistent_samplers.bases.iterating import MAX_DENSE_DIM, Evaluated, affordable, evaluated
@@ -26,6 +27,7 @@ from consistent_samplers.bases.modes import (
     merged,
 )
 from consistent_samplers.kernels import kernel
+from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
@@ -38,6 +40,9 @@ _MAX_ROUNDS = 60
 _USUAL_ROUNDS = 20  # temperatures that most targets take
 _TARGET_ESS = 0.7  # share of effective particles that a step of the temperature leaves
 _ACCEPTANCE = 0.65
+# Points of a density without optima, their scales, and the fewest effective ones that tell where it
+# lies, from which particles set out a little wider.
+_NUM_POINTS, _SCALES, _NUM_SCALES, _FEWEST_POINTS, _WIDER = 32_768, (0.1, 100.0), 64, 8, 1.5
 _MAX_EXCESS = 10.0  # times the budget: where the smallest look would cost more, there is none
 
 # Mean and standard deviations ``[dim]`` of the Gaussian that tempering starts from.
@@ -53,6 +58,7 @@ class Exploration(NamedTuple):
       particles: ``[num_particles, dim]``, of a tempered SMC that ended at the target; none above
         200 dimensions or for very expensive densities.
       log_z: its estimate of log Z in nats, or NaN without particles.
+      inside: share of the particles that set out inside of the support; 1 without particles.
 
     Example:
       >>> import numpy as np, consistent_samplers as cs
@@ -64,6 +70,7 @@ class Exploration(NamedTuple):
     modes: Modes
     particles: np.ndarray
     log_z: float
+    inside: float = 1.0
 
 
 def explore(
@@ -101,13 +108,15 @@ def explore(
     if target.dim > MAX_DENSE_DIM or num_particles == 0:
         modes = weighed(key_weigh, target, modes)
         return Exploration(modes, np.zeros((0, target.dim)), math.nan)
-    particles, log_z = tempered_particles(key_particles, target, modes, num_particles=num_particles)
+    particles, log_z, inside = tempered_particles(
+        key_particles, target, modes, num_particles=num_particles
+    )
     if not len(particles):
         return Exploration(weighed(key_weigh, target, modes), particles, log_z)
     # Again from where the particles are, and around what was found at its own scale: the modes,
     # half of the rest particles, the others wide.
     num_starts, num_iterations = climb_size(target, num_starts)
-    loc, scale = covering(modes, target.dim)
+    loc, scale = _covering(key_particles, target, modes)
     known = modes.loc[:num_starts].astype(loc.dtype)
     num_chosen = (num_starts - len(known)) // 2
     # Resampled particles are in an order: at even distances of it.
@@ -116,10 +125,11 @@ def explore(
         key_again, num_starts - len(known) - num_chosen, target.dim
     )
     starts = np.concatenate([known, chosen, wide])
-    step = np.full(num_starts, np.linalg.norm(scale) / math.sqrt(target.dim), loc.dtype)
+    step = max(np.linalg.norm(scale) / math.sqrt(target.dim), 0.5)
+    step = np.full(num_starts, step, loc.dtype)
     # A long step may lead out of a narrow mode: what was known stays.
     found = merged(distinct(target, *climb(target, starts, step, num_iterations)), modes)
-    return Exploration(weighed(key_weigh, target, found), particles, log_z)
+    return Exploration(weighed(key_weigh, target, found), particles, log_z, inside)
 
 
 class _Level(NamedTuple):
@@ -133,8 +143,10 @@ class _Level(NamedTuple):
 
 def tempered_particles(
     rng_key: PRNGKey, target: Target, modes: Modes, *, num_particles: int = NUM_PARTICLES
-) -> tuple[np.ndarray, float]:
-    """Particles ``[n, dim]`` at the target and an estimate of log Z, by adaptive tempered SMC.
+) -> tuple[np.ndarray, float, float]:
+    """Particles ``[n, dim]`` at the target, log Z, and the share that set out inside of its support.
+
+    An adaptive tempered SMC.
 
     From a wide Gaussian around the optima that carry mass, by temperatures that leave 70 % of the
     particles effective, and moves of Hamiltonian Monte Carlo, its steps and masses taken from the
@@ -146,11 +158,12 @@ def tempered_particles(
 
     num_particles, num_moves = smc_size(target, num_particles, _NUM_MOVES, _NUM_LEAPFROG)
     if num_particles == 0:
-        return np.zeros((0, target.dim)), float("nan")
-    wide: Any = covering(modes, target.dim)
+        return np.zeros((0, target.dim)), float("nan"), 1.0
+    wide: Any = _covering(rng_key, target, modes)
     key_start, key_run, *_ = iterating.split(rng_key)
     x: Any = wide[0] + wide[1] * iterating.normals(key_start, num_particles, target.dim)
     particles = evaluated(target, x)
+    inside = float(np.isfinite(np.asarray(particles[1])).mean())
     tempering: Any = np.zeros((), x.dtype)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0
     for i in range(_MAX_ROUNDS):
@@ -172,7 +185,31 @@ def tempered_particles(
         step_size *= float(np.exp(np.clip(excess, -0.5, 0.5)))
         if float(tempering) >= 1.0 or not np.isfinite(log_z):
             break
-    return np.asarray(particles[0]), log_z
+    return np.asarray(particles[0]), log_z, inside
+
+
+def _covering(rng_key: PRNGKey, target: Target, modes: Modes) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviations ``[dim]`` of a wide Gaussian over the mass, by optima or without.
+
+    A density that is flat where it is positive has none: points at all scales tell where that is.
+    """
+    if len(modes.loc):
+        return covering(modes, target.dim)
+    num = int(min(_NUM_POINTS, affordable(target)))
+    random = iterating.normals(iterating.split(rng_key)[2], num, target.dim)
+    scales = np.geomspace(*_SCALES, _NUM_SCALES).astype(random.dtype)
+    points = np.resize(scales, num)[:, None] * random
+    values = np.asarray(evaluation.values(target.log_density, points), np.float64)
+    # Their log density is that of the mixture of all scales, by the distance.
+    square = (points.astype(np.float64) ** 2).sum(1)[:, None]
+    log_prob = logsumexp(-0.5 * square / scales**2 - target.dim * np.log(scales), axis=1)
+    log_weight = np.where(np.isfinite(values), values, -np.inf) - log_prob
+    weight = np.exp(log_weight - log_weight.max(initial=-1e300))
+    if weight.sum() ** 2 < _FEWEST_POINTS * (weight**2).sum():
+        return covering(modes, target.dim)
+    loc = np.average(points, axis=0, weights=weight)
+    scale = np.sqrt(np.average((points - loc) ** 2, axis=0, weights=weight))
+    return loc.astype(random.dtype), (_WIDER * scale).astype(random.dtype)
 
 
 def smc_size(
@@ -204,7 +241,9 @@ def _resample(
     x, value, _ = particles
     log_ratio = jnp.where(jnp.isnan(value), -jnp.inf, value) - _log_wide(x, wide)
     rest = 1.0 - tempering
-    step = ess.ess_solver(lambda x: x, log_ratio, _TARGET_ESS, rest, solver.dichotomy)
+    # Those outside of the support are lost at any temperature: of the others, 70 %.
+    target_ess = _TARGET_ESS * jnp.mean(log_ratio > -jnp.inf)
+    step = ess.ess_solver(lambda x: x, log_ratio, target_ess, rest, solver.dichotomy)
     step = jnp.clip(step, 0.0, 1.0 - tempering)
     log_weight = jnp.where(step > 0.0, step * log_ratio, 0.0)
     log_total = jax.nn.logsumexp(log_weight)

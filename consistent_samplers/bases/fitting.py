@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
+from scipy.stats import norm
 
 from consistent_samplers.bases.base import Base
 from consistent_samplers.bases.exploration import NUM_PARTICLES, Exploration, explore
@@ -16,15 +18,18 @@ from consistent_samplers.bases.laplace import check_starts, usable_everywhere
 from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase
 from consistent_samplers.bases.mixture_fit import fit_mixture, fit_product_mixture, train_mixture
 from consistent_samplers.bases.modes import Modes, fall_between
+from consistent_samplers.targets import rounding
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
 _EVEN = 0.9  # share of a Gaussian's effective draws above which particles are not looked at
 _MINOR = 0.01  # an optimum with a smaller share of the largest one's evidence counts as no mode,
 _DIP = 1.0  # nor does one on the way to which the density falls by less than this, in nats
+_SPIKE_NATS = 5.0  # by which log weights exceed the ELBO at a spike
 _UNSEEN_NATS = 2.0  # by which the particles' log Z must exceed the Gaussian's ELBO to look further
 _NUM_INSIDE = 8  # points inside of the support to start from, where it has to be looked for
 _INSIDE = 0.99  # share of draws inside of the support, below which a flow makes up for nothing
+_WIDER = 1.1  # than particles, of a Gaussian
 _FLOW_NATS = 1.0  # by which components of one mode must beat a Gaussian before calibration
 
 
@@ -95,22 +100,33 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     for num in (0, NUM_PARTICLES) if even else (NUM_PARTICLES,):
         found = explore(key_explore, target, init_position=init_position, num_particles=num)
         num_modes = _num_separate(target, found.modes)
+        spikes = _num_spikes(target, found.modes, gaussian, fits["gaussian"].elbo)
+        # The one that the Gaussian is at may be no spike.
+        num_modes = max(num_modes, 1 + spikes if spikes else 0)
         if num_modes <= 1:
             break
     simple = num_modes <= 1 and not found.log_z > fits["gaussian"].elbo + _UNSEEN_NATS
     # At an edge the gradients that a Gaussian is fitted by say nothing: particles tell its width.
-    simple &= fits["gaussian"].inside > _INSIDE
-    if not simple and target.dim <= MAX_DENSE_DIM:
+    has_edges = fits["gaussian"].inside <= _INSIDE
+    if (has_edges or found.inside < 1.0) and _usable(found.particles):
+        as_particles = _of_particles(found.particles)
+        fit = judge(key_judge, target, as_particles)
+        if fit.inside <= _INSIDE and fit.ess > fits["gaussian"].ess:
+            has_edges, bases["gaussian"], fits["gaussian"] = True, as_particles, fit
+    if (has_edges or not simple) and target.dim <= MAX_DENSE_DIM:
         bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
-        if np.isfinite(found.particles).all():
+        if _usable(found.particles):
             bases["product"] = fit_product_mixture(key_product, target, exploration=found)
         for kind in bases.keys() - fits.keys():
             fits[kind] = judge(key_judge, target, bases[kind])
+    if has_edges:
+        # No flow makes up for draws outside.
+        kind = max(bases, key=lambda kind: fits[kind].ess)
+        return FittedBase(bases[kind], kind, fits, found)
     best = max(fits.values(), key=lambda fit: fit.elbo)
     # The simpler kind where they differ by noise only, or by what a flow makes up for more easily
     # than on several components; not where several modes were seen, of which it may lack one.
     margin = 2.0 * best.elbo_stderr + (_FLOW_NATS if num_modes <= 1 else 0.0)
-    margin = margin if fits["gaussian"].inside > _INSIDE else 0.0
     kind = next((kind for kind in bases if fits[kind].elbo >= best.elbo - margin), "gaussian")
     return FittedBase(bases[kind], kind, fits, found)
 
@@ -129,18 +145,50 @@ def _fitted_gaussian(rng_key: PRNGKey, target: Target, init_position: Array | No
     return fit_gaussian(rng_key, target, init_position=points)
 
 
+def _usable(particles: np.ndarray) -> bool:
+    return len(particles) > 0 and bool(np.isfinite(particles).all())
+
+
+def _of_particles(particles: np.ndarray) -> GaussianBase:
+    """A Gaussian of the particles' moments, a little wider for those that a finite number lacks."""
+    dtype, dim = jnp.result_type(float), particles.shape[1]
+    covariance = np.cov(particles.T.astype(np.float64)).reshape(dim, dim)
+    ridge = 1e-6 * np.diagonal(covariance).mean() * np.eye(dim)
+    factor = np.linalg.cholesky(covariance + ridge)
+    return GaussianBase(
+        jnp.asarray(particles.mean(0), dtype), jnp.asarray(_WIDER * factor, dtype)
+    )
+
+
 def _num_separate(target: Target, modes: Modes) -> int:
-    """Optima that together hold nearly all, and between which and the best one the density dips.
+    """Optima with mass, between which and the best one the density dips.
 
     Optimisers end in many places along a ridge or a flat neck, all of them in one mode.
     """
-    if len(modes.loc) <= 1:
-        return len(modes.loc)
-    # The best first: what is left out has a hundredth of the mass, however many they are.
-    mass = np.exp(modes.log_evidence - modes.log_evidence[0])
-    rest = mass.sum() - np.cumsum(mass)
-    loc = modes.loc[: 1 + int(np.sum(rest > _MINOR * mass.sum()))]
+    loc = _with_mass(modes)
+    if len(loc) <= 1:
+        return len(loc)
     return 1 + int(np.sum(fall_between(target, loc[1:], loc[0]) > _DIP))
+
+
+def _num_spikes(target: Target, modes: Modes, gaussian: GaussianBase, elbo: float) -> int:
+    """Optima with mass, at which the density is far above what the Gaussian has: no dip need be."""
+    loc = _with_mass(modes)
+    if len(loc) <= 1:
+        return 0
+    values = rounding.values(target.log_density, loc.astype(jnp.result_type(float)))
+    factor = np.asarray(gaussian.scale_tril, np.float64)
+    z = scipy.linalg.solve_triangular(factor, (loc - np.asarray(gaussian.loc)).T, lower=True)
+    log_prob = norm.logpdf(z).sum(0) - np.log(np.diagonal(factor)).sum()
+    return int(np.sum(np.asarray(values, np.float64) - log_prob > elbo + _SPIKE_NATS))
+
+
+def _with_mass(modes: Modes) -> np.ndarray:
+    """Optima ``[n, dim]`` that together hold nearly all, the best first."""
+    # What is left out has a hundredth of the mass, however many they are.
+    mass = np.exp(modes.log_evidence - modes.log_evidence.max(initial=-np.inf))
+    rest = mass.sum() - np.cumsum(mass)
+    return modes.loc[: 1 + int(np.sum(rest > _MINOR * mass.sum()))]
 
 
 def refit_base(rng_key: PRNGKey, target: Target, base: Base) -> Base:

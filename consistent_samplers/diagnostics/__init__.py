@@ -23,6 +23,7 @@ from consistent_samplers.diagnostics.modes import (
 )
 from consistent_samplers.diagnostics.verdicts import (
     EVEN_ESS,
+    FINE_RESOLUTION,
     FINITE_VARIANCE_K,
     LEAST_ESS,
     MAX_OUTSIDE,
@@ -45,6 +46,7 @@ from consistent_samplers.diagnostics.verdicts import (
 
 __all__ = [
     "EVEN_ESS",
+    "FINE_RESOLUTION",
     "FINITE_VARIANCE_K",
     "LEAST_ESS",
     "MAX_MEDIAN_POINTS",

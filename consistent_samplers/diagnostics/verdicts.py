@@ -31,12 +31,15 @@ whatever their Pareto k."""
 MAX_UNSEEN = 0.02
 """The same beyond which no interval is widened enough for it."""
 
-MAX_RESOLUTION = 0.05
-"""Nats of floating-point resolution of log Z above which it is the limit of what can be said."""
+FINE_RESOLUTION = 0.05
+"""Nats of floating-point resolution of log Z above which its interval is wider for it."""
+
+MAX_RESOLUTION = 0.25
+"""The same above which weights cannot be told apart."""
 
 LEAST_ESS = 0.125
-"""Share of effective samples below which the largest weights are yet to be seen, so that log Z
-comes out low by several of its standard errors whatever the tail index says."""
+"""Share of effective samples below which the largest weights may be yet to be seen; with a heavy
+tail (`FINITE_VARIANCE_K`) log Z then comes out low by several of its standard errors."""
 
 MAX_OUTSIDE = 0.01
 """Share of samples outside the support above which it is worth a line."""
@@ -171,10 +174,11 @@ def verdict(
     ``"trusted"``: the weights have a variance (`standard_error_is_reliable`), at least
     `MIN_EFFECTIVE` samples and `LEAST_ESS` of them all are effective, the map does not fold and is
     inverted within `MAX_ROUND_TRIP_ERROR`, numbers of the size of log Z are resolved to
-    `MAX_RESOLUTION`, the weights are no heuristic, and an exploration, if there was one, found
+    `FINE_RESOLUTION`, the weights are no heuristic, and an exploration, if there was one, found
     nothing missing.
     ``"usable"``: the same, with a tail that is heavy but can be corrected for
-    (`weights_are_reliable`); the standard error of log Z takes in what the tail hides.
+    (`weights_are_reliable`), one that is light with fewer effective samples, or numbers resolved to
+    `MAX_RESOLUTION`; the standard error of log Z takes in what the tail and the steps hide.
 
     Args:
       evidence: concrete (not traced) evidence.
@@ -219,10 +223,11 @@ def _findings(evidence: Evidence) -> tuple[list[str], list[str], list[str]]:
     bad: list[str] = []
     cautions: list[str] = []
     wanted: list[str] = []
-    if (step := resolution(evidence)) > MAX_RESOLUTION:
-        bad.append(
+    if (step := resolution(evidence)) > FINE_RESOLUTION:
+        coarse = "too coarse to tell weights apart" if step > MAX_RESOLUTION else "which its interval takes in"
+        (bad if step > MAX_RESOLUTION else cautions).append(
             f"log Z of {float(evidence.log_z):.3g} nats is computed in steps of {step:.2g} nats, "
-            "too coarse to tell weights apart; leave constants out of the log density."
+            f"{coarse}; leave constants out of the log density."
         )
         wanted.append("double")
     if evidence.bound == "heuristic":
@@ -263,7 +268,7 @@ def _findings(evidence: Evidence) -> tuple[list[str], list[str], list[str]]:
         # With a heavy tail more samples hardly help.
         wanted.append("more" if math.isinf(k) or weights_are_reliable(evidence) else "longer")
     elif ess < LEAST_ESS:
-        bad.append(
+        (cautions if k <= FINITE_VARIANCE_K else bad).append(
             f"Only {100 * ess:.2g} % of the samples are effective: of such weights the largest are "
             "often yet to be seen."
         )

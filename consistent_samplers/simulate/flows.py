@@ -278,7 +278,7 @@ def invert_step(
     t: Array,
     d: Array,
     *,
-    num_iterations: int = 10,
+    num_iterations: int = 50,
 ) -> Array:
     """A point ``[dim]`` that a `flow_step` takes to ``y``, by Newton's method started there.
 
