@@ -39,12 +39,12 @@ def tempered_smc(rng_key: PRNGKey, target: Target, seconds: float) -> dict[str, 
     modes = find_modes(key_modes, target)
     found = time.perf_counter()
     num = 2_000 if target.dim <= 200 else 200
-    _, log_z = tempered_particles(key_first, target, modes, num_particles=num)
+    _, log_z, _ = tempered_particles(key_first, target, modes, num_particles=num)
     spent = time.perf_counter() - found
     more = int(num * (seconds - (time.perf_counter() - start)) / spent)
     if more > num:
         num = more
-        _, log_z = tempered_particles(key_second, target, modes, num_particles=num)
+        _, log_z, _ = tempered_particles(key_second, target, modes, num_particles=num)
     return {"log_z": log_z, "particles": num, "seconds": time.perf_counter() - start}
 
 

@@ -46,7 +46,7 @@ def run(processes: int, limit: float, late: bool, unguarded: bool, output: Path)
 
     variant = " --late" * late + " --unguarded" * unguarded
     command = f"python -m benchmarks hang --processes {processes} --limit {limit:g}{variant}"
-    plan = [(KINDS[i % len(KINDS)], i // len(KINDS) % 3) for i in range(processes)]
+    plan = [(KINDS[i % len(KINDS)], (i + i // len(KINDS)) % 3) for i in range(processes)]
     half = (processes + 1) // 2
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

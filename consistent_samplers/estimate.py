@@ -41,8 +41,9 @@ class Evidence:
     Attributes:
       log_z: ``[]``, importance-sampling estimate, log of the mean weight.
       log_z_stderr: ``[]``, its standard error: ``sqrt(var(w) / n) / mean(w)``, by the delta method,
-        twice ``unseen``, and half the step between numbers of its size, in quadrature. On Pareto weights the 95 % interval then covers log Z
-        in more than 90 % of runs up to an index of 0.6; it is meaningless much above 0.7.
+        twice ``unseen``, and half the step between numbers of its size, in quadrature. On Pareto
+        weights the 95 % interval then covers log Z in more than 90 % of runs up to an index of 0.6;
+        it is meaningless much above 0.7.
       elbo: ``[]``, evidence lower bound, the mean log weight; -inf if any weight is zero.
       elbo_stderr: ``[]``, its standard error; +inf where the ELBO is -inf.
       ess: ``[]``, share of effective samples, in (0, 1].

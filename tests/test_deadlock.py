@@ -86,3 +86,13 @@ def test_gradients_of_many_determinants_finish(script, dim):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "finished"
+
+
+@pytest.mark.slow
+def test_no_density_hangs_the_recipe(tmp_path):
+    from benchmarks import hang
+
+    # Each kind once, as the first, second or third target of its process; half two at a time.
+    found = hang.run(len(hang.KINDS), TIME_LIMIT, late=False, unguarded=False, output=tmp_path)
+    ends = {run["kind"]: run["end"] for run in found["runs"]}
+    assert ends == dict.fromkeys(hang.KINDS, "done")

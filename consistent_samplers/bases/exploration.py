@@ -144,13 +144,12 @@ class _Level(NamedTuple):
 def tempered_particles(
     rng_key: PRNGKey, target: Target, modes: Modes, *, num_particles: int = NUM_PARTICLES
 ) -> tuple[np.ndarray, float, float]:
-    """Particles ``[n, dim]`` at the target, log Z, and the share that set out inside of its support.
+    """Particles ``[n, dim]`` at the target, log Z, and the share that set out inside the support.
 
-    An adaptive tempered SMC.
-
-    From a wide Gaussian around the optima that carry mass, by temperatures that leave 70 % of the
-    particles effective, and moves of Hamiltonian Monte Carlo, its steps and masses taken from the
-    population (Del Moral et al., 2006; Buchholz et al., 2021). Without particles log Z is NaN.
+    An adaptive tempered SMC: from a wide Gaussian around the optima that carry mass, by
+    temperatures that leave 70 % of the particles inside effective, and moves of Hamiltonian Monte
+    Carlo, its steps and masses taken from the population (Del Moral et al., 2006; Buchholz et al.,
+    2021). Without particles log Z is NaN.
     """
     # The density is met between compiled steps of our own, as BlackJAX's kernel compiles it with
     # them. BlackJAX's are the search for the temperature and the resampling.
@@ -189,7 +188,7 @@ def tempered_particles(
 
 
 def _covering(rng_key: PRNGKey, target: Target, modes: Modes) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviations ``[dim]`` of a wide Gaussian over the mass, by optima or without.
+    """Mean and standard deviations ``[dim]`` of a wide Gaussian over the mass, optima or none.
 
     A density that is flat where it is positive has none: points at all scales tell where that is.
     """

@@ -155,9 +155,7 @@ def _of_particles(particles: np.ndarray) -> GaussianBase:
     covariance = np.cov(particles.T.astype(np.float64)).reshape(dim, dim)
     ridge = 1e-6 * np.diagonal(covariance).mean() * np.eye(dim)
     factor = np.linalg.cholesky(covariance + ridge)
-    return GaussianBase(
-        jnp.asarray(particles.mean(0), dtype), jnp.asarray(_WIDER * factor, dtype)
-    )
+    return GaussianBase(jnp.asarray(particles.mean(0), dtype), jnp.asarray(_WIDER * factor, dtype))
 
 
 def _num_separate(target: Target, modes: Modes) -> int:

@@ -80,8 +80,9 @@ def find_modes(
     """Distinct optima of the density, from starts at scales of 0.1 to 100, and a few to 100,000.
 
     Some are the peaks of the density along the line on which all coordinates are equal, where
-    exchangeable parameters have modes that random starts miss in many dimensions. Adam climbs from all starts at once, each at steps in proportion to its scale; the distinct
-    ends are polished by L-BFGS and given their Laplace covariances on the host.
+    exchangeable parameters have modes that random starts miss in many dimensions. Adam climbs from
+    all starts at once, each at steps in proportion to its scale; the distinct ends are polished by
+    L-BFGS and given their Laplace covariances on the host.
 
     A climb of more than 40 Gflop is cut down to 256 starts and 300 iterations or 128 and 225; where
     these are too many, L-BFGS climbs from 32 starts, 150 evaluations each at most.
@@ -121,7 +122,7 @@ def find_modes(
         scale = np.concatenate([np.ones(len(given), scale.dtype), scale])
     scale = np.maximum(scale, _MIN_SCALE)
     peaks = _peaks_of_equal_coordinates(target, math.ceil(_EQUAL_SHARE * num_starts))
-    # In place of the last but one kind: of the random ones, the widest that are not far out.
+    # In place of the widest random ones that are not far out.
     own = slice(len(starts) - num_far - len(peaks), len(starts) - num_far)
     starts[own] = peaks[:, None]
     scale[own] = _LINE_RATIO * np.abs(peaks)

@@ -224,10 +224,11 @@ def _findings(evidence: Evidence) -> tuple[list[str], list[str], list[str]]:
     cautions: list[str] = []
     wanted: list[str] = []
     if (step := resolution(evidence)) > FINE_RESOLUTION:
-        coarse = "too coarse to tell weights apart" if step > MAX_RESOLUTION else "which its interval takes in"
-        (bad if step > MAX_RESOLUTION else cautions).append(
+        too_coarse = step > MAX_RESOLUTION
+        so = "too coarse to tell weights apart" if too_coarse else "which its interval takes in"
+        (bad if too_coarse else cautions).append(
             f"log Z of {float(evidence.log_z):.3g} nats is computed in steps of {step:.2g} nats, "
-            f"{coarse}; leave constants out of the log density."
+            f"{so}; leave constants out of the log density."
         )
         wanted.append("double")
     if evidence.bound == "heuristic":
