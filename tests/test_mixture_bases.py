@@ -12,7 +12,7 @@ import scipy.stats
 import consistent_samplers as cs
 from consistent_samplers import bases
 from consistent_samplers.algorithms import SamplerState
-from consistent_samplers.bases import Modes, fitting, laplace, modes
+from consistent_samplers.bases import Modes, exploration, fitting, laplace, modes
 
 KEY = jax.random.key(0)
 
@@ -323,6 +323,10 @@ def test_spikes_and_boxes_are_found_where_no_gradient_tells():
     assert found.inside < 0.5 and not len(found.modes.loc)
     assert found.log_z == pytest.approx(math.log(16.0), abs=0.3)
     assert 0.3 < np.mean(found.particles[:, 0] > 2.0) < 0.7
+    # Where no point is inside, particles set out as if nothing were known.
+    none, nowhere = Modes(np.zeros((0, 2)), np.zeros((0, 2, 2)), np.zeros(0)), lambda x: -jnp.inf
+    loc, scale = exploration._covering(KEY, cs.Target(nowhere, 2), none)
+    assert loc.tolist() == [0.0, 0.0] and scale.tolist() == [1.0, 1.0]
     inside = cs.Target(lambda x: jnp.where(jnp.all(jnp.abs(x) < 1.0), 0.0, -jnp.inf), 6)
     box = cs.bases.fit_base(KEY, inside)
     assert box.fits[box.kind].ess > 0.3

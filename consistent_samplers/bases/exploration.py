@@ -204,7 +204,7 @@ def _covering(rng_key: PRNGKey, target: Target, modes: Modes) -> tuple[np.ndarra
     log_prob = logsumexp(-0.5 * square / scales**2 - target.dim * np.log(scales), axis=1)
     log_weight = np.where(np.isfinite(values), values, -np.inf) - log_prob
     weight = np.exp(log_weight - log_weight.max(initial=-1e300))
-    if weight.sum() ** 2 < _FEWEST_POINTS * (weight**2).sum():
+    if not weight.sum() ** 2 > _FEWEST_POINTS * (weight**2).sum():  # nor where all are outside
         return covering(modes, target.dim)
     loc = np.average(points, axis=0, weights=weight)
     scale = np.sqrt(np.average((points - loc) ** 2, axis=0, weights=weight))
