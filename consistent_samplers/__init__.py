@@ -7,9 +7,9 @@ the package stays cheap.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from consistent_samplers.guard import choose_scheduler
+from consistent_samplers.guard import compute_in_turn
 
-choose_scheduler()
+compute_in_turn()
 
 __version__ = "0.1.0"
 

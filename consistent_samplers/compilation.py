@@ -52,7 +52,7 @@ def jit(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     @functools.cache
     def guarded() -> Any:
         options = compiler_options("full") or None
-        return jax.jit(function, compiler_options=options, **settings)
+        return in_turn(jax.jit(function, compiler_options=options, **settings))
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -61,6 +61,16 @@ def jit(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
         return guarded()(*args, **kwargs)
 
     return call
+
+
+def in_turn(program: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function that is waited for, where several at once could wait for ever.
+
+    That is where flags came too late: see `consistent_samplers.guard`.
+    """
+    if jax.default_backend() != "cpu" or not scheduler_option():
+        return program
+    return lambda *args, **kwargs: jax.block_until_ready(program(*args, **kwargs))
 
 
 def is_traced(tree: Any) -> bool:

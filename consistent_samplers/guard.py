@@ -6,17 +6,20 @@ the parts. In 0.11.1 and 0.11.2 the same happens to Fourier transforms. Versions
 these are free of it.
 
 It takes as many such calls side by side as there are threads. XLA's default scheduler brings them
-about within one computation; the one that saves memory runs them one after another, so that the
-package asks for that one when it is imported. XLA reads its flags when its first backend starts:
-where that has happened by then, each of the package's programs is compiled with it instead. What
-this cannot help are several computations at once: from several threads of one process, or on
-several devices that are all one CPU.
+about within one computation; the one that saves memory runs them one after another. JAX brings them
+about with several computations: it starts one and goes on to the next before the first has ended.
+So the package asks for that scheduler, and for computations one after another, when it is imported.
+Both are read when the first backend starts: where that has happened by then, each of the package's
+programs is compiled with that scheduler instead, and waited for. What this cannot help are several
+threads of one process that compute, and several devices that are all one CPU.
 """
 
 import functools
 import os
 import sys
 from importlib import metadata
+
+import jax
 
 FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
 """XLA's flag for the scheduler at fault; the compiler has an option of another name."""
@@ -28,8 +31,8 @@ _SAVES_MEMORY = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 _FIRST_CONCERNED, _FIRST_MENDED = (0, 10), (0, 12)
 
 
-def choose_scheduler() -> None:
-    """Turns the scheduler at fault off, unless the user names one or it is too late for flags.
+def compute_in_turn() -> None:
+    """Turns off what makes computations wait, unless the user names a scheduler or it is too late.
 
     Too late is where a CPU backend runs already and has read its flags; see `scheduler_option`.
     """
@@ -38,10 +41,14 @@ def choose_scheduler() -> None:
     if scheduler_option() and "cpu" not in getattr(bridge, "_backends", {}):
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=false".strip()
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def scheduler_option() -> dict[str, str]:
-    """What the compiler is told for each program: nothing, where the process's flags do."""
+    """What the compiler is told for each program: nothing, where the process's flags do.
+
+    A program that is told something must be waited for as well.
+    """
     flags = os.environ.get("XLA_FLAGS", "")
     if not _is_installed_concerned() or FLAG in flags or _OPTION in flags:
         return {}

@@ -23,7 +23,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from consistent_samplers import programs, store
-from consistent_samplers.compilation import Effort, compiler_options, is_traced, jit
+from consistent_samplers.compilation import Effort, compiler_options, in_turn, is_traced, jit
 
 _Result = TypeVar("_Result")
 
@@ -268,7 +268,7 @@ def _of_leaves(
     flat.__name__ = flat.__qualname__ = filled.__name__
     jitted = jax.jit(flat, compiler_options=compiler_options(effort) or None)
     # Ahead of time: a jitted function compiles once more where an array is bound to its device.
-    return jitted.lower(*leaves).compile()
+    return in_turn(jitted.lower(*leaves).compile())
 
 
 def _keep_few(kept: dict[Any, Any], key: Any, value: Any) -> Any:

@@ -16,7 +16,7 @@ import jax.export
 import jax.numpy as jnp
 
 from consistent_samplers import registry, store
-from consistent_samplers.compilation import Effort, compiler_options
+from consistent_samplers.compilation import Effort, compiler_options, in_turn
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -95,7 +95,7 @@ def prepare(
         }
     if entries or found is None:
         store.write(root, path, key, kept._replace(entries={**kept.entries, **entries}))
-    return program
+    return in_turn(program)
 
 
 def _avals(leaves: list[Any]) -> list[tuple[tuple[int, ...], Any, bool]]:

@@ -68,3 +68,31 @@ def test_flags_that_another_package_drops_are_made_up_for(monkeypatch):
 )
 def test_versions(version, expected):
     assert guard.is_concerned(version) == expected
+
+
+# A computation of some 100 ms; a call that returns before it has ended takes none.
+SLOW = """
+import time, jax, jax.numpy as jnp
+def slow(x):
+    return jax.lax.fori_loop(0, 200, lambda i, x: jnp.tanh(x @ x), x)
+x = jnp.ones((300, 300))
+def shares(program):
+    program(x).block_until_ready()
+    begin = time.time()
+    y = program(x)
+    returned = time.time() - begin
+    y.block_until_ready()
+    print(returned / (time.time() - begin) > 0.5)
+"""
+
+
+@concerned
+@pytest.mark.parametrize("late", [False, True])
+def test_one_computation_ends_before_the_next_one_starts(late):
+    use = "import jax.numpy as jnp; jnp.ones(2) + 1; " * late + "import consistent_samplers"
+    ours = "from consistent_samplers import compilation, kernels\nshares(compilation.jit(slow))"
+    ours += "\nshares(kernels.kernel()(slow))"
+    plain = "\nshares(jax.jit(slow))"
+    printed, _ = flags_after(use + SLOW + ours + plain, printed=True)
+    # Where it is too late, what is not ours starts one after another.
+    assert printed.split() == ["True", "True", str(not late)]

@@ -18,7 +18,7 @@ from jax.extend import core
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from consistent_samplers.compilation import as_partial, compiler_options
+from consistent_samplers.compilation import as_partial, compiler_options, in_turn
 from consistent_samplers.types import Array, LogDensityFn
 
 _Kind: TypeAlias = Literal["values", "values_and_grads", "hessian_products"]
@@ -214,7 +214,7 @@ def _is_traced(log_density: LogDensityFn, points: Any) -> bool:
 def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> Any:
     """A program's outputs for inputs ``[n, dim]`` of any length."""
     density = as_partial(log_density)
-    program = functools.partial(_program(kind, jax.tree.structure(density)), density)
+    program = in_turn(functools.partial(_program(kind, jax.tree.structure(density)), density))
     num = len(inputs[0])  # type: ignore[arg-type]
     sizes = _sizes(kind)
     size = next((s for s in sizes if s >= num), sizes[-1])
