@@ -7,9 +7,9 @@ the package stays cheap.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from consistent_samplers.guard import compute_in_turn
+from consistent_samplers.guard import keep_threads_free
 
-compute_in_turn()
+keep_threads_free()
 
 __version__ = "0.1.0"
 

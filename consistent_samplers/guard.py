@@ -5,18 +5,17 @@ XLA computes with, and waits for them; where all of these threads wait like that
 the parts. In 0.11.1 and 0.11.2 the same happens to Fourier transforms. Versions before and after
 these are free of it.
 
-It takes as many such calls side by side as there are threads. XLA's default scheduler brings them
-about within one computation; the one that saves memory runs them one after another. JAX brings them
-about with several computations: it starts one and goes on to the next before the first has ended.
-So the package asks for that scheduler, and for computations one after another, when it is imported.
-Both are read when the first backend starts: where that has happened by then, each of the package's
-programs is compiled with that scheduler instead, and waited for. What this cannot help are several
-threads of one process that compute, and several devices that are all one CPU.
+It takes as many such calls side by side as there are threads, which are as many as processors: two
+are met often. So the package asks for 16 when it is imported, for the scheduler of XLA that brings
+fewest side by side, and for one computation after another. These are read when the first backend
+starts: where that has happened by then it warns, each of the package's programs is compiled with
+that scheduler, and waited for. That makes waiting for ever rare, not impossible.
 """
 
 import functools
 import os
 import sys
+import warnings
 from importlib import metadata
 
 import jax
@@ -24,6 +23,12 @@ import jax
 FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
 """XLA's flag for the scheduler at fault; the compiler has an option of another name."""
 
+NUM_THREADS = 16
+"""Threads that XLA computes with, where there are fewer processors: no calls side by side were seen
+to take all of them, up to 128 independent ones in one computation; on two processors more threads
+take longer."""
+
+_THREADS = "PJRT_NPROC"
 _OPTION = "xla_cpu_scheduler_type"
 _SAVES_MEMORY = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 # First version with a fault, and first one without one again. XLA ends the process at a flag that
@@ -31,17 +36,42 @@ _SAVES_MEMORY = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 _FIRST_CONCERNED, _FIRST_MENDED = (0, 10), (0, 12)
 
 
-def compute_in_turn() -> None:
-    """Turns off what makes computations wait, unless the user names a scheduler or it is too late.
+def keep_threads_free() -> None:
+    """Asks XLA for what keeps a thread free, unless the user chose a scheduler.
 
-    Too late is where a CPU backend runs already and has read its flags; see `scheduler_option`.
+    Warns:
+      RuntimeWarning: a CPU backend runs already and has read its settings, or the environment asks
+        for fewer threads.
     """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if not _is_installed_concerned() or f"{FLAG}=true" in flags or _OPTION in flags:
+        return
     # Whether JAX has started a backend, without starting one.
     bridge = sys.modules.get("jax._src.xla_bridge")
-    if scheduler_option() and "cpu" not in getattr(bridge, "_backends", {}):
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=false".strip()
+    late = "cpu" in getattr(bridge, "_backends", {})
+    asked = next((os.environ[name] for name in (_THREADS, "NPROC") if name in os.environ), None)
+    if not late:
+        if FLAG not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=false".strip()
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+        if asked is None and _num_processors() < NUM_THREADS:
+            os.environ[_THREADS] = asked = str(NUM_THREADS)
+    threads = int(asked) if asked and asked.isdecimal() else _num_processors()
+    if threads < NUM_THREADS:
+        why = "JAX was in use before consistent_samplers was imported, and " if late else ""
+        cure = "Import consistent_samplers first, or set" if late and asked is None else "Set"
+        warnings.warn(
+            f"{why}XLA has {threads} threads: jaxlib {_installed()} may wait for ever in batches "
+            f"of matrix factorisations or Fourier transforms. {cure} {_THREADS}={NUM_THREADS} "
+            "before Python starts.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _num_processors() -> int:
+    """As many as XLA counts, which has a thread for each."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def scheduler_option() -> dict[str, str]:
@@ -63,4 +93,8 @@ def is_concerned(version: str) -> bool:
 
 @functools.cache
 def _is_installed_concerned() -> bool:
-    return is_concerned(metadata.version("jaxlib"))
+    return is_concerned(_installed())
+
+
+def _installed() -> str:
+    return metadata.version("jaxlib")

@@ -1,5 +1,6 @@
 """The scheduler that may hang is turned off, unless the user says otherwise."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -33,6 +34,39 @@ def test_importing_the_package_turns_the_scheduler_off():
     assert "RuntimeWarning" not in said
 
 
+def threads_of(said_so):
+    """XLA's threads in a process with some environment, and what was said on importing."""
+    if not pathlib.Path("/proc/self/task").exists():
+        pytest.skip("counts threads by Linux's /proc")
+    count = """
+import consistent_samplers, jax, pathlib
+jax.numpy.ones(2) + 1
+names = [p.read_text().strip() for p in pathlib.Path("/proc/self/task").glob("*/comm")]
+print(names.count("tf_XLAEigen"))
+"""
+    printed, said = flags_after(count, printed=True, **said_so)
+    return int(printed), said
+
+
+@concerned
+def test_xla_has_threads_to_spare():
+    threads, said = threads_of({})
+    assert threads >= guard.NUM_THREADS and "RuntimeWarning" not in said
+    # A process that such a process starts has them as well, and computes in turn.
+    inherited = {"PJRT_NPROC": "16", "XLA_FLAGS": f"--{guard.FLAG}=false"}
+    in_turn = "import consistent_samplers, jax; from jax._src import xla_bridge as x"
+    in_turn += "; print(x._CPU_ENABLE_ASYNC_DISPATCH.value)"
+    assert flags_after(in_turn, printed=True, **inherited)[0] == "False"
+
+
+@concerned
+@pytest.mark.parametrize("name", ["PJRT_NPROC", "NPROC"])
+def test_fewer_threads_that_the_user_asks_for_are_warned_of(name):
+    threads, said = threads_of({name: "3"})
+    assert threads == 3
+    assert "XLA has 3 threads" in said and "Set PJRT_NPROC=16 before Python starts" in said
+
+
 @concerned
 def test_flags_of_the_user_stay():
     own = f"--xla_cpu_enable_fast_math=false --{guard.FLAG}=true"
@@ -48,7 +82,10 @@ def test_where_flags_came_too_late_each_program_is_told():
     use += "; from consistent_samplers.compilation import compiler_options"
     use += "; print([*compiler_options('full')])"
     flags, said = flags_after(use)
-    assert flags == "" and "Warning" not in said
+    assert flags == "" and "set PJRT_NPROC=16 before Python starts" in said
+    # What it says helps: XLA has these threads then.
+    _, said = flags_after(use, PJRT_NPROC="16")
+    assert "Warning" not in said
     assert flags_after(use, printed=True)[0].startswith("['xla_cpu_scheduler_type']")
     named = f"--{guard.FLAG}=true"
     assert flags_after(use, printed=True, XLA_FLAGS=named)[0].startswith("[]")
