@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from consistent_samplers.diagnostics import ExplorationCheck, is_trustworthy, mmd, verdict
-from consistent_samplers.estimate import Evidence
+from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.types import Draws
 
 
 def normal(seed: int, n: int, dim: int) -> np.ndarray:
@@ -107,7 +109,10 @@ def make_evidence(**changes) -> Evidence:
         ),
         # What little such a tail hides changes no interval.
         ({"pareto_k": 0.6, "unseen": 0.0001}, "trusted", ["can be trusted"]),
-        ({"pareto_k": 0.6, "unseen": 0.01, "num_samples": 150}, "not to be used", ["above 0.54"]),
+        ({"pareto_k": 0.6, "unseen": 0.015, "num_samples": 150}, "not to be used", ["above 0.54"]),
+        # Where many draws are effective, such a k comes from large weights that were seen.
+        ({"pareto_k": 0.9, "unseen": 0.008}, "usable", ["Pareto k 0.90", "wider", "0.8 % of Z"]),
+        ({"pareto_k": 0.9, "unseen": 0.008, "ess": 0.2}, "not to be used", ["Pareto k 0.90"]),
         (
             {"pareto_k": jnp.inf, "num_samples": 20},
             "not to be used",
@@ -155,3 +160,41 @@ def test_verdict_says_what_was_seen_from_outside():
     text = verdict(evidence, seen).words
     assert text.endswith("found 2 mode(s), all of them sampled.")
     assert "no sample reaches" not in text
+
+
+def heavy_tailed_weights(kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Log weights of mean 1, of draws of a normal for a target with heavier tails."""
+    z = np.random.default_rng(len(kind)).normal(size=shape)
+    if kind == "exponential":  # to the left of -3/2, where the normal's slope goes on at 0.6 of it
+        log_z = math.log(stats.norm.sf(-1.5) + stats.norm.pdf(1.5) / 0.9)
+        return np.where(z > -1.5, 0.0, 0.5 * (z**2 - 1.5**2) - 0.9 * (-1.5 - z)) - log_z
+    target = {"laplace": stats.laplace, "logistic": stats.logistic(scale=0.6)}[kind]
+    log_ratio = target.logpdf(z) - stats.norm.logpdf(z)
+    return (
+        np.logaddexp(math.log(0.5), math.log(0.5) + log_ratio) if kind == "laplace" else log_ratio
+    )
+
+
+@pytest.mark.parametrize("kind", ["exponential", "laplace", "logistic"])
+def test_intervals_of_heavy_tails_cover_where_they_may_be_used(kind):
+    log_weights = heavy_tailed_weights(kind, (300, 5_000)).astype(np.float32)
+    found = [
+        evidence(Draws(jnp.zeros((5_000, 1)), jnp.asarray(row), bound="lower"))
+        for row in log_weights
+    ]
+    used = [e for e in found if is_trustworthy(e)]
+    error, stderr, k = (
+        np.array([abs(float(getattr(e, name))) for e in used])
+        for name in ("log_z", "log_z_stderr", "pareto_k")
+    )
+    heavy = k > 0.7
+    print(
+        kind,
+        len(used),
+        heavy.sum(),
+        np.mean(error[k > 0.5] < 2.0 * stderr[k > 0.5]),
+        np.mean(error < 2.0 * stderr),
+        error.max(),
+    )
+    assert not np.any(error > np.maximum(4.0 * stderr, 0.05))
+    assert heavy.sum() >= 5 and np.mean(error[heavy] < 2.0 * stderr[heavy]) > 0.93

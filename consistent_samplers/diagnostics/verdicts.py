@@ -28,6 +28,13 @@ SMALL_UNSEEN = 0.002
 """Part of Z that the weights' tail may hide (`Evidence.unseen`) up to which they are reliable
 whatever their Pareto k."""
 
+MODEST_UNSEEN = 0.01
+"""The same where at least `MODEST_ESS` of the samples are effective: a k so large comes from large
+weights that were seen."""
+
+MODEST_ESS = 0.25
+"""Share of effective samples from which on `MODEST_UNSEEN` will do."""
+
 MAX_UNSEEN = 0.02
 """The same beyond which no interval is widened enough for it."""
 
@@ -91,17 +98,16 @@ def pareto_k_threshold(num_samples: int) -> float:
     return min(1.0 - 1.0 / math.log10(max(num_samples, 11)), 0.7)
 
 
-def weights_are_reliable(evidence: Evidence) -> bool:
-    """Whether the importance weights support a correction of the draws.
+def tail_is_light(evidence: Evidence) -> bool:
+    """Whether a few large weights do not decide log Z.
 
-    They do if their tail hides at most `MAX_UNSEEN` of Z, and Pareto k is at most
-    `pareto_k_threshold`, the tail hides next to nothing (`SMALL_UNSEEN`), or at least `EVEN_ESS` of
-    the samples are effective.
+    Pareto k is at most `pareto_k_threshold`, the tail hides next to nothing (`SMALL_UNSEEN`), or at
+    least `EVEN_ESS` of the samples are effective.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
-      >>> cs.diagnostics.weights_are_reliable(cs.evidence(draws))
+      >>> cs.diagnostics.tail_is_light(cs.evidence(draws))
       True
     """
     k, unseen = float(evidence.pareto_k), _unseen(evidence)
@@ -110,6 +116,25 @@ def weights_are_reliable(evidence: Evidence) -> bool:
     light = k <= pareto_k_threshold(evidence.num_samples)
     small = evidence.unseen is not None and unseen <= SMALL_UNSEEN
     return light or small or float(evidence.ess) >= EVEN_ESS
+
+
+def weights_are_reliable(evidence: Evidence) -> bool:
+    """Whether the importance weights support a correction of the draws.
+
+    They do if their tail hides at most `MAX_UNSEEN` of Z, and is light (`tail_is_light`) or hides
+    at most `MODEST_UNSEEN` where at least `MODEST_ESS` of the samples are effective.
+
+    Example:
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
+      >>> cs.diagnostics.weights_are_reliable(cs.evidence(draws))
+      True
+    """
+    if tail_is_light(evidence):
+        return True
+    if evidence.unseen is None or not math.isfinite(float(evidence.pareto_k)):
+        return False
+    return _unseen(evidence) <= MODEST_UNSEEN and float(evidence.ess) >= MODEST_ESS
 
 
 def standard_error_is_reliable(evidence: Evidence) -> bool:

@@ -12,7 +12,7 @@ from consistent_samplers.diagnostics import (
     FINITE_VARIANCE_K,
     MIN_EFFECTIVE,
     ExplorationCheck,
-    weights_are_reliable,
+    tail_is_light,
 )
 from consistent_samplers.estimate import Evidence
 
@@ -114,7 +114,7 @@ def base_is_enough(
 def calibration_is_enough(evidence: Evidence, num_samples: int, cost: Costs) -> str | None:
     """Why the short calibration will do, in words; None where it will not."""
     ess = float(evidence.ess)
-    if not weights_are_reliable(evidence) or ess * evidence.num_samples < MIN_EFFECTIVE:
+    if not tail_is_light(evidence) or ess * evidence.num_samples < MIN_EFFECTIVE:
         return None
     if num_samples * (1.0 / ess - 1.0) * cost.map_draw > cost.calibration(FURTHER_ITERATIONS):
         return None

@@ -24,7 +24,7 @@ from consistent_samplers.diagnostics import (
     exploration_check,
     open_directions,
     share_beyond,
-    weights_are_reliable,
+    tail_is_light,
 )
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.maps import Control, Identity
@@ -295,7 +295,7 @@ def _mend_tail(
 
     Short of that the base's own draws hardly ever show the map where its tails are too thin.
     """
-    if len(plan.rounds) == 1 or weights_are_reliable(worth) or float(worth.ess) < _MENDABLE:
+    if len(plan.rounds) == 1 or tail_is_light(worth) or float(worth.ess) < _MENDABLE:
         return result, False
     num = route.TAIL_ITERATIONS
     rate = AnnealedRounds(3e-3, (num,))
@@ -316,7 +316,7 @@ def _mend_tail(
     found = weigh(mended.state)
     if found is None:
         return result, interrupted
-    if not weights_are_reliable(found) and float(found.ess) < float(worth.ess):
+    if not tail_is_light(found) and float(found.ess) < float(worth.ess):
         return result, interrupted
     history = jax.tree.map(lambda *parts: np.concatenate(parts), result.history, mended.history)
     return FitResult(mended.state, history), interrupted
