@@ -780,3 +780,24 @@ def test_key_must_be_one_key(bad):
     for call in (sampler.run, sampler.train, lambda key, *_: sampler.draw(key, 10)):
         with pytest.raises(TypeError, match="rng_key must be one key"):
             call(bad, X)
+
+
+def test_a_heavy_tail_names_the_sites_that_it_may_change(sampler):
+    class Heavy:
+        """The trained sampler, its weights heavy to the right of the intercept."""
+
+        def __getattr__(self, name):
+            return getattr(sampler.trained, name)
+
+        def sample(self, *args):
+            draws = sampler.trained.sample(*args)
+            intercept = np.asarray(draws.position[:, 0], np.float64)
+            above = 1.0 - (np.argsort(np.argsort(intercept)) + 0.5) / len(intercept)
+            heavy = np.log(1.0 + 0.2 * above**-0.65)
+            return dataclasses.replace(draws, log_weight=jnp.asarray(heavy))
+
+    flat = flatten_model(regression, (X, Y), {})
+    judged = run.Run(KEY, flat, Heavy(), NUM, 1)
+    assert judged.verdict.level == "usable"
+    assert "Quantiles not to be relied on: intercept. Those of the 2 others" in str(judged.verdict)
+    assert "Quantiles" not in str(sampler.verdict)  # even weights

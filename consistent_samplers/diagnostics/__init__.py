@@ -21,6 +21,7 @@ from consistent_samplers.diagnostics.modes import (
     nearest_mode,
     sign_modes,
 )
+from consistent_samplers.diagnostics.stakes import MAX_SHIFT, PROBABILITIES, quantile_shifts
 from consistent_samplers.diagnostics.verdicts import (
     EVEN_ESS,
     FINE_RESOLUTION,
@@ -56,12 +57,14 @@ __all__ = [
     "MAX_OUTSIDE",
     "MAX_RESOLUTION",
     "MAX_ROUND_TRIP_ERROR",
+    "MAX_SHIFT",
     "MAX_UNSEEN",
     "MIN_EFFECTIVE",
     "MISSED_SHARE",
     "MODEST_ESS",
     "MODEST_UNSEEN",
     "NEARLY_EXACT_ESS",
+    "PROBABILITIES",
     "RELATIVE_REGULARISATION",
     "REMEDIES",
     "SMALL_UNSEEN",
@@ -77,6 +80,7 @@ __all__ = [
     "nearest_mode",
     "open_directions",
     "pareto_k_threshold",
+    "quantile_shifts",
     "resolution",
     "share_beyond",
     "sign_modes",

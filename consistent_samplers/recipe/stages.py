@@ -235,7 +235,13 @@ def train(
     ended_early = len(plan.rounds) > 1 and ran <= plan.rounds[0]
     name = "short" if plan.effort == "short" or ended_early else "full"
     taken = Route(name, reason, {stage: float(e.ess) for stage, e in stages.items()})
-    found = None if interrupted else look(one_step, drawn[best], stages[best], None)
+    found = None
+    if not interrupted:
+        try:
+            found = look(one_step, drawn[best], stages[best], None)
+        except KeyboardInterrupt:
+            said = "The look for missed modes was interrupted: nothing is known of them."
+            warnings.warn(said, RuntimeWarning, stacklevel=3)
     return finish(one_step, algorithm.sampler(state), stages, histories, found, taken)
 
 

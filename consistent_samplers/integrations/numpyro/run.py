@@ -27,6 +27,7 @@ MIN_RESAMPLED_EFFECTIVE = 10
 MAX_OVERSAMPLING = 10
 """Candidates drawn for resampling, at most, in units of ``num_samples``."""
 
+_MAX_NAMED = 6  # sites of which quantiles are not to be relied on
 # Floats of candidate positions held at once (256 MiB).
 _MAX_CANDIDATE_FLOATS = 2**26
 
@@ -49,6 +50,30 @@ class Run:
         enough = float(self.evidence.ess) * self.evidence.num_samples >= MIN_RESAMPLED_EFFECTIVE
         self.reweighted = enough and diagnostics.weights_are_reliable(self.evidence)
         self._samples: dict[bool, tuple[Samples, Array]] = {}
+        if self.reweighted and not diagnostics.standard_error_is_reliable(self.evidence):
+            found, *remedies = self.verdict.words.split("\nTo improve", 1)
+            words = "\nTo improve".join([f"{found}\n{self._at_stake()}", *remedies])
+            self.verdict = self.verdict._replace(words=words)
+
+    def _at_stake(self) -> str:
+        """Which sites the weights' tail may change, in words."""
+        latent = dict(self.model.functions.sites)
+        samples, log_weight = self.samples(resampled=False)
+        sites = {name: np.asarray(samples[name]) for name in samples if name in latent}
+        names = [_label(name, i) for name, x in sites.items() for i in np.ndindex(x.shape[1:])]
+        values = np.concatenate([x.reshape(len(x), -1) for x in sites.values()], axis=1)
+        # Twice, as the standard error of log Z takes it.
+        hidden = 2.0 * float(self.evidence.unseen or 0.0)
+        shifts = diagnostics.quantile_shifts(values, log_weight, hidden)
+        order = np.argsort(-shifts)
+        named = [names[i] for i in order if shifts[i] > diagnostics.MAX_SHIFT]
+        rest = shifts[order[len(named) :]]
+        kept = f"by {rest.max():.2g} standard deviations at most" if len(rest) else ""
+        if not named:
+            return f"Quantiles of every site would move {kept} if that came."
+        shown = ", ".join(named[:_MAX_NAMED]) + (", ..." if len(named) > _MAX_NAMED else "")
+        others = f" Those of the {len(rest)} others would move {kept}." if len(rest) else ""
+        return f"Quantiles not to be relied on: {shown}.{others}"
 
     def samples(self, resampled: bool) -> tuple[Samples, Array]:
         """Constrained samples, made when first asked for, and log weights of their draws."""
@@ -175,7 +200,7 @@ def _table(samples: dict[str, np.ndarray], prob: float, num_effective: float) ->
         interval = hpdi(value, prob, axis=0)
         parts = [value.mean(0), value.std(0, ddof=1), np.median(value, 0), *interval]
         for index in itertools.product(*map(range, value.shape[1:])):
-            label = f"{name}[{','.join(map(str, index))}]" if index else name
+            label = _label(name, index)
             cells = _in_digits([float(part[index]) for part in parts])
             rows.append((label, [*cells, f"{num_effective:.2f}"]))
     first = max([10, *(len(label) for label, _ in rows)])
@@ -190,6 +215,10 @@ def _table(samples: dict[str, np.ndarray], prob: float, num_effective: float) ->
             "",
         ]
     )
+
+
+def _label(name: str, index: tuple[int, ...]) -> str:
+    return f"{name}[{','.join(map(str, index))}]" if index else name
 
 
 def _in_digits(numbers: list[float]) -> list[str]:
