@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         "honesty",
         "how far the diagnostics can be believed, on runs that work and runs that must fail",
     )
-    sub.add_argument("--seeds", type=int, default=10, help="runs of each case")
+    sub.add_argument("--seeds", type=int, default=6, help="runs of each case")
     sub.add_argument("--seed", type=int, default=1)
     sub.add_argument("--num-samples", type=int, default=4_000)
     sub = _command(
