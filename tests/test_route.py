@@ -84,6 +84,13 @@ def test_when_a_base_is_enough(k, ess, exploration, num_samples, cost, enough):
         assert "weights can be trusted" in why
 
 
+@pytest.mark.parametrize(("unseen", "enough"), [(0.009, True), (0.011, False), (0.05, False)])
+def test_weights_that_may_hide_a_percent_are_not_enough(unseen, enough):
+    evidence = worth(0.3, 0.5).replace(unseen=jnp.asarray(unseen))
+    assert (route.base_is_enough(evidence, None, 10_000, CHEAP) is not None) == enough
+    assert (route.calibration_is_enough(evidence, 10_000, CHEAP) is not None) == enough
+
+
 @pytest.mark.parametrize(
     ("k", "ess", "num_samples", "cost", "enough"),
     [
@@ -94,6 +101,9 @@ def test_when_a_base_is_enough(k, ess, exploration, num_samples, cost, enough):
         (0.8, 0.995, 10_000, CHEAP, True),
         (np.nan, 0.6, 10_000, CHEAP, False),
         (0.2, 0.02, 10_000, CHEAP, False),
+        # Of uneven weights with a heavy tail the largest are yet to be seen.
+        (0.6, 0.12, 10_000, CHEAP, False),
+        (0.4, 0.12, 10_000, CHEAP, True),
         # What would have to be drawn beyond the draws asked for costs more than training on.
         (0.2, 0.6, 10**9, CHEAP, False),
         (0.2, 0.999999, 10**9, CHEAP, True),
@@ -170,6 +180,18 @@ def test_heavier_tails_take_a_wider_base():
     # Fresh draws agree with the truth.
     evidence = trained.evidence(jax.random.key(3), 20_000)
     assert abs(float(evidence.log_z)) < 4 * float(evidence.log_z_stderr)
+
+
+def test_a_base_that_is_too_narrow_is_widened_although_few_of_its_draws_are_effective():
+    target = student(4.0, 6)  # of variance 2
+    narrow = cs.bases.standard_normal(6)
+    alone = base_stage.alone(narrow).sample(KEY, target, 4_096)
+    assert 0.1 < float(cs.evidence(alone).ess) < route.LEAST_BASE_ESS
+    sampler, _, found, why = base_stage.widest_needed(
+        KEY, target, narrow, 4_096, lambda e, _: "even" if float(e.ess) > 0.3 else None
+    )
+    assert why == "even" and float(found.ess) > 0.3
+    assert float(sampler.base.scale_tril[0, 0]) > 1.04
 
 
 def mixture_base():

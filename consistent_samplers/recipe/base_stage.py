@@ -52,7 +52,8 @@ def widest_needed(
     draws = own.sample(rng_key, target, num_draws)
     worth = evidence(draws)
     first = (own, draws, worth, is_enough(worth, draws))
-    if first[-1] is not None or float(worth.ess) < LEAST_BASE_ESS:
+    # A few large weights of a narrow base may halve its share of effective draws.
+    if first[-1] is not None or float(worth.ess) < 0.5 * LEAST_BASE_ESS:
         return first
     for width in _WIDTHS[1:]:
         wider = widened(base, width)

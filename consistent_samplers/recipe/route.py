@@ -10,7 +10,9 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from consistent_samplers.diagnostics import (
     FINITE_VARIANCE_K,
+    LEAST_ESS,
     MIN_EFFECTIVE,
+    MODEST_UNSEEN,
     ExplorationCheck,
     tail_is_light,
 )
@@ -101,7 +103,7 @@ def base_is_enough(
     k, ess = float(evidence.pareto_k), float(evidence.ess)
     if not (k <= FINITE_VARIANCE_K - _MARGIN and ess * evidence.num_samples >= MIN_EFFECTIVE):
         return None
-    if ess < LEAST_BASE_ESS:
+    if ess < LEAST_BASE_ESS or float(evidence.unseen or 0.0) > MODEST_UNSEEN:
         return None
     if exploration is not None and not exploration.passed:
         return None
@@ -113,8 +115,11 @@ def base_is_enough(
 
 def calibration_is_enough(evidence: Evidence, num_samples: int, cost: Costs) -> str | None:
     """Why the short calibration will do, in words; None where it will not."""
-    ess = float(evidence.ess)
+    k, ess = float(evidence.pareto_k), float(evidence.ess)
     if not tail_is_light(evidence) or ess * evidence.num_samples < MIN_EFFECTIVE:
+        return None
+    # Of other draws it might be just beyond what a verdict lets pass.
+    if float(evidence.unseen or 0.0) > MODEST_UNSEEN or (ess < LEAST_ESS and k > FINITE_VARIANCE_K):
         return None
     if num_samples * (1.0 / ess - 1.0) * cost.map_draw > cost.calibration(FURTHER_ITERATIONS):
         return None
