@@ -187,11 +187,29 @@ def test_a_base_that_is_too_narrow_is_widened_although_few_of_its_draws_are_effe
     narrow = cs.bases.standard_normal(6)
     alone = base_stage.alone(narrow).sample(KEY, target, 4_096)
     assert 0.1 < float(cs.evidence(alone).ess) < route.LEAST_BASE_ESS
-    sampler, _, found, why = base_stage.widest_needed(
-        KEY, target, narrow, 4_096, lambda e, _: "even" if float(e.ess) > 0.3 else None
-    )
+    looked: list[float] = []
+
+    def widest(*keys, again):
+        return base_stage.widest_needed(
+            keys[0],
+            target,
+            narrow,
+            4_096,
+            lambda e, _: "even" if float(e.ess) > 0.3 else None,
+            keys[1],
+            again,
+        )
+
+    def again(evidence):
+        looked.append(float(evidence.ess))
+        return True
+
+    sampler, _, found, why = widest(KEY, jax.random.key(1), again=again)
     assert why == "even" and float(found.ess) > 0.3
     assert float(sampler.base.scale_tril[0, 0]) > 1.04
+    # Of other draws, and nothing is enough where these say no.
+    assert looked and looked[0] != float(found.ess)
+    assert widest(KEY, jax.random.key(1), again=lambda _: False)[-1] is None
 
 
 def mixture_base():

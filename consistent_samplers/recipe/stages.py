@@ -144,10 +144,20 @@ def train(
         found = look(base_stage.alone(start.base), draws, worth, start.modes) if enough else None
         return enough if found is None or found.passed else None
 
+    def base_suffices_again(worth: Evidence) -> bool:
+        asked_for = plan.effort != "auto"
+        return asked_for or route.base_is_enough(worth, None, plan.num_samples, cost) is not None
+
     finish = functools.partial(_finish, target=target, start=start, begin=begin)
     try:
         alone, draws, worth, enough = base_stage.widest_needed(
-            key_check, target, start.base, _NUM_CHECK_DRAWS, base_suffices
+            key_check,
+            target,
+            start.base,
+            _NUM_CHECK_DRAWS,
+            base_suffices,
+            folded(key_check, 2),
+            base_suffices_again,
         )
     except ValueError:
         if plan.effort == "base":
@@ -268,15 +278,20 @@ def _why_enough(
     plan: Plan,
     cost: route.Costs,
 ) -> str | None:
-    """Why calibration may end, in words: never on draws that cannot be weighed."""
-    worth = _worth(algorithm, state, rng_key=rng_key, target=target)
-    if worth is None:
-        return None
-    if float(worth.ess) >= _EFFECTIVE_ENOUGH:
-        return "nine tenths of its draws are effective"
-    if plan.effort == "auto":
+    """Why calibration may end, in words: where draws of two keys say so."""
+
+    def why(key: PRNGKey) -> str | None:
+        worth = _worth(algorithm, state, rng_key=key, target=target)
+        if worth is None:  # its draws cannot be weighed
+            return None
+        if float(worth.ess) >= _EFFECTIVE_ENOUGH:
+            return "nine tenths of its draws are effective"
+        if plan.effort != "auto":
+            return None
         return route.calibration_is_enough(worth, plan.num_samples, cost)
-    return None
+
+    first = why(rng_key)
+    return first if first is not None and why(folded(rng_key, 2)) is not None else None
 
 
 def _worth(
