@@ -49,15 +49,14 @@ def keep_threads_free() -> None:
     # Whether JAX has started a backend, without starting one.
     bridge = sys.modules.get("jax._src.xla_bridge")
     late = "cpu" in getattr(bridge, "_backends", {})
-    asked = next((os.environ[name] for name in (_THREADS, "NPROC") if name in os.environ), None)
+    asked = os.environ.get(_THREADS)
     if not late:
         if FLAG not in flags:
             os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=false".strip()
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-        if asked is None and _num_processors() < NUM_THREADS:
-            os.environ[_THREADS] = asked = str(NUM_THREADS)
-    threads = int(asked) if asked and asked.isdecimal() else _num_processors()
-    if threads < NUM_THREADS:
+        if asked is None and _num_threads() < NUM_THREADS:
+            os.environ[_THREADS] = str(NUM_THREADS)
+    if (threads := _num_threads()) < NUM_THREADS:
         why = "JAX was in use before consistent_samplers was imported, and " if late else ""
         cure = "Import consistent_samplers first, or set" if late and asked is None else "Set"
         warnings.warn(
@@ -69,8 +68,11 @@ def keep_threads_free() -> None:
         )
 
 
-def _num_processors() -> int:
-    """As many as XLA counts, which has a thread for each."""
+def _num_threads() -> int:
+    """As many as XLA takes: what the environment says, or one for each processor."""
+    for name in (_THREADS, "NPROC"):  # the second is any program's: it is no choice of the user's
+        if (value := os.environ.get(name, "")).isdecimal():
+            return int(value)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
