@@ -187,29 +187,25 @@ def test_a_base_that_is_too_narrow_is_widened_although_few_of_its_draws_are_effe
     narrow = cs.bases.standard_normal(6)
     alone = base_stage.alone(narrow).sample(KEY, target, 4_096)
     assert 0.1 < float(cs.evidence(alone).ess) < route.LEAST_BASE_ESS
-    looked: list[float] = []
-
-    def widest(*keys, again):
-        return base_stage.widest_needed(
-            keys[0],
-            target,
-            narrow,
-            4_096,
-            lambda e, _: "even" if float(e.ess) > 0.3 else None,
-            keys[1],
-            again,
-        )
-
-    def again(evidence):
-        looked.append(float(evidence.ess))
-        return True
-
-    sampler, _, found, why = widest(KEY, jax.random.key(1), again=again)
+    sampler, _, found, why = base_stage.widest_needed(
+        KEY, target, narrow, 4_096, lambda _, draws, worth: "even" if worth.ess > 0.3 else None
+    )
     assert why == "even" and float(found.ess) > 0.3
     assert float(sampler.base.scale_tril[0, 0]) > 1.04
-    # Of other draws, and nothing is enough where these say no.
-    assert looked and looked[0] != float(found.ess)
-    assert widest(KEY, jax.random.key(1), again=lambda _: False)[-1] is None
+
+
+def test_a_base_is_taken_where_draws_of_two_keys_say_so(monkeypatch):
+    """As the second look says no, the base that would do is calibrated."""
+    judged = []
+
+    def no_at_the_second(evidence, *rest):
+        judged.append(float(evidence.elbo))
+        return "enough" if len(judged) % 2 else None
+
+    monkeypatch.setattr(route, "base_is_enough", no_at_the_second)
+    trained = cs.train_sampler(KEY, bent(), **QUICK)
+    assert trained.route.name != "base"
+    assert len(judged) >= 2 and judged[0] != judged[1]
 
 
 def mixture_base():

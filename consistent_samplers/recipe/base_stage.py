@@ -41,31 +41,17 @@ def widest_needed(
     target: Target,
     base: Base,
     num_draws: int,
-    is_enough: Callable[[Evidence, Draws], str | None],
-    again_key: PRNGKey,
-    is_enough_again: Callable[[Evidence], bool],
+    is_enough: Callable[[Sampler, Draws, Evidence], str | None],
 ) -> tuple[Sampler, Draws, Evidence, str | None]:
     """The base at the first width at which its weights are enough, else as it is.
 
-    They are where draws of a second key say so as well. Sampler, draws (of the first key for every
-    width), evidence, and why it is enough, in words, or None. A ValueError where the weights of the
-    base as it is cannot be used.
+    Sampler, draws (of one key for every width), evidence, and why it is enough, in words, or None.
+    A ValueError where the weights of the base as it is cannot be used.
     """
-
-    def why(sampler: Sampler, worth: Evidence, draws: Draws) -> str | None:
-        enough = is_enough(worth, draws)
-        if enough is None:
-            return None
-        try:
-            again = evidence(sampler.sample(again_key, target, num_draws))
-        except ValueError:
-            return None
-        return enough if is_enough_again(again) else None
-
     own = alone(base)
     draws = own.sample(rng_key, target, num_draws)
     worth = evidence(draws)
-    first = (own, draws, worth, why(own, worth, draws))
+    first = (own, draws, worth, is_enough(own, draws, worth))
     # A few large weights of a narrow base may halve its share of effective draws.
     if first[-1] is not None or float(worth.ess) < 0.5 * LEAST_BASE_ESS:
         return first
@@ -79,7 +65,7 @@ def widest_needed(
             found = evidence(drawn)
         except ValueError:
             continue
-        enough = why(sampler, found, drawn)
+        enough = is_enough(sampler, drawn, found)
         if enough is not None:
             return sampler, drawn, found, enough
     return first

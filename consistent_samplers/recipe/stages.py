@@ -39,6 +39,8 @@ from consistent_samplers.types import Draws, PRNGKey
 
 # Draws on which the stages of the recipe are compared with each other.
 _NUM_CHECK_DRAWS = 4_096
+# What a second look's key is folded with: a stage ends the training where two looks say so.
+_AGAIN = 2
 # Draws of an iteration of calibration, and of its first round where that may be enough.
 _BATCH, _BRIEF_BATCH = 128, 64
 # Share of effective draws from which on a full calibration is not gone on with.
@@ -131,7 +133,7 @@ def train(
         there = np.asarray(sampler.log_weight(key_explore, target, particles, 1))
         return found._replace(uncovered=share_beyond(draws, there))
 
-    def base_suffices(worth: Evidence, draws: Draws) -> str | None:
+    def base_suffices(sampler: Sampler, draws: Draws, worth: Evidence) -> str | None:
         if plan.effort == "base":
             return "asked for"
         if plan.effort != "auto":
@@ -141,23 +143,18 @@ def train(
         if edge > _MAX_BEYOND:
             return f"{100 * edge:.0f} % of its draws are outside, where calibration learns nothing"
         enough = route.base_is_enough(worth, None, plan.num_samples, cost)
-        found = look(base_stage.alone(start.base), draws, worth, start.modes) if enough else None
+        if enough is None:
+            return None
+        again = _worth(sampler, folded(key_check, _AGAIN), target)
+        if again is None or route.base_is_enough(again, None, plan.num_samples, cost) is None:
+            return None
+        found = look(sampler, draws, worth, start.modes)
         return enough if found is None or found.passed else None
-
-    def base_suffices_again(worth: Evidence) -> bool:
-        asked_for = plan.effort != "auto"
-        return asked_for or route.base_is_enough(worth, None, plan.num_samples, cost) is not None
 
     finish = functools.partial(_finish, target=target, start=start, begin=begin)
     try:
         alone, draws, worth, enough = base_stage.widest_needed(
-            key_check,
-            target,
-            start.base,
-            _NUM_CHECK_DRAWS,
-            base_suffices,
-            folded(key_check, 2),
-            base_suffices_again,
+            key_check, target, start.base, _NUM_CHECK_DRAWS, base_suffices
         )
     except ValueError:
         if plan.effort == "base":
@@ -214,7 +211,10 @@ def train(
             progress_bar=plan.progress_bar,
         )
         ran = len(result.history.loss)
-        weigh = functools.partial(_worth, calibrating, rng_key=key_check, target=target)
+
+        def weigh(state: SamplerState) -> Evidence | None:
+            return _worth(calibrating.sampler(state), key_check, target)
+
         if not interrupted and (worth_now := weigh(result.state)) is not None:
             result, interrupted = _mend_tail(
                 folded(key_check, 1), calibrating, result, worth_now, weigh, plan
@@ -279,9 +279,10 @@ def _why_enough(
     cost: route.Costs,
 ) -> str | None:
     """Why calibration may end, in words: where draws of two keys say so."""
+    sampler = algorithm.sampler(state)
 
     def why(key: PRNGKey) -> str | None:
-        worth = _worth(algorithm, state, rng_key=key, target=target)
+        worth = _worth(sampler, key, target)
         if worth is None:  # its draws cannot be weighed
             return None
         if float(worth.ess) >= _EFFECTIVE_ENOUGH:
@@ -291,15 +292,13 @@ def _why_enough(
         return route.calibration_is_enough(worth, plan.num_samples, cost)
 
     first = why(rng_key)
-    return first if first is not None and why(folded(rng_key, 2)) is not None else None
+    return first if first is not None and why(folded(rng_key, _AGAIN)) is not None else None
 
 
-def _worth(
-    algorithm: Algorithm, state: SamplerState, *, rng_key: PRNGKey, target: Target
-) -> Evidence | None:
-    """Evidence of a state's one-step draws; None where they cannot be weighed."""
+def _worth(sampler: Sampler, rng_key: PRNGKey, target: Target) -> Evidence | None:
+    """Evidence of one-step draws; None where they cannot be weighed."""
     try:
-        return evidence(algorithm.sampler(state).sample(rng_key, target, _NUM_CHECK_DRAWS, 1))
+        return evidence(sampler.sample(rng_key, target, _NUM_CHECK_DRAWS, 1))
     except ValueError:
         return None
 
