@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,11 @@ def judged(answer: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
         off = answer["log_z"] - truth["log_z"]
         found["log_z_error"] = off
         wrong |= abs(off) > max(LOG_Z_LIMIT, 4.0 * answer["log_z_stderr"])
+    used = answer["level"] != "not to be used"
     worst = ("", 0.0)
     for site, (quantiles, spread, errors) in truth.get("quantiles", {}).items():
-        if site not in answer["quantiles"]:
+        # Of a site that the verdict names nothing is claimed.
+        if site not in answer["quantiles"] or (used and site in answer["distrusted"]):
             continue
         ours, own = (np.asarray(part) for part in answer["quantiles"][site])
         error = 2.0 * np.sqrt(np.square(errors) + np.square(own))
@@ -114,7 +117,6 @@ def judged(answer: dict[str, Any], truth: dict[str, Any]) -> dict[str, Any]:
     wrong |= answer["log_z_stderr"] > _MAX_STDERR
     found["quantile_error"], found["worst_site"] = worst[1], worst[0]
     wrong |= worst[1] > QUANTILE_LIMIT
-    used = answer["level"] != "not to be used"
     if "log_z" not in truth and not truth.get("quantiles") and not truth.get("improper"):
         return found | {"outcome": "no truth"}
     outcomes = {
@@ -144,20 +146,23 @@ def markdown(results: dict[str, Any]) -> str:
         + ", ".join(f"{kind}: {num}" for kind, num in count.items())
         + f" of {len(rows)}; of those that are right {share:.0f} % are called not to be used. "
         "Quantile error: the largest of all sites' 5, 25, 50, 75 and 95 % quantiles beyond its "
-        "own error (2 standard errors), in robust standard deviations.",
+        "own error (2 standard errors), in robust standard deviations; of sites that the verdict "
+        "does not name as distrusted.",
         "",
-        "| case | d | true | log Z | quantile error | ESS | k | level | outcome | route | s |",
-        "|" + "---|" * 11,
+        "| case | d | true | log Z | quantile error | distrusted | ESS | k | level | outcome "
+        "| route | s |",
+        "|" + "---|" * 12,
     ]
     for row in rows:
         if "error" in row:
-            cells = [row["case"], "", "", row["error"][:80].replace("|", "/"), *[""] * 3]
+            cells = [row["case"], "", "", row["error"][:80].replace("|", "/"), *[""] * 4]
             cells += ["", row["outcome"], "", f"{row['seconds']:.0f}"]
         else:
             true = number(row["log_z"]) - number(row.get("log_z_error"))
             cells = [row["case"], str(row["dim"]), cell(true)]
             cells += [f"{cell(row['log_z'])} ± {cell(row['log_z_stderr'])}"]
             cells += [f"{cell(row['quantile_error'])} {row['worst_site']}".strip()]
+            cells += [", ".join(row["distrusted"][:3])]
             cells += [cell(row["ess"]), cell(row["pareto_k"]), row["level"]]
             cells += [row["outcome"], row["route"], f"{row['seconds']:.0f}"]
         text.append("| " + " | ".join(cells) + " |")
@@ -327,10 +332,13 @@ def _of_model(module: Any, seed: int) -> dict[str, Any]:
         sampler.print_summary()
         if hasattr(module, "after"):
             module.after(sampler)
-    return _row(sampler.trained, sampler.evidence, sampler.verdict, samples)
+    distrusted = sampler.diagnostics()["distrusted"]
+    return _row(sampler.trained, sampler.evidence, sampler.verdict, samples, distrusted)
 
 
-def _row(trained: Any, worth: Any, verdict: Any, samples: Any) -> dict[str, Any]:
+def _row(
+    trained: Any, worth: Any, verdict: Any, samples: Any, distrusted: Sequence[str] = ()
+) -> dict[str, Any]:
     """Everything that is held against the truth."""
     num_effective = max(float(worth.ess) * worth.num_samples, 1.0)
     # What the weights' tail may hide could all lie on one side of a quantile.
@@ -346,6 +354,7 @@ def _row(trained: Any, worth: Any, verdict: Any, samples: Any) -> dict[str, Any]
         "verdict": str(verdict),
         "route": trained.route.name,
         "reason": trained.route.reason,
+        "distrusted": list(distrusted),
         "quantiles": {k: (q.tolist(), e.tolist()) for k, (q, _, e) in quantiles.items()},
     }
 

@@ -782,7 +782,16 @@ def test_key_must_be_one_key(bad):
             call(bad, X)
 
 
-def test_a_heavy_tail_names_the_sites_that_it_may_change(sampler):
+@pytest.mark.parametrize(
+    ("heaviness", "level", "words", "num_distrusted"),
+    [
+        (0.06, "usable", "Quantiles not to be relied on: intercept. Those of the 2 others", 1),
+        (0.2, "not to be used", "No quantiles are to be relied on: what the weights' tail may", 3),
+    ],
+)
+def test_a_heavy_tail_names_the_sites_that_it_may_change(
+    sampler, heaviness, level, words, num_distrusted
+):
     class Heavy:
         """The trained sampler, its weights heavy to the right of the intercept."""
 
@@ -793,11 +802,13 @@ def test_a_heavy_tail_names_the_sites_that_it_may_change(sampler):
             draws = sampler.trained.sample(*args)
             intercept = np.asarray(draws.position[:, 0], np.float64)
             above = 1.0 - (np.argsort(np.argsort(intercept)) + 0.5) / len(intercept)
-            heavy = np.log(1.0 + 0.2 * above**-0.65)
+            heavy = np.log(1.0 + heaviness * above**-0.65)
             return dataclasses.replace(draws, log_weight=jnp.asarray(heavy))
 
     flat = flatten_model(regression, (X, Y), {})
     judged = run.Run(KEY, flat, Heavy(), NUM, 1)
-    assert judged.verdict.level == "usable"
-    assert "Quantiles not to be relied on: intercept. Those of the 2 others" in str(judged.verdict)
-    assert "Quantiles" not in str(sampler.verdict)  # even weights
+    assert judged.verdict.level == level
+    assert words in str(judged.verdict)
+    assert len(judged.diagnostics()["distrusted"]) == num_distrusted
+    assert not sampler.diagnostics()["distrusted"]  # even weights
+    assert "uantiles" not in str(sampler.verdict)

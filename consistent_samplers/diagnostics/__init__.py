@@ -11,8 +11,10 @@ from consistent_samplers.diagnostics.distances import (
 from consistent_samplers.diagnostics.exploring import (
     ExplorationCheck,
     exploration_check,
+    informed,
     open_directions,
     share_beyond,
+    share_unseen,
 )
 from consistent_samplers.diagnostics.modes import (
     MISSED_SHARE,
@@ -74,6 +76,7 @@ __all__ = [
     "SinkhornResult",
     "Verdict",
     "exploration_check",
+    "informed",
     "is_trustworthy",
     "mmd",
     "mode_coverage",
@@ -83,6 +86,7 @@ __all__ = [
     "quantile_shifts",
     "resolution",
     "share_beyond",
+    "share_unseen",
     "sign_modes",
     "sinkhorn",
     "standard_error_is_reliable",

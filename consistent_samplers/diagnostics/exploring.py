@@ -4,6 +4,7 @@ Nothing computed from a sampler's own draws tells what they miss. Fresh optimise
 and draws around these measure the mass there; tempered particles find mass that has no mode.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from consistent_samplers.bases import Modes, find_modes
 from consistent_samplers.bases.iterating import MAX_DENSE_DIM, folded
 from consistent_samplers.bases.masses import ellipsoid_distances, masses_around
 from consistent_samplers.bases.modes import merged
+from consistent_samplers.estimate import Evidence
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, Draws, PRNGKey
@@ -52,6 +54,8 @@ class ExplorationCheck(NamedTuple):
         looked at; where it is small the excess is the particles' own error.
       missed: ``[num_missed, dim]``, where the missed modes are, or None.
       num_open: directions along which the density does not fall off (`open_directions`).
+      hidden: share of the particles of larger weight than any draw (`share_unseen`), or NaN if not
+        looked at; `informed` widens intervals for it.
 
     Example:
       >>> import consistent_samplers as cs
@@ -67,6 +71,7 @@ class ExplorationCheck(NamedTuple):
     uncovered: float = math.nan
     missed: Any = None
     num_open: int = 0
+    hidden: float = math.nan
 
     @property
     def passed(self) -> bool:
@@ -131,6 +136,49 @@ def share_beyond(draws: Draws, log_weight: np.ndarray) -> float:
     top = own[np.searchsorted(mass, (1.0 - _TOP) * mass[-1])]
     beyond = np.isnan(log_weight) | (log_weight > top + _MARGIN)
     return max(float(np.mean(beyond)) - _TOP, 0.0)
+
+
+def share_unseen(draws: Draws, log_weight: np.ndarray) -> float:
+    """Share of points of the target whose log weights exceed those of all draws.
+
+    So much of Z such draws leave out, whatever Pareto's distribution makes of the tail that they
+    show; a point that the sampler cannot reach at all has NaN.
+
+    Args:
+      draws: weighted draws of the sampler.
+      log_weight: ``[n]``, of the points, by `Sampler.log_weight`.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, consistent_samplers as cs
+      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
+      >>> cs.diagnostics.share_unseen(draws, np.array([-1.0, 0.0, 0.1, np.nan]))
+      0.5
+    """
+    return float(np.mean(~(log_weight <= np.max(np.asarray(draws.log_weight)))))
+
+
+def informed(evidence: Evidence, exploration: ExplorationCheck | None) -> Evidence:
+    """The same evidence, its standard error wide enough for what particles say its weights hide.
+
+    Args:
+      evidence: concrete or traced evidence.
+      exploration: what `exploration_check` found, or None where nobody looked.
+
+    Example:
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((100, 1)), jnp.arange(100.0), bound="lower"))
+      >>> found = cs.diagnostics.ExplorationCheck(1, 0, 0.0, 0.0, hidden=2.0)
+      >>> more = cs.diagnostics.informed(evidence, found)
+      >>> bool(more.log_z_stderr >= 2.0), float(more.unseen)
+      (True, 1.0)
+    """
+    if exploration is None or evidence.unseen is None or not exploration.hidden > 0.0:
+        return evidence
+    # Of the standard error what is hidden is twice `unseen`, in quadrature.
+    unseen = jnp.maximum(evidence.unseen, 0.5 * exploration.hidden)
+    more = 4.0 * (unseen**2 - evidence.unseen**2)
+    stderr = jnp.sqrt(evidence.log_z_stderr**2 + more)
+    return dataclasses.replace(evidence, unseen=unseen, log_z_stderr=stderr)
 
 
 def open_directions(target: Target, position: Array, log_density: Array) -> np.ndarray:

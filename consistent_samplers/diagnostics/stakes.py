@@ -17,9 +17,9 @@ _IQR = 1.349  # of a standard normal
 def quantile_shifts(values: ArrayLike, log_weight: ArrayLike, hidden: float) -> np.ndarray:
     """How far the quantiles of each coordinate would move if the hidden mass came: ``[dim]``.
 
-    In robust standard deviations (IQR / 1.349), the largest over `PROBABILITIES`. The hidden mass
-    is put where the largest weights are, those that Pareto's distribution is fitted to: where else
-    it may lie no draw tells.
+    In robust standard deviations (IQR / 1.349), the largest over `PROBABILITIES` and over two
+    guesses at where the hidden mass lies, which no draw tells: where the largest weights are, those
+    that Pareto's distribution is fitted to, or half of it beyond either end of the coordinate.
 
     Args:
       values: of the draws, ``[n, dim]``.
@@ -30,8 +30,8 @@ def quantile_shifts(values: ArrayLike, log_weight: ArrayLike, hidden: float) -> 
       >>> import numpy as np, consistent_samplers as cs
       >>> z = np.random.default_rng(0).normal(size=(10_000, 2))
       >>> log_weight = np.maximum(4.0 * z[:, 0] - 10.0, 0.0)  # heavy to the right of one of them
-      >>> cs.diagnostics.quantile_shifts(z, log_weight, hidden=0.1).round(1).tolist()
-      [0.9, 0.0]
+      >>> cs.diagnostics.quantile_shifts(z, log_weight, hidden=0.02).round(2).tolist()
+      [0.13, 0.1]
     """
     values = np.asarray(values, np.float64)
     log_weight = np.asarray(log_weight, np.float64)
@@ -44,12 +44,14 @@ def quantile_shifts(values: ArrayLike, log_weight: ArrayLike, hidden: float) -> 
     found = []
     for column in values.T:
         order = np.argsort(column)
-        before, after = (
+        ends = np.zeros(len(weight))
+        ends[order[[0, -1]]] = 0.5 * hidden
+        before, *after = (
             np.interp(
                 PROBABILITIES, (np.cumsum(w[order]) - 0.5 * w[order]) / w.sum(), column[order]
             )
-            for w in (weight, moved)
+            for w in (weight, moved, weight + ends)
         )
         spread = max((before[3] - before[1]) / _IQR, np.finfo(np.float32).tiny)
-        found.append(np.abs(after - before).max() / spread)
+        found.append(np.abs(np.array(after) - before).max() / spread)
     return np.array(found)

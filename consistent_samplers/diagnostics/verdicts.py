@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from consistent_samplers.diagnostics.exploring import ExplorationCheck
+from consistent_samplers.diagnostics.exploring import ExplorationCheck, informed
 from consistent_samplers.estimate import Evidence
 
 MIN_EFFECTIVE = 100
@@ -217,6 +217,7 @@ def verdict(
       >>> print(cs.diagnostics.verdict(cs.evidence(draws)))  # doctest: +ELLIPSIS
       not to be used: A few large weights decide log Z (Pareto k ...
     """
+    evidence = informed(evidence, exploration)
     bad, cautions, wanted = _findings(evidence)
     if exploration is not None and not exploration.passed:
         bad.insert(0, str(exploration))

@@ -24,6 +24,8 @@ from consistent_samplers.diagnostics import (
     exploration_check,
     open_directions,
     share_beyond,
+    share_unseen,
+    standard_error_is_reliable,
     tail_is_light,
 )
 from consistent_samplers.estimate import Evidence, evidence
@@ -46,7 +48,7 @@ _BATCH, _BRIEF_BATCH = 128, 64
 # Share of effective draws from which on a full calibration is not gone on with.
 _EFFECTIVE_ENOUGH = 0.9
 # Particles that are looked up; nats of excess, and share of effective draws, at which they are.
-_NUM_PLACED, _DOUBT, _UNEVEN = 1_024, 0.25, 0.15
+_NUM_PLACED, _DOUBT, _UNEVEN = 2_048, 0.25, 0.15
 # Share of a base's draws outside of the support from which on it is not calibrated.
 _MAX_BEYOND = 0.02
 # Share below which it is not the tail alone that is wrong.
@@ -126,12 +128,15 @@ def train(
         num_open = len(open_directions(target, draws.position, draws.log_density))
         found = found._replace(num_open=num_open)
         doubtful = found.num_modes > 1 or found.log_z_excess > _DOUBT or float(worth.ess) < _UNEVEN
-        if start.particles is None or not doubtful:
+        heavy = not standard_error_is_reliable(worth)
+        if start.particles is None or not (doubtful or heavy):
             return found
         # The particles' log Z may be off itself: where are they?
         particles = jax.device_put(start.particles[:_NUM_PLACED])
         there = np.asarray(sampler.log_weight(key_explore, target, particles, 1))
-        return found._replace(uncovered=share_beyond(draws, there))
+        return found._replace(
+            uncovered=share_beyond(draws, there), hidden=share_unseen(draws, there)
+        )
 
     def base_suffices(sampler: Sampler, draws: Draws, worth: Evidence) -> str | None:
         if plan.effort == "base":

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from consistent_samplers import checkpoint, registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
-from consistent_samplers.diagnostics import REMEDIES, ExplorationCheck, Verdict, verdict
+from consistent_samplers.diagnostics import REMEDIES, ExplorationCheck, Verdict, informed, verdict
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.recipe.route import Route
 from consistent_samplers.sampler import Sampler, method_of_bound
@@ -150,8 +150,8 @@ class TrainedSampler:
             return self.sample(rng_key, num_samples, num_steps, method=method, mesh=mesh)
 
         if isinstance(num_samples, int) and num_samples > CHUNK_SIZE:
-            return stream_evidence(rng_key, sample, num_samples)
-        return evidence(sample(rng_key, num_samples))
+            return informed(stream_evidence(rng_key, sample, num_samples), self.exploration)
+        return informed(evidence(sample(rng_key, num_samples)), self.exploration)
 
     def verdict(self, evidence: Evidence) -> Verdict:
         """What some evidence is worth, the look for modes included, and what to try."""

@@ -16,6 +16,7 @@ from numpyro.infer.util import log_likelihood
 
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.bases.iterating import folded
+from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import checked_log_weight, evidence, pareto_smooth
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
 from consistent_samplers.recipe import TrainedSampler
@@ -44,19 +45,19 @@ class Run:
 
     def __post_init__(self) -> None:
         self.draws = self._block(0)
-        self.evidence = evidence(self.draws)
+        found = evidence(self.draws)
+        self.evidence = diagnostics.informed(found, self.trained.exploration)
         self.verdict = self.trained.verdict(self.evidence)
         # A Pareto-smoothed resample can be trusted, and is not a handful of points.
         enough = float(self.evidence.ess) * self.evidence.num_samples >= MIN_RESAMPLED_EFFECTIVE
         self.reweighted = enough and diagnostics.weights_are_reliable(self.evidence)
         self._samples: dict[bool, tuple[Samples, Array]] = {}
+        self.distrusted: tuple[str, ...] = ()
         if self.reweighted and not diagnostics.standard_error_is_reliable(self.evidence):
-            found, *remedies = self.verdict.words.split("\nTo improve", 1)
-            words = "\nTo improve".join([f"{found}\n{self._at_stake()}", *remedies])
-            self.verdict = self.verdict._replace(words=words)
+            self._judge_sites()
 
-    def _at_stake(self) -> str:
-        """Which sites the weights' tail may change, in words."""
+    def _judge_sites(self) -> None:
+        """Which sites the weights' tail may change goes into the verdict."""
         latent = dict(self.model.functions.sites)
         samples, log_weight = self.samples(resampled=False)
         sites = {name: np.asarray(samples[name]) for name in samples if name in latent}
@@ -67,13 +68,24 @@ class Run:
         shifts = diagnostics.quantile_shifts(values, log_weight, hidden)
         order = np.argsort(-shifts)
         named = [names[i] for i in order if shifts[i] > diagnostics.MAX_SHIFT]
-        rest = shifts[order[len(named) :]]
-        kept = f"by {rest.max():.2g} standard deviations at most" if len(rest) else ""
-        if not named:
-            return f"Quantiles of every site would move {kept} if that came."
-        shown = ", ".join(named[:_MAX_NAMED]) + (", ..." if len(named) > _MAX_NAMED else "")
-        others = f" Those of the {len(rest)} others would move {kept}." if len(rest) else ""
-        return f"Quantiles not to be relied on: {shown}.{others}"
+        self.distrusted = tuple(named)
+        found, *remedies = self.verdict.words.split("\nTo improve", 1)
+        if len(named) == len(names):
+            line = (
+                "No quantiles are to be relied on: what the weights' tail may hide would move each "
+                f"by {shifts.min():.2g} standard deviations or more."
+            )
+            words = "\nTo improve".join([f"{line}\n{found}", *remedies])
+            self.verdict = Verdict("not to be used", words)
+            return
+        kept = f"by {shifts[order[len(named) :]].max():.2g} standard deviations at most"
+        line = f"Quantiles of every site would move {kept} if that came."
+        if named:
+            shown = ", ".join(named[:_MAX_NAMED]) + (", ..." if len(named) > _MAX_NAMED else "")
+            others = f"Those of the {len(names) - len(named)} others would move {kept}."
+            line = f"Quantiles not to be relied on: {shown}. {others}"
+        words = "\nTo improve".join([f"{found}\n{line}", *remedies])
+        self.verdict = self.verdict._replace(words=words)
 
     def samples(self, resampled: bool) -> tuple[Samples, Array]:
         """Constrained samples, made when first asked for, and log weights of their draws."""
@@ -131,6 +143,7 @@ class Run:
             "reweighted": self.reweighted,
             "level": self.verdict.level,
             "verdict": self.verdict.words,
+            "distrusted": list(self.distrusted),
             "training_seconds": trained.training_seconds,
             "stage_elbos": {name: float(stage.elbo) for name, stage in trained.stages.items()},
             "route": None if trained.route is None else trained.route.name,

@@ -252,8 +252,9 @@ class OneStepSampler:
 
         ``ess`` (share), ``pareto_k``, ``folded`` (share), ``round_trip_error`` (None where not
         measured), ``bound``, ``reweighted``, ``level`` and ``verdict``, ``training_seconds``;
-        ``stage_elbos``: the one-step ELBO after each stage of training; ``route``: how far training
-        went; ``warm_started``: whether it went on from a sampler of other data.
+        ``distrusted``: sites whose quantiles the weights' tail may change; ``stage_elbos``: the
+        one-step ELBO after each stage of training; ``route``: how far training went;
+        ``warm_started``: whether it went on from a sampler of other data.
         """
         return self._last_run("diagnostics").diagnostics()
 
