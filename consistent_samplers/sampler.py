@@ -22,7 +22,7 @@ from consistent_samplers.compilation import as_partial, is_traced, jit
 from consistent_samplers.kernels import kernel
 from consistent_samplers.maps import Control, Identity, Proposal
 from consistent_samplers.schedules import check_num_steps
-from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices
+from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices, replicate
 from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.types import (
     BOUND_OF,
@@ -142,7 +142,8 @@ class Sampler:
         if mesh is not None:
             check_mesh(mesh)
             settings |= {"num_samples": num_samples, "mesh": mesh}
-            drawn, values = _on_mesh(density, self, rng_key, **settings)
+            # Results of stored programs are bound to the device that they were made on.
+            drawn, values = _on_mesh(*replicate((density, self, rng_key), mesh), **settings)
         else:
             drawn, values = self._draw(rng_key, density, num_samples, settings), None
         if not weights:

@@ -116,14 +116,21 @@ def map_over_mesh(function: Callable[..., Any], mesh: Mesh, num_shared: int) -> 
 
 
 def replicate(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
-    """The same arrays on every device of a mesh.
+    """The same arrays on every device of a mesh, those bound to one device included.
+
+    What is no array of JAX stays as it is: compiled functions place it themselves.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.sharding.replicate({"w": jnp.ones(2)}, cs.sharding.data_mesh())["w"].tolist()
       [1.0, 1.0]
     """
-    return jax.device_put(tree, NamedSharding(_automatic(mesh), PartitionSpec()))
+    everywhere = NamedSharding(_automatic(mesh), PartitionSpec())
+
+    def placed(leaf: Any) -> Any:
+        return jax.device_put(leaf, everywhere) if isinstance(leaf, jax.Array) else leaf
+
+    return jax.tree.map(placed, tree)
 
 
 def spans_hosts(mesh: Mesh) -> bool:

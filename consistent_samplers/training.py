@@ -147,7 +147,7 @@ def fit(
         state = algorithm.init(key_init)
     # On CPUs with the density outside, compiled by itself; elsewhere many iterations a dispatch.
     outside = algorithm.asks_outside and mesh is None and jax.default_backend() == "cpu"
-    inside = functools.partial(_inside, chunk_size=chunk_size, effort=compile_effort)
+    inside = functools.partial(_inside, chunk_size=chunk_size, effort=compile_effort, mesh=mesh)
     run_chunk = _outside if outside else inside
 
     def info_like() -> Any:
@@ -242,12 +242,16 @@ def _inside(
     *,
     chunk_size: int,
     effort: Effort,
+    mesh: Mesh | None,
 ) -> tuple[SamplerState, Any]:
     """Iterations in one compiled computation that holds the density."""
     density = as_partial(algorithm.target.log_density)
     compiled = _chunk_program(effort, jax.tree.structure(density))
     parts = {"objective": algorithm.objective, "optimizer": algorithm.optimizer}
     now = Now(rng_key, algorithm.control, state, algorithm.extra)
+    if mesh is not None:
+        # Results of stored programs are bound to the device that they were made on.
+        density, now = replicate((density, now), mesh)
     state, infos = compiled(density, now, jnp.asarray(num_run), **parts, chunk_size=chunk_size)
     return state, jax.tree.map(lambda x: np.asarray(x)[:num_run], infos)
 

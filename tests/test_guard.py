@@ -61,6 +61,32 @@ def test_xla_has_threads_to_spare():
 
 
 @concerned
+@pytest.mark.parametrize(
+    ("before", "environment", "expected"),
+    [
+        ("", {}, [1]),
+        ("import scipy.linalg", {}, [1]),
+        ("", {"OPENBLAS_NUM_THREADS": "2"}, [2]),
+    ],
+)
+def test_the_lapack_that_xla_calls_has_one_thread(before, environment, expected):
+    """Sixteen calls of it side by side would otherwise share, and wait for, a few threads."""
+    count = f"""
+{before}
+import consistent_samplers, scipy.linalg, threadpoolctl
+found = threadpoolctl.ThreadpoolController().lib_controllers
+print([x.num_threads for x in found if "scipy" in x.filepath.split("/")[-2]])
+print([name for name in os.environ if name.endswith("_NUM_THREADS")])
+"""
+    printed, _ = flags_after(count, printed=True, **environment)
+    threads, left = map(eval, printed.splitlines())
+    if not threads:
+        pytest.skip("SciPy's LAPACK is not a library that threadpoolctl knows")
+    assert threads == expected
+    assert left == list(environment)
+
+
+@concerned
 def test_fewer_threads_that_the_user_asks_for_are_warned_of():
     threads, said = threads_of({"PJRT_NPROC": "3"})
     assert threads == 3

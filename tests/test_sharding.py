@@ -1,5 +1,7 @@
 """Eight virtual devices give what one gives; pmap and shard_map take the parts as they are."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +113,22 @@ def test_draws_are_the_same_on_eight_devices(mesh, num_samples, method, weights)
         close(cs.evidence(one), cs.evidence(many))
 
 
+def test_arrays_bound_to_one_device_are_taken_to_the_mesh(mesh):
+    """As results of stored programs are, and what a user has put there."""
+    algorithm = ALGORITHMS["osds"](64)
+    density = jax.tree_util.Partial(
+        lambda mean, x: -0.5 * jnp.sum((x - mean) ** 2),
+        jax.device_put(jnp.ones(2), jax.devices()[0]),
+    )
+    algorithm = dataclasses.replace(algorithm, target=cs.Target(density, dim=2))
+    key, state = jax.device_put((KEY, noisy(algorithm.init(KEY))), jax.devices()[0])
+    bound = dataclasses.replace(algorithm, control=jax.device_put(algorithm.control, key.device))
+    draws = [a.sample(key, state, 64, mesh=mesh) for a in (algorithm, bound)]
+    close(*draws)
+    trained = [cs.fit(key, a, 2, state=state, mesh=mesh).state.params for a in (algorithm, bound)]
+    close(*trained)
+
+
 def test_meshes_of_any_shape_and_axis_type(mesh):
     devices = np.array(jax.devices()[:8]).reshape(2, 4)
     square = Mesh(devices, ("hosts", "devices"), axis_types=(AxisType.Explicit,) * 2)
@@ -150,7 +168,7 @@ def test_a_mesh_must_be_one():
 def test_the_parts_run_under_pmap_and_shard_map(mesh):
     """Simulators, losses and evidence by hand: what `mesh` does, and its equivalents."""
     algorithm = cs.osds(TARGET, base=BASE, guidance=None, **SETTINGS)
-    params = noisy(algorithm.init(KEY)).ema_params
+    params = sharding.replicate(noisy(algorithm.init(KEY)).ema_params, mesh)
     keys = jax.random.split(KEY, 64)
 
     def log_weights(params, keys):
