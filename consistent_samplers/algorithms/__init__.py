@@ -6,6 +6,7 @@ from consistent_samplers.algorithms.calibration import calibration
 from consistent_samplers.algorithms.cdds import cdds
 from consistent_samplers.algorithms.dds import dds
 from consistent_samplers.algorithms.dis import dis
+from consistent_samplers.algorithms.hierarchical import hierarchical
 from consistent_samplers.algorithms.osds import osds
 from consistent_samplers.algorithms.pis import pis
 from consistent_samplers.algorithms.progressive import progressive_distillation
@@ -28,6 +29,7 @@ __all__ = [
     "cdds",
     "dds",
     "dis",
+    "hierarchical",
     "osds",
     "pis",
     "progressive_distillation",

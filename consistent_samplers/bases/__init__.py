@@ -1,6 +1,7 @@
 """Bases: tractable distributions p0 that the samplers start from, and how they are fitted."""
 
 from consistent_samplers.bases.base import Base, Component
+from consistent_samplers.bases.diagonal import DiagonalBase, fit_diagonal
 from consistent_samplers.bases.exploration import Exploration, explore
 from consistent_samplers.bases.fitting import FittedBase, fit, fit_base, refit_base
 from consistent_samplers.bases.gaussian import GaussianBase, standard_normal
@@ -13,6 +14,7 @@ from consistent_samplers.bases.modes import Modes, find_modes
 __all__ = [
     "Base",
     "Component",
+    "DiagonalBase",
     "Exploration",
     "Fit",
     "FittedBase",
@@ -24,6 +26,7 @@ __all__ = [
     "find_modes",
     "fit",
     "fit_base",
+    "fit_diagonal",
     "fit_gaussian",
     "fit_mixture",
     "fit_product",

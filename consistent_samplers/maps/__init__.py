@@ -2,6 +2,7 @@
 
 from consistent_samplers.maps.control import Control, Guidance, LearnedKernels
 from consistent_samplers.maps.denoising import Denoiser, DenoisingProcess
+from consistent_samplers.maps.hierarchical import HierarchicalMap, hierarchical_map
 from consistent_samplers.maps.identity import Identity, Proposal
 
 __all__ = [
@@ -9,7 +10,9 @@ __all__ = [
     "Denoiser",
     "DenoisingProcess",
     "Guidance",
+    "HierarchicalMap",
     "Identity",
     "LearnedKernels",
     "Proposal",
+    "hierarchical_map",
 ]

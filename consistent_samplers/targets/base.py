@@ -1,6 +1,7 @@
 """The target: an unnormalised log density as a pure function, with what is known of it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 
 from consistent_samplers.checks import check_integer
 from consistent_samplers.targets import evaluation
+from consistent_samplers.targets.structure import Structure, find_structure
 from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 
@@ -27,6 +29,7 @@ class Target:
       name: a label for tables and messages.
       log_z: the true log Z in nats where it is known, else None.
       sample: exact sampler ``(rng_key, num_samples) -> [num_samples, dim]``, or None.
+      sites: names and sizes of the parts of a point, in order, where they have any.
 
     Raises:
       TypeError: ``log_density`` or ``sample`` is not callable, or it cannot be traced by JAX.
@@ -45,6 +48,7 @@ class Target:
     name: str = "target"
     log_z: float | None = None
     sample: Callable[[PRNGKey, int], Array] | None = None
+    sites: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not callable(self.log_density):
@@ -82,6 +86,11 @@ class Target:
             raise ValueError(
                 f"log_density of target {self.name!r} must return a real number, got {out.dtype}."
             )
+
+    @functools.cached_property
+    def structure(self) -> Structure:
+        """Which coordinates depend on which, told by Hessians; looked for when first asked for."""
+        return find_structure(self.log_density, self.dim, sites=self.sites)
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

@@ -255,7 +255,9 @@ def _missing(
 
 
 def _flat_model(functions: _Functions, data: ArrayTree, arguments: Call) -> FlatModel:
-    target = Target(Partial(functions, data), functions.dim, name_of(functions.model))
+    sites = tuple((name, math.prod(shape)) for name, shape in sorted(functions.shapes.items()))
+    name = name_of(functions.model)
+    target = Target(Partial(functions, data), functions.dim, name, sites=sites)
     return FlatModel(target, functions, data, arguments, identify(functions.model, *arguments))
 
 

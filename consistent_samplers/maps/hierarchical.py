@@ -1,0 +1,319 @@
+"""A triangular map that follows a target's structure: globals first, then members given them.
+
+Each coordinate is an increasing function of its own z, whose coefficients depend on the coordinates
+before it. So the map is injective whatever its parameters, its log-determinant is a sum, and its
+inverse is in closed form.
+
+A member's conditional is the product of two Gaussians, as in a conjugate hierarchical model: one
+that all members of a group share, which depends on the globals (their prior), and one of its own,
+which hardly does (its likelihood). Its z is shaped first, for skewness and tails.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from consistent_samplers import simulate
+from consistent_samplers.bases.diagonal import DiagonalBase
+from consistent_samplers.maps.identity import Map, Proposal
+from consistent_samplers.targets.structure import Structure
+from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
+
+_GLOBAL_WIDTH = 8  # hidden units of each global
+_MAX_LINEAR = 2**18  # coefficients of a group's members that are linear in the globals, at most
+_MAX_LOG_SCALE = 3.0
+# Outputs of a member: mean and log precision root of its likelihood, skewness, log tail.
+_NUM_OWN = 4
+_START_PRIOR = -2.0  # log precision root of the shared Gaussian
+
+
+class Group(NamedTuple):
+    """A group of `targets.structure.Structure` as arrays; ``shared`` are places in the globals."""
+
+    members: Array  # [J]
+    shared: Array  # [s]
+    own: Array  # [J, r]
+    exists: Array  # [J, r]: 0 where a member has fewer parents of its own
+
+
+@flax.struct.dataclass
+class HierarchicalMap(Map):
+    """Globals by two triangular layers, each group of members given what comes before it.
+
+    Attributes:
+      base: a `bases.DiagonalBase`, whose frame members of a group share: the map works in it.
+      globals: ``[g]``, coordinates.
+      groups: in the order of `Structure.groups`.
+      start: ``[2, dim]``, means and log standard deviations in the frame that it starts from.
+      hidden: width of the networks of each group.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> def log_density(x):
+      ...     return -0.5 * (x[0] ** 2 + jnp.sum((x[1:] - x[0]) ** 2))
+      >>> target = cs.Target(log_density, dim=11)
+      >>> base = cs.bases.DiagonalBase(jnp.zeros(11), jnp.ones(11))
+      >>> made = cs.maps.hierarchical_map(base, target.structure)
+      >>> params = made.init(jax.random.key(0))
+      >>> made.draw(params, jax.random.key(1), 1, "map").position.shape
+      (11,)
+    """
+
+    globals: Array
+    groups: tuple[Group, ...]
+    start: Array
+    hidden: int = flax.struct.field(pytree_node=False, default=32)
+
+    guided = False
+    structured = True
+    injective = True
+    max_flow_steps = 1
+
+    def init(self, rng_key: PRNGKey) -> dict[str, Params]:
+        """Parameters at which members are independent, as in ``start``."""
+        num = self.globals.shape[0]
+        keys = iter(jax.random.split(rng_key, 2 + 5 * len(self.groups)))
+        layers = [
+            {
+                "shape": jnp.zeros((num, 2)),
+                "hidden": 0.5 * jax.random.normal(next(keys), (num, num, _GLOBAL_WIDTH)),
+                "bias": jnp.zeros((num, _GLOBAL_WIDTH)),
+                "out": jnp.zeros((num, _GLOBAL_WIDTH, 2)),
+            }
+            for _ in range(2)
+        ]
+        mean, log_scale = self.start
+        of_globals = {
+            "layers": layers,
+            "loc": mean[self.globals],
+            "log_scale": log_scale[self.globals],
+            "lower": jnp.zeros((num, num)),
+        }
+        groups = []
+        for group in self.groups:
+            (size, own), shared, width = group.own.shape, group.shared.shape[0], self.hidden
+            into = 1.0 / math.sqrt(max(shared + own, 1))
+            bias = jnp.zeros((size, _NUM_OWN)).at[:, 0].set(mean[group.members])
+            bias = bias.at[:, 1].set(-log_scale[group.members])
+            linear = size * shared <= _MAX_LINEAR
+            groups.append(
+                {
+                    "own": {
+                        "globals": into * jax.random.normal(next(keys), (shared, width)),
+                        "parents": into * jax.random.normal(next(keys), (own, width)),
+                        "member": 0.5 * jax.random.normal(next(keys), (size, width)),
+                        "out": jnp.zeros((width, _NUM_OWN)),
+                        "linear": jnp.zeros((size if linear else 1, shared, _NUM_OWN)),
+                        "slopes": jnp.zeros((size, own, 2)),
+                        "bias": bias,
+                    },
+                    "prior": {
+                        "globals": into * jax.random.normal(next(keys), (shared, width)),
+                        "hidden_bias": jnp.zeros(width),
+                        "parents": into * jax.random.normal(next(keys), (own, width)),
+                        "out": jnp.zeros((width, 2)),
+                        "linear": jnp.zeros((shared, 2)),
+                        "slopes": jnp.zeros((own, 2)),
+                        "slopes_out": jnp.zeros((width, own)),
+                        "bias": jnp.array([0.0, _START_PRIOR]),
+                    },
+                }
+            )
+        return {"globals": of_globals, "groups": groups}
+
+    def forward(self, params: Params, z: Array) -> tuple[Array, Array]:
+        """The point ``[dim]`` in the frame that z ``[dim]`` is taken to, and log |det|."""
+        num = self.globals.shape[0]
+        y = jnp.zeros_like(z)
+        at, log_det, features = _globals_forward(params["globals"], z[:num])
+        y = y.at[self.globals].set(at)
+        begin = num
+        for group, own in zip(self.groups, params["groups"], strict=True):
+            end = begin + group.members.shape[0]
+            mean, log_std, skew, tail = _conditional(own, group, features, y)
+            shaped, gained = _shape(z[begin:end], skew, tail)
+            y = y.at[group.members].set(mean + jnp.exp(log_std) * shaped)
+            log_det = log_det + gained.sum() + log_std.sum()
+            begin = end
+        return y, log_det
+
+    def inverse(self, params: Params, y: Array) -> tuple[Array, Array]:
+        """The z ``[dim]`` that is taken to a point of the frame, and log |det| of the map there."""
+        z, log_det, features = _globals_inverse(params["globals"], y[self.globals])
+        parts = [z]
+        for group, own in zip(self.groups, params["groups"], strict=True):
+            mean, log_std, skew, tail = _conditional(own, group, features, y)
+            z = _unshape((y[group.members] - mean) * jnp.exp(-log_std), skew, tail)
+            log_det = log_det + _shape(z, skew, tail)[1].sum() + log_std.sum()
+            parts.append(z)
+        return jnp.concatenate(parts), log_det
+
+    def draw(
+        self,
+        params: Params,
+        rng_key: PRNGKey,
+        num_steps: int,
+        method: Method,
+        weights: bool = True,
+        gradient: GradientFn | None = None,
+    ) -> Proposal:
+        """One draw; see `Map.draw`."""
+        z, component = self._start(jax.random.split(rng_key)[0])
+        y, log_det = self.forward(params, z)
+        log_ratio = log_det - simulate.standard_normal_log_prob(z) if weights else None
+        return self._landed(y, component, log_ratio)
+
+    def reverse(
+        self,
+        params: Params,
+        rng_key: PRNGKey,
+        position: Array,
+        num_steps: int,
+        method: Method,
+        gradient: GradientFn | None = None,
+    ) -> Array:
+        """Log ratio of the draw that ends at a point; see `Map.reverse`."""
+        return -self.log_prob(params, position)
+
+    def log_prob(self, params: Params, position: Array) -> Array:
+        """Log density ``[]`` of the draws at a point ``[dim]``."""
+        z, log_det = self.inverse(params, self.base.whiten(position, ()))
+        correction = self.base.log_correction(position, ())
+        return simulate.standard_normal_log_prob(z) - log_det - correction
+
+    def round_trip(
+        self, params: Params, rng_key: PRNGKey, num_steps: int, gradient: GradientFn | None = None
+    ) -> Array:
+        """What the inverse of the map misses; see `Map.round_trip`."""
+        z, _ = self._start(jax.random.split(rng_key)[0])
+        back, _ = self.inverse(params, self.forward(params, z)[0])
+        return jnp.sqrt(jnp.mean((back - z) ** 2))
+
+
+def hierarchical_map(
+    base: DiagonalBase, structure: Structure, *, hidden: int = 32
+) -> HierarchicalMap:
+    """The map of a structure, around a fitted mean-field base.
+
+    Args:
+      base: means and standard deviations to start from.
+      structure: of the target.
+      hidden: width of the networks of each group.
+    """
+    loc, scale = (np.array(part, np.float64) for part in (base.loc, base.scale))
+    frame_loc, frame_scale = loc.copy(), scale.copy()
+    groups = []
+    place = np.full(structure.dim, -1)
+    place[structure.globals] = np.arange(len(structure.globals))
+    for group in structure.groups:
+        # One frame for all of them: what they share is then the same in it.
+        frame_loc[group.members] = np.median(loc[group.members])
+        spread = np.hypot(loc[group.members].std(), np.median(scale[group.members]))
+        frame_scale[group.members] = spread
+        exists = group.own >= 0
+        parts = group.members, place[group.shared], np.where(exists, group.own, 0)
+        members, shared, own = (jnp.asarray(part, jnp.int32) for part in parts)
+        groups.append(Group(members, shared, own, jnp.asarray(exists, base.loc.dtype)))
+    start = np.stack([(loc - frame_loc) / frame_scale, np.log(scale / frame_scale)])
+    dtype = base.loc.dtype
+    frame = DiagonalBase(jnp.asarray(frame_loc, dtype), jnp.asarray(frame_scale, dtype))
+    globals = jnp.asarray(structure.globals, jnp.int32)
+    return HierarchicalMap(frame, globals, tuple(groups), jnp.asarray(start, dtype), hidden)
+
+
+def _shape(z: Array, skew: Array, log_tail: Array) -> tuple[Array, Array]:
+    """Sinh-arcsinh of z, and the logarithm of its derivative (Jones & Pewsey, 2009)."""
+    inner = jnp.exp(log_tail) * (jnp.arcsinh(z) + skew)
+    # log cosh, which overflows later than cosh.
+    log_cosh = jnp.logaddexp(inner, -inner) - math.log(2.0)
+    return jnp.sinh(inner), log_tail + log_cosh - 0.5 * jnp.log1p(z**2)
+
+
+def _unshape(x: Array, skew: Array, log_tail: Array) -> Array:
+    return jnp.sinh(jnp.arcsinh(x) * jnp.exp(-log_tail) - skew)
+
+
+def _bounded(log_scale: Array) -> Array:
+    return _MAX_LOG_SCALE * jnp.tanh(log_scale / _MAX_LOG_SCALE)
+
+
+def _conditional(params: Any, group: Group, features: Array, y: Array) -> tuple[Array, ...]:
+    """Mean, log standard deviation, skewness and log tail of each member, ``[J]`` each."""
+    shared, parents = features[group.shared], y[group.own] * group.exists
+    own, prior = params["own"], params["prior"]
+    seen = shared @ own["globals"] + parents @ own["parents"] + own["member"]
+    out = own["bias"] + jnp.tanh(seen) @ own["out"] + jnp.einsum("s,jso->jo", shared, own["linear"])
+    mean, log_root, skew, tail = out.T
+    slopes = jnp.einsum("jr,jro->oj", parents, own["slopes"])
+    mean, log_root = mean + slopes[0], log_root + slopes[1]
+
+    of_globals = shared @ prior["globals"] + prior["hidden_bias"]
+    seen = jnp.tanh(of_globals + parents @ prior["parents"])
+    # How a member depends on its own parents may depend on the globals: a correlation, say.
+    slopes = prior["slopes"].at[:, 0].add(jnp.tanh(of_globals) @ prior["slopes_out"])
+    out = prior["bias"] + shared @ prior["linear"] + seen @ prior["out"] + parents @ slopes
+    prior_mean, prior_log_root = out.T
+    log_precision = jnp.logaddexp(2.0 * log_root, 2.0 * prior_log_root)
+    share = jax.nn.sigmoid(2.0 * (log_root - prior_log_root))
+    mean = share * mean + (1.0 - share) * prior_mean
+    return mean, -0.5 * log_precision, 0.3 * skew, 0.3 * tail
+
+
+def _layer_at(layer: Any, u: Array) -> tuple[Array, Array]:
+    """Shift and log scale ``[g]`` of each coordinate, of the ones before it."""
+    below = jnp.tril(jnp.ones((u.shape[0],) * 2, u.dtype), -1)
+    seen = jnp.tanh(jnp.einsum("j,ij,ijh->ih", u, below, layer["hidden"]) + layer["bias"])
+    shift, log_scale = jnp.einsum("ih,iho->oi", seen, layer["out"])
+    return shift, _bounded(log_scale)
+
+
+def _layer_back(layer: Any, v: Array) -> tuple[Array, Array]:
+    """The coordinates ``[g]`` that shift and scale took to v, one after the other; log scales."""
+    index = jnp.arange(len(v))
+
+    def next_one(u: Array, i: Array) -> tuple[Array, Array]:
+        before = jnp.where(index < i, u, 0.0)
+        seen = jnp.tanh(before @ layer["hidden"][i] + layer["bias"][i])
+        shift, log_scale = seen @ layer["out"][i]
+        log_scale = _bounded(log_scale)
+        return u.at[i].set((v[i] - shift) * jnp.exp(-log_scale)), log_scale
+
+    return jax.lax.scan(next_one, jnp.zeros_like(v), index)
+
+
+def _globals_forward(params: Any, z: Array) -> tuple[Array, Array, Array]:
+    """Points ``[g]`` of the globals, log |det|, and what members see of them: of order one."""
+    log_det = jnp.zeros((), z.dtype)
+    for layer in params["layers"]:
+        u, gained = _shape(z, *(0.3 * layer["shape"].T))
+        shift, log_scale = _layer_at(layer, u)
+        # Each layer sees the coordinates in the other's order turned round.
+        z = (u * jnp.exp(log_scale) + shift)[::-1]
+        log_det = log_det + gained.sum() + log_scale.sum()
+    triangle = jnp.tril(params["lower"], -1)
+    moved = jnp.exp(params["log_scale"]) * z + triangle @ z
+    log_det = log_det + params["log_scale"].sum()
+    return params["loc"] + moved, log_det, moved / _row_norm(params, triangle)
+
+
+def _globals_inverse(params: Any, y: Array) -> tuple[Array, Array, Array]:
+    """The z ``[g]`` that leads to a point, log |det| of the map there, and what members see."""
+    triangle = jnp.tril(params["lower"], -1)
+    moved = y - params["loc"]
+    matrix = triangle + jnp.diag(jnp.exp(params["log_scale"]))
+    z = jax.scipy.linalg.solve_triangular(matrix, moved, lower=True)
+    log_det = params["log_scale"].sum()
+    for layer in params["layers"][::-1]:
+        u, log_scale = _layer_back(layer, z[::-1])
+        skew, tail = 0.3 * layer["shape"].T
+        z = _unshape(u, skew, tail)
+        log_det = log_det + _shape(z, skew, tail)[1].sum() + log_scale.sum()
+    return z, log_det, moved / _row_norm(params, triangle)
+
+
+def _row_norm(params: Any, triangle: Array) -> Array:
+    return jnp.sqrt(jnp.exp(2.0 * params["log_scale"]) + (triangle**2).sum(1))
