@@ -1,161 +1,207 @@
-"""The direction of the house: who may import whom, and what an import costs."""
+"""What depends on what is read off Hessians, and a map that follows it is exact."""
 
-import ast
-import subprocess
-import sys
-from pathlib import Path
-
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 
-ROOT = Path(__file__).resolve().parents[1]
-NAME = "consistent_samplers"
-# A module may import from earlier ones and from its own package only.
-ORDER = [
-    "guard",
-    "types",
-    "checks",
-    "compilation",
-    "registry",
-    "store",
-    "programs",
-    "kernels",
-    "targets",
-    "bases",
-    "schedules",
-    "sharding",
-    "log_det",
-    "processes",
-    "networks",
-    "simulate",
-    "losses",
-    "maps",
-    "sampler",
-    "algorithms",
-    "checkpoint",
-    "training",
-    "estimate",
-    "streaming",
-    "corrections",
-    "diagnostics",
-    "recipe",
-    "plotting",
-    "integrations",
-]
-FILES = sorted(p for p in (ROOT / NAME).rglob("*.py") if p != ROOT / NAME / "__init__.py")
+import consistent_samplers as cs
+from consistent_samplers.targets import structure
+
+KEY = jax.random.key(0)
 
 
-def subject(path: Path) -> str:
-    """Top-level module that a file is part of."""
-    return path.relative_to(ROOT / NAME).parts[0].removesuffix(".py")
+def gaussian(precision):
+    return lambda x: -0.5 * x @ jnp.asarray(precision) @ x
 
 
-def imported_modules(source: str, package: str) -> set[str]:
-    """Absolute names of everything a source imports anywhere, inside functions as well."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            # One level is the package itself, each further one its parent.
-            parents = package.split(".")[: -(node.level - 1) or None] if node.level else []
-            origin = ".".join([*parents, *([node.module] if node.module else [])])
-            names |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
-    return names
+def nested(num_hubs, num_leaves):
+    """A mean and two scales, hubs around the mean, and leaves around each hub."""
+
+    def log_density(x):
+        mean, between, within = x[:3]
+        hubs = x[3 : 3 + num_hubs]
+        leaves = x[3 + num_hubs :].reshape(num_hubs, num_leaves)
+        prior = -0.5 * (mean**2 + between**2 + within**2)
+        of_hubs = -0.5 * jnp.sum((hubs - mean) ** 2) * jnp.exp(-2 * between) - num_hubs * between
+        squares = jnp.sum((leaves - hubs[:, None]) ** 2)
+        of_leaves = -0.5 * squares * jnp.exp(-2 * within) - leaves.size * within
+        return prior + of_hubs + of_leaves - 0.1 * jnp.sum(leaves**4)
+
+    return log_density, 3 + num_hubs * (1 + num_leaves)
 
 
-def imports_of(path: Path) -> set[str]:
-    package = ".".join(path.relative_to(ROOT).parent.parts)
-    return imported_modules(path.read_text(), package)
+def walk(x):
+    scale, states = x[0], x[1:]
+    steps = jnp.sum((states[1:] - states[:-1]) ** 2) * jnp.exp(-2 * scale)
+    return -0.5 * (scale**2 + states[0] ** 2 + steps) - (len(states) - 1) * scale
 
 
-def subjects_of(names: set[str]) -> set[str]:
-    """Our top-level modules among imported names."""
-    ours = {name for name in names if name == NAME or name.startswith(f"{NAME}.")}
-    return {name.split(".")[1] for name in ours if "." in name}
+@pytest.mark.parametrize(("num_hubs", "num_leaves"), [(5, 4), (20, 30)])  # of the two ways to look
+def test_levels_are_found(num_hubs, num_leaves):
+    log_density, dim = nested(num_hubs, num_leaves)
+    assert (dim > structure.MAX_DENSE) == (num_hubs == 20)
+    found = cs.Target(log_density, dim).structure
+    assert found.globals.tolist() == [0, 1, 2] and found.depth == 2
+    hubs, leaves = found.groups
+    assert hubs.members.tolist() == list(range(3, 3 + num_hubs)) and hubs.own.shape[1] == 0
+    assert leaves.members.tolist() == list(range(3 + num_hubs, dim))
+    assert leaves.shared.tolist() == [2]  # the scale within
+    assert leaves.own[:, 0].tolist() == np.repeat(hubs.members, num_leaves).tolist()
 
 
-def test_reader_of_imports():
-    # Guards the tests below: an import that is not seen cannot be refused.
-    source = (
-        "import jax.numpy as jnp\nfrom consistent_samplers import losses\n"
-        "def f():\n    from consistent_samplers.recipe import x\n"
-        "from ..bases import y\nfrom . import osds\n"
+def test_a_state_space_falls_apart_by_halves():
+    found = structure.find_structure(walk, 65)
+    assert 0 in found.globals and len(found.globals) <= 6
+    assert found.depth <= 7
+    last = found.groups[-1]
+    assert len(last.members) >= 30
+    near = np.sort(np.where(last.own >= 0, last.own, last.members[:, None]), axis=1)
+    assert np.abs(near - last.members[:, None]).max() == 1
+
+
+def test_what_does_not_fall_apart_is_dense():
+    root = np.random.default_rng(0).normal(size=(40, 40))
+    assert structure.find_structure(gaussian(root @ root.T), 40).is_dense
+    with pytest.raises(ValueError, match="does not fall apart into members"):
+        cs.algorithms.hierarchical(cs.Target(gaussian(root @ root.T), 40))
+
+
+def test_sites_name_the_parts():
+    log_density, dim = nested(3, 4)
+    sites = (("mean", 1), ("between", 1), ("within", 1), ("hub", 3), ("leaf", 12))
+    said = str(cs.Target(log_density, dim, sites=sites).structure)
+    assert said.startswith("3 globals: mean, between, within\n3 members: hub[0], hub[1], ...")
+    assert "12 members: leaf[0], leaf[1], ..., given within and 1 of their own" in said
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(4, 30))
+def test_parents_separate_members(seed, dim):
+    """Of a Gaussian: given all that comes before it, a member depends on its parents alone."""
+    random = np.random.default_rng(seed)
+    mask = np.triu(random.random((dim, dim)) < 2.0 / dim, 1)
+    off = np.where(mask | mask.T, 0.3, 0.0)
+    off[0, 1:] = off[1:, 0] = 0.2
+    precision = off + np.diag(1.0 + off.sum(1))
+    found = structure._taken_apart(structure.sparse.csr_array(precision != 0))
+    if found.is_dense:
+        return
+    covariance = np.linalg.inv(precision)
+    before = list(found.globals)
+    for group in found.groups:
+        for member, own in zip(group.members, group.own, strict=True):
+            parents = {*group.shared.tolist(), *own[own >= 0].tolist()}
+            assert parents <= set(before)
+            inner = np.linalg.solve(covariance[np.ix_(before, before)], covariance[before, member])
+            for coefficient, other in zip(inner, before, strict=True):
+                assert abs(coefficient) < 1e-8 or other in parents
+        before += group.members.tolist()
+    assert sorted(before) == list(range(dim))
+
+
+@pytest.fixture(scope="module")
+def made():
+    log_density, dim = nested(5, 4)
+    target = cs.Target(log_density, dim)
+    base = cs.bases.DiagonalBase(0.1 * jnp.arange(dim), 1.0 + 0.02 * jnp.arange(dim))
+    control = cs.maps.hierarchical_map(base, target.structure, hidden=4)
+    leaves, tree = jax.tree.flatten(control.init(KEY))
+    keys = jax.random.split(KEY, len(leaves))
+    moved = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return target, control, jax.tree.unflatten(tree, moved)
+
+
+def test_the_map_and_its_determinant(made):
+    _, control, params = made
+    z = jax.random.normal(KEY, (20, control.dim))
+    y, log_det = jax.vmap(control.forward, (None, 0))(params, z)
+    jacobian = jax.vmap(jax.jacfwd(lambda z: control.forward(params, z)[0]))(z)
+    sign, expected = jnp.linalg.slogdet(jacobian)
+    assert (sign > 0).all()
+    assert_allclose(log_det, expected, rtol=1e-4, atol=1e-4)
+    back, again = jax.vmap(control.inverse, (None, 0))(params, y)
+    assert_allclose(back, z, atol=2e-4)
+    assert_allclose(again, log_det, rtol=1e-4, atol=1e-4)
+
+
+def test_it_starts_as_its_base(made):
+    target, control, _ = made
+    start = control.replace(start=control.start.at[1].set(0.0))
+    params = start.init(KEY)
+    y, _ = start.forward(params, jnp.zeros(control.dim))
+    members = np.concatenate([group.members for group in target.structure.groups])
+    # What the members share is weak by then.
+    assert_allclose(y[members], 0.98 * start.start[0, members], atol=0.02)
+
+
+def test_weights_of_draws_and_of_points_agree(made):
+    target, control, params = made
+    sampler = cs.Sampler(control, params, 1, ("map",), 1)
+    draws = sampler.sample(KEY, target, 200)
+    assert draws.bound == "lower"
+    assert float(jnp.std(draws.log_weight)) > 0.5  # the map is no fit
+    again = sampler.log_weight(KEY, target, draws.position)
+    assert_allclose(again, draws.log_weight, rtol=1e-3, atol=5e-3)
+
+
+def conjugate(num=60):
+    """A mean with members around it and a datum each: a Gaussian, with its log evidence."""
+    datum = np.random.default_rng(1).normal(1.0, 1.5, num)
+    covariance = np.eye(num) * (1.0 + 4.0) + 4.0
+    log_z = scipy.stats.multivariate_normal(np.zeros(num), covariance).logpdf(datum)
+
+    def log_density(x):
+        of = jax.scipy.stats.norm.logpdf
+        members = of(x[1:], x[0], 1.0).sum() + of(datum, x[1:], 2.0).sum()
+        return of(x[0], 0.0, 2.0) + members
+
+    return cs.Target(log_density, num + 1), float(log_z)
+
+
+def test_a_conjugate_hierarchy_is_met_exactly():
+    target, log_z = conjugate()
+    base = cs.bases.fit_diagonal(KEY, target)
+    algorithm = cs.algorithms.hierarchical(target, base=base, hidden=8, batch_size=64)
+    before = cs.evidence(algorithm.sample(KEY, algorithm.init(KEY), 2_000))
+    result = cs.fit(KEY, algorithm, 300, progress_bar=False)
+    after = cs.evidence(algorithm.sample(KEY, result.state, 4_000))
+    assert before.ess < 0.5 < 0.9 < after.ess
+    assert abs(float(after.log_z) - log_z) < 4.0 * float(after.log_z_stderr) + 1e-2
+    assert float(after.elbo) > log_z - 0.05
+
+
+def test_a_base_of_another_kind_is_refused():
+    target, _ = conjugate()
+    with pytest.raises(TypeError, match=r"cs\.bases\.fit_diagonal"):
+        cs.algorithms.hierarchical(target, base=cs.bases.standard_normal(target.dim))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+def test_the_mean_field_base_does_not_care_for_scales(scale):
+    target = cs.targets.gaussian(
+        scale * jnp.array([2.0, -1.0]), scale**2 * jnp.array([[1.0, 0.6], [0.6, 1.0]])
     )
-    names = imported_modules(source, f"{NAME}.algorithms")
-    assert "jax.numpy" in names
-    assert subjects_of(names) == {"losses", "recipe", "bases", "algorithms"}
+    base = cs.bases.fit_diagonal(KEY, target, init_position=scale * jnp.ones(2))
+    assert_allclose(base.loc / scale, jnp.array([2.0, -1.0]), atol=0.25)
+    # Standard deviations given the other coordinate.
+    assert_allclose(base.scale / scale, 0.8, atol=0.08)
 
 
-def test_files_were_found():
-    assert {"types", "targets", "algorithms", "recipe"} <= {subject(path) for path in FILES}
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / NAME)))
-def test_imports_run_downward(path):
-    assert subject(path) in ORDER, "a new module: give it its place in ORDER"
-    place = ORDER.index(subject(path))
-    for name in subjects_of(imports_of(path)) - {subject(path)}:
-        assert name in ORDER, f"{path} imports {name}, which has no place in ORDER"
-        assert ORDER.index(name) < place, f"{path} imports {name}, which stands after it"
-
-
-@pytest.mark.parametrize(
-    "package", ["targets", "bases", "networks", "maps", "algorithms", "diagnostics", "recipe"]
-)
-def test_no_cycles_within_a_package(package):
-    files = {p.stem: p for p in FILES if subject(p) == package and p.stem != "__init__"}
-    prefix = f"{NAME}.{package}."
-    depends = {
-        stem: {n.removeprefix(prefix).split(".")[0] for n in imports_of(p) if n.startswith(prefix)}
-        & files.keys() - {stem}
-        for stem, p in files.items()
-    }
-    while depends:
-        free = {stem for stem, others in depends.items() if not others & depends.keys()}
-        assert free, f"cycle among {sorted(depends)}"
-        depends = {stem: others for stem, others in depends.items() if stem not in free}
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT / NAME)))
-def test_numpyro_is_imported_by_integrations_only(path):
-    if subject(path) != "integrations":
-        assert not any(name.split(".")[0] == "numpyro" for name in imports_of(path))
-
-
-def loaded(statement: str) -> set[str]:
-    """Top-level modules in memory after a statement in a fresh interpreter."""
-    code = f"import sys\n{statement}\nprint(*sorted(m.split('.')[0] for m in sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return set(done.stdout.split())
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        f"import {NAME}",
-        # Every public name resolved, still without the heavy packages.
-        f"import {NAME} as cs; [getattr(cs, name) for name in cs.__all__]",
-    ],
-    ids=["import", "names"],
-)
-def test_importing_is_light(statement):
-    heavy = {"tensorflow_probability", "distrax", "numpyro", "arviz", "arviz_stats", "matplotlib"}
-    modules = loaded(statement)
-    assert NAME in modules
-    assert not modules & heavy
-
-
-def test_public_names():
-    import consistent_samplers as cs
-
-    assert sorted(cs.__all__) == list(cs.__all__)
-    assert set(cs.__all__) <= set(dir(cs))
-    with pytest.raises(AttributeError, match="no attribute 'osdss'"):
-        _ = cs.osdss
+def test_the_recipe_takes_it_above_a_hundred_dimensions(tmp_path):
+    target, log_z = conjugate(num=120)
+    trained = cs.train_sampler(KEY, target, progress_bar=False)
+    assert isinstance(trained.one_step.control, cs.maps.HierarchicalMap)
+    assert trained.route.name in ("short", "full")
+    evidence = trained.evidence(KEY, 10_000)
+    assert evidence.bound == "lower" and evidence.ess > 0.8
+    assert abs(float(evidence.log_z) - log_z) < 4.0 * float(evidence.log_z_stderr) + 0.01
+    assert trained.verdict(evidence).level != "not to be used"
+    trained.save(tmp_path / "kept")
+    again = cs.load(tmp_path / "kept", target)
+    draws = [t.sample(KEY, 50).log_weight for t in (trained, again)]
+    assert_allclose(*draws, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 """The hierarchical map, trained by the path gradient of the reverse KL."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import choose_optimizer
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
-from consistent_samplers.bases.diagonal import DiagonalBase
+from consistent_samplers.bases.diagonal import DiagonalBase, fit_diagonal
 from consistent_samplers.maps.hierarchical import HierarchicalMap, hierarchical_map
 from consistent_samplers.sharding import shard_batch
 from consistent_samplers.simulate import standard_normal_log_prob
@@ -85,8 +85,9 @@ class Hierarchical(Objective):
 
 def hierarchical(
     target: Target,
+    control: HierarchicalMap | None = None,
     *,
-    base: DiagonalBase,
+    base: DiagonalBase | None = None,
     hidden: int = 32,
     optimizer: Any = None,
     **settings: Any,
@@ -94,13 +95,15 @@ def hierarchical(
     """The algorithm that trains the hierarchical map of a target's structure.
 
     Args:
-      target: the target; `Target.structure` must not be dense.
-      base: a fitted mean-field base, `bases.fit_diagonal`.
+      target: the target; without a ``control``, `Target.structure` must not be dense.
+      control: a map made before; made of base and structure if None.
+      base: a mean-field base; `bases.fit_diagonal` if None.
       hidden: width of the networks of each group.
       optimizer: an optax transformation; Adam at ``learning_rate`` if None.
       **settings: see `Hierarchical`.
 
     Raises:
+      TypeError: the base is of another kind.
       ValueError: nothing was found that takes the target apart.
 
     Example:
@@ -113,12 +116,20 @@ def hierarchical(
       >>> algorithm.init(jax.random.key(0)).params["globals"]["loc"].shape
       (1,)
     """
-    if target.structure.is_dense:
-        raise ValueError(
-            f"Target {target.name!r} does not fall apart into members: use cs.osds or another "
-            "algorithm."
-        )
+    if control is None:
+        if target.structure.is_dense:
+            raise ValueError(
+                f"Target {target.name!r} does not fall apart into members: use cs.osds or another "
+                "algorithm."
+            )
+        if base is None:
+            base = fit_diagonal(jax.random.key(0), target)
+        elif not isinstance(base, DiagonalBase):
+            raise TypeError(
+                "A hierarchical map starts from a mean-field base, cs.bases.fit_diagonal(rng_key, "
+                f"target), not from a {type(base).__name__}."
+            )
+        control = hierarchical_map(base, target.structure, hidden=hidden)
     objective = Hierarchical(**settings)
-    control: Any = hierarchical_map(base, target.structure, hidden=hidden)
-    chosen = choose_optimizer(objective, optimizer)
-    return Algorithm("hierarchical", target, control, objective, chosen)
+    chosen, of_target = choose_optimizer(objective, optimizer), cast(Any, control)
+    return Algorithm("hierarchical", target, of_target, objective, chosen)

@@ -16,7 +16,9 @@ from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 _BATCH = 128  # draws of an iteration, in antithetic pairs
 _START_SCALE = 0.3
 _RATE, _LAST_RATE = 0.2, 0.01  # of the mean, in standard deviations
-_SHARE, _LEAST_FACTOR, _MOST_FACTOR = 0.05, -1.0, 4.0  # of the precision: per step, and its bounds
+# Part of the way that a step moves the precisions, at first and later; bounds of a step's factor.
+_FIRST_SHARE, _SHARE, _NUM_FAST = 0.5, 0.05, 100
+_LEAST_FACTOR, _MOST_FACTOR = -1.0, 4.0
 _DECAY, _SQUARE_DECAY = 0.9, 0.95  # of the averages of gradients and of their squares
 
 
@@ -133,14 +135,16 @@ def fit_diagonal(
         slope = scale * 0.5 * (above + below).mean(0)
         # The mean curvature times the variance: 1 at the optimum.
         bend = -(z * (above - below)).mean(0) * 0.5 * scale
-        log_scale = log_scale - 0.5 * _SHARE * np.clip(bend - 1.0, _LEAST_FACTOR, _MOST_FACTOR)
+        share = max(_SHARE, _FIRST_SHARE * (1.0 - i / _NUM_FAST))
+        log_scale = log_scale - 0.5 * share * np.clip(bend - 1.0, _LEAST_FACTOR, _MOST_FACTOR)
         average = _DECAY * average + (1.0 - _DECAY) * slope
         square = _SQUARE_DECAY * square + (1.0 - _SQUARE_DECAY) * slope**2
         typical = np.sqrt(square / (1.0 - _SQUARE_DECAY ** (i + 1))) + 1e-12
         part = 0.5 * (1.0 + np.cos(np.pi * i / num_iterations))
         rate = _LAST_RATE + (_RATE - _LAST_RATE) * part
-        step = rate * scale * average / (1.0 - _DECAY ** (i + 1)) / typical
-        mean = mean + step
+        # In units of the standard deviation that the curvature asks for, where that is smaller.
+        unit = scale / np.sqrt(np.maximum(bend, 1.0))
+        mean = mean + rate * unit * average / (1.0 - _DECAY ** (i + 1)) / typical
         share = 2.0 / (i - num_iterations // 2 + 2.0) if i > num_iterations // 2 else 1.0
         kept = tuple(
             (1.0 - share) * old + share * new

@@ -203,6 +203,13 @@ def hierarchical_map(
       base: means and standard deviations to start from.
       structure: of the target.
       hidden: width of the networks of each group.
+
+    Example:
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> target = cs.Target(lambda x: -0.5 * jnp.sum((x - x[0]) ** 2) - 0.5 * x[0] ** 2, dim=9)
+      >>> base = cs.bases.DiagonalBase(jnp.zeros(9), jnp.ones(9))
+      >>> cs.maps.hierarchical_map(base, target.structure).globals.tolist()
+      [0]
     """
     loc, scale = (np.array(part, np.float64) for part in (base.loc, base.scale))
     frame_loc, frame_scale = loc.copy(), scale.copy()

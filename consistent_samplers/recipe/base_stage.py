@@ -3,7 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 
-from consistent_samplers.bases import Base, GaussianBase, MixtureBase, ProductMixtureBase
+from consistent_samplers.bases import (
+    Base,
+    DiagonalBase,
+    GaussianBase,
+    MixtureBase,
+    ProductMixtureBase,
+)
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.maps import Identity
 from consistent_samplers.recipe.route import LEAST_BASE_ESS
@@ -31,7 +37,7 @@ def widened(base: Base, width: float) -> Base | None:
         return dataclasses.replace(
             base, scale_tril=width * base.scale_tril, whitener=base.whitener / width
         )
-    if isinstance(base, ProductMixtureBase):
+    if isinstance(base, ProductMixtureBase | DiagonalBase):
         return dataclasses.replace(base, scale=width * base.scale)
     return None
 

@@ -15,8 +15,9 @@ import numpy as np
 from consistent_samplers.algorithms import Algorithm, SamplerState, build, calibration
 from consistent_samplers.algorithms.building import choose_optimizer
 from consistent_samplers.algorithms.calibration import Calibration
+from consistent_samplers.algorithms.hierarchical import Hierarchical, hierarchical
 from consistent_samplers.algorithms.osds import OSDS
-from consistent_samplers.bases import Base
+from consistent_samplers.bases import Base, DiagonalBase
 from consistent_samplers.bases.base import as_pytree
 from consistent_samplers.bases.iterating import folded, split
 from consistent_samplers.diagnostics import (
@@ -29,7 +30,7 @@ from consistent_samplers.diagnostics import (
     tail_is_light,
 )
 from consistent_samplers.estimate import Evidence, evidence
-from consistent_samplers.maps import Control, Identity
+from consistent_samplers.maps import Control, HierarchicalMap, Identity
 from consistent_samplers.recipe import base_stage, route, warm_start
 from consistent_samplers.recipe.calibrating import AnnealedRounds, in_rounds
 from consistent_samplers.recipe.route import Effort, Route
@@ -53,6 +54,8 @@ _NUM_PLACED, _DOUBT, _UNEVEN = 2_048, 0.25, 0.15
 _MAX_BEYOND = 0.02
 # Share below which it is not the tail alone that is wrong.
 _MENDABLE = 0.1
+# Networks whose Jacobian costs what a draw does.
+_BY_PARTS = ("structured", "hierarchical")
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
 _SAME_ELBO = 1e-3
 
@@ -105,7 +108,7 @@ def train(
 ) -> TrainedSampler:
     """All stages on a base as far as they are needed, and what they are worth."""
     _, key_fit, key_calibrate, key_check, key_explore = split(rng_key)
-    structured = plan.network == "structured" or hasattr(plan.network, "split")
+    structured = plan.network in _BY_PARTS or hasattr(plan.network, "split")
     density = evaluation.cost(target.log_density, target.dim)
     cost = route.costs(target.dim, plan.hidden, structured, density)
 
@@ -188,15 +191,7 @@ def train(
 
     calibrated, ran, reason = state, 0, "interrupted"
     if not interrupted:
-        rate = AnnealedRounds(1e-2, plan.rounds)
-        calibrating = calibration(algorithm, learning_rate=rate, optimizer=plan.optimizer)
-        # A first round that may be all costs half as much for a few percent of effective draws.
-        brief = calibration(
-            algorithm,
-            learning_rate=rate,
-            optimizer=plan.optimizer,
-            batch_size=_BRIEF_BATCH if plan.effort in ("auto", "short") else _BATCH,
-        )
+        brief, calibrating = _calibrations(algorithm, plan)
         reasons: list[str] = []
 
         def suffices(state: SamplerState) -> bool:
@@ -246,7 +241,9 @@ def train(
                 ) from error
             warnings.warn(f"{said} The one before is used instead.", stacklevel=3)
     best = _best_stage(stages)
-    one_step = {"base": algorithm.sampler(untrained), **samplers}[best]
+    # A hierarchical map starts near its base, not at it.
+    unmoved = alone if plan.network == "hierarchical" else algorithm.sampler(untrained)
+    one_step = {"base": unmoved, **samplers}[best]
     ended_early = len(plan.rounds) > 1 and ran <= plan.rounds[0]
     name = "short" if plan.effort == "short" or ended_early else "full"
     taken = Route(name, reason, {stage: float(e.ess) for stage, e in stages.items()})
@@ -264,8 +261,15 @@ def _begin(
     rng_key: PRNGKey, target: Target, start: Start, plan: Plan
 ) -> tuple[Algorithm, SamplerState]:
     """The recipe's algorithm and the state that it starts from, warm or cold."""
-    algorithm = distillation(target, start.base, plan)
     known = start.trained
+    if plan.network == "hierarchical":
+        if known is None or not isinstance(known.many_steps.control, HierarchicalMap):
+            base = cast(DiagonalBase, start.base)  # else it is refused there
+            made = hierarchical(target, base=base, optimizer=plan.optimizer)
+            return made, made.init(rng_key)
+        moving = hierarchical(target, known.many_steps.control, optimizer=plan.optimizer)
+        return moving, warm_start.late(moving, known.many_steps.params, sum(plan.rounds))
+    algorithm = distillation(target, start.base, plan)
     if known is None or isinstance(known.many_steps.control, Identity):
         return algorithm, algorithm.init(rng_key)
     control = known.many_steps.control
@@ -273,6 +277,25 @@ def _begin(
     moved = dataclasses.replace(control, base=start.base)
     algorithm = dataclasses.replace(algorithm, control=moved)
     return algorithm, warm_start.late(algorithm, known.many_steps.params, plan.distillation)
+
+
+def _calibrations(algorithm: Algorithm, plan: Plan) -> tuple[Algorithm, Algorithm]:
+    """What the first and the further rounds of calibration run."""
+    rate = AnnealedRounds(1e-2, plan.rounds)
+    if isinstance(algorithm.objective, Hierarchical):
+        objective = dataclasses.replace(algorithm.objective, learning_rate=rate)
+        chosen = choose_optimizer(objective, plan.optimizer)
+        whole = dataclasses.replace(algorithm, objective=objective, optimizer=chosen)
+        return whole, whole
+    whole = calibration(algorithm, learning_rate=rate, optimizer=plan.optimizer)
+    # A first round that may be all costs half as much for a few percent of effective draws.
+    brief = calibration(
+        algorithm,
+        learning_rate=rate,
+        optimizer=plan.optimizer,
+        batch_size=_BRIEF_BATCH if plan.effort in ("auto", "short") else _BATCH,
+    )
+    return brief, whole
 
 
 def _why_enough(

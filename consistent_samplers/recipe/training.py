@@ -14,11 +14,12 @@ import optax
 
 from consistent_samplers import checkpoint
 from consistent_samplers.algorithms.building import check_base
-from consistent_samplers.bases import Base, fit_base, fit_gaussian, standard_normal
+from consistent_samplers.bases import Base, fit_base, fit_diagonal, fit_gaussian, standard_normal
 from consistent_samplers.bases.base import as_pytree
 from consistent_samplers.bases.iterating import folded, pair, split
 from consistent_samplers.checks import check_choice, check_integer, check_key, check_widths
 from consistent_samplers.compilation import as_partial
+from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe import route, warm_start
 from consistent_samplers.recipe.route import EFFORTS, Effort
 from consistent_samplers.recipe.stages import Plan, Start, distillation, train
@@ -31,6 +32,7 @@ from consistent_samplers.types import Array, PRNGKey
 # Above it, determinants of a general network's steps are too dear to train on.
 _MAX_GENERAL_DIM = 100
 _LARGE_ITERATIONS = 300
+_HIERARCHICAL_ROUNDS = (500, 1_000)
 
 
 def train_sampler(
@@ -71,18 +73,20 @@ def train_sampler(
       max_steps: most steps that the sampler is to draw in, a power of two; more than one has it
         distilled, and trained in full.
       hidden: widths of the network's hidden layers.
-      network: ``"general"``, the default up to 100 dimensions; ``"structured"``, the default
-        above: a looser bound and a smaller share of effective draws, but weighted draws for the
-        price of a few network evaluations instead of ``dim + 1``, and quicker training; or one's
-        own: a linen module or anything with ``init`` and ``apply``, called as
-        (x [dim], t [], d []) -> [dim].
+      network: ``"general"``, the default up to 100 dimensions; ``"hierarchical"``, the default
+        above where ``target.structure`` takes the target apart: globals first, then members given
+        them (`maps.HierarchicalMap`); ``"structured"``, the default elsewhere: a looser bound and a
+        smaller share of effective draws, but weighted draws for the price of a few network
+        evaluations instead of ``dim + 1``, and quicker training; or one's own: a linen module or
+        anything with ``init`` and ``apply``, called as (x [dim], t [], d []) -> [dim].
       optimizer: an optax transformation; Adam on an annealed learning rate if None.
       num_iterations: iterations of OSDS. If None, 300, or 100 above 100 dimensions, where
         ``max_steps`` exceeds one, and none elsewhere. Without any, more steps than one are no
         better than the base.
       num_calibration_iterations: iterations of calibration, which are then run whatever the base
         is worth. If None, as the route says: 250, and 1,250 more in full where less than nine
-        tenths of the draws are effective by then; 300 above 100 dimensions.
+        tenths of the draws are effective by then; above 100 dimensions 500 and 1,000 of a
+        hierarchical map, and 300 of others.
       explore: look for modes by many optimiser starts and tempered SMC, and take the best of a
         Gaussian, a mixture and a product of mixtures as base (`bases.fit_base`); afterwards look
         again from fresh starts for modes that the draws do not show, and warn of them. False fits
@@ -146,12 +150,16 @@ def train_sampler(
         rounds, effort = (num_calibration_iterations,), "full"
     if num_iterations and effort == "auto":
         effort = "full"
+    if network is None and large:
+        network = _network_of(target, base, effort, num_iterations, start)
+    if network == "hierarchical" and num_calibration_iterations is None:
+        rounds = _HIERARCHICAL_ROUNDS
     plan = Plan(
         num_samples,
         effort,
         max_steps,
         tuple(hidden),
-        network or ("structured" if large else "general"),
+        network or "general",
         optimizer,
         num_iterations,
         rounds[:1] if effort == "short" else rounds,
@@ -160,7 +168,11 @@ def train_sampler(
         None if checkpoint_dir is None else Path(checkpoint_dir),
     )
     # Built before minutes are spent, for what is wrong with network or optimiser.
-    distillation(target, base or standard_normal(target.dim), plan)
+    if network == "hierarchical":
+        if num_iterations:
+            raise ValueError("A hierarchical map takes one step: leave max_steps at 1.")
+    else:
+        distillation(target, base or standard_normal(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
     with contextlib.nullcontext() if plan.folder is None else checkpoint.reserved(plan.folder):
@@ -177,10 +189,14 @@ def train_sampler(
                 f"The warm start on target {target.name!r} {short}: training begins anew.",
                 stacklevel=2,
             )
-        cold = _cold_start(key_base, target, base, init_position, explore)
+        if network == "hierarchical" and base is None:
+            fitted = fit_diagonal(key_base, target, init_position=init_position)
+            cold = Start(fitted, explore)
+        else:
+            cold = _cold_start(key_base, target, base, init_position, explore)
         trained = train(rng_key, target, cold, plan, begin)
         found = trained.exploration
-        if found is not None and found.missed is not None and base is None:
+        if found is not None and found.missed is not None and cold.known is not None:
             # Two looks disagree: what either of them found goes into another base, once.
             key_base, rng_key = pair(folded(rng_key, 1))
             known = np.concatenate([found.missed, cold.known.loc])
@@ -191,6 +207,21 @@ def train_sampler(
         if trained.exploration is not None and not trained.exploration.passed:
             warnings.warn(str(trained.exploration), stacklevel=2)
         return trained
+
+
+def _network_of(
+    target: Target,
+    base: Base | None,
+    effort: Effort,
+    num_iterations: int,
+    start: TrainedSampler | None,
+) -> str:
+    """The network of a target of many dimensions: what its structure allows."""
+    if start is not None:
+        known = isinstance(start.many_steps.control, HierarchicalMap)
+        return "hierarchical" if known else "structured"
+    general = base is not None or effort == "base" or num_iterations > 0
+    return "structured" if general or target.structure.is_dense else "hierarchical"
 
 
 def _cold_start(

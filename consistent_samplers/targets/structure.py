@@ -241,7 +241,7 @@ def _independent(
     rest = np.flatnonzero(left)
     degree = np.array([len(near[i]) for i in rest])
     if of_site is None:
-        few = degree <= 2 * min(degree, default=0) + 2
+        few = degree <= 1.5 * min(degree, default=0) + 1
         pools = [(rest[few], degree[few])]
     else:
         site = of_site[rest]
