@@ -166,7 +166,7 @@ def informed(evidence: Evidence, exploration: ExplorationCheck | None) -> Eviden
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
-      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((100, 1)), jnp.arange(100.0), bound="lower"))
+      >>> evidence = cs.evidence(cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower"))
       >>> found = cs.diagnostics.ExplorationCheck(1, 0, 0.0, 0.0, hidden=2.0)
       >>> more = cs.diagnostics.informed(evidence, found)
       >>> bool(more.log_z_stderr >= 2.0), float(more.unseen)
