@@ -291,6 +291,7 @@ def _non_centred(site: dict[str, Any]) -> Any:
     while isinstance(fn, dist.ExpandedDistribution | dist.Independent):
         fn = fn.base_dist
     latent = site["type"] == "sample" and not site["is_observed"]
+    latent &= not site["name"].endswith("_decentered")  # made by it
     return LocScaleReparam(0.0) if latent and isinstance(fn, dist.Normal) else None
 
 
