@@ -6,7 +6,8 @@ inverse is in closed form.
 
 A member's conditional is the product of two Gaussians, as in a conjugate hierarchical model: one
 that all members of a group share, which depends on the globals (their prior), and one of its own,
-which hardly does (its likelihood). Its z is shaped first, for skewness and tails.
+which hardly does (its likelihood). Their precisions add up; the root of the sum takes z, shaped for
+skewness and tails, to the member's coordinates.
 """
 
 import math
@@ -26,15 +27,13 @@ from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
 _GLOBAL_WIDTH = 8  # hidden units of each global
 _MAX_LINEAR = 2**18  # coefficients of a group's members that are linear in the globals, at most
 _MAX_LOG_SCALE = 3.0
-# Outputs of a member: mean and log precision root of its likelihood, skewness, log tail.
-_NUM_OWN = 4
-_START_PRIOR = -2.0  # log precision root of the shared Gaussian
+_START_PRIOR = -2.0  # log of the diagonal of the shared Gaussian's precision root
 
 
 class Group(NamedTuple):
     """A group of `targets.structure.Structure` as arrays; ``shared`` are places in the globals."""
 
-    members: Array  # [J]
+    members: Array  # [J, p]
     shared: Array  # [s]
     own: Array  # [J, r]
     exists: Array  # [J, r]: 0 where a member has fewer parents of its own
@@ -95,31 +94,37 @@ class HierarchicalMap(Map):
         }
         groups = []
         for group in self.groups:
-            (size, own), shared, width = group.own.shape, group.shared.shape[0], self.hidden
+            (num_members, size), shared = group.members.shape, len(group.shared)
+            own, width = group.own.shape[1], self.hidden
             into = 1.0 / math.sqrt(max(shared + own, 1))
-            bias = jnp.zeros((size, _NUM_OWN)).at[:, 0].set(mean[group.members])
-            bias = bias.at[:, 1].set(-log_scale[group.members])
-            linear = size * shared <= _MAX_LINEAR
+            both = _num_gaussian(size)
+            bias = jnp.zeros((num_members, both + 2 * size))
+            bias = bias.at[:, :size].set(mean[group.members])
+            bias = bias.at[:, size : 2 * size].set(-log_scale[group.members])
+            linear = num_members * shared * size <= _MAX_LINEAR
+            prior_bias = jnp.zeros(both).at[size : 2 * size].set(_START_PRIOR)
             groups.append(
                 {
                     "own": {
                         "globals": into * jax.random.normal(next(keys), (shared, width)),
                         "parents": into * jax.random.normal(next(keys), (own, width)),
-                        "member": 0.5 * jax.random.normal(next(keys), (size, width)),
-                        "out": jnp.zeros((width, _NUM_OWN)),
-                        "linear": jnp.zeros((size if linear else 1, shared, _NUM_OWN)),
-                        "slopes": jnp.zeros((size, own, 2)),
+                        "member": 0.5 * jax.random.normal(next(keys), (num_members, width)),
+                        "out": jnp.zeros((width, both + 2 * size)),
+                        "linear": jnp.zeros(
+                            (num_members if linear else 1, shared, both + 2 * size)
+                        ),
+                        "slopes": jnp.zeros((num_members, own, 2 * size)),
                         "bias": bias,
                     },
                     "prior": {
                         "globals": into * jax.random.normal(next(keys), (shared, width)),
                         "hidden_bias": jnp.zeros(width),
                         "parents": into * jax.random.normal(next(keys), (own, width)),
-                        "out": jnp.zeros((width, 2)),
-                        "linear": jnp.zeros((shared, 2)),
-                        "slopes": jnp.zeros((own, 2)),
-                        "slopes_out": jnp.zeros((width, own)),
-                        "bias": jnp.array([0.0, _START_PRIOR]),
+                        "out": jnp.zeros((width, both)),
+                        "linear": jnp.zeros((shared, both)),
+                        "slopes": jnp.zeros((own, both)),
+                        "slopes_out": jnp.zeros((width, own, size)),
+                        "bias": prior_bias,
                     },
                 }
             )
@@ -133,11 +138,11 @@ class HierarchicalMap(Map):
         y = y.at[self.globals].set(at)
         begin = num
         for group, own in zip(self.groups, params["groups"], strict=True):
-            end = begin + group.members.shape[0]
-            mean, log_std, skew, tail = _conditional(own, group, features, y)
-            shaped, gained = _shape(z[begin:end], skew, tail)
-            y = y.at[group.members].set(mean + jnp.exp(log_std) * shaped)
-            log_det = log_det + gained.sum() + log_std.sum()
+            end = begin + group.members.size
+            mean, root, skew, tail = _conditional(own, group, features, y)
+            shaped, gained = _shape(z[begin:end].reshape(mean.shape), skew, tail)
+            y = y.at[group.members].set(mean + _solve_transposed(root, shaped))
+            log_det = log_det + gained.sum() - _log_diagonal(root).sum()
             begin = end
         return y, log_det
 
@@ -146,10 +151,11 @@ class HierarchicalMap(Map):
         z, log_det, features = _globals_inverse(params["globals"], y[self.globals])
         parts = [z]
         for group, own in zip(self.groups, params["groups"], strict=True):
-            mean, log_std, skew, tail = _conditional(own, group, features, y)
-            z = _unshape((y[group.members] - mean) * jnp.exp(-log_std), skew, tail)
-            log_det = log_det + _shape(z, skew, tail)[1].sum() + log_std.sum()
-            parts.append(z)
+            mean, root, skew, tail = _conditional(own, group, features, y)
+            away = jnp.einsum("jab,ja->jb", root, y[group.members] - mean)
+            z = _unshape(away, skew, tail)
+            log_det = log_det + _shape(z, skew, tail)[1].sum() - _log_diagonal(root).sum()
+            parts.append(z.reshape(-1))
         return jnp.concatenate(parts), log_det
 
     def draw(
@@ -218,9 +224,9 @@ def hierarchical_map(
     place[structure.globals] = np.arange(len(structure.globals))
     for group in structure.groups:
         # One frame for all of them: what they share is then the same in it.
-        frame_loc[group.members] = np.median(loc[group.members])
-        spread = np.hypot(loc[group.members].std(), np.median(scale[group.members]))
-        frame_scale[group.members] = spread
+        own_loc, own_scale = loc[group.members], scale[group.members]
+        frame_loc[group.members] = np.median(own_loc, axis=0)
+        frame_scale[group.members] = np.hypot(own_loc.std(0), np.median(own_scale, axis=0))
         exists = group.own >= 0
         parts = group.members, place[group.shared], np.where(exists, group.own, 0)
         members, shared, own = (jnp.asarray(part, jnp.int32) for part in parts)
@@ -249,25 +255,81 @@ def _bounded(log_scale: Array) -> Array:
 
 
 def _conditional(params: Any, group: Group, features: Array, y: Array) -> tuple[Array, ...]:
-    """Mean, log standard deviation, skewness and log tail of each member, ``[J]`` each."""
+    """Of each member: mean ``[J, p]``, precision root ``[J, p, p]``, skewness and log tail."""
     shared, parents = features[group.shared], y[group.own] * group.exists
-    own, prior = params["own"], params["prior"]
+    own, prior, size = params["own"], params["prior"], group.members.shape[1]
     seen = shared @ own["globals"] + parents @ own["parents"] + own["member"]
     out = own["bias"] + jnp.tanh(seen) @ own["out"] + jnp.einsum("s,jso->jo", shared, own["linear"])
-    mean, log_root, skew, tail = out.T
-    slopes = jnp.einsum("jr,jro->oj", parents, own["slopes"])
-    mean, log_root = mean + slopes[0], log_root + slopes[1]
+    slopes = jnp.einsum("jr,jro->jo", parents, own["slopes"])
+    out = out.at[:, : 2 * size].add(slopes)
+    own_mean, own_root = _gaussian(out, size)
+    skew, tail = out[:, -2 * size : -size], out[:, -size:]
 
     of_globals = shared @ prior["globals"] + prior["hidden_bias"]
     seen = jnp.tanh(of_globals + parents @ prior["parents"])
     # How a member depends on its own parents may depend on the globals: a correlation, say.
-    slopes = prior["slopes"].at[:, 0].add(jnp.tanh(of_globals) @ prior["slopes_out"])
+    changing = jnp.einsum("h,hro->ro", jnp.tanh(of_globals), prior["slopes_out"])
+    slopes = prior["slopes"].at[:, :size].add(changing)
     out = prior["bias"] + shared @ prior["linear"] + seen @ prior["out"] + parents @ slopes
-    prior_mean, prior_log_root = out.T
-    log_precision = jnp.logaddexp(2.0 * log_root, 2.0 * prior_log_root)
-    share = jax.nn.sigmoid(2.0 * (log_root - prior_log_root))
-    mean = share * mean + (1.0 - share) * prior_mean
-    return mean, -0.5 * log_precision, 0.3 * skew, 0.3 * tail
+    prior_mean, prior_root = _gaussian(out, size)
+
+    own_precision, prior_precision = (
+        jnp.einsum("jac,jbc->jab", root, root) for root in (own_root, prior_root)
+    )
+    root = _cholesky(own_precision + prior_precision)
+    pull = jnp.einsum("jab,jb->ja", own_precision, own_mean)
+    pull += jnp.einsum("jab,jb->ja", prior_precision, prior_mean)
+    mean = _solve_transposed(root, _solve(root, pull))
+    return mean, root, 0.3 * skew, 0.3 * tail
+
+
+def _num_gaussian(size: int) -> int:
+    """Numbers that describe a Gaussian: its mean and the root of its precision."""
+    return 2 * size + size * (size - 1) // 2
+
+
+def _gaussian(out: Array, size: int) -> tuple[Array, Array]:
+    """Mean ``[J, p]`` and lower triangular root of the precision ``[J, p, p]``."""
+    rows, columns = np.tril_indices(size, -1)
+    diagonal = jnp.exp(out[:, size : 2 * size])
+    root = diagonal[:, :, None] * jnp.eye(size)
+    below = out[:, 2 * size : _num_gaussian(size)]
+    # In units of the diagonal, so that a scale moves the root as a whole.
+    return out[:, :size], root.at[:, rows, columns].set(below * diagonal[:, columns])
+
+
+def _cholesky(matrix: Array) -> Array:
+    """Lower triangular roots of small matrices ``[J, p, p]``, entry by entry."""
+    size = matrix.shape[-1]
+    root = [[jnp.zeros(len(matrix))] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(i + 1):
+            rest = matrix[:, i, j] - sum(root[i][k] * root[j][k] for k in range(j))
+            root[i][j] = jnp.sqrt(rest) if i == j else rest / root[j][j]
+    return jnp.stack([jnp.stack(row, -1) for row in root], -2)
+
+
+def _solve(root: Array, right: Array) -> Array:
+    """L⁻¹ b of lower triangular ``[J, p, p]`` and ``[J, p]``."""
+    found: list[Array] = []
+    for i in range(root.shape[-1]):
+        rest = right[:, i] - sum(root[:, i, k] * found[k] for k in range(i))
+        found.append(rest / root[:, i, i])
+    return jnp.stack(found, -1)
+
+
+def _solve_transposed(root: Array, right: Array) -> Array:
+    """L⁻ᵀ b."""
+    size = root.shape[-1]
+    found: dict[int, Array] = {}
+    for i in reversed(range(size)):
+        rest = right[:, i] - sum(root[:, k, i] * found[k] for k in range(i + 1, size))
+        found[i] = rest / root[:, i, i]
+    return jnp.stack([found[i] for i in range(size)], -1)
+
+
+def _log_diagonal(root: Array) -> Array:
+    return jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1))
 
 
 def _layer_at(layer: Any, u: Array) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ its like given those between, then every other one of these, and so on.
 
 import dataclasses
 import itertools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,9 @@ from consistent_samplers.types import LogDensityFn
 
 MAX_DENSE = 500
 """Dimension up to which every entry of the Hessian is looked at."""
+
+MAX_BLOCK = 6
+"""Coordinates of a member that depend on each other, at most."""
 
 MAX_GLOBALS = 128
 """More coordinates than these that cannot be taken apart make a target dense."""
@@ -36,7 +39,7 @@ class Group(NamedTuple):
     """Members of the same kind: independent of each other, given the coordinates before them.
 
     Attributes:
-      members: ``[J]``, coordinates.
+      members: ``[J, p]``, the coordinates of each, which may depend on each other.
       shared: ``[s]``, globals that most of them depend on.
       own: ``[J, r]``, what else each depends on, globals or members of earlier groups; -1 where
         there are fewer.
@@ -44,8 +47,9 @@ class Group(NamedTuple):
     Example:
       >>> import numpy as np
       >>> from consistent_samplers.targets.structure import Group
-      >>> Group(members=np.array([1, 2]), shared=np.array([0]), own=np.zeros((2, 0), int)).own.size
-      0
+      >>> members = np.array([[1, 3], [2, 4]])  # two of two coordinates
+      >>> Group(members, shared=np.array([0]), own=np.zeros((2, 0), int)).members.shape
+      (2, 2)
     """
 
     members: np.ndarray
@@ -70,7 +74,7 @@ class Structure:
       ...     return -0.5 * (x[0] ** 2 + jnp.sum((x[1:] - x[0]) ** 2))
       >>> print(cs.Target(log_density, dim=11).structure)
       1 globals: x[0]
-      10 members: x[1], x[2], ..., given x[0]
+      10 members of 1: x[1], given x[0]
     """
 
     globals: np.ndarray
@@ -91,8 +95,8 @@ class Structure:
             given = [self._named(group.shared)] if len(group.shared) else []
             given += [f"{group.own.shape[1]} of their own"] if group.own.shape[1] else []
             known = f", given {' and '.join(given)}" if given else ""
-            members = self._named(group.members, most=2)
-            lines.append(f"{len(group.members)} members: {members}{known}")
+            num, size = group.members.shape
+            lines.append(f"{num} members of {size}: {self._named(group.members[0])}{known}")
         return "\n".join(lines)
 
     def _named(self, index: np.ndarray, most: int = 8) -> str:
@@ -227,11 +231,41 @@ def _taken_apart(pattern: sparse.csr_array, sites: tuple[tuple[str, int], ...] =
     top = np.flatnonzero(left)
     if not found or len(top) > MAX_GLOBALS:
         return _dense(dim, sites)
-    groups = tuple(_group(members, parents, left) for members, parents in reversed(found))
+    groups = tuple(_group(*block, left) for block in _joined(found[::-1]))
     depth = np.zeros(dim, int)
     for group in groups:
-        depth[group.members] = 1 + np.where(group.own >= 0, depth[group.own], 0).max(1, initial=0)
+        above = np.where(group.own >= 0, depth[group.own], 0).max(1, initial=0)
+        depth[group.members] = 1 + above[:, None]
     return Structure(top, groups, dim, int(depth.max()), sites)
+
+
+_Block: TypeAlias = tuple[list[list[int]], list[list[int]]]
+"""Coordinates of each member, and its parents."""
+
+
+def _joined(found: list[tuple[list[int], list[list[int]]]]) -> list[_Block]:
+    """Groups, parents first; each joined to an earlier one to whose members its own belong."""
+    blocks: list[_Block] = []
+    for members, parents in found:
+        for k, (taken, known) in enumerate(blocks):
+            row_of = {i: row for row, block in enumerate(taken) for i in block}
+            rows = [{row_of[i] for i in p if i in row_of} for p in parents]
+            of_one = all(len(row) == 1 for row in rows)
+            if not of_one or len(taken[0]) == MAX_BLOCK or len(members) != len(taken):
+                continue
+            order = [row.pop() for row in rows]
+            # What else they depend on has to come before that group.
+            later = {i for block, _ in blocks[k:] for member in block for i in member}
+            others = [[i for i in p if i not in row_of] for p in parents]
+            if len(set(order)) < len(order) or any(i in later for p in others for i in p):
+                continue
+            for row, member, more in zip(order, members, others, strict=True):
+                taken[row].append(member)
+                known[row] = sorted({*known[row], *more})
+            break
+        else:
+            blocks.append(([[i] for i in members], [list(p) for p in parents]))
+    return blocks
 
 
 def _independent(
@@ -261,7 +295,7 @@ def _independent(
     return chosen
 
 
-def _group(members: list[int], parents: list[list[int]], is_global: np.ndarray) -> Group:
+def _group(members: list[list[int]], parents: list[list[int]], is_global: np.ndarray) -> Group:
     """Members, the globals that most of them depend on, and what else each does."""
     counts = np.bincount(np.concatenate(parents).astype(int), minlength=len(is_global))
     shared = np.flatnonzero((counts > len(members) / 2) & is_global)
