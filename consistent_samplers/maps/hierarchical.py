@@ -7,7 +7,7 @@ inverse is in closed form.
 A member's conditional is the product of two Gaussians, as in a conjugate hierarchical model: one
 that all members of a group share, which depends on the globals (their prior), and one of its own,
 which hardly does (its likelihood). Their precisions add up; the root of the sum takes z, shaped for
-skewness and tails, to the member's coordinates.
+skewness, tails and bends, to the member's coordinates.
 """
 
 import math
@@ -24,7 +24,7 @@ from consistent_samplers.maps.identity import Map, Proposal
 from consistent_samplers.targets.structure import Structure
 from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
 
-_GLOBAL_WIDTH = 8  # hidden units of each global
+_GLOBAL_WIDTH, _INNER_WIDTH = 8, 8  # hidden units of each global, and of a member's coordinate
 _MAX_LINEAR = 2**18  # coefficients of a group's members that are linear in the globals, at most
 _MAX_LOG_SCALE = 3.0
 _START_PRIOR = -2.0  # log of the diagonal of the shared Gaussian's precision root
@@ -75,7 +75,7 @@ class HierarchicalMap(Map):
     def init(self, rng_key: PRNGKey) -> dict[str, Params]:
         """Parameters at which members are independent, as in ``start``."""
         num = self.globals.shape[0]
-        keys = iter(jax.random.split(rng_key, 2 + 5 * len(self.groups)))
+        keys = iter(jax.random.split(rng_key, 2 + 6 * len(self.groups)))
         layers = [
             {
                 "shape": jnp.zeros((num, 2)),
@@ -102,6 +102,12 @@ class HierarchicalMap(Map):
             bias = bias.at[:, :size].set(mean[group.members])
             bias = bias.at[:, size : 2 * size].set(-log_scale[group.members])
             linear = num_members * shared * size <= _MAX_LINEAR
+            keys_inner = jax.random.split(next(keys), 2)
+            inner = {
+                "hidden": 0.5 * jax.random.normal(keys_inner[0], (size, size, _INNER_WIDTH)),
+                "bias": 0.5 * jax.random.normal(keys_inner[1], (num_members, size, _INNER_WIDTH)),
+                "out": jnp.zeros((num_members, size, _INNER_WIDTH, 2)),
+            }
             prior_bias = jnp.zeros(both).at[size : 2 * size].set(_START_PRIOR)
             groups.append(
                 {
@@ -126,6 +132,7 @@ class HierarchicalMap(Map):
                         "slopes_out": jnp.zeros((width, own, size)),
                         "bias": prior_bias,
                     },
+                    **({"inner": inner} if size > 1 else {}),
                 }
             )
         return {"globals": of_globals, "groups": groups}
@@ -141,6 +148,10 @@ class HierarchicalMap(Map):
             end = begin + group.members.size
             mean, root, skew, tail = _conditional(own, group, features, y)
             shaped, gained = _shape(z[begin:end].reshape(mean.shape), skew, tail)
+            if "inner" in own:
+                shift, log_scale = _inner(own["inner"], shaped)
+                shaped = shaped * jnp.exp(log_scale) + shift
+                log_det = log_det + log_scale.sum()
             y = y.at[group.members].set(mean + _solve_transposed(root, shaped))
             log_det = log_det + gained.sum() - _log_diagonal(root).sum()
             begin = end
@@ -153,6 +164,9 @@ class HierarchicalMap(Map):
         for group, own in zip(self.groups, params["groups"], strict=True):
             mean, root, skew, tail = _conditional(own, group, features, y)
             away = jnp.einsum("jab,ja->jb", root, y[group.members] - mean)
+            if "inner" in own:
+                away, log_scale = _inner_back(own["inner"], away)
+                log_det = log_det + log_scale.sum()
             z = _unshape(away, skew, tail)
             log_det = log_det + _shape(z, skew, tail)[1].sum() - _log_diagonal(root).sum()
             parts.append(z.reshape(-1))
@@ -281,6 +295,24 @@ def _conditional(params: Any, group: Group, features: Array, y: Array) -> tuple[
     pull += jnp.einsum("jab,jb->ja", prior_precision, prior_mean)
     mean = _solve_transposed(root, _solve(root, pull))
     return mean, root, 0.3 * skew, 0.3 * tail
+
+
+def _inner(params: Any, u: Array) -> tuple[Array, Array]:
+    """Shift and log scale ``[J, p]`` of each coordinate of a member, of those before it."""
+    below = jnp.tril(jnp.ones((u.shape[1],) * 2, u.dtype), -1)
+    into = jnp.einsum("jq,pq,pqh->jph", u, below, params["hidden"])
+    seen = jnp.tanh(into + params["bias"])
+    shift, log_scale = jnp.einsum("jph,jpho->ojp", seen, params["out"])
+    return shift, _bounded(log_scale)
+
+
+def _inner_back(params: Any, v: Array) -> tuple[Array, Array]:
+    """What shift and scale took to v ``[J, p]``, one coordinate after the other; log scales."""
+    u = log_scale = jnp.zeros_like(v)
+    for i in range(v.shape[1]):
+        shift, log_scale = _inner(params, u)
+        u = u.at[:, i].set((v[:, i] - shift[:, i]) * jnp.exp(-log_scale[:, i]))
+    return u, log_scale
 
 
 def _num_gaussian(size: int) -> int:
