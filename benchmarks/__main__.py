@@ -134,6 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--folder", type=Path, help="folder of the cases")
     sub.add_argument("--limit", type=float, default=600.0, help="seconds of a case")
     sub.add_argument("--seed", type=int, help="of every case, instead of its own")
+    sub = _command(commands, "hierarchical", "hierarchical models beside NUTS: right, and how soon")
+    sub.add_argument("--names", nargs="+", help="models; all if left out")
+    sub.add_argument("--limit", type=float, default=900.0, help="seconds of a process")
+    sub.add_argument("--seed", type=int, default=0)
     _add_first(commands)
     _add_speed(commands)
     return parser

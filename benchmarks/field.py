@@ -204,7 +204,7 @@ def _module(path: Path) -> Any:
     return module
 
 
-def _flat(samples: dict[str, Any]) -> dict[str, np.ndarray]:
+def flat_sites(samples: dict[str, Any]) -> dict[str, np.ndarray]:
     """Coordinates of all sites by name, ``b[0]`` for an element."""
     flat: dict[str, np.ndarray] = {}
     for name, value in samples.items():
@@ -247,7 +247,7 @@ def _truth(folder: Path, name: str) -> dict[str, Any]:
         sizes: dict[str, float] = {k: len(v) for k, v in draws.items()}
         found = {"log_z": float(log_z)}
     else:
-        draws, sizes = _nuts(module)
+        draws, sizes = long_nuts(module)
         if hasattr(module, "symmetrise"):
             np.savez(f"out/{name}.ref.npz", **draws)  # type: ignore[arg-type]
             module.symmetrise()
@@ -260,7 +260,7 @@ def _truth(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _nuts(module: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def long_nuts(module: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Draws of long NUTS, and the effective number of those coordinates whose chains agree.
 
     Of the model as it is and with its normals non-centred, the one that mixes better: chains in the
@@ -314,7 +314,7 @@ def _chains(module: Any, model: Any) -> tuple[dict[str, np.ndarray], dict[str, f
     args, kwargs = jax.tree.map(_in_double, (module.args, module.kwargs))
     mcmc.run(jax.random.PRNGKey(1), *args, **kwargs)
     chains = {k: np.asarray(v) for k, v in mcmc.get_samples(group_by_chain=True).items()}
-    flat = _flat({k: v.reshape(-1, *v.shape[2:]) for k, v in chains.items()})
+    flat = flat_sites({k: v.reshape(-1, *v.shape[2:]) for k, v in chains.items()})
     grouped = {k: v.reshape(_CHAINS, -1) for k, v in flat.items() if np.ptp(v) > 0}
     stats = summary(grouped)
     agree = {k: float(s["n_eff"]) for k, s in stats.items() if s["r_hat"] < _MAX_R_HAT}
@@ -378,7 +378,7 @@ def _row(
     num_effective = max(float(worth.ess) * worth.num_samples, 1.0)
     # What the weights' tail may hide could all lie on one side of a quantile.
     unseen = float(worth.unseen or 0.0)
-    quantiles = {k: _quantiles(v, num_effective, unseen) for k, v in _flat(samples).items()}
+    quantiles = {k: _quantiles(v, num_effective, unseen) for k, v in flat_sites(samples).items()}
     return {
         "dim": trained.target.dim,
         "log_z": float(worth.log_z),
