@@ -128,7 +128,14 @@ def replicate(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
     everywhere = NamedSharding(_automatic(mesh), PartitionSpec())
 
     def placed(leaf: Any) -> Any:
-        return jax.device_put(leaf, everywhere) if isinstance(leaf, jax.Array) else leaf
+        # One that several hosts hold is where it should be.
+        if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            # JAX takes no typed key to several hosts, but its data.
+            data = jax.device_put(jax.random.key_data(leaf), everywhere)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return jax.device_put(leaf, everywhere)
 
     return jax.tree.map(placed, tree)
 

@@ -487,7 +487,7 @@ def test_a_field_case_is_judged_by_truth_and_verdict():
     from benchmarks import field
 
     truth = {"log_z": 0.0, "quantiles": {"x": ([-1.0, 0.0, 1.0, 2.0, 3.0], 1.0, [0.0] * 5)}}
-    right = {"log_z": 0.03, "log_z_stderr": 0.001, "level": "trusted"}
+    right = {"log_z": 0.03, "log_z_stderr": 0.001, "level": "trusted", "distrusted": []}
     right |= {"quantiles": {"x": ([-1.0, 0.05, 1.0, 2.0, 3.0], [0.0] * 5)}}
     off = {"quantiles": {"x": ([-1.0, 0.0, 1.0, 2.0, 3.3], [0.0, 0.0, 0.0, 0.0, 0.05])}}
 
@@ -500,6 +500,9 @@ def test_a_field_case_is_judged_by_truth_and_verdict():
     assert outcome(log_z=-0.06, log_z_stderr=0.02) == "right"
     assert outcome(log_z=-0.06, level="not to be used") == "flagged"
     assert outcome(**off) == "silently wrong"
+    # Of a site that the verdict names nothing is claimed, unless all is not to be used.
+    assert outcome(**off, distrusted=["x"]) == "right"
+    assert outcome(**off, distrusted=["x"], level="not to be used") == "flagged"
     assert outcome(truth={"improper": True}) == "silently wrong"
     assert outcome(truth={}) == "no truth"
     assert field.judged({"error": "TypeError: x"}, {"improper": True})["outcome"] == "crash"
