@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 import consistent_samplers as cs
+from consistent_samplers.recipe import training
 from consistent_samplers.targets import structure
 
 KEY = jax.random.key(0)
@@ -228,3 +229,12 @@ def test_the_recipe_takes_it_above_a_hundred_dimensions(tmp_path):
     again = cs.load(tmp_path / "kept", target)
     draws = [t.sample(KEY, 50).log_weight for t in (trained, again)]
     assert_allclose(*draws, rtol=1e-5, atol=1e-5)
+
+
+def test_a_product_is_left_to_a_base_that_sees_its_modes():
+    wells = cs.targets.many_well(128)
+    assert not wells.structure.is_dense and not len(wells.structure.globals)
+    assert training._network_of(wells, None, "auto", 0, None) == "structured"
+    hierarchy, _ = conjugate(num=120)
+    assert training._network_of(hierarchy, None, "auto", 0, None) == "hierarchical"
+    assert training._network_of(hierarchy, None, "base", 0, None) == "structured"

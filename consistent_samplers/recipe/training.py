@@ -220,8 +220,11 @@ def _network_of(
     if start is not None:
         known = isinstance(start.many_steps.control, HierarchicalMap)
         return "hierarchical" if known else "structured"
-    general = base is not None or effort == "base" or num_iterations > 0
-    return "structured" if general or target.structure.is_dense else "hierarchical"
+    if base is not None or effort == "base" or num_iterations > 0:
+        return "structured"
+    # Without globals it is a product, whose factors may have several modes: a base sees to these.
+    structure = target.structure
+    return "structured" if structure.is_dense or not len(structure.globals) else "hierarchical"
 
 
 def _cold_start(
