@@ -55,7 +55,9 @@ def test_cancer_evidence():
 def test_funnel_evidence():
     trained = _train(cs.targets.funnel(), effort="full")
     evidence = trained.evidence(jax.random.key(1), 10_000)
-    assert -0.15 <= evidence.elbo <= 3 * evidence.elbo_stderr
+    # Six keys end between -0.08 and -0.21, and another processor is as another key; the base alone
+    # has -0.55 to -0.84.
+    assert -0.3 <= evidence.elbo <= 3 * evidence.elbo_stderr
     assert evidence.folded <= 1e-3
 
 
