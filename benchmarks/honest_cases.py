@@ -233,7 +233,8 @@ def _scaled(dim: int, decades: float, constant: float = 0.0) -> Target:
     scales = np.geomspace(10.0**-decades, 10.0**decades, dim)
 
     def log_density(x: Array) -> Array:
-        return stats.norm.logpdf(x / scales).sum() + constant
+        # As it is, JAX would keep the array in the precision that it is met in first.
+        return stats.norm.logpdf(x / scales.astype(x.dtype)).sum() + constant
 
     log_z = float(np.log(scales).sum()) + constant
     return Target(log_density, dim, f"scales_{decades:g}_{constant:g}_{dim}d", log_z)
@@ -246,8 +247,8 @@ def _mixed(name: str, dim: int, parts: list[tuple[float, float, float]]) -> Targ
     loc[:, 0] = places
 
     def log_density(x: Array) -> Array:
-        terms = stats.norm.logpdf(x, loc, scales[:, None]).sum(1)
-        return logsumexp(terms + np.log(shares))
+        terms = stats.norm.logpdf(x, *(part.astype(x.dtype) for part in (loc, scales[:, None])))
+        return logsumexp(terms.sum(1) + np.log(shares).astype(x.dtype))
 
     return Target(log_density, dim, f"{name}_{dim}d", log_z=0.0)
 
