@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from consistent_samplers import (
         algorithms,
         bases,
+        bridge,
         checkpoint,
         corrections,
         diagnostics,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from consistent_samplers.algorithms.scds import scds
     from consistent_samplers.checkpoint import CheckpointError
     from consistent_samplers.estimate import Evidence, evidence
-    from consistent_samplers.recipe import TrainedSampler, load, train_sampler
+    from consistent_samplers.recipe import TrainedSampler, load, train_sampler, with_chains
     from consistent_samplers.registry import register_base, register_network
     from consistent_samplers.sampler import Sampler
     from consistent_samplers.targets import Target
@@ -64,7 +65,7 @@ _NAMES = {
     ),
     "checkpoint": ("CheckpointError",),
     "estimate": ("Evidence", "evidence"),
-    "recipe": ("TrainedSampler", "load", "train_sampler"),
+    "recipe": ("TrainedSampler", "load", "train_sampler", "with_chains"),
     "registry": ("register_base", "register_network"),
     "sampler": ("Sampler",),
     "targets": ("Target",),
@@ -86,6 +87,7 @@ __all__ = [
     "TrainingDivergedError",
     "algorithms",
     "bases",
+    "bridge",
     "calibration",
     "cdds",
     "checkpoint",
@@ -119,6 +121,7 @@ __all__ = [
     "train_sampler",
     "training",
     "types",
+    "with_chains",
 ]
 
 

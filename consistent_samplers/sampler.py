@@ -23,6 +23,7 @@ from consistent_samplers.kernels import kernel
 from consistent_samplers.maps import Control, Identity, Proposal
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices, replicate
+from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.types import (
     BOUND_OF,
@@ -97,6 +98,11 @@ class Sampler:
     max_steps: int = flax.struct.field(pytree_node=False)
     methods: tuple[Method, ...] = flax.struct.field(pytree_node=False)
     default_steps: int = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of_base(cls, base: Base) -> "Sampler":
+        """The sampler that draws from a base as it is."""
+        return cls(Identity(base), {}, 1, ("map",), 1)
 
     @property
     def base(self) -> Base:
@@ -197,6 +203,39 @@ class Sampler:
         log_ratio = _reverse(self._mover(density), rng_key, position, **settings)
         return rounding.values(density, position) + log_ratio
 
+    def weigh(self, target: Target, latent: Array) -> Draws:
+        """Weighted draws of one step of the map from given points ``[n, dim]`` of the latent space.
+
+        The base must have a single frame, as a Gaussian has. Where points follow a standard normal,
+        these are the sampler's own draws.
+        """
+        self._checked(1, "map")
+        density = as_partial(target.log_density)
+        position, log_ratio, folded = _carry(
+            self._mover(density), latent, batch_size=self._batch_size(1, "map", True)
+        )
+        values = rounding.values(density, position)
+        outside = jnp.isneginf(values) | jnp.isnan(values)
+        log_weight = jnp.where(outside, -jnp.inf, values + log_ratio)
+        unmeasured = jnp.full(log_ratio.shape, jnp.nan, log_ratio.dtype)
+        flow = FlowDiagnostics(folded, unmeasured)
+        return Draws(position, log_weight, values, flow, self.bound("map"))
+
+    def map_cost(self) -> float:
+        """Floating-point operations of a draw with its determinant, as the compiler counts them.
+
+        In one step of the map, without the density.
+        """
+        mover = self._mover(None)
+        latent = jax.ShapeDtypeStruct((1, self.base.dim), jnp.zeros(0).dtype)
+
+        def carry(z: Array) -> tuple[Array, ...]:
+            # Of a guided control's gradient the shape is enough.
+            return mover.control.carry(mover.params, z, (), 1, jnp.zeros_like)[:2]
+
+        lowered = jax.jit(jax.vmap(carry)).lower(latent)
+        return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+
     def draw_one(
         self, rng_key: PRNGKey, log_density: LogDensityFn, num_steps: int, method: Method
     ) -> Draws:
@@ -207,7 +246,7 @@ class Sampler:
         log_weight = jnp.where(outside, -jnp.inf, value + drawn.log_ratio)
         return Draws(drawn.position, log_weight, value, None, self.bound(method))
 
-    def _mover(self, density: LogDensityFn) -> _Mover:
+    def _mover(self, density: LogDensityFn | None) -> _Mover:
         return _Mover(density if self.control.guided else None, self.control, self.params)
 
     def _draw(
@@ -307,6 +346,19 @@ def _propose(
         return mover.draw(jax.random.fold_in(rng_key, index), num_steps, method, weights)
 
     return _in_chunks(one, begin + jnp.arange(size, dtype=jnp.int32), batch_size)
+
+
+@kernel(static=("batch_size",), effort="less")
+def _carry(mover: _Mover, latent: Array, *, batch_size: int) -> tuple[Array, Array, Array]:
+    """Where the map takes points ``[n, dim]``, their log ratios and whether it folds: ``[n]``."""
+
+    def one(z: Array) -> tuple[Array, Array, Array]:
+        control = mover.control
+        end, log_det, folded = control.carry(mover.params, z, (), 1, mover.gradient)
+        position, correction = control.place(end)
+        return position, log_det + correction - standard_normal_log_prob(z), folded
+
+    return _in_chunks(one, latent, batch_size)
 
 
 @kernel(static=("num_steps", "batch_size"), effort="least")

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 import consistent_samplers as cs
 from consistent_samplers.diagnostics import ExplorationCheck
-from consistent_samplers.recipe import base_stage, calibrating, route, stages, training, warm_start
+from consistent_samplers.recipe import calibrating, route, stages, training, warm_start
 
 KEY = jax.random.key(0)
 # As many as the recipe compiles its sampler for.
@@ -333,7 +333,7 @@ def test_a_warm_start_goes_on_late_in_the_schedule(trained):
 
 
 def test_a_warm_start_from_a_base_alone_trains_in_full(trained):
-    alone = base_stage.alone(trained.base)
+    alone = cs.Sampler.of_base(trained.base)
     known = dataclasses.replace(trained, one_step=alone, many_steps=alone)
     algorithm = cs.calibration(
         cs.osds(banana(), base=trained.base, max_steps=1, hidden=(8,), guidance=None)
@@ -354,10 +354,11 @@ def test_a_warm_start_that_falls_short_is_given_up(monkeypatch, trained, share, 
     def train(rng_key, target, start, *rest):
         calls.append(start)
         if start.trained is None:
-            return trained
+            return trained, False
         stages = {k: e.replace(ess=share * e.ess) for k, e in trained.stages.items()}
         check = ExplorationCheck(2, 0 if passed else 1, 0.5, 0.0)
-        return dataclasses.replace(trained, stages=stages, exploration=check, warm_started=True)
+        moved = dataclasses.replace(trained, stages=stages, exploration=check, warm_started=True)
+        return moved, False
 
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(training, "fit_base", lambda *args, **kwargs: pytest.fail("explored"))

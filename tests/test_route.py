@@ -185,7 +185,7 @@ def test_heavier_tails_take_a_wider_base():
 def test_a_base_that_is_too_narrow_is_widened_although_few_of_its_draws_are_effective():
     target = student(4.0, 6)  # of variance 2
     narrow = cs.bases.standard_normal(6)
-    alone = base_stage.alone(narrow).sample(KEY, target, 4_096)
+    alone = cs.Sampler.of_base(narrow).sample(KEY, target, 4_096)
     assert 0.1 < float(cs.evidence(alone).ess) < route.LEAST_BASE_ESS
     sampler, _, found, why = base_stage.widest_needed(
         KEY, target, narrow, 4_096, lambda _, draws, worth: "even" if worth.ess > 0.3 else None

@@ -1,6 +1,7 @@
 """Corrections of a sampler's draws towards the target: each exact in its limit."""
 
 from consistent_samplers.corrections.annealing import AnnealedDraws, annealed, resampled_paths
+from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.corrections.metropolis import MetropolisResult, independence_metropolis
 from consistent_samplers.corrections.moves import move
 from consistent_samplers.corrections.reweighting import (
@@ -11,9 +12,11 @@ from consistent_samplers.corrections.reweighting import (
 
 __all__ = [
     "AnnealedDraws",
+    "Chains",
     "MetropolisResult",
     "annealed",
     "independence_metropolis",
+    "latent_chains",
     "move",
     "resample",
     "resampled_paths",

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from consistent_samplers import simulate
 from consistent_samplers.bases import Base, Component
-from consistent_samplers.maps import Identity
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.types import Array
@@ -40,13 +39,8 @@ def weigh_latent(sampler: Sampler, target: Target, num_steps: int = 1) -> WeighF
     base, control, params = sampler.base, sampler.control, sampler.params
 
     def weigh(z: Array, component: Component) -> LatentPoint:
-        z1, log_abs_det, folded = z, jnp.zeros((), z.dtype), jnp.zeros((), bool)
-        if not isinstance(control, Identity):
-            gradient = jax.grad(target.log_density) if control.guided else None
-            u = control.bind(params, component, gradient)
-            path = simulate.flow_path(u, control.process, z, num_steps)
-            z1, log_abs_det = path.position[-1], path.log_abs_det.sum()
-            folded = jnp.any(path.sign <= 0)
+        gradient = jax.grad(target.log_density) if control.guided else None
+        z1, log_abs_det, folded = control.carry(params, z, component, num_steps, gradient)
         x = base.unwhiten(z1, component)
         log_rho = target.log_density(x)
         log_weight = log_rho + base.log_correction(x, component) + log_abs_det

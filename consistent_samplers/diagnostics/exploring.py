@@ -115,7 +115,7 @@ class ExplorationCheck(NamedTuple):
         return f"{found[0].upper()}{found[1:]}. The figures stand for the part that was found."
 
 
-def share_beyond(draws: Draws, log_weight: np.ndarray) -> float:
+def share_beyond(draws: Draws, log_weight: np.ndarray, *, of_target: bool = False) -> float:
     """Share of points of the target that lie beyond where a sampler's draws come.
 
     There their log weights exceed those that 99 % of the draws' mass has by more than half a nat;
@@ -124,6 +124,7 @@ def share_beyond(draws: Draws, log_weight: np.ndarray) -> float:
     Args:
       draws: weighted draws of the sampler.
       log_weight: ``[n]``, of the points, by `Sampler.log_weight`.
+      of_target: the draws follow the target, as those of chains do, and count alike.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np, consistent_samplers as cs
@@ -132,7 +133,7 @@ def share_beyond(draws: Draws, log_weight: np.ndarray) -> float:
       0.49
     """
     own = np.sort(np.asarray(draws.log_weight, np.float64))
-    mass = np.cumsum(np.exp(own - own[-1]))
+    mass = np.cumsum(np.ones(len(own)) if of_target else np.exp(own - own[-1]))
     top = own[np.searchsorted(mass, (1.0 - _TOP) * mass[-1])]
     beyond = np.isnan(log_weight) | (log_weight > top + _MARGIN)
     return max(float(np.mean(beyond)) - _TOP, 0.0)

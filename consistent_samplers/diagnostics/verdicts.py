@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -53,6 +53,9 @@ MAX_OUTSIDE = 0.01
 
 Level: TypeAlias = Literal["trusted", "usable", "not to be used"]
 """How far numbers can be relied on: as they are, with wider intervals, or not."""
+
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""All values of `Level`, the best first."""
 
 REMEDIES = {
     "longer": 'train with effort="full"',

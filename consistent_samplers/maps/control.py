@@ -197,6 +197,19 @@ class Control(Map):
 
         return PathKernels(forward, backward)
 
+    def carry(
+        self,
+        params: Params,
+        z: Array,
+        component: Component = (),
+        num_steps: int = 1,
+        gradient: GradientFn | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """The deterministic map in a frame; see `Map.carry`."""
+        u = self.bind(params, component, gradient)
+        path = simulate.flow_path(u, self.process, z, num_steps)
+        return path.position[-1], path.log_abs_det.sum(), jnp.any(path.sign <= 0)
+
     def draw(
         self,
         params: Params,

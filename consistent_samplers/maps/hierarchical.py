@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers import simulate
+from consistent_samplers.bases import Component
 from consistent_samplers.bases.diagonal import DiagonalBase
 from consistent_samplers.maps.identity import Map, Proposal
 from consistent_samplers.targets.structure import Structure
@@ -171,6 +172,17 @@ class HierarchicalMap(Map):
             log_det = log_det + _shape(z, skew, tail)[1].sum() - _log_diagonal(root).sum()
             parts.append(z.reshape(-1))
         return jnp.concatenate(parts), log_det
+
+    def carry(
+        self,
+        params: Params,
+        z: Array,
+        component: Component = (),
+        num_steps: int = 1,
+        gradient: GradientFn | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """The map in its frame; see `Map.carry`."""
+        return *self.forward(params, z), jnp.zeros((), bool)
 
     def draw(
         self,

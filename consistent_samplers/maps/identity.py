@@ -51,6 +51,17 @@ class Map:
         x = self.base.unwhiten(z, component)
         return x, self.base.log_correction(x, component)
 
+    def carry(
+        self,
+        params: Params,
+        z: Array,
+        component: Component = (),
+        num_steps: int = 1,
+        gradient: GradientFn | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """The deterministic map in a frame: where z ``[dim]`` ends, log |det|, whether it folds."""
+        return z, jnp.zeros((), z.dtype), jnp.zeros((), bool)
+
     def draw(
         self,
         params: Params,

@@ -11,7 +11,6 @@ from consistent_samplers.bases import (
     ProductMixtureBase,
 )
 from consistent_samplers.estimate import Evidence, evidence
-from consistent_samplers.maps import Identity
 from consistent_samplers.recipe.route import LEAST_BASE_ESS
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.targets import Target
@@ -20,11 +19,6 @@ from consistent_samplers.types import Draws, PRNGKey
 # A fit by reverse KL is narrower than its target: weights of a wider base have lighter tails, at
 # the price of a smaller share of effective draws.
 _WIDTHS = (1.0, 1.05, 1.1, 1.2)
-
-
-def alone(base: Base) -> Sampler:
-    """The sampler that draws from a base as it is."""
-    return Sampler(Identity(base), {}, 1, ("map",), 1)
 
 
 def widened(base: Base, width: float) -> Base | None:
@@ -54,7 +48,7 @@ def widest_needed(
     Sampler, draws (of one key for every width), evidence, and why it is enough, in words, or None.
     A ValueError where the weights of the base as it is cannot be used.
     """
-    own = alone(base)
+    own = Sampler.of_base(base)
     draws = own.sample(rng_key, target, num_draws)
     worth = evidence(draws)
     first = (own, draws, worth, is_enough(own, draws, worth))
@@ -65,7 +59,7 @@ def widest_needed(
         wider = widened(base, width)
         if wider is None:
             break
-        sampler = alone(wider)
+        sampler = Sampler.of_base(wider)
         drawn = sampler.sample(rng_key, target, num_draws)
         try:
             found = evidence(drawn)

@@ -1,4 +1,4 @@
-"""The cheapest route to draws that earn trust: the base, a short calibration, a long one.
+"""The cheapest route to draws that earn trust: the base, a short calibration, a long one, chains.
 
 Each step up is taken because the numbers say so: the weights so far are not to be trusted, or
 drawing as many effective samples as were asked for would cost more than training on. Costs are
@@ -18,11 +18,15 @@ from consistent_samplers.diagnostics import (
 )
 from consistent_samplers.estimate import Evidence
 
-Effort: TypeAlias = Literal["auto", "base", "short", "full"]
-"""How far training goes: ``"auto"`` as far as draws asked for need, or always to a stage."""
+Effort: TypeAlias = Literal["auto", "base", "short", "full", "chains"]
+"""How far training goes: ``"auto"`` as far as draws asked for need, or always to a stage; chains
+follow ``"auto"`` and ``"full"`` too where the weights of one step are not to be used."""
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 """All values of `Effort`."""
+
+ASKED_FOR = "asked for"
+"""The reason of a route that was."""
 
 SHORT_ITERATIONS, FURTHER_ITERATIONS = 250, 1_250
 """Iterations of the short calibration, and of the further ones of the full one."""
@@ -47,7 +51,7 @@ class Route(NamedTuple):
     """How far training went, and why.
 
     Attributes:
-      name: ``"base"``, ``"short"`` or ``"full"``.
+      name: ``"base"``, ``"short"``, ``"full"`` or ``"chains"``.
       reason: in words.
       stages: share of effective draws after each stage.
 

@@ -105,8 +105,8 @@ def distillation(target: Target, base: Base, plan: Plan) -> Algorithm:
 
 def train(
     rng_key: PRNGKey, target: Target, start: Start, plan: Plan, begin: float
-) -> TrainedSampler:
-    """All stages on a base as far as they are needed, and what they are worth."""
+) -> tuple[TrainedSampler, bool]:
+    """All stages on a base as far as they are needed; and whether Ctrl-C cut them short."""
     _, key_fit, key_calibrate, key_check, key_explore = split(rng_key)
     structured = plan.network in _BY_PARTS or hasattr(plan.network, "split")
     density = evaluation.cost(target.log_density, target.dim)
@@ -143,7 +143,7 @@ def train(
 
     def base_suffices(sampler: Sampler, draws: Draws, worth: Evidence) -> str | None:
         if plan.effort == "base":
-            return "asked for"
+            return route.ASKED_FOR
         if plan.effort != "auto":
             return None
         # A NaN here and there is no edge.
@@ -167,12 +167,12 @@ def train(
     except ValueError:
         if plan.effort == "base":
             raise
-        alone, draws, worth, enough = base_stage.alone(start.base), None, None, None
+        alone, draws, worth, enough = Sampler.of_base(start.base), None, None, None
     stages = {} if worth is None else {"base": worth}
     if enough is not None and draws is not None and worth is not None:
         found = look(alone, draws, worth, start.modes)
         taken = Route("base", enough, {"base": float(worth.ess)})
-        return finish(alone, alone, stages, {}, found, taken)
+        return finish(alone, alone, stages, {}, found, taken), False
 
     algorithm, state = _begin(key_fit, target, start, plan)
     untrained, histories, interrupted = state, {}, False
@@ -252,9 +252,11 @@ def train(
         try:
             found = look(one_step, drawn[best], stages[best], None)
         except KeyboardInterrupt:
+            interrupted = True
             said = "The look for missed modes was interrupted: nothing is known of them."
             warnings.warn(said, RuntimeWarning, stacklevel=3)
-    return finish(one_step, algorithm.sampler(state), stages, histories, found, taken)
+    many_steps = algorithm.sampler(state)
+    return finish(one_step, many_steps, stages, histories, found, taken), interrupted
 
 
 def _begin(

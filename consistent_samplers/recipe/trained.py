@@ -12,7 +12,15 @@ from jax.sharding import Mesh
 from consistent_samplers import checkpoint, registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
-from consistent_samplers.diagnostics import REMEDIES, ExplorationCheck, Verdict, informed, verdict
+from consistent_samplers.corrections import Chains
+from consistent_samplers.diagnostics import (
+    REMEDIES,
+    ExplorationCheck,
+    Verdict,
+    chains_verdict,
+    informed,
+    verdict,
+)
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.recipe.route import Route
 from consistent_samplers.sampler import Sampler, method_of_bound
@@ -47,6 +55,8 @@ class TrainedSampler:
       exploration: what an independent look for modes found, or None without exploration.
       route: how far training went and why, or None of one made by hand.
       warm_started: whether training went on from a sampler of another target.
+      chains: draws of chains in the latent space of `one_step`, where its weights are not to be
+        used or ``effort="chains"`` asked for them; else None.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -71,6 +81,7 @@ class TrainedSampler:
     exploration: ExplorationCheck | None = None
     route: Route | None = None
     warm_started: bool = False
+    chains: Chains | None = None
 
     @classmethod
     def of(cls, algorithm: Algorithm, state: SamplerState) -> "TrainedSampler":
@@ -157,12 +168,25 @@ class TrainedSampler:
         """What some evidence is worth, the look for modes included, and what to try."""
         return verdict(evidence, self.exploration, remedies=self._remedies())
 
+    def chains_verdict(self) -> Verdict:
+        """What the draws of the chains are worth.
+
+        Raises:
+          ValueError: no chains were run.
+        """
+        if self.chains is None:
+            raise ValueError("There are no chains yet: see with_chains.")
+        worth = next(reversed(self.stages.values()))
+        return chains_verdict(self.chains.mixing, self.chains.log_z, worth, self.exploration)
+
     def _remedies(self) -> dict[str, str]:
         """What can be done about this sampler's findings: calls that work on it."""
         remedies = dict(REMEDIES)
-        if self.route is not None and self.route.name == "full":
+        if self.route is not None and self.route.name in ("full", "chains"):
             num = _FURTHER * len(getattr(self.histories.get("calibrated"), "loss", ()))
             remedies["longer"] = f"train with num_calibration_iterations={num or _FURTHER * 1_500}"
+            if self.chains is None:
+                remedies["longer"] += ", or go on with cs.with_chains(rng_key, trained)"
         if "map" not in self.one_step.methods:
             del remedies["map"]
         if self.one_step.control.injective:
@@ -253,5 +277,5 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
             stacklevel=2,
         )
         # What was looked for and measured belongs to the other density.
-        return dataclasses.replace(trained, stages={}, exploration=None, route=None)
+        return dataclasses.replace(trained, stages={}, exploration=None, route=None, chains=None)
     return trained

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 import warnings
@@ -20,7 +21,7 @@ from consistent_samplers.bases.iterating import folded, pair, split
 from consistent_samplers.checks import check_choice, check_integer, check_key, check_widths
 from consistent_samplers.compilation import as_partial
 from consistent_samplers.maps import HierarchicalMap
-from consistent_samplers.recipe import route, warm_start
+from consistent_samplers.recipe import chain_stage, route, warm_start
 from consistent_samplers.recipe.route import EFFORTS, Effort
 from consistent_samplers.recipe.stages import Plan, Start, distillation, train
 from consistent_samplers.recipe.trained import TrainedSampler
@@ -33,6 +34,8 @@ from consistent_samplers.types import Array, PRNGKey
 _MAX_GENERAL_DIM = 100
 _LARGE_ITERATIONS = 300
 _HIERARCHICAL_ROUNDS = (500, 1_000)
+# What the chains' key is folded with, and particles that are held against them.
+_CHAINS, _NUM_PLACED = 5, 2_048
 
 
 def train_sampler(
@@ -58,7 +61,8 @@ def train_sampler(
 
     The cheapest route that gives the draws asked for is taken: the base alone if its weights can be
     trusted and drawing more of it is cheaper than training; else a short calibration of one step
-    on its exact likelihood; else a long one (`recipe.route`). ``trained.route`` says which and
+    on its exact likelihood; else a long one; else chains in the map's latent space
+    (`recipe.route`). ``trained.route`` says which and
     why. Asked for more steps, it first distils a sampler of all numbers of steps by OSDS.
 
     Args:
@@ -69,7 +73,9 @@ def train_sampler(
         for fitting the base.
       num_samples: effective draws that are wanted, which the route is chosen for.
       effort: ``"auto"``, or how far to go whatever the weights are worth: ``"base"``,
-        ``"short"`` or ``"full"``, for a sampler of many later draws.
+        ``"short"``, ``"full"``, for a sampler of many later draws, or ``"chains"``. Chains follow
+        ``"auto"`` and ``"full"`` too where the weights of one step are not to be used, unless
+        ``num_calibration_iterations`` says how long to train.
       max_steps: most steps that the sampler is to draw in, a power of two; more than one has it
         distilled, and trained in full.
       hidden: widths of the network's hidden layers.
@@ -135,6 +141,11 @@ def train_sampler(
     check_key(rng_key)
     check_integer("num_samples", num_samples)
     check_choice("effort", effort, EFFORTS)
+    # Whoever says how long to train is not made to wait for more.
+    own_budget = num_calibration_iterations is not None or effort in ("base", "short")
+    chains = True if effort == "chains" else False if own_budget else None
+    if effort == "chains":
+        effort = "full"
     check_max_steps(max_steps)
     check_widths(hidden)
     if start is not None:
@@ -175,16 +186,19 @@ def train_sampler(
         distillation(target, base or standard_normal(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
+    chained = functools.partial(
+        _chained, folded(rng_key, _CHAINS), plan=plan, wanted=chains, num_samples=num_samples
+    )
     with contextlib.nullcontext() if plan.folder is None else checkpoint.reserved(plan.folder):
         key_base = split(rng_key)[0]
         if start is not None:
             moved = warm_start.moved_base(key_base, target, start) if base is None else base
             check_base(target, moved)
             warm = Start(as_pytree(moved), explore and base is None, trained=start)
-            trained = train(rng_key, target, warm, plan._replace(folder=None), begin)
+            trained, interrupted = train(rng_key, target, warm, plan._replace(folder=None), begin)
             short = warm_start.where_it_falls_short(trained, start)
             if short is None:
-                return trained
+                return trained if interrupted else chained(trained)
             warnings.warn(
                 f"The warm start on target {target.name!r} {short}: training begins anew.",
                 stacklevel=2,
@@ -194,7 +208,7 @@ def train_sampler(
             cold = Start(fitted, explore)
         else:
             cold = _cold_start(key_base, target, base, init_position, explore)
-        trained = train(rng_key, target, cold, plan, begin)
+        trained, interrupted = train(rng_key, target, cold, plan, begin)
         found = trained.exploration
         if found is not None and found.missed is not None and cold.known is not None:
             # Two looks disagree: what either of them found goes into another base, once.
@@ -203,10 +217,34 @@ def train_sampler(
             if plan.folder is not None:
                 plan = plan._replace(folder=plan.folder / "again")
             cold = _cold_start(key_base, target, None, jax.device_put(known), explore)
-            trained = train(rng_key, target, cold, plan, begin)
+            trained, interrupted = train(rng_key, target, cold, plan, begin)
+        if not interrupted:
+            trained = chained(trained, cold.particles)
         if trained.exploration is not None and not trained.exploration.passed:
             warnings.warn(str(trained.exploration), stacklevel=2)
         return trained
+
+
+def _chained(
+    rng_key: PRNGKey,
+    trained: TrainedSampler,
+    particles: Any = None,
+    *,
+    plan: Plan,
+    wanted: bool | None,
+    num_samples: int,
+) -> TrainedSampler:
+    """What was trained, with chains where one step falls short of what was asked for."""
+    if particles is not None:
+        particles = jax.device_put(particles[:_NUM_PLACED])
+    return chain_stage.where_needed(
+        rng_key,
+        trained,
+        wanted,
+        num_samples=num_samples,
+        particles=particles,
+        progress_bar=plan.progress_bar,
+    )
 
 
 def _network_of(

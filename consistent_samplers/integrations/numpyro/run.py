@@ -1,25 +1,28 @@
 """The draws of one run: corrected by their weights, judged, in a table and as ArviZ takes them."""
 
 import dataclasses
+import functools
 import importlib
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 from numpyro import handlers
-from numpyro.diagnostics import hpdi
+from numpyro.diagnostics import effective_sample_size, hpdi, split_gelman_rubin
 from numpyro.infer import Predictive
 from numpyro.infer.util import log_likelihood
 
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.bases.iterating import folded
+from consistent_samplers.corrections import Chains
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import checked_log_weight, evidence, pareto_smooth
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
 from consistent_samplers.recipe import TrainedSampler
+from consistent_samplers.recipe.route import ASKED_FOR
 from consistent_samplers.types import Array, Draws, PRNGKey
 
 MIN_RESAMPLED_EFFECTIVE = 10
@@ -28,6 +31,8 @@ MIN_RESAMPLED_EFFECTIVE = 10
 MAX_OVERSAMPLING = 10
 """Candidates drawn for resampling, at most, in units of ``num_samples``."""
 
+# Of the printed table: by name and site.
+_Columns: TypeAlias = dict[str, dict[str, Any]]
 _MAX_NAMED = 6  # sites of which quantiles are not to be relied on
 # Floats of candidate positions held at once (256 MiB).
 _MAX_CANDIDATE_FLOATS = 2**26
@@ -44,6 +49,7 @@ class Run:
     num_steps: int
 
     def __post_init__(self) -> None:
+        self._of_chains: Samples | None = None
         self.draws = self._block(0)
         found = evidence(self.draws)
         self.evidence = diagnostics.informed(found, self.trained.exploration)
@@ -53,8 +59,41 @@ class Run:
         self.reweighted = enough and diagnostics.weights_are_reliable(self.evidence)
         self._samples: dict[bool, tuple[Samples, Array]] = {}
         self.distrusted: tuple[str, ...] = ()
+        self.chains = self._chains_if_better()
+        if self.chains is not None:
+            self.reweighted = False
         if self.reweighted and not diagnostics.standard_error_is_reliable(self.evidence):
             self._judge_sites()
+
+    def _chains_if_better(self) -> Chains | None:
+        """The chains, if asked for or worth no less than the weights; verdict and log Z with them.
+
+        What is said of one step stays: both are to be seen side by side.
+        """
+        chains = self.trained.chains
+        if chains is None:
+            return None
+        theirs = self.trained.chains_verdict()
+        rank, route = diagnostics.LEVELS.index, self.trained.route
+        asked_for = route is not None and route.reason == ASKED_FOR
+        if not asked_for and rank(theirs.level) > rank(self.verdict.level):
+            return None
+        alone = self.verdict.words.split("\nTo improve", 1)[0]
+        said = f"log Z of one step alone {float(self.evidence.log_z):.3f}: {alone}"
+        words = "\n".join([theirs.words, said.splitlines()[0]])
+        self.verdict = Verdict(theirs.level, words)
+        dtype = self.evidence.log_z.dtype
+        log_z, stderr = (jax.numpy.asarray(part, dtype) for part in chains.log_z)
+        self.evidence = dataclasses.replace(self.evidence, log_z=log_z, log_z_stderr=stderr)
+        return chains
+
+    def chain_samples(self) -> Samples:
+        """Constrained samples of the chains, one after the other."""
+        if self._of_chains is None:
+            assert self.chains is not None
+            flat = self.chains.position.reshape(-1, self.chains.position.shape[-1])
+            self._of_chains = self.model.constrain(flat)
+        return self._of_chains
 
     def _judge_sites(self) -> None:
         """Which sites the weights' tail may change goes into the verdict."""
@@ -99,19 +138,23 @@ class Run:
     def summary(self, prob: float, exclude_deterministic: bool) -> str:
         """The table, and below it what the draws are worth."""
         latent = dict(self.model.functions.sites)
+        drawn = self.samples(self.reweighted)[0] if self.chains is None else self.chain_samples()
         samples = {
             name: np.asarray(value)
-            for name, value in self.samples(self.reweighted)[0].items()
+            for name, value in drawn.items()
             if name in latent or not exclude_deterministic
         }
         num_blocks = self._num_blocks() if self.reweighted else 1
         num_effective = self.num_samples * min(1.0, num_blocks * float(self.evidence.ess))
-        how = (
-            f"reweighted: resampled from {num_blocks * self.num_samples} weighted draws"
-            if self.reweighted
-            else "not reweighted: the weights are too uneven, so they follow the sampler itself"
-        )
-        lines = [_table(samples, self._widened(prob), num_effective), self.evidence]
+        columns: _Columns = {"n_eff": {name: num_effective for name in samples}}
+        if self.chains is not None:
+            columns = _mixing_of(_in_chains(samples, num_chains=len(self.chains.position)))
+            how = f"of {len(self.chains.position)} chains: {self.chains}"
+        elif self.reweighted:
+            how = f"reweighted: resampled from {num_blocks * self.num_samples} weighted draws"
+        else:
+            how = "not reweighted: the weights are too uneven, so they follow the sampler itself"
+        lines = [_table(samples, self._widened(prob), columns), self.evidence]
         lines.append(f"draws     {how}")
         if self._widened(prob) > prob:
             lines.append(
@@ -130,12 +173,16 @@ class Run:
             return prob
         hidden = 0.0 if self.evidence.unseen is None else float(self.evidence.unseen)
         effective = float(self.evidence.ess) * self.evidence.num_samples
+        if self.chains is not None:
+            hidden, effective = 0.0, max(self.chains.mixing.tail, 1.0)
         error = 2.0 * math.hypot(math.sqrt(prob * (1.0 - prob) / effective), hidden)
         return min(prob + error, 0.5 * (1.0 + prob))
 
     def diagnostics(self) -> dict[str, Any]:
         """What the draws are worth, as plain numbers."""
         trained, worth = self.trained, self.evidence
+        found = None if self.chains is None else self.chains.mixing
+        mixed = {name: getattr(found, name, None) for name in diagnostics.Mixing._fields}
         names = ("ess", "pareto_k", "folded", "round_trip_error")
         values = {name: getattr(worth, name) for name in names}
         return {name: None if x is None else float(x) for name, x in values.items()} | {
@@ -144,16 +191,26 @@ class Run:
             "level": self.verdict.level,
             "verdict": self.verdict.words,
             "distrusted": list(self.distrusted),
+            **mixed,
             "training_seconds": trained.training_seconds,
             "stage_elbos": {name: float(stage.elbo) for name, stage in trained.stages.items()},
             "route": None if trained.route is None else trained.route.name,
             "warm_started": trained.warm_started,
         }
 
-    def to_arviz(self, resampled: bool, predictive_key: PRNGKey, with_log_likelihood: bool) -> Any:
-        """One chain of sites, their log weights, and what the model says of its observed sites."""
-        build = _builder()
-        posterior, log_weight = self.samples(resampled)
+    def to_arviz(
+        self, resampled: bool | None, predictive_key: PRNGKey, with_log_likelihood: bool
+    ) -> Any:
+        """Chains of sites, or one, their log weights, what the model says of its observed sites."""
+        build, num_chains = _builder(), 1
+        if resampled is None and self.chains is not None:
+            num_chains, posterior = len(self.chains.position), self.chain_samples()
+            stats = {"log_weight": self.chains.log_weight, "diverging": self.chains.diverging}
+            stats = {name: x.reshape(-1) for name, x in stats.items()}
+        else:
+            posterior, log_weight = self.samples(bool(resampled))
+            stats = {"log_weight": log_weight}
+        in_chains = functools.partial(_in_chains, num_chains=num_chains)
         args, kwargs = self.model.arguments
         # Of the parameters that it was trained with, and of a draw: not every prior has draws.
         model = handlers.substitute(self.model.functions.model, data=self.model.data[1])
@@ -168,17 +225,17 @@ class Run:
             and type(site["fn"]).__name__ != "Unit"
         }
         groups: dict[str, dict[str, Any]] = {
-            "posterior": _one_chain(posterior),
-            "sample_stats": _one_chain({"log_weight": log_weight}),
+            "posterior": in_chains(posterior),
+            "sample_stats": in_chains(stats),
         }
         if observed and with_log_likelihood:
             values = log_likelihood(model, posterior, *args, **kwargs)
-            groups["log_likelihood"] = _one_chain({name: values[name] for name in observed})
+            groups["log_likelihood"] = in_chains({name: values[name] for name in observed})
         if observed:
             free = handlers.uncondition(model)
             predict = Predictive(free, posterior, return_sites=list(observed))
             draws = predict(predictive_key, *args, **kwargs)
-            groups["posterior_predictive"] = _one_chain(draws)
+            groups["posterior_predictive"] = in_chains(draws)
             groups["observed_data"] = observed
         return build(groups)
 
@@ -205,17 +262,17 @@ class Run:
         return chosen
 
 
-def _table(samples: dict[str, np.ndarray], prob: float, num_effective: float) -> str:
-    """The table of ``numpyro.diagnostics.print_summary``, without chain diagnostics."""
+def _table(samples: dict[str, np.ndarray], prob: float, more: _Columns) -> str:
+    """The table of ``numpyro.diagnostics.print_summary``, with further columns of two decimals."""
     columns = ["mean", "std", "median", f"{50 * (1 - prob):.1f}%", f"{50 * (1 + prob):.1f}%"]
     rows: list[tuple[str, list[str]]] = []
     for name, value in samples.items():
         interval = hpdi(value, prob, axis=0)
         parts = [value.mean(0), value.std(0, ddof=1), np.median(value, 0), *interval]
+        ends = [np.broadcast_to(of[name], value.shape[1:]) for of in more.values()]
         for index in itertools.product(*map(range, value.shape[1:])):
-            label = _label(name, index)
             cells = _in_digits([float(part[index]) for part in parts])
-            rows.append((label, [*cells, f"{num_effective:.2f}"]))
+            rows.append((_label(name, index), [*cells, *(f"{end[index]:.2f}" for end in ends)]))
     first = max([10, *(len(label) for label, _ in rows)])
     width = max([9, *(len(cell) for _, cells in rows for cell in cells)])
     return "\n".join(
@@ -223,11 +280,19 @@ def _table(samples: dict[str, np.ndarray], prob: float, num_effective: float) ->
             "",
             *(
                 f"{label:>{first}} " + " ".join(f"{cell:>{width}}" for cell in cells)
-                for label, cells in [("", [*columns, "n_eff"]), *rows]
+                for label, cells in [("", [*columns, *more]), *rows]
             ),
             "",
         ]
     )
+
+
+def _mixing_of(chains: dict[str, np.ndarray]) -> _Columns:
+    """Effective draws and r-hat of each site of ``[num_chains, num_samples, ...]``."""
+    return {
+        "n_eff": {name: effective_sample_size(x) for name, x in chains.items()},
+        "r_hat": {name: split_gelman_rubin(x) for name, x in chains.items()},
+    }
 
 
 def _label(name: str, index: tuple[int, ...]) -> str:
@@ -262,5 +327,7 @@ def _builder() -> Callable[[dict[str, dict[str, Any]]], Any]:
     return lambda groups: arviz.from_dict(groups)
 
 
-def _one_chain(values: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value)[None] for name, value in values.items()}
+def _in_chains(values: dict[str, Any], *, num_chains: int) -> dict[str, np.ndarray]:
+    """Arrays of draws, chain after chain, with an axis for the chains in front."""
+    arrays = {name: np.asarray(value) for name, value in values.items()}
+    return {name: x.reshape(num_chains, -1, *x.shape[1:]) for name, x in arrays.items()}

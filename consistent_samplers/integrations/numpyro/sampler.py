@@ -5,6 +5,7 @@ the Jacobians of NumPyro's transforms included; with proper priors, log Z is the
 marginal likelihood. Draws go back through the model, which also gives deterministic sites.
 """
 
+import dataclasses
 import inspect
 import os
 import warnings
@@ -25,6 +26,7 @@ from consistent_samplers.integrations.numpyro.model import (
 )
 from consistent_samplers.integrations.numpyro.run import MAX_OVERSAMPLING, Run
 from consistent_samplers.recipe import Route, TrainedSampler, load, train_sampler
+from consistent_samplers.recipe.chain_stage import where_needed
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, PRNGKey
 
@@ -120,7 +122,20 @@ class OneStepSampler:
         """
         self.ensure_trained(rng_key, *model_args, **model_kwargs)
         key = folded(rng_key, 1)
-        self._run = Run(key, self.flat_model, self.trained, self.num_samples, self.num_steps)
+        run = Run(key, self.flat_model, self.trained, self.num_samples, self.num_steps)
+        if run.verdict.level == "not to be used" and self._may_chain:
+            # These draws say what those that ended the training did not.
+            trained = where_needed(
+                folded(rng_key, 2),
+                self.trained,
+                worth=run.evidence,
+                num_samples=self.num_samples,
+                progress_bar=self.progress_bar,
+            )
+            if trained.chains is not None:
+                self._training = (self.flat_model, trained)
+                run = dataclasses.replace(run, trained=trained)
+        self._run = run
 
     def ensure_trained(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
         """Trains where `run` would, without drawing; errors as of `run`."""
@@ -169,12 +184,16 @@ class OneStepSampler:
 
         Where the weights allow it (see `reweighted`), the draws are resampled with Pareto-smoothed
         importance weights, from up to ten times as many candidates so that few draws appear
-        twice. Elsewhere they are what the trained sampler gives, and a warning says so.
+        twice. Where chains had to be run (`route`), they are those of the chains, one chain after
+        the other, as many as these have. Elsewhere they are what the trained sampler gives, and a
+        warning says so.
 
         Args:
-          resampled: True always corrects, False never does.
+          resampled: True always corrects one-step draws, False never does.
         """
         run = self._last_run("get_samples")
+        if resampled is None and run.chains is not None:
+            return dict(run.chain_samples())
         return dict(run.samples(self._resampled(run, resampled))[0])
 
     def get_weighted_samples(self) -> tuple[Samples, Array]:
@@ -189,11 +208,12 @@ class OneStepSampler:
         log_likelihood: bool = True,
         rng_key: PRNGKey | None = None,
     ) -> Any:
-        """The last run as ``arviz.InferenceData``, or ``xarray.DataTree`` with ArviZ 1; one chain.
+        """The last run as ``arviz.InferenceData``, or ``xarray.DataTree`` with ArviZ 1.
 
-        Groups: the posterior as from `get_samples`; ``log_weight`` of the one-step draws that they
-        came from as sample statistics; log likelihood, posterior predictive draws and observed
-        data, unless the likelihood is a ``numpyro.factor``.
+        One chain, or the chains where these were run. Groups: the posterior as from `get_samples`;
+        ``log_weight`` of the one-step draws that they came from, or of the chains' with whether
+        they were ``diverging``, as sample statistics; log likelihood, posterior predictive draws
+        and observed data, unless the likelihood is a ``numpyro.factor``.
 
         Args:
           resampled: as in `get_samples`.
@@ -204,7 +224,8 @@ class OneStepSampler:
           ImportError: ArviZ is not installed.
         """
         run = self._last_run("to_arviz")
-        resampled = self._resampled(run, resampled)
+        if resampled is not None or run.chains is None:
+            resampled = self._resampled(run, resampled)
         key = folded(run.rng_key, MAX_OVERSAMPLING + 1) if rng_key is None else rng_key
         return run.to_arviz(resampled, key, log_likelihood)
 
@@ -254,7 +275,8 @@ class OneStepSampler:
         measured), ``bound``, ``reweighted``, ``level`` and ``verdict``, ``training_seconds``;
         ``distrusted``: sites whose quantiles the weights' tail may change; ``stage_elbos``: the
         one-step ELBO after each stage of training; ``route``: how far training went;
-        ``warm_started``: whether it went on from a sampler of other data.
+        ``warm_started``: whether it went on from a sampler of other data; of chains ``r_hat``,
+        ``bulk`` and ``tail``, their least effective draws, and ``divergent``, a share (else None).
         """
         return self._last_run("diagnostics").diagnostics()
 
@@ -296,6 +318,14 @@ class OneStepSampler:
     def flat_model(self) -> FlatModel:
         """The model as a density on the flattened space."""
         return self._trained_or_raise("flat_model")[0]
+
+    @property
+    def _may_chain(self) -> bool:
+        """Whether chains are run where one step falls short, as `train_sampler` would."""
+        given = self._train_settings
+        own_budget = given.get("num_calibration_iterations") is not None
+        without = own_budget or given.get("effort") in ("base", "short")
+        return self.trained.chains is None and not without
 
     def _train(self, rng_key: PRNGKey, model: FlatModel, start: TrainedSampler | None) -> None:
         key_init, key_train = pair(folded(rng_key, 0))

@@ -1,0 +1,200 @@
+"""Chains of NUTS in the latent space of a sampler's map, where one step falls short.
+
+There the target is p0(z) w(z), close to a standard normal as far as the map is good, whatever the
+geometry of the target itself (Hoffman et al., 2019, NeuTra).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases.base import one_frame
+from consistent_samplers.bases.iterating import folded
+from consistent_samplers.bridge import Bridge, bridge
+from consistent_samplers.checks import check_integer, check_key
+from consistent_samplers.compilation import jit
+from consistent_samplers.corrections.latent import weigh_latent
+from consistent_samplers.diagnostics import MAX_ROUND_TRIP_ERROR, Mixing, mixing
+from consistent_samplers.estimate import checked_log_weight, evidence
+from consistent_samplers.sampler import Sampler
+from consistent_samplers.simulate import standard_normal_log_prob
+from consistent_samplers.targets import Target
+from consistent_samplers.types import Array, Draws, PRNGKey
+
+# Draws of the sampler that chains start at some of, and that the bridge stands on.
+_NUM_DRAWS = 4_096
+# Iterations of a dispatch: between two of them a chain can be shown, and stopped.
+_SEGMENT = 50
+_MAX_TREE_DEPTH = 8
+# Effective draws for each dimension from which on weighted moments are better than plain ones.
+_DRAWS_PER_MOMENT = 10.0
+
+
+class Chains(NamedTuple):
+    """Draws of chains, and how well they mixed.
+
+    Attributes:
+      position: ``[num_chains, num_samples, dim]``.
+      log_weight: ``[num_chains, num_samples]``, of the map that they moved in.
+      diverging: ``[num_chains, num_samples]`` bool, transitions that did, or that ended where the
+        map folds.
+      mixing: r-hat and effective draws.
+      log_z: between their draws and the map's, by bridge sampling.
+      sampler: the map.
+
+    Example:
+      >>> from consistent_samplers.corrections import Chains
+      >>> Chains._fields
+      ('position', 'log_weight', 'diverging', 'mixing', 'log_z', 'sampler')
+    """
+
+    position: Array
+    log_weight: Array
+    diverging: Array
+    mixing: Mixing
+    log_z: Bridge
+    sampler: Sampler
+
+    def __str__(self) -> str:
+        return f"{self.mixing}; {self.log_z}"
+
+
+def latent_chains(
+    rng_key: PRNGKey,
+    target: Target,
+    sampler: Sampler,
+    *,
+    num_chains: int = 4,
+    num_warmup: int = 300,
+    num_samples: int = 1_000,
+    gaussian: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Chains:
+    """Chains of NUTS in the latent space of a sampler, from weighted draws of it.
+
+    Where the base has several components, between which chains would not pass, or the map folds or
+    is not inverted, so that chains would count points twice, the map is replaced by the Gaussian of
+    the sampler's weighted draws. Steps and diagonal masses are adapted for each
+    chain during the warm-up. The calculation is one program, with the density in it.
+
+    Args:
+      rng_key: key.
+      target: the target.
+      sampler: whose deterministic map, in one step, is the latent space.
+      num_chains: chains, moved together.
+      num_warmup: iterations of each that are left out.
+      num_samples: draws of each.
+      gaussian: take the Gaussian in any case, as where the map's determinant is dear.
+      progress: told the iterations that were done, some at a time.
+
+    Raises:
+      ValueError: numbers that are not positive, or no draw of the sampler has a weight.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> target, base = cs.targets.gaussian(jnp.ones(2), jnp.ones(2)), cs.bases.standard_normal(2)
+      >>> sampler = cs.Sampler.of_base(base)
+      >>> chains = cs.corrections.latent_chains(
+      ...     jax.random.key(0), target, sampler, num_warmup=100, num_samples=100)
+      >>> bool(abs(chains.log_z.log_z - target.log_z) < 0.1)
+      True
+    """
+    from numpyro.infer import NUTS
+
+    check_key(rng_key)
+    check_integer("num_chains", num_chains, 2)
+    check_integer("num_warmup", num_warmup)
+    check_integer("num_samples", num_samples, 4)
+    space, start, log_weight = _latent_space(
+        folded(rng_key, 0), target, sampler, num_chains, gaussian
+    )
+    weigh = weigh_latent(space, target)
+
+    def potential(z: Array) -> Array:
+        return -(weigh(z, ()).log_weight + standard_normal_log_prob(z))
+
+    kernel = NUTS(potential_fn=potential, max_tree_depth=_MAX_TREE_DEPTH)
+    keys = jax.random.split(folded(rng_key, 1), num_chains)
+    state = jit(lambda keys, start: kernel.init(keys, num_warmup, start, (), {}))(keys, start)
+
+    def step(state: Any, _: None) -> tuple[Any, Any]:
+        state = kernel.sample(state, (), {})  # of all chains
+        return state, (state.z, state.diverging)
+
+    run = jit(lambda state: jax.lax.scan(step, state, length=_SEGMENT))
+    kept: list[Any] = []
+    for done in range(0, num_warmup + num_samples, _SEGMENT):
+        state, drawn = run(state)
+        kept.append(jax.device_get(drawn))
+        if progress is not None:
+            progress(min(_SEGMENT, num_warmup + num_samples - done))
+    joined = [
+        np.concatenate(parts)[num_warmup : num_warmup + num_samples]
+        for parts in zip(*kept, strict=True)
+    ]
+    latent, diverging = (np.swapaxes(part, 0, 1) for part in joined)
+    assert isinstance(latent, np.ndarray)
+    found = space.weigh(target, jax.device_put(latent.reshape(-1, target.dim)))
+    position = np.asarray(found.position).reshape(latent.shape)
+    weights = np.asarray(found.log_weight).reshape(latent.shape[:2])
+    assert found.flow is not None
+    # Where the map folds, what its latent space says of a point is not the whole.
+    diverging = diverging | np.asarray(found.flow.folded).reshape(diverging.shape)
+    mixed = mixing(position, float(diverging.mean()))
+    drawn = jax.device_put((position, weights, diverging))
+    return Chains(drawn[0], drawn[1], drawn[2], mixed, bridge(log_weight, weights), space)
+
+
+def _latent_space(
+    rng_key: PRNGKey, target: Target, sampler: Sampler, num_chains: int, gaussian: bool
+) -> tuple[Sampler, Array, np.ndarray]:
+    """The sampler whose latent space chains move in, starts in it, log weights of its draws.
+
+    It has one frame; starts are ``[num_chains, dim]``, log weights ``[n]``.
+    """
+    key_draws, key_start, key_latent = jax.random.split(rng_key, 3)
+    z = jax.random.normal(key_latent, (_NUM_DRAWS, target.dim))
+    own = one_frame(sampler.base) and not gaussian
+    if own and (sampler.control.injective or _is_bijective(sampler, target)):
+        weighed = sampler.weigh(target, z)
+        start = z[_distinct(key_start, weighed, num_chains)]
+    else:
+        draws = sampler.sample(key_draws, target, _NUM_DRAWS, 1)
+        base = _moments(draws, float(evidence(draws).ess))
+        sampler, chosen = Sampler.of_base(base), _distinct(key_start, draws, num_chains)
+        start = jax.vmap(lambda x: base.whiten(x, ()))(draws.position[chosen])
+        weighed = sampler.weigh(target, z)
+    return sampler, start, np.asarray(checked_log_weight(weighed), np.float64)
+
+
+def _is_bijective(sampler: Sampler, target: Target) -> bool:
+    """Whether draws show neither folds nor places where the map cannot be inverted."""
+    found = evidence(sampler.sample(jax.random.key(0), target, _NUM_DRAWS, 1))
+    error = float(found.round_trip_error or 0.0)
+    return not float(found.folded or 0.0) and error <= MAX_ROUND_TRIP_ERROR
+
+
+def _distinct(rng_key: PRNGKey, draws: Draws, num: int) -> Array:
+    """Indices of distinct draws, chosen by weight (Gumbel's trick)."""
+    log_weight = checked_log_weight(draws)
+    noisy = log_weight + jax.random.gumbel(rng_key, log_weight.shape, log_weight.dtype)
+    index: Array = jax.lax.top_k(noisy, num)[1]
+    return index
+
+
+def _moments(draws: Draws, ess: float) -> GaussianBase:
+    """The Gaussian of draws, weighted if enough of them are effective."""
+    x = np.asarray(draws.position, np.float64)
+    weight = np.ones(len(x))
+    if ess * len(x) > _DRAWS_PER_MOMENT * x.shape[1]:
+        log_weight = np.asarray(checked_log_weight(draws), np.float64)
+        weight = np.exp(log_weight - log_weight.max())
+    loc = np.average(x, axis=0, weights=weight)
+    covariance = np.atleast_2d(np.cov(x, rowvar=False, aweights=weight))
+    scale_tril = np.linalg.cholesky(covariance + 1e-9 * np.diag(np.diag(covariance)))
+    dtype = draws.position.dtype
+    return GaussianBase(jnp.asarray(loc, dtype), jnp.asarray(scale_tril, dtype))

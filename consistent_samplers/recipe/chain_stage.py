@@ -1,0 +1,179 @@
+"""Chains where one step falls short: whether they are worth their time, and what they change."""
+
+import dataclasses
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from consistent_samplers.corrections.chains import Chains, latent_chains
+from consistent_samplers.diagnostics import ExplorationCheck
+from consistent_samplers.diagnostics.exploring import share_beyond
+from consistent_samplers.estimate import Evidence
+from consistent_samplers.recipe.route import ASKED_FOR, Route
+from consistent_samplers.recipe.trained import TrainedSampler
+from consistent_samplers.targets import evaluation
+from consistent_samplers.types import Array, Draws, PRNGKey
+
+_NUM_CHAINS = 4
+# Iterations of warm-up and draws of a chain: where gradients are cheap, and where they are dear.
+_MOST, _FEWEST = (300, 1_000), (150, 250)
+# Gradients of an iteration in a space that is nearly Gaussian; operations of all of them up to
+# which chains are long (ten seconds of two cores), in the map's space at all, and run unasked.
+_GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
+# A gradient's operations for each one of a draw with its determinant.
+_MAP_GRADIENT = 3.0
+# By how much other draws of the same sampler may look worse.
+_MORE_K, _LESS = 0.05, 0.95
+
+
+def where_needed(
+    rng_key: PRNGKey,
+    trained: TrainedSampler,
+    wanted: bool | None = None,
+    *,
+    worth: Evidence | None = None,
+    num_samples: int = 10_000,
+    particles: Any = None,
+    progress_bar: bool = True,
+) -> TrainedSampler:
+    """A trained sampler, with chains where one step falls short and they can be expected to help.
+
+    Args:
+      rng_key: key.
+      trained: the sampler.
+      wanted: whether chains were asked for; None leaves it to the evidence.
+      worth: evidence of one-step draws; of fresh ones, with some doubt, if None.
+      num_samples: draws that are wanted.
+      particles: see `with_chains`.
+      progress_bar: show the chains' progress.
+    """
+    if wanted is False:
+        return trained
+    reason = ASKED_FOR
+    if wanted is None:
+        found, target = trained.exploration, trained.target
+        if found is not None and (found.num_missed or found.num_open):
+            return trained  # nor would chains that start at the sampler's draws go there
+        if _operations(evaluation.cost(target.log_density, target.dim), _FEWEST) > _AFFORDABLE:
+            return trained
+        try:
+            doubtful = _darker(trained.evidence(rng_key)) if worth is None else worth
+        except ValueError:  # draws that cannot be weighed
+            return trained
+        if trained.verdict(doubtful).level != "not to be used":
+            return trained
+        reason = "the weights of one step are not to be used"
+    try:
+        return with_chains(
+            rng_key,
+            trained,
+            num_samples=num_samples,
+            particles=particles,
+            reason=reason,
+            progress_bar=progress_bar,
+        )
+    except KeyboardInterrupt:
+        said = "Chains were interrupted: the draws are those of the trained sampler alone."
+        warnings.warn(said, RuntimeWarning, stacklevel=3)
+    except ValueError as error:  # no draw with a weight
+        warnings.warn(f"No chains were run: {error}", RuntimeWarning, stacklevel=3)
+    return trained
+
+
+def with_chains(
+    rng_key: PRNGKey,
+    trained: TrainedSampler,
+    *,
+    num_samples: int = 4_000,
+    particles: Array | None = None,
+    reason: str = ASKED_FOR,
+    progress_bar: bool = True,
+) -> TrainedSampler:
+    """A trained sampler with chains of NUTS in its latent space (`corrections.latent_chains`).
+
+    Four chains, moved together: 1,000 draws of each after 300 iterations of warm-up, or down to 250
+    after 150 where gradients are dear. Where the map's would be dearer still, chains move in the
+    space of the Gaussian of its weighted draws. ``chains`` and ``route`` of what is returned are
+    theirs, and what the look for modes found is read in their light.
+
+    Args:
+      rng_key: key.
+      trained: what `train_sampler` or `load` returned.
+      num_samples: draws of all chains; 250 to 1,000 of each are taken.
+      particles: ``[n, dim]``, of a tempered SMC, to see whether the chains reach them.
+      reason: why, in words, for ``route``.
+      progress_bar: show how far they are.
+
+    Raises:
+      ValueError: no draw of the sampler has a weight.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> target, base = cs.targets.gaussian(jnp.ones(2), jnp.ones(2)), cs.bases.standard_normal(2)
+      >>> trained = cs.train_sampler(
+      ...     jax.random.key(0), target, base=base, effort="base", progress_bar=False)
+      >>> trained = cs.with_chains(jax.random.key(1), trained, num_samples=1, progress_bar=False)
+      >>> trained.route.name, trained.chains.position.shape
+      ('chains', (4, 250, 2))
+    """
+    begin = time.perf_counter()
+    target, sampler = trained.target, trained.one_step
+    density = evaluation.cost(target.log_density, target.dim)
+    by_map = density + _MAP_GRADIENT * sampler.map_cost()
+    gaussian = _operations(by_map, _FEWEST) > _DEAR
+    cost = density if gaussian else by_map
+    warmup, most = _FEWEST if _operations(cost, _MOST) > _CHEAP else _MOST
+    num = min(max(-(-num_samples // _NUM_CHAINS), _FEWEST[1]), most)
+    with tqdm(desc="chains", total=warmup + num, unit="it", disable=not progress_bar) as bar:
+        chains = latent_chains(
+            rng_key,
+            target,
+            sampler,
+            num_chains=_NUM_CHAINS,
+            num_warmup=warmup,
+            num_samples=num,
+            gaussian=gaussian,
+            progress=bar.update,
+        )
+    name, shares = "chains", {} if trained.route is None else trained.route.stages
+    return dataclasses.replace(
+        trained,
+        chains=chains,
+        exploration=_seen_by(rng_key, chains, trained, particles),
+        route=Route(name, reason, shares),
+        training_seconds=trained.training_seconds + time.perf_counter() - begin,
+    )
+
+
+def _operations(cost: float, iterations: tuple[int, int]) -> float:
+    """Of all chains, at the cost of a gradient."""
+    return _NUM_CHAINS * sum(iterations) * _GRADIENTS * cost
+
+
+def _darker(worth: Evidence) -> Evidence:
+    """Evidence as other draws may show it, with a little more of the tail."""
+    return dataclasses.replace(
+        worth,
+        pareto_k=worth.pareto_k + _MORE_K,
+        ess=_LESS * worth.ess,
+        unseen=None if worth.unseen is None else worth.unseen / _LESS,
+    )
+
+
+def _seen_by(
+    rng_key: PRNGKey, chains: Chains, trained: TrainedSampler, particles: Array | None
+) -> ExplorationCheck | None:
+    """What the look for modes means for draws of the chains."""
+    found = trained.exploration
+    if found is None or not trained.stages:
+        return found
+    of_one_step = float(next(reversed(trained.stages.values())).log_z)
+    found = found._replace(log_z_excess=found.log_z_excess + of_one_step - chains.log_z.log_z)
+    if particles is None:
+        return found
+    there = np.asarray(chains.sampler.log_weight(rng_key, trained.target, particles, 1))
+    draws = Draws(chains.position.reshape(-1, trained.target.dim), chains.log_weight.reshape(-1))
+    return found._replace(uncovered=share_beyond(draws, there, of_target=True))
