@@ -114,7 +114,7 @@ def _row(case: Case, seed: int, draws: Draws, modes: Any) -> dict[str, Any]:
         modes=modes,
     )
     assert e.folded is not None
-    error = float(e.log_z) - target.log_z
+    error = float(e.log_z) - float(target.log_z)
     verdict = cs.diagnostics.verdict(e, exploration)
     return {
         "target": target.name,

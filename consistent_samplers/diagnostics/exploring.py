@@ -56,6 +56,10 @@ class ExplorationCheck(NamedTuple):
       num_open: directions along which the density does not fall off (`open_directions`).
       hidden: share of the particles of larger weight than any draw (`share_unseen`), or NaN if not
         looked at; `informed` widens intervals for it.
+      num_members: members of a hierarchy that have mass where the map hardly goes
+        (`members.members_left_out`).
+      elsewhere: log of the mass of a second fit in another place, relative to the first
+        (`members.mass_elsewhere`); -inf if it found nothing.
 
     Example:
       >>> import consistent_samplers as cs
@@ -72,11 +76,19 @@ class ExplorationCheck(NamedTuple):
     missed: Any = None
     num_open: int = 0
     hidden: float = math.nan
+    num_members: int = 0
+    elsewhere: float = -math.inf
 
     @property
     def passed(self) -> bool:
         """Whether nothing was missed as far as this look can tell."""
-        return not (self.num_missed or self.num_open or self._exceeded or self._beyond)
+        return not (self.lacks_modes or self._exceeded or self._beyond)
+
+    @property
+    def lacks_modes(self) -> bool:
+        """Whether places were missed that no chain from the sampler's draws would come to."""
+        missed = self.num_missed + self.num_open + self.num_members
+        return missed > 0 or self.elsewhere > -math.inf
 
     @property
     def _exceeded(self) -> bool:
@@ -102,6 +114,16 @@ class ExplorationCheck(NamedTuple):
                 f"{self.num_missed} of {max(self.num_modes, self.num_missed)} modes that fresh "
                 "optimiser starts found lack mass among the draws, at least "
                 f"{self.missed_share:.2g} times what the sampler found in all"
+            )
+        if self.num_members:
+            words.append(
+                f"{self.num_members} members of the hierarchy have another mode, given the others, "
+                "that the sampler leaves out, as where the data leave a sign open"
+            )
+        if self.elsewhere > -math.inf:
+            words.append(
+                "a second fit found mass in another place, as if all signs of a part could be "
+                f"changed: exp({self.elsewhere:.1f}) times that of the first"
             )
         if self._exceeded:
             words.append(

@@ -55,7 +55,7 @@ def where_needed(
     reason = ASKED_FOR
     if wanted is None:
         found, target = trained.exploration, trained.target
-        if found is not None and (found.num_missed or found.num_open):
+        if found is not None and found.lacks_modes:
             return trained  # nor would chains that start at the sampler's draws go there
         if _operations(evaluation.cost(target.log_density, target.dim), _FEWEST) > _AFFORDABLE:
             return trained

@@ -29,6 +29,7 @@ from consistent_samplers.diagnostics import (
     standard_error_is_reliable,
     tail_is_light,
 )
+from consistent_samplers.diagnostics.members import mass_elsewhere, members_left_out
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.maps import Control, HierarchicalMap, Identity
 from consistent_samplers.recipe import base_stage, route, warm_start
@@ -130,6 +131,10 @@ def train(
         assert draws.log_density is not None
         num_open = len(open_directions(target, draws.position, draws.log_density))
         found = found._replace(num_open=num_open)
+        if isinstance(sampler.control, HierarchicalMap):
+            left_out = members_left_out(target, sampler, draws.position)
+            elsewhere = mass_elsewhere(key_explore, target, sampler)
+            found = found._replace(num_members=left_out.num_members, elsewhere=elsewhere)
         doubtful = found.num_modes > 1 or found.log_z_excess > _DOUBT or float(worth.ess) < _UNEVEN
         heavy = not standard_error_is_reliable(worth)
         if start.particles is None or not (doubtful or heavy):
