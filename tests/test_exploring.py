@@ -148,10 +148,15 @@ def test_the_tail_round_pulls_widened_draws_and_reports_the_others():
 
 def test_intervals_of_usable_numbers_are_wider():
     worth = SimpleNamespace(ess=0.9, num_samples=10_000, unseen=jnp.asarray(0.01))
-    run = SimpleNamespace(verdict=Verdict("usable", ""), evidence=worth)
+    run = SimpleNamespace(verdict=Verdict("usable", ""), evidence=worth, chains=None)
     assert 0.92 < Run._widened(run, 0.9) < 0.95
     run.verdict = Verdict("trusted", "")
     assert Run._widened(run, 0.9) == 0.9
+    run.verdict = Verdict("usable", "")
+    run.chains = SimpleNamespace(mixing=cs.diagnostics.Mixing(1.02, 500.0, 100.0, 0.0))
+    assert Run._widened(run, 0.9) == pytest.approx(0.95)
+        0.9 + 2.0 * math.sqrt(0.09 / 100.0) * 0.834, abs=0.02
+    )
 
 
 def test_what_a_verdict_recommends_works():
@@ -160,8 +165,10 @@ def test_what_a_verdict_recommends_works():
     tiny = {"hidden": (8,), "num_calibration_iterations": 5, "progress_bar": False}
     trained = cs.train_sampler(KEY, target, base=cs.bases.standard_normal(1, 1.3), **tiny)
     remedies = trained._remedies()
-    assert remedies["longer"] == "train with num_calibration_iterations=20"
-    named = [remedies[name].removeprefix("train with ") for name in ("longer", "injective")]
+    longer, chains = remedies["longer"].split(", or go on with ")
+    assert longer == "train with num_calibration_iterations=20"
+    assert chains == "cs.with_chains(rng_key, trained)"  # tests/test_chains.py calls it
+    named = [words.removeprefix("train with ") for words in (longer, remedies["injective"])]
     settings = dict(words.split(",")[0].split("=") for words in named)
     settings = {k: int(v) if v.isdigit() else v.strip('"') for k, v in settings.items()}
     assert settings == {"num_calibration_iterations": 20, "network": "structured"}

@@ -29,7 +29,7 @@ from consistent_samplers.types import Array, Draws, PRNGKey
 _NUM_DRAWS = 4_096
 # Iterations of a dispatch: between two of them a chain can be shown, and stopped.
 _SEGMENT = 50
-_MAX_TREE_DEPTH = 8
+_MAX_TREE_DEPTH, _ACCEPTANCE = 8, 0.9
 # Effective draws for each dimension from which on weighted moments are better than plain ones.
 _DRAWS_PER_MOMENT = 10.0
 
@@ -117,7 +117,9 @@ def latent_chains(
     def potential(z: Array) -> Array:
         return -(weigh(z, ()).log_weight + standard_normal_log_prob(z))
 
-    kernel = NUTS(potential_fn=potential, max_tree_depth=_MAX_TREE_DEPTH)
+    kernel = NUTS(
+        potential_fn=potential, max_tree_depth=_MAX_TREE_DEPTH, target_accept_prob=_ACCEPTANCE
+    )
     keys = jax.random.split(folded(rng_key, 1), num_chains)
     state = jit(lambda keys, start: kernel.init(keys, num_warmup, start, (), {}))(keys, start)
 

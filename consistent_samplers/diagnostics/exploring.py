@@ -37,7 +37,11 @@ _TOP, _MARGIN = 0.01, 0.5
 
 # Distances along a ray, in spreads of the draws: where they are, and far out; and the nats that the
 # mass has to fall by in between.
-_NEAR, _FAR, _FALL = np.array([0.5, 1.0, 2.0, 4.0, 8.0]), 1e6 * np.array([1.0, 1.37, 2.11]), 5.0
+_NEAR, _FAR, _FALL = (
+    np.array([0.01, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0]),
+    1e6 * np.array([1.0, 1.37, 2.11]),
+    5.0,
+)
 _NUM_OUTERMOST = 8
 
 

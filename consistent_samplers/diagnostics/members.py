@@ -25,8 +25,8 @@ _LEAST_REACH, _MOST_REACH, _BEYOND_MIRROR, _PAST = 40.0, 200.0, 2.5, 10.0
 # Nats by which the target's conditional exceeds the map's where the map hardly goes, and the share
 # of a member's mass that may lie there.
 _HARDLY, _MAX_SHARE = 7.0, 0.02
-# Signs that are turned back, one after the other; draws of the second fit; how far off it is, in latent standard deviations, where
-# the map does not come; nats that its ELBO may be lower for it to count.
+# Signs that are turned back, one after the other; draws of the second fit; latent standard
+# deviations off where the map does not come; nats that its ELBO may be lower for it to count.
 _NUM_SWEEPS, _NUM_DRAWS, _FAR, _AS_MUCH = 64, 64, 6.0, 4.6
 
 
@@ -35,7 +35,7 @@ class MembersFound(NamedTuple):
 
     Attributes:
       num_members: members with more than 2 % of their conditional mass where the map hardly goes.
-      share: the largest such part.
+      share: the largest such part, to within a factor of five where a dip is narrow.
 
     Example:
       >>> from consistent_samplers.diagnostics.members import MembersFound

@@ -1,5 +1,6 @@
 """Chains where one step falls short: whether they are worth their time, and what they change."""
 
+import contextlib
 import dataclasses
 import time
 import warnings
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from consistent_samplers.bases.iterating import pair
 from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.diagnostics.exploring import share_beyond
@@ -52,18 +54,11 @@ def where_needed(
     """
     if wanted is False:
         return trained
-    reason = ASKED_FOR
+    reason, target = ASKED_FOR, trained.target
     if wanted is None:
-        found, target = trained.exploration, trained.target
-        if found is not None and found.lacks_modes:
-            return trained  # nor would chains that start at the sampler's draws go there
         if _operations(evaluation.cost(target.log_density, target.dim), _FEWEST) > _AFFORDABLE:
             return trained
-        try:
-            doubtful = _darker(trained.evidence(rng_key)) if worth is None else worth
-        except ValueError:  # draws that cannot be weighed
-            return trained
-        if trained.verdict(doubtful).level != "not to be used":
+        if not falls_short(rng_key, trained, worth):
             return trained
         reason = "the weights of one step are not to be used"
     try:
@@ -81,6 +76,20 @@ def where_needed(
     except ValueError as error:  # no draw with a weight
         warnings.warn(f"No chains were run: {error}", RuntimeWarning, stacklevel=3)
     return trained
+
+
+def falls_short(rng_key: PRNGKey, trained: TrainedSampler, worth: Evidence | None = None) -> bool:
+    """Whether one step is not to be used although no modes were missed, which more would not find.
+
+    By the evidence ``worth``, or that of fresh draws of two keys, with some doubt, if None.
+    """
+    if trained.exploration is not None and trained.exploration.lacks_modes:
+        return False
+    worths = [] if worth is None else [worth]
+    if worth is None:
+        with contextlib.suppress(ValueError):  # draws that cannot be weighed
+            worths = [_darker(trained.evidence(key)) for key in pair(rng_key)]
+    return any(trained.verdict(worth).level == "not to be used" for worth in worths)
 
 
 def with_chains(

@@ -36,6 +36,7 @@ _LARGE_ITERATIONS = 300
 _HIERARCHICAL_ROUNDS = (500, 1_000)
 # What the chains' key is folded with, and particles that are held against them.
 _CHAINS, _NUM_PLACED = 5, 2_048
+_OTHER = 6  # and the key of another map
 
 
 def train_sampler(
@@ -80,11 +81,12 @@ def train_sampler(
         distilled, and trained in full.
       hidden: widths of the network's hidden layers.
       network: ``"general"``, the default up to 100 dimensions; ``"hierarchical"``, the default
-        above where ``target.structure`` takes the target apart: globals first, then members given
-        them (`maps.HierarchicalMap`); ``"structured"``, the default elsewhere: a looser bound and a
-        smaller share of effective draws, but weighted draws for the price of a few network
-        evaluations instead of ``dim + 1``, and quicker training; or one's own: a linen module or
-        anything with ``init`` and ``apply``, called as (x [dim], t [], d []) -> [dim].
+        above, and below where the general one falls short, if ``target.structure`` takes the target
+        apart: globals first, then members given them (`maps.HierarchicalMap`); ``"structured"``,
+        the default elsewhere: a looser bound and a smaller share of effective draws, but weighted
+        draws for the price of a few network evaluations instead of ``dim + 1``, and quicker
+        training; or one's own: a linen module or anything with ``init`` and ``apply``, called as
+        (x [dim], t [], d []) -> [dim].
       optimizer: an optax transformation; Adam on an annealed learning rate if None.
       num_iterations: iterations of OSDS. If None, 300, or 100 above 100 dimensions, where
         ``max_steps`` exceeds one, and none elsewhere. Without any, more steps than one are no
@@ -218,11 +220,36 @@ def train_sampler(
                 plan = plan._replace(folder=plan.folder / "again")
             cold = _cold_start(key_base, target, None, jax.device_put(known), explore)
             trained, interrupted = train(rng_key, target, cold, plan, begin)
+        only_general = network is None and base is None and start is None and not num_iterations
+        if only_general and not (interrupted or own_budget or effort == "base"):
+            key_other = folded(rng_key, _OTHER)
+            trained, interrupted = _or_hierarchical(key_other, trained, cold, plan, begin)
         if not interrupted:
             trained = chained(trained, cold.particles)
         if trained.exploration is not None and not trained.exploration.passed:
             warnings.warn(str(trained.exploration), stacklevel=2)
         return trained
+
+
+def _or_hierarchical(
+    rng_key: PRNGKey, trained: TrainedSampler, cold: Start, plan: Plan, begin: float
+) -> tuple[TrainedSampler, bool]:
+    """The better of what was trained and, where that falls short, of a hierarchical map.
+
+    By the ELBO of draws that neither was trained on; and whether Ctrl-C came.
+    """
+    target = trained.target
+    if not chain_stage.falls_short(rng_key, trained) or not target.structure.has_members:
+        return trained, False
+    fitted = fit_diagonal(rng_key, target, init_position=trained.sample(rng_key, 64).position)
+    start = cold._replace(base=fitted, modes=None)
+    folder = None if plan.folder is None else plan.folder / "hierarchical"
+    plan = plan._replace(network="hierarchical", rounds=_HIERARCHICAL_ROUNDS, folder=folder)
+    other, interrupted = train(rng_key, target, start, plan, begin)
+    worths = [float(next(reversed(of.stages.values())).elbo) for of in (trained, other)]
+    lacks = other.exploration is not None and other.exploration.lacks_modes
+    better = worths[1] > worths[0] and not lacks
+    return other if better else trained, interrupted
 
 
 def _chained(
@@ -261,8 +288,7 @@ def _network_of(
     if base is not None or effort == "base" or num_iterations > 0:
         return "structured"
     # Without globals it is a product, whose factors may have several modes: a base sees to these.
-    structure = target.structure
-    return "structured" if structure.is_dense or not len(structure.globals) else "hierarchical"
+    return "hierarchical" if target.structure.has_members else "structured"
 
 
 def _cold_start(

@@ -88,6 +88,11 @@ class Structure:
         """Whether nothing was found that would take it apart."""
         return not self.groups
 
+    @property
+    def has_members(self) -> bool:
+        """Whether there are globals, and groups of members given them."""
+        return bool(self.groups) and len(self.globals) > 0
+
     def __str__(self) -> str:
         """A line for the globals, and one for each group."""
         lines = [f"{len(self.globals)} globals: {self._named(self.globals)}"]
