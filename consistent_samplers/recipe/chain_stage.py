@@ -27,8 +27,6 @@ _MOST, _FEWEST = (300, 1_000), (150, 250)
 _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
 # A gradient's operations for each one of a draw with its determinant.
 _MAP_GRADIENT = 3.0
-# By how much other draws of the same sampler may look worse.
-_MORE_K, _LESS = 0.05, 0.95
 
 
 def where_needed(
@@ -47,7 +45,7 @@ def where_needed(
       rng_key: key.
       trained: the sampler.
       wanted: whether chains were asked for; None leaves it to the evidence.
-      worth: evidence of one-step draws; of fresh ones, with some doubt, if None.
+      worth: evidence of one-step draws; of fresh ones if None.
       num_samples: draws that are wanted.
       particles: see `with_chains`.
       progress_bar: show the chains' progress.
@@ -81,14 +79,14 @@ def where_needed(
 def falls_short(rng_key: PRNGKey, trained: TrainedSampler, worth: Evidence | None = None) -> bool:
     """Whether one step is not to be used although no modes were missed, which more would not find.
 
-    By the evidence ``worth``, or that of fresh draws of two keys, with some doubt, if None.
+    By the evidence ``worth``, or that of fresh draws of two keys if None.
     """
     if trained.exploration is not None and trained.exploration.lacks_modes:
         return False
     worths = [] if worth is None else [worth]
     if worth is None:
         with contextlib.suppress(ValueError):  # draws that cannot be weighed
-            worths = [_darker(trained.evidence(key)) for key in pair(rng_key)]
+            worths = [trained.evidence(key) for key in pair(rng_key)]
     return any(trained.verdict(worth).level == "not to be used" for worth in worths)
 
 
@@ -160,16 +158,6 @@ def with_chains(
 def _operations(cost: float, iterations: tuple[int, int]) -> float:
     """Of all chains, at the cost of a gradient."""
     return _NUM_CHAINS * sum(iterations) * _GRADIENTS * cost
-
-
-def _darker(worth: Evidence) -> Evidence:
-    """Evidence as other draws may show it, with a little more of the tail."""
-    return dataclasses.replace(
-        worth,
-        pareto_k=worth.pareto_k + _MORE_K,
-        ess=_LESS * worth.ess,
-        unseen=None if worth.unseen is None else worth.unseen / _LESS,
-    )
 
 
 def _seen_by(
