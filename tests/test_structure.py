@@ -216,6 +216,7 @@ def test_the_mean_field_base_does_not_care_for_scales(scale):
     assert_allclose(base.scale / scale, 0.8, atol=0.08)
 
 
+@pytest.mark.slow
 def test_the_recipe_takes_it_above_a_hundred_dimensions(tmp_path):
     target, log_z = conjugate(num=120)
     trained = cs.train_sampler(KEY, target, progress_bar=False)

@@ -33,6 +33,7 @@ from consistent_samplers.types import Array, PRNGKey
 # Above it, determinants of a general network's steps are too dear to train on.
 _MAX_GENERAL_DIM = 100
 _LARGE_ITERATIONS = 300
+_NETWORKS = ("general", "hierarchical", "structured")
 _HIERARCHICAL_ROUNDS = (500, 1_000)
 # What the chains' key is folded with, and particles that are held against them.
 _CHAINS, _NUM_PLACED = 5, 2_048
@@ -150,6 +151,8 @@ def train_sampler(
         effort = "full"
     check_max_steps(max_steps)
     check_widths(hidden)
+    if isinstance(network, str):
+        check_choice("network", network, _NETWORKS)
     if start is not None:
         warm_start.check_start(start, target)
         max_steps = start.many_steps.max_steps
