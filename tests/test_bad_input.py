@@ -179,7 +179,7 @@ TRAINING = {
     "no such network": (
         lambda: train(network="deep"),
         ValueError,
-        r"network must be one of \('general', 'structured'\), got 'deep'",
+        r"network must be one of \('general', 'hierarchical', 'structured'\), got 'deep'",
     ),
     "a network without init and apply": (
         lambda: train(base=cs.bases.standard_normal(2), network=3),
