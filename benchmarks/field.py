@@ -345,13 +345,17 @@ def _answer(folder: Path, name: str, seed: int) -> dict[str, Any]:
     key = jax.random.key(max(seed, 0))
     trained = cs.train_sampler(key, cs.Target(log_density, dim=dim), progress_bar=False)
     draws = trained.sample(jax.random.fold_in(key, 1), 10_000)
-    worth = cs.evidence(draws)
+    chains, worth, verdict = trained.concluded(
+        cs.diagnostics.informed(cs.evidence(draws), trained.exploration)
+    )
     index = cs.corrections.systematic_indices(
         jax.random.fold_in(key, 2), cs.estimate.pareto_smooth(draws.log_weight)[0], 10_000
     )
     samples = draws.position[np.asarray(index)]
+    if chains is not None:
+        samples = chains.position.reshape(-1, dim)
     constrain = getattr(module, "constrain", lambda x: {"x": x})
-    return _row(trained, worth, trained.verdict(worth), constrain(samples))
+    return _row(trained, worth, verdict, constrain(samples))
 
 
 def _of_model(module: Any, seed: int) -> dict[str, Any]:
@@ -378,6 +382,8 @@ def _row(
     num_effective = max(float(worth.ess) * worth.num_samples, 1.0)
     # What the weights' tail may hide could all lie on one side of a quantile.
     unseen = float(worth.unseen or 0.0)
+    if (chains := trained.concluded(worth)[0]) is not None:
+        num_effective, unseen = max(chains.mixing.tail, 1.0), 0.0
     quantiles = {k: _quantiles(v, num_effective, unseen) for k, v in flat_sites(samples).items()}
     return {
         "dim": trained.target.dim,

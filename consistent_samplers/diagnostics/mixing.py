@@ -8,7 +8,13 @@ from scipy.stats import norm, rankdata
 
 from consistent_samplers.bridge import Bridge
 from consistent_samplers.diagnostics.exploring import ExplorationCheck
-from consistent_samplers.diagnostics.verdicts import Level, Verdict
+from consistent_samplers.diagnostics.verdicts import (
+    FINE_RESOLUTION,
+    MAX_RESOLUTION,
+    Level,
+    Verdict,
+    resolution,
+)
 from consistent_samplers.estimate import Evidence
 
 MIXED_R_HAT, MAX_R_HAT = 1.01, 1.05
@@ -123,6 +129,12 @@ def chains_verdict(
         (bad if found.divergent > MAX_DIVERGENT else cautions).append(
             f"{100 * found.divergent:.2g} % of the transitions diverged: corners may be missed."
         )
+    if (step := resolution(one_step)) > FINE_RESOLUTION:
+        (bad if step > MAX_RESOLUTION else cautions).append(
+            f"The log density is computed in steps of {step:.2g} nats, on which chains move."
+        )
+    if undefined := 100.0 * float(one_step.undefined or 0.0):
+        cautions.append(f"The log density is NaN at {undefined:.2g} % of the map's draws.")
     error = math.hypot(log_z.log_z_stderr, float(one_step.elbo_stderr))
     if one_step.bound != "heuristic" and log_z.log_z < float(one_step.elbo) - _BELOW * error:
         bad.append(

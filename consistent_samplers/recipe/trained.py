@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,6 +15,7 @@ from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
 from consistent_samplers.corrections import Chains
 from consistent_samplers.diagnostics import (
+    LEVELS,
     REMEDIES,
     ExplorationCheck,
     Verdict,
@@ -22,7 +24,7 @@ from consistent_samplers.diagnostics import (
     verdict,
 )
 from consistent_samplers.estimate import Evidence, evidence
-from consistent_samplers.recipe.route import Route
+from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.sampler import Sampler, method_of_bound
 from consistent_samplers.streaming import CHUNK_SIZE, stream_evidence
 from consistent_samplers.targets import Target, evaluation
@@ -178,6 +180,25 @@ class TrainedSampler:
             raise ValueError("There are no chains yet: see with_chains.")
         worth = next(reversed(self.stages.values()))
         return chains_verdict(self.chains.mixing, self.chains.log_z, worth, self.exploration)
+
+    def concluded(self, evidence: Evidence) -> tuple[Chains | None, Evidence, Verdict]:
+        """What to go by: chains or one-step draws, log Z and the verdict, of some evidence.
+
+        The chains (None without), if they were asked for or are worth no less than the one-step
+        draws; log Z and its standard error are then the bridge's, and the verdict speaks of both.
+        All else of the evidence stays one step's.
+        """
+        own, chains = self.verdict(evidence), self.chains
+        if chains is None:
+            return None, evidence, own
+        theirs, asked_for = self.chains_verdict(), self.route and self.route.reason == ASKED_FOR
+        if not asked_for and LEVELS.index(theirs.level) > LEVELS.index(own.level):
+            return None, evidence, own
+        said = own.words.split("\nTo improve", 1)[0].splitlines()[0]
+        words = f"{theirs.words}\nlog Z of one step alone {float(evidence.log_z):.3f}: {said}"
+        log_z, stderr = (jnp.asarray(part, evidence.log_z.dtype) for part in chains.log_z)
+        found = dataclasses.replace(evidence, log_z=log_z, log_z_stderr=stderr)
+        return chains, found, Verdict(theirs.level, words)
 
     def _remedies(self) -> dict[str, str]:
         """What can be done about this sampler's findings: calls that work on it."""

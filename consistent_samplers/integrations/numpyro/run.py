@@ -17,12 +17,10 @@ from numpyro.infer.util import log_likelihood
 
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.bases.iterating import folded
-from consistent_samplers.corrections import Chains
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import checked_log_weight, evidence, pareto_smooth
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
 from consistent_samplers.recipe import TrainedSampler
-from consistent_samplers.recipe.route import ASKED_FOR
 from consistent_samplers.types import Array, Draws, PRNGKey
 
 MIN_RESAMPLED_EFFECTIVE = 10
@@ -51,41 +49,16 @@ class Run:
     def __post_init__(self) -> None:
         self._of_chains: Samples | None = None
         self.draws = self._block(0)
-        found = evidence(self.draws)
-        self.evidence = diagnostics.informed(found, self.trained.exploration)
-        self.verdict = self.trained.verdict(self.evidence)
+        found = diagnostics.informed(evidence(self.draws), self.trained.exploration)
+        self.chains, self.evidence, self.verdict = self.trained.concluded(found)
         # A Pareto-smoothed resample can be trusted, and is not a handful of points.
-        enough = float(self.evidence.ess) * self.evidence.num_samples >= MIN_RESAMPLED_EFFECTIVE
-        self.reweighted = enough and diagnostics.weights_are_reliable(self.evidence)
+        enough = float(found.ess) * found.num_samples >= MIN_RESAMPLED_EFFECTIVE
+        reliable = enough and diagnostics.weights_are_reliable(found)
+        self.reweighted = reliable and self.chains is None
         self._samples: dict[bool, tuple[Samples, Array]] = {}
         self.distrusted: tuple[str, ...] = ()
-        self.chains = self._chains_if_better()
-        if self.chains is not None:
-            self.reweighted = False
         if self.reweighted and not diagnostics.standard_error_is_reliable(self.evidence):
             self._judge_sites()
-
-    def _chains_if_better(self) -> Chains | None:
-        """The chains, if asked for or worth no less than the weights; verdict and log Z with them.
-
-        What is said of one step stays: both are to be seen side by side.
-        """
-        chains = self.trained.chains
-        if chains is None:
-            return None
-        theirs = self.trained.chains_verdict()
-        rank, route = diagnostics.LEVELS.index, self.trained.route
-        asked_for = route is not None and route.reason == ASKED_FOR
-        if not asked_for and rank(theirs.level) > rank(self.verdict.level):
-            return None
-        alone = self.verdict.words.split("\nTo improve", 1)[0]
-        said = f"log Z of one step alone {float(self.evidence.log_z):.3f}: {alone}"
-        words = "\n".join([theirs.words, said.splitlines()[0]])
-        self.verdict = Verdict(theirs.level, words)
-        dtype = self.evidence.log_z.dtype
-        log_z, stderr = (jax.numpy.asarray(part, dtype) for part in chains.log_z)
-        self.evidence = dataclasses.replace(self.evidence, log_z=log_z, log_z_stderr=stderr)
-        return chains
 
     def chain_samples(self) -> Samples:
         """Constrained samples of the chains, one after the other."""
