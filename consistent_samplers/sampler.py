@@ -228,10 +228,11 @@ class Sampler:
         """
         mover = self._mover(None)
         latent = jax.ShapeDtypeStruct((1, self.base.dim), jnp.zeros(0).dtype)
+        component = self.base.draw_component(jax.random.key(0))
 
         def carry(z: Array) -> tuple[Array, ...]:
             # Of a guided control's gradient the shape is enough.
-            return mover.control.carry(mover.params, z, (), 1, jnp.zeros_like)[:2]
+            return mover.control.carry(mover.params, z, component, 1, jnp.zeros_like)[:2]
 
         lowered = jax.jit(jax.vmap(carry)).lower(latent)
         return float((lowered.cost_analysis() or {}).get("flops", 0.0))

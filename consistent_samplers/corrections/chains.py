@@ -45,11 +45,12 @@ class Chains(NamedTuple):
       mixing: r-hat and effective draws.
       log_z: between their draws and the map's, by bridge sampling.
       sampler: the map.
+      unvisited: part of Z that one-step draws showed where no chain came; see `recipe.with_chains`.
 
     Example:
       >>> from consistent_samplers.corrections import Chains
       >>> Chains._fields
-      ('position', 'log_weight', 'diverging', 'mixing', 'log_z', 'sampler')
+      ('position', 'log_weight', 'diverging', 'mixing', 'log_z', 'sampler', 'unvisited')
     """
 
     position: Array
@@ -58,6 +59,7 @@ class Chains(NamedTuple):
     mixing: Mixing
     log_z: Bridge
     sampler: Sampler
+    unvisited: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.mixing}; {self.log_z}"

@@ -26,6 +26,9 @@ ENOUGH_DRAWS, FEWEST_DRAWS = 400, 100
 MAX_DIVERGENT = 0.01
 """Share of divergent transitions above which chains are not to be used."""
 
+MAX_UNVISITED = 0.02
+"""Part of Z that may lie, by one-step draws, where no chain came."""
+
 # Standard errors by which log Z of chains may lie below a bound on it.
 _BELOW = 3.0
 
@@ -96,6 +99,7 @@ def chains_verdict(
     log_z: Bridge,
     one_step: Evidence,
     exploration: ExplorationCheck | None = None,
+    unvisited: float = 0.0,
 ) -> Verdict:
     """What draws of chains are worth, and log Z between them and the map that they moved in.
 
@@ -104,6 +108,7 @@ def chains_verdict(
       log_z: by bridge sampling.
       one_step: evidence of the map by its own draws, whose ELBO log Z must not lie below.
       exploration: what a look for modes found, in the light of the chains.
+      unvisited: part of Z that one-step draws showed where no chain came.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -128,6 +133,11 @@ def chains_verdict(
     if found.divergent:
         (bad if found.divergent > MAX_DIVERGENT else cautions).append(
             f"{100 * found.divergent:.2g} % of the transitions diverged: corners may be missed."
+        )
+    if unvisited > MAX_UNVISITED:
+        bad.append(
+            f"{100 * min(unvisited, 1.0):.2g} % of Z or more, by one-step draws, lies where no "
+            "chain came."
         )
     if (step := resolution(one_step)) > FINE_RESOLUTION:
         (bad if step > MAX_RESOLUTION else cautions).append(

@@ -1,19 +1,19 @@
 """Chains where one step falls short: whether they are worth their time, and what they change."""
 
-import contextlib
 import dataclasses
 import time
 import warnings
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import pair
 from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.diagnostics.exploring import share_beyond
-from consistent_samplers.estimate import Evidence
+from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.targets import evaluation
@@ -25,6 +25,8 @@ _MOST, _FEWEST = (300, 1_000), (150, 250)
 # Gradients of an iteration in a space that is nearly Gaussian; operations of all of them up to
 # which chains are long (ten seconds of two cores), in the map's space at all, and run unasked.
 _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
+# One-step draws that chains are held against, and nats above all of the chains' weights.
+_NUM_FRESH, _ABOVE = 10_000, 0.5
 # A gradient's operations for each one of a draw with its determinant.
 _MAP_GRADIENT = 3.0
 
@@ -34,9 +36,9 @@ def where_needed(
     trained: TrainedSampler,
     wanted: bool | None = None,
     *,
-    worth: Evidence | None = None,
+    draws: Sequence[Draws] = (),
     num_samples: int = 10_000,
-    particles: Any = None,
+    particles: Array | None = None,
     progress_bar: bool = True,
 ) -> TrainedSampler:
     """A trained sampler, with chains where one step falls short and they can be expected to help.
@@ -45,7 +47,7 @@ def where_needed(
       rng_key: key.
       trained: the sampler.
       wanted: whether chains were asked for; None leaves it to the evidence.
-      worth: evidence of one-step draws; of fresh ones if None.
+      draws: one-step draws to judge by; fresh ones of two keys if there are none.
       num_samples: draws that are wanted.
       particles: see `with_chains`.
       progress_bar: show the chains' progress.
@@ -56,7 +58,8 @@ def where_needed(
     if wanted is None:
         if _operations(evaluation.cost(target.log_density, target.dim), _FEWEST) > _AFFORDABLE:
             return trained
-        if not falls_short(rng_key, trained, worth):
+        draws = draws or fresh_draws(rng_key, trained)
+        if not falls_short(trained, draws):
             return trained
         reason = "the weights of one step are not to be used"
     try:
@@ -64,6 +67,7 @@ def where_needed(
             rng_key,
             trained,
             num_samples=num_samples,
+            draws=draws,
             particles=particles,
             reason=reason,
             progress_bar=progress_bar,
@@ -76,17 +80,22 @@ def where_needed(
     return trained
 
 
-def falls_short(rng_key: PRNGKey, trained: TrainedSampler, worth: Evidence | None = None) -> bool:
+def fresh_draws(rng_key: PRNGKey, trained: TrainedSampler) -> list[Draws]:
+    """One-step draws of two keys."""
+    return [trained.sample(key, _NUM_FRESH) for key in pair(rng_key)]
+
+
+def falls_short(trained: TrainedSampler, draws: Sequence[Draws]) -> bool:
     """Whether one step is not to be used although no modes were missed, which more would not find.
 
-    By the evidence ``worth``, or that of fresh draws of two keys if None.
+    By the evidence of draws, any of them.
     """
     if trained.exploration is not None and trained.exploration.lacks_modes:
         return False
-    worths = [] if worth is None else [worth]
-    if worth is None:
-        with contextlib.suppress(ValueError):  # draws that cannot be weighed
-            worths = [trained.evidence(key) for key in pair(rng_key)]
+    try:
+        worths = [evidence(part) for part in draws]
+    except ValueError:  # draws that cannot be weighed
+        return False
     return any(trained.verdict(worth).level == "not to be used" for worth in worths)
 
 
@@ -95,6 +104,7 @@ def with_chains(
     trained: TrainedSampler,
     *,
     num_samples: int = 4_000,
+    draws: Sequence[Draws] = (),
     particles: Array | None = None,
     reason: str = ASKED_FOR,
     progress_bar: bool = True,
@@ -110,6 +120,7 @@ def with_chains(
       rng_key: key.
       trained: what `train_sampler` or `load` returned.
       num_samples: draws of all chains; 250 to 1,000 of each are taken.
+      draws: one-step draws, whose largest weights the chains are to have met; fresh ones if none.
       particles: ``[n, dim]``, of a tempered SMC, to see whether the chains reach them.
       reason: why, in words, for ``route``.
       progress_bar: show how far they are.
@@ -130,7 +141,7 @@ def with_chains(
     target, sampler = trained.target, trained.one_step
     density = evaluation.cost(target.log_density, target.dim)
     by_map = density + _MAP_GRADIENT * sampler.map_cost()
-    gaussian = _operations(by_map, _FEWEST) > _DEAR
+    gaussian = _operations(by_map, _FEWEST) > _DEAR or not one_frame(sampler.base)
     cost = density if gaussian else by_map
     warmup, most = _FEWEST if _operations(cost, _MOST) > _CHEAP else _MOST
     num = min(max(-(-num_samples // _NUM_CHAINS), _FEWEST[1]), most)
@@ -145,6 +156,9 @@ def with_chains(
             gaussian=gaussian,
             progress=bar.update,
         )
+    draws = draws or fresh_draws(rng_key, trained)
+    unvisited = max(_unvisited(rng_key, chains, trained, part) for part in draws)
+    chains = chains._replace(unvisited=unvisited)
     name, shares = "chains", {} if trained.route is None else trained.route.stages
     return dataclasses.replace(
         trained,
@@ -158,6 +172,18 @@ def with_chains(
 def _operations(cost: float, iterations: tuple[int, int]) -> float:
     """Of all chains, at the cost of a gradient."""
     return _NUM_CHAINS * sum(iterations) * _GRADIENTS * cost
+
+
+def _unvisited(rng_key: PRNGKey, chains: Chains, trained: TrainedSampler, draws: Draws) -> float:
+    """Part of Z, as one-step draws have it, that lies where weights exceed all of the chains'."""
+    weight = np.asarray(checked_log_weight(draws), np.float64)
+    there = weight
+    if chains.sampler.control is not trained.one_step.control:
+        found = chains.sampler.log_weight(rng_key, trained.target, draws.position, 1)
+        there = np.asarray(found, np.float64)
+    beyond = ~(there <= float(chains.log_weight.max()) + _ABOVE)
+    with np.errstate(over="ignore"):
+        return float(np.exp(weight[beyond] - chains.log_z.log_z).sum() / len(weight))
 
 
 def _seen_by(

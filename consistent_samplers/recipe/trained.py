@@ -179,7 +179,8 @@ class TrainedSampler:
         if self.chains is None:
             raise ValueError("There are no chains yet: see with_chains.")
         worth = next(reversed(self.stages.values()))
-        return chains_verdict(self.chains.mixing, self.chains.log_z, worth, self.exploration)
+        found = self.chains
+        return chains_verdict(found.mixing, found.log_z, worth, self.exploration, found.unvisited)
 
     def concluded(self, evidence: Evidence) -> tuple[Chains | None, Evidence, Verdict]:
         """What to go by: chains or one-step draws, log Z and the verdict, of some evidence.

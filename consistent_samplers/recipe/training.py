@@ -242,9 +242,10 @@ def _or_hierarchical(
     By the ELBO of draws that neither was trained on; and whether Ctrl-C came.
     """
     target = trained.target
-    if not chain_stage.falls_short(rng_key, trained) or not target.structure.has_members:
+    draws = chain_stage.fresh_draws(rng_key, trained)
+    if not chain_stage.falls_short(trained, draws) or not target.structure.has_members:
         return trained, False
-    fitted = fit_diagonal(rng_key, target, init_position=trained.sample(rng_key, 64).position)
+    fitted = fit_diagonal(rng_key, target, init_position=draws[0].position[:64])
     start = cold._replace(base=fitted, modes=None)
     folder = None if plan.folder is None else plan.folder / "hierarchical"
     plan = plan._replace(network="hierarchical", rounds=_HIERARCHICAL_ROUNDS, folder=folder)

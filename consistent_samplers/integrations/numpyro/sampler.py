@@ -128,7 +128,7 @@ class OneStepSampler:
             trained = where_needed(
                 folded(rng_key, 2),
                 self.trained,
-                worth=run.evidence,
+                draws=(run.draws,),
                 num_samples=self.num_samples,
                 progress_bar=self.progress_bar,
             )
