@@ -20,7 +20,6 @@ import consistent_samplers as cs
 from benchmarks import registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import GaussianBase
-from consistent_samplers.recipe import base_stage
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Draws, Method
 
@@ -289,7 +288,7 @@ class Trainer:
         key = jax.random.key(seed)
         if self._method in ("base", "nuts"):
             # What every other method has to beat: importance sampling from the base alone.
-            alone = base_stage.alone(self._base)
+            alone = cs.Sampler.of_base(self._base)
             trained = cs.TrainedSampler(self._target, alone, alone)
             if self._method == "base":
                 return Sampler(trained, {}, alone.methods)

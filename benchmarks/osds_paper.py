@@ -10,7 +10,6 @@ import consistent_samplers as cs
 from benchmarks import figures
 from benchmarks.rows import versions_and_device, write_json
 from consistent_samplers.algorithms import Algorithm, SamplerState
-from consistent_samplers.recipe import base_stage
 
 _BASE_SCALE = 5.0
 
@@ -77,7 +76,7 @@ def run(seed: int, num_iterations: int, batch_size: int, num_samples: int, outpu
             "final_training_elbo": float(trained.history.elbo[-100:].mean()),
             "rows": _evaluate(key_evaluate, algorithm, trained.state, num_samples),
         }
-    alone = base_stage.alone(base).sample(key_evaluate, target, num_samples)
+    alone = cs.Sampler.of_base(base).sample(key_evaluate, target, num_samples)
     base_evidence = cs.evidence(alone)
     results["base_alone"] = {"elbo": float(base_evidence.elbo), "log_z": float(base_evidence.log_z)}
     _print(results)

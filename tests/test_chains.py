@@ -127,6 +127,33 @@ def test_the_verdict_on_chains(found, log_z, exploration, level, words):
     assert words in str(verdict)
 
 
+def test_mass_where_no_chain_came_is_bad():
+    mixed, log_z = Mixing(1.001, 900.0, 800.0, 0.0), Bridge(0.0, 0.01)
+    assert chains_verdict(mixed, log_z, _evidence(), None, 0.01).level == "trusted"
+    verdict = chains_verdict(mixed, log_z, _evidence(), None, 0.3)
+    assert verdict.level == "not to be used" and "30 % of Z or more" in str(verdict)
+
+
+def test_chains_do_not_forget_a_spike_that_one_step_saw():
+    """A third of the mass in a spike: chains leave it while they adapt, and never return."""
+
+    def log_density(x):
+        parts = [jax.scipy.stats.norm.logpdf(x[0], 0.5, scale) for scale in (1.0, 5e-4)]
+        return jnp.logaddexp(parts[0] + jnp.log(2 / 3), parts[1] + jnp.log(1 / 3))
+
+    target = cs.Target(log_density, 1, log_z=0.0)
+    base = cs.bases.standard_normal(1)
+    trained = cs.train_sampler(KEY, target, base=base, effort="base", progress_bar=False)
+    found = cs.with_chains(KEY, trained, progress_bar=False)
+    assert found.chains.unvisited > 0.1 or abs(found.chains.log_z.log_z) < 0.05
+    assert found.chains_verdict().level == "not to be used"
+
+
+def test_coarse_densities_are_no_ground_for_chains():
+    mixed = Mixing(1.001, 900.0, 800.0, 0.0)
+    assert chains_verdict(mixed, Bridge(1e7, 0.01), _evidence(1e7)).level == "not to be used"
+
+
 def test_latent_points_are_weighed_as_draws_are():
     target = cs.targets.funnel(3)
     algorithm = cs.osds(
@@ -229,6 +256,7 @@ def school_model(y):
     numpyro.deterministic("total", effect.sum())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # ArviZ of its own future
 def test_a_numpyro_model_by_chains(capsys):
     """Conjugate: mean | y ~ N(25 Σy / (75 + 5), 1 / (1/25 + 3/5))."""
     y = jnp.array([1.0, 3.0, 5.0])
