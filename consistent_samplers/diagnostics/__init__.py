@@ -16,7 +16,22 @@ from consistent_samplers.diagnostics.exploring import (
     share_beyond,
     share_unseen,
 )
-from consistent_samplers.diagnostics.mixing import Mixing, chains_verdict, mixing
+from consistent_samplers.diagnostics.members import (
+    MembersFound,
+    mass_elsewhere,
+    members_left_out,
+)
+from consistent_samplers.diagnostics.mixing import (
+    ENOUGH_DRAWS,
+    FEWEST_DRAWS,
+    MAX_DIVERGENT,
+    MAX_R_HAT,
+    MAX_UNVISITED,
+    MIXED_R_HAT,
+    Mixing,
+    chains_verdict,
+    mixing,
+)
 from consistent_samplers.diagnostics.modes import (
     MISSED_SHARE,
     ModeCoverage,
@@ -53,19 +68,25 @@ from consistent_samplers.diagnostics.verdicts import (
 )
 
 __all__ = [
+    "ENOUGH_DRAWS",
     "EVEN_ESS",
+    "FEWEST_DRAWS",
     "FINE_RESOLUTION",
     "FINITE_VARIANCE_K",
     "LEAST_ESS",
     "LEVELS",
+    "MAX_DIVERGENT",
     "MAX_MEDIAN_POINTS",
     "MAX_OUTSIDE",
     "MAX_RESOLUTION",
     "MAX_ROUND_TRIP_ERROR",
+    "MAX_R_HAT",
     "MAX_SHIFT",
     "MAX_UNSEEN",
+    "MAX_UNVISITED",
     "MIN_EFFECTIVE",
     "MISSED_SHARE",
+    "MIXED_R_HAT",
     "MODEST_ESS",
     "MODEST_UNSEEN",
     "NEARLY_EXACT_ESS",
@@ -75,6 +96,7 @@ __all__ = [
     "SMALL_UNSEEN",
     "ExplorationCheck",
     "Level",
+    "MembersFound",
     "Mixing",
     "ModeCoverage",
     "SinkhornResult",
@@ -83,6 +105,8 @@ __all__ = [
     "exploration_check",
     "informed",
     "is_trustworthy",
+    "mass_elsewhere",
+    "members_left_out",
     "mixing",
     "mmd",
     "mode_coverage",

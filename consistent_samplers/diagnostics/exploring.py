@@ -61,9 +61,9 @@ class ExplorationCheck(NamedTuple):
       hidden: share of the particles of larger weight than any draw (`share_unseen`), or NaN if not
         looked at; `informed` widens intervals for it.
       num_members: members of a hierarchy that have mass where the map hardly goes
-        (`members.members_left_out`).
+        (`members_left_out`).
       elsewhere: log of the mass of a second fit in another place, relative to the first
-        (`members.mass_elsewhere`); -inf if it found nothing.
+        (`mass_elsewhere`); -inf if it found nothing.
 
     Example:
       >>> import consistent_samplers as cs

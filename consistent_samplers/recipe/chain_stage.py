@@ -27,6 +27,8 @@ _MOST, _FEWEST = (300, 1_000), (150, 250)
 _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
 # One-step draws that chains are held against, and nats above all of the chains' weights.
 _NUM_FRESH, _ABOVE = 10_000, 0.5
+# By how much other draws of the same sampler may look worse.
+_MORE_K, _LESS = 0.03, 0.95
 # A gradient's operations for each one of a draw with its determinant.
 _MAP_GRADIENT = 3.0
 
@@ -58,8 +60,8 @@ def where_needed(
     if wanted is None:
         if _operations(evaluation.cost(target.log_density, target.dim), _FEWEST) > _AFFORDABLE:
             return trained
-        draws = draws or fresh_draws(rng_key, trained)
-        if not falls_short(trained, draws):
+        doubt, draws = not draws, draws or fresh_draws(rng_key, trained)
+        if not falls_short(trained, draws, doubt):
             return trained
         reason = "the weights of one step are not to be used"
     try:
@@ -85,10 +87,11 @@ def fresh_draws(rng_key: PRNGKey, trained: TrainedSampler) -> list[Draws]:
     return [trained.sample(key, _NUM_FRESH) for key in pair(rng_key)]
 
 
-def falls_short(trained: TrainedSampler, draws: Sequence[Draws]) -> bool:
+def falls_short(trained: TrainedSampler, draws: Sequence[Draws], doubt: bool = True) -> bool:
     """Whether one step is not to be used although no modes were missed, which more would not find.
 
-    By the evidence of draws, any of them.
+    By the evidence of draws, any of them; with ``doubt``, as others may show it with a little more
+    of the tail.
     """
     if trained.exploration is not None and trained.exploration.lacks_modes:
         return False
@@ -96,6 +99,10 @@ def falls_short(trained: TrainedSampler, draws: Sequence[Draws]) -> bool:
         worths = [evidence(part) for part in draws]
     except ValueError:  # draws that cannot be weighed
         return False
+    if doubt:
+        worths = [
+            dataclasses.replace(w, pareto_k=w.pareto_k + _MORE_K, ess=_LESS * w.ess) for w in worths
+        ]
     return any(trained.verdict(worth).level == "not to be used" for worth in worths)
 
 

@@ -23,13 +23,14 @@ from consistent_samplers.bases.iterating import folded, split
 from consistent_samplers.diagnostics import (
     ExplorationCheck,
     exploration_check,
+    mass_elsewhere,
+    members_left_out,
     open_directions,
     share_beyond,
     share_unseen,
     standard_error_is_reliable,
     tail_is_light,
 )
-from consistent_samplers.diagnostics.members import mass_elsewhere, members_left_out
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.maps import Control, HierarchicalMap, Identity
 from consistent_samplers.recipe import base_stage, route, warm_start
