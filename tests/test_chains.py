@@ -13,6 +13,7 @@ import consistent_samplers as cs
 from consistent_samplers.bridge import Bridge, bridge
 from consistent_samplers.diagnostics import ExplorationCheck, Mixing, chains_verdict, mixing
 from consistent_samplers.integrations.numpyro import OneStepSampler
+from consistent_samplers.integrations.numpyro.model import flatten_model
 from consistent_samplers.recipe import chain_stage
 
 KEY = jax.random.key(0)
@@ -285,3 +286,25 @@ def test_a_numpyro_model_by_chains(capsys):
     assert data.posterior_predictive["y"].shape == (4, 500, 3)
     weighted, log_weight = sampler.get_weighted_samples()  # one step's, as before
     assert weighted["mean"].shape == (2_000,) and float(jnp.std(log_weight)) > 0.0
+
+
+def test_a_run_whose_draws_fall_short_goes_on_to_chains(tmp_path):
+    """A sampler from a folder is much too narrow for its model: nothing is trained anew."""
+    y = jnp.array([1.0, 3.0, 5.0])
+    target = flatten_model(school_model, (y,), {}).target
+    narrow = cs.bases.standard_normal(4, scale=0.3)
+    cs.train_sampler(KEY, target, base=narrow, effort="base", progress_bar=False).save(tmp_path)
+    sampler = OneStepSampler(school_model, num_samples=2_000, progress_bar=False)
+    sampler.load(tmp_path, y)
+    sampler.run(KEY, y)
+    assert sampler.route.name == "chains" and "not to be used" in sampler.route.reason
+    found = sampler.diagnostics()
+    assert found["level"] in ("trusted", "usable") and not found["reweighted"]
+    assert abs(float(sampler.get_samples()["mean"].mean()) - 1.8 / 0.64) < 0.2
+    # And whoever set a budget is not made to wait.
+    given = OneStepSampler(
+        school_model, num_samples=2_000, num_calibration_iterations=5, progress_bar=False
+    )
+    given.load(tmp_path, y)
+    given.run(KEY, y)
+    assert given.route.name == "base" and given.diagnostics()["r_hat"] is None

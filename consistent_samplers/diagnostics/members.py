@@ -84,6 +84,9 @@ def members_left_out(target: Target, sampler: Sampler, position: Array) -> Membe
             f"Members are known of a HierarchicalMap, not of a {type(control).__name__}."
         )
     x = np.asarray(position, np.float64)
+    x = x[np.isfinite(x).all(axis=1)]
+    if not len(x):
+        return MembersFound(0, 0.0)
     low, high = np.quantile(x, [0.25, 0.75], axis=0)
     spread = np.maximum((high - low) / 1.349, 1e-12 * (1.0 + np.abs(x).max(axis=0)))
     num, largest = 0, 0.0
@@ -192,7 +195,10 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
     control: Any = sampler.control
     at_zero = np.asarray(sampler.weigh(target, jnp.zeros((1, target.dim))).position[0])
     start = _mirrored(target, at_zero, np.asarray(control.globals))
-    other = fit_diagonal(rng_key, target, init_position=jnp.asarray(start))
+    try:
+        other = fit_diagonal(rng_key, target, init_position=jnp.asarray(start))
+    except ValueError:  # the mirror image lies outside of the support
+        return -np.inf
     draws = Sampler.of_base(other).sample(rng_key, target, _NUM_DRAWS)
     latent = _latents(control, sampler.params, draws.position)
     away = np.abs(np.median(np.asarray(latent), axis=0)).max()

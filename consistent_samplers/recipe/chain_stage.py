@@ -49,7 +49,8 @@ def where_needed(
       rng_key: key.
       trained: the sampler.
       wanted: whether chains were asked for; None leaves it to the evidence.
-      draws: one-step draws to judge by; fresh ones of two keys if there are none.
+      draws: one-step draws that were found to fall short; fresh ones of two keys are judged if
+        there are none.
       num_samples: draws that are wanted.
       particles: see `with_chains`.
       progress_bar: show the chains' progress.
@@ -60,8 +61,11 @@ def where_needed(
     if wanted is None:
         if _operations(evaluation.cost(target.log_density, target.dim), _FEWEST) > _AFFORDABLE:
             return trained
-        doubt, draws = not draws, draws or fresh_draws(rng_key, trained)
-        if not falls_short(trained, draws, doubt):
+        if not draws:
+            draws = fresh_draws(rng_key, trained)
+            if not falls_short(trained, draws):
+                return trained
+        elif trained.exploration is not None and trained.exploration.lacks_modes:
             return trained
         reason = "the weights of one step are not to be used"
     try:
@@ -87,11 +91,10 @@ def fresh_draws(rng_key: PRNGKey, trained: TrainedSampler) -> list[Draws]:
     return [trained.sample(key, _NUM_FRESH) for key in pair(rng_key)]
 
 
-def falls_short(trained: TrainedSampler, draws: Sequence[Draws], doubt: bool = True) -> bool:
+def falls_short(trained: TrainedSampler, draws: Sequence[Draws]) -> bool:
     """Whether one step is not to be used although no modes were missed, which more would not find.
 
-    By the evidence of draws, any of them; with ``doubt``, as others may show it with a little more
-    of the tail.
+    By the evidence of any of the draws, as others may show it with a little more of the tail.
     """
     if trained.exploration is not None and trained.exploration.lacks_modes:
         return False
@@ -99,11 +102,11 @@ def falls_short(trained: TrainedSampler, draws: Sequence[Draws], doubt: bool = T
         worths = [evidence(part) for part in draws]
     except ValueError:  # draws that cannot be weighed
         return False
-    if doubt:
-        worths = [
-            dataclasses.replace(w, pareto_k=w.pareto_k + _MORE_K, ess=_LESS * w.ess) for w in worths
-        ]
-    return any(trained.verdict(worth).level == "not to be used" for worth in worths)
+    darker = (
+        dataclasses.replace(worth, pareto_k=worth.pareto_k + _MORE_K, ess=_LESS * worth.ess)
+        for worth in worths
+    )
+    return any(trained.verdict(worth).level == "not to be used" for worth in darker)
 
 
 def with_chains(

@@ -133,7 +133,8 @@ def train(
         num_open = len(open_directions(target, draws.position, draws.log_density))
         found = found._replace(num_open=num_open)
         if isinstance(sampler.control, HierarchicalMap):
-            left_out = members_left_out(target, sampler, draws.position)
+            weighed = np.isfinite(np.asarray(draws.log_weight))
+            left_out = members_left_out(target, sampler, draws.position[weighed])
             elsewhere = mass_elsewhere(key_explore, target, sampler)
             found = found._replace(num_members=left_out.num_members, elsewhere=elsewhere)
         doubtful = found.num_modes > 1 or found.log_z_excess > _DOUBT or float(worth.ess) < _UNEVEN
