@@ -135,6 +135,11 @@ def test_mass_where_no_chain_came_is_bad():
     assert verdict.level == "not to be used" and "30 % of Z or more" in str(verdict)
 
 
+def test_a_log_z_that_is_not_known_is_bad():
+    verdict = chains_verdict(Mixing(1.001, 900.0, 800.0, 0.0), Bridge(0.0, 0.7), _evidence(-3.0))
+    assert verdict.level == "not to be used" and "known to ± 0.7 only" in str(verdict)
+
+
 def test_chains_do_not_forget_a_spike_that_one_step_saw():
     """A third of the mass in a spike: chains leave it while they adapt, and never return."""
 

@@ -24,6 +24,7 @@ from consistent_samplers.diagnostics.members import (
 from consistent_samplers.diagnostics.mixing import (
     ENOUGH_DRAWS,
     FEWEST_DRAWS,
+    MAX_BRIDGE_STDERR,
     MAX_DIVERGENT,
     MAX_R_HAT,
     MAX_UNVISITED,
@@ -75,6 +76,7 @@ __all__ = [
     "FINITE_VARIANCE_K",
     "LEAST_ESS",
     "LEVELS",
+    "MAX_BRIDGE_STDERR",
     "MAX_DIVERGENT",
     "MAX_MEDIAN_POINTS",
     "MAX_OUTSIDE",

@@ -26,6 +26,9 @@ ENOUGH_DRAWS, FEWEST_DRAWS = 400, 100
 MAX_DIVERGENT = 0.01
 """Share of divergent transitions above which chains are not to be used."""
 
+MAX_BRIDGE_STDERR = 0.25
+"""Standard error of log Z, in nats, from which on it tells next to nothing."""
+
 MAX_UNVISITED = 0.02
 """Part of Z that may lie, by one-step draws, where no chain came."""
 
@@ -145,6 +148,11 @@ def chains_verdict(
         )
     if undefined := 100.0 * float(one_step.undefined or 0.0):
         cautions.append(f"The log density is NaN at {undefined:.2g} % of the map's draws.")
+    if not log_z.log_z_stderr <= MAX_BRIDGE_STDERR:
+        bad.append(
+            f"log Z is known to ± {log_z.log_z_stderr:.2g} only: the map and the chains hardly "
+            "overlap. Of the draws that says nothing."
+        )
     error = math.hypot(log_z.log_z_stderr, float(one_step.elbo_stderr))
     if one_step.bound != "heuristic" and log_z.log_z < float(one_step.elbo) - _BELOW * error:
         bad.append(
