@@ -114,3 +114,12 @@ def test_the_mirror_image_of_a_factor_model_is_found():
 def test_there_is_no_mirror_image_where_the_prior_knows_the_signs():
     target, start = factors(signs_known=True)
     assert mass_elsewhere(KEY, target, untrained(target, start)[0]) == -np.inf
+
+
+def test_a_mirror_image_outside_of_the_support_is_none():
+    def unbounded(x):
+        return norm.logpdf(x[0], 2.0, 0.1) + norm.logpdf(x[1:], x[0], 0.1).sum()
+
+    sampler, _ = untrained(cs.Target(unbounded, NUM + 1), np.full(NUM + 1, 2.0))
+    bounded = cs.Target(lambda x: jnp.where((x > 0.0).all(), unbounded(x), -jnp.inf), NUM + 1)
+    assert mass_elsewhere(KEY, bounded, sampler) == -np.inf
