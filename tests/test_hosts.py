@@ -70,6 +70,7 @@ def test_two_hosts_give_what_one_gives(tmp_path, expected):
     assert header["done"] == two_hosts.NUM_ITERATIONS
 
 
+@pytest.mark.slow
 def test_a_host_that_dies_is_told_and_training_resumes(tmp_path, expected):
     codes, errors = launch(tmp_path, dies=True)
     assert codes[1] == -9

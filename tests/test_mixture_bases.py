@@ -305,6 +305,7 @@ def test_optima_are_modes_where_the_density_dips_between_them():
     assert fitting._num_separate(split, modes_at(np.array([[-2.0, 0.0], [2.0, 0.0]]))) == 2
 
 
+@pytest.mark.slow
 def test_spikes_and_boxes_are_found_where_no_gradient_tells():
     def log_density(x):
         slab = jax.scipy.stats.norm.logpdf(x, 0.0, 1.0).sum() + math.log(0.6)

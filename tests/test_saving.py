@@ -298,7 +298,13 @@ def theirs(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("kind", ["pytree", "dataclass", "arrays"])
+_KINDS = [
+    "pytree",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dataclass", "arrays")),
+]
+
+
+@pytest.mark.parametrize("kind", _KINDS)
 def test_ones_own_base_and_network_are_read_by_another_process(theirs, tmp_path, kind):
     made = theirs("theirs", registered=True).made(kind)
     folder, result = tmp_path / "kept", tmp_path / "draws.npz"

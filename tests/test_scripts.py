@@ -297,6 +297,7 @@ def test_times_in_seconds_keep_their_digits():
     check(posterior(model, times, y), (x @ y / precision, precision**-0.5, log_z))
 
 
+@pytest.mark.slow
 def test_many_rows():
     y = (1.5 + np.random.default_rng(0).normal(size=200_000)).astype(np.float32)
     precision, total = 1.0 + len(y), y.sum(dtype=float)
@@ -441,6 +442,7 @@ def everything(make, folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Calibration did not improve:UserWarning")
 def test_keys_of_both_styles_give_the_same_everywhere(tmp_path):
     results = [everything(make, tmp_path / "kept") for make in (jax.random.key, jax.random.PRNGKey)]

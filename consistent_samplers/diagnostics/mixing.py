@@ -17,11 +17,17 @@ from consistent_samplers.diagnostics.verdicts import (
 )
 from consistent_samplers.estimate import Evidence
 
-MIXED_R_HAT, MAX_R_HAT = 1.01, 1.05
-"""Largest r-hat of chains that are trusted (Vehtari et al., 2021), and of usable ones."""
+MIXED_R_HAT = 1.01
+"""Largest r-hat of chains that are trusted (Vehtari et al., 2021)."""
 
-ENOUGH_DRAWS, FEWEST_DRAWS = 400, 100
-"""Effective draws, in bulk and tails, of chains that are trusted, and of usable ones."""
+MAX_R_HAT = 1.05
+"""Largest r-hat of chains that are usable."""
+
+ENOUGH_DRAWS = 400
+"""Effective draws, in bulk and tails, of chains that are trusted."""
+
+FEWEST_DRAWS = 100
+"""Effective draws, in bulk and tails, of chains that are usable."""
 
 MAX_DIVERGENT = 0.01
 """Share of divergent transitions above which chains are not to be used."""
