@@ -249,6 +249,16 @@ def test_ctrl_c_during_chains_keeps_what_was_trained(monkeypatch, of_funnel):
         assert chain_stage.where_needed(KEY, without, True, progress_bar=False) is without
 
 
+def test_a_sampler_made_by_hand_takes_chains():
+    target = cs.targets.gaussian(jnp.ones(2), jnp.ones(2))
+    algorithm = cs.osds(target, base=cs.bases.standard_normal(2), guidance=None, hidden=(8,))
+    trained = cs.TrainedSampler.of(algorithm, algorithm.init(KEY))
+    found = cs.with_chains(KEY, trained, num_samples=1_000, progress_bar=False)
+    assert found.route.stages == {} and found.chains.position.shape == (4, 250, 2)
+    assert found.chains_verdict().level != "not to be used"
+    assert abs(found.chains.log_z.log_z - target.log_z) < 0.2
+
+
 def test_no_verdict_on_chains_without_chains(of_funnel):
     with pytest.raises(ValueError, match="with_chains"):
         dataclasses.replace(of_funnel, chains=None).chains_verdict()

@@ -58,17 +58,17 @@ def where_needed(
     if wanted is False:
         return trained
     reason, target = ASKED_FOR, trained.target
-    if wanted is None:
-        if _operations(evaluation.cost(target.log_density, target.dim), _FEWEST) > _AFFORDABLE:
-            return trained
-        if not draws:
-            draws = fresh_draws(rng_key, trained)
-            if not falls_short(trained, draws):
-                return trained
-        elif trained.exploration is not None and trained.exploration.lacks_modes:
-            return trained
-        reason = "the weights of one step are not to be used"
     try:
+        if wanted is None:
+            if _operations(evaluation.cost(target.log_density, target.dim), _FEWEST) > _AFFORDABLE:
+                return trained
+            if not draws:
+                draws = fresh_draws(rng_key, trained)
+                if not falls_short(trained, draws):
+                    return trained
+            elif trained.exploration is not None and trained.exploration.lacks_modes:
+                return trained
+            reason = "the weights of one step are not to be used"
         return with_chains(
             rng_key,
             trained,

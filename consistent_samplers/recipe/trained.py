@@ -178,8 +178,8 @@ class TrainedSampler:
         """
         if self.chains is None:
             raise ValueError("There are no chains yet: see with_chains.")
-        worth = next(reversed(self.stages.values()))
-        found = self.chains
+        found, stages = self.chains, list(self.stages.values())
+        worth = stages[-1] if stages else self.evidence(jax.random.key(0))
         return chains_verdict(found.mixing, found.log_z, worth, self.exploration, found.unvisited)
 
     def concluded(self, evidence: Evidence) -> tuple[Chains | None, Evidence, Verdict]:
