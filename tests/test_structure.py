@@ -1,5 +1,7 @@
 """What depends on what is read off Hessians, and a map that follows it is exact."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.testing import assert_allclose
 
 import consistent_samplers as cs
 from consistent_samplers.recipe import training
+from consistent_samplers.recipe.stages import Start
 from consistent_samplers.targets import structure
 
 KEY = jax.random.key(0)
@@ -239,3 +242,28 @@ def test_a_product_is_left_to_a_base_that_sees_its_modes():
     hierarchy, _ = conjugate(num=120)
     assert training._network_of(hierarchy, None, "auto", 0, None) == "hierarchical"
     assert training._network_of(hierarchy, None, "base", 0, None) == "structured"
+
+
+@pytest.mark.parametrize(
+    ("error", "interrupted"), [(KeyboardInterrupt, True), (ValueError("no start"), False)]
+)
+def test_another_map_that_cannot_be_made_loses_nothing(monkeypatch, error, interrupted):
+    """The general map of a small hierarchy falls short, and then Ctrl-C comes, or no fit."""
+
+    def log_density(x):
+        return -0.5 * (x[0] ** 2 + jnp.sum((x[1:] - x[0]) ** 2))
+
+    def stop(*_, **__):
+        raise error
+
+    target = cs.Target(log_density, 9)
+    trained = cs.train_sampler(
+        KEY, target, base=cs.bases.standard_normal(9), effort="base", progress_bar=False
+    )
+    monkeypatch.setattr(training.chain_stage, "falls_short", lambda *_: True)
+    monkeypatch.setattr(training, "fit_diagonal", stop)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = training._or_hierarchical(KEY, trained, Start(trained.base, False), None, 0.0)
+    assert found[0] is trained and found[1] is interrupted
+    assert any("interrupted" in str(w.message) for w in said) == interrupted

@@ -28,6 +28,7 @@ from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.schedules import check_max_steps
 from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.targets.base import check_density
+from consistent_samplers.training import TrainingDivergedError
 from consistent_samplers.types import Array, PRNGKey
 
 # Above it, determinants of a general network's steps are too dear to train on.
@@ -242,14 +243,21 @@ def _or_hierarchical(
     By the ELBO of draws that neither was trained on; and whether Ctrl-C came.
     """
     target = trained.target
-    draws = chain_stage.fresh_draws(rng_key, trained)
-    if not chain_stage.falls_short(trained, draws) or not target.structure.has_members:
+    try:
+        draws = chain_stage.fresh_draws(rng_key, trained)
+        if not chain_stage.falls_short(trained, draws) or not target.structure.has_members:
+            return trained, False
+        fitted = fit_diagonal(rng_key, target, init_position=draws[0].position[:64])
+        start = cold._replace(base=fitted, modes=None)
+        folder = None if plan.folder is None else plan.folder / "hierarchical"
+        plan = plan._replace(network="hierarchical", rounds=_HIERARCHICAL_ROUNDS, folder=folder)
+        other, interrupted = train(rng_key, target, start, plan, begin)
+    except KeyboardInterrupt:
+        said = "Another map was to be tried: interrupted, the sampler is the one that there was."
+        warnings.warn(said, RuntimeWarning, stacklevel=3)
+        return trained, True
+    except (ValueError, TrainingDivergedError):  # nothing that could be better
         return trained, False
-    fitted = fit_diagonal(rng_key, target, init_position=draws[0].position[:64])
-    start = cold._replace(base=fitted, modes=None)
-    folder = None if plan.folder is None else plan.folder / "hierarchical"
-    plan = plan._replace(network="hierarchical", rounds=_HIERARCHICAL_ROUNDS, folder=folder)
-    other, interrupted = train(rng_key, target, start, plan, begin)
     worths = [float(next(reversed(of.stages.values())).elbo) for of in (trained, other)]
     lacks = other.exploration is not None and other.exploration.lacks_modes
     better = worths[1] > worths[0] and not lacks
