@@ -50,8 +50,11 @@ _AGAIN = 2
 _BATCH, _BRIEF_BATCH = 128, 64
 # Share of effective draws from which on a full calibration is not gone on with.
 _EFFECTIVE_ENOUGH = 0.9
-# Particles that are looked up; nats of excess, and share of effective draws, at which they are.
-_NUM_PLACED, _DOUBT, _UNEVEN = 2_048, 0.25, 0.15
+NUM_PLACED = 2_048
+"""Particles that are looked up, at most."""
+
+# Nats of excess, and share of effective draws, at which they are.
+_DOUBT, _UNEVEN = 0.25, 0.15
 # Share of a base's draws outside of the support from which on it is not calibrated.
 _MAX_BEYOND = 0.02
 # Share below which it is not the tail alone that is wrong.
@@ -142,7 +145,7 @@ def train(
         if start.particles is None or not (doubtful or heavy):
             return found
         # The particles' log Z may be off itself: where are they?
-        particles = jax.device_put(start.particles[:_NUM_PLACED])
+        particles = jax.device_put(start.particles[:NUM_PLACED])
         there = np.asarray(sampler.log_weight(key_explore, target, particles, 1))
         return found._replace(
             uncovered=share_beyond(draws, there), hidden=share_unseen(draws, there)

@@ -23,7 +23,7 @@ from consistent_samplers.compilation import as_partial
 from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe import chain_stage, route, warm_start
 from consistent_samplers.recipe.route import EFFORTS, Effort
-from consistent_samplers.recipe.stages import Plan, Start, distillation, train
+from consistent_samplers.recipe.stages import NUM_PLACED, Plan, Start, distillation, train
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.schedules import check_max_steps
 from consistent_samplers.targets import Target, evaluation, rounding
@@ -36,9 +36,8 @@ _MAX_GENERAL_DIM = 100
 _LARGE_ITERATIONS = 300
 _NETWORKS = ("general", "hierarchical", "structured")
 _HIERARCHICAL_ROUNDS = (500, 1_000)
-# What the chains' key is folded with, and particles that are held against them.
-_CHAINS, _NUM_PLACED = 5, 2_048
-_OTHER = 6  # and the key of another map
+# What the keys of chains and of another map are folded with.
+_CHAINS, _OTHER = 5, 6
 
 
 def train_sampler(
@@ -192,9 +191,7 @@ def train_sampler(
         distillation(target, base or standard_normal(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
-    chained = functools.partial(
-        _chained, folded(rng_key, _CHAINS), plan=plan, wanted=chains, num_samples=num_samples
-    )
+    chained = functools.partial(_chained, folded(rng_key, _CHAINS), plan=plan, wanted=chains)
     with contextlib.nullcontext() if plan.folder is None else checkpoint.reserved(plan.folder):
         key_base = split(rng_key)[0]
         if start is not None:
@@ -225,7 +222,7 @@ def train_sampler(
             cold = _cold_start(key_base, target, None, jax.device_put(known), explore)
             trained, interrupted = train(rng_key, target, cold, plan, begin)
         only_general = network is None and base is None and start is None and not num_iterations
-        if only_general and not (interrupted or own_budget or effort == "base"):
+        if only_general and not (interrupted or own_budget):
             key_other = folded(rng_key, _OTHER)
             trained, interrupted = _or_hierarchical(key_other, trained, cold, plan, begin)
         if not interrupted:
@@ -271,17 +268,14 @@ def _chained(
     *,
     plan: Plan,
     wanted: bool | None,
-    num_samples: int,
 ) -> TrainedSampler:
     """What was trained, with chains where one step falls short of what was asked for."""
-    if particles is not None:
-        particles = jax.device_put(particles[:_NUM_PLACED])
     return chain_stage.where_needed(
         rng_key,
         trained,
         wanted,
-        num_samples=num_samples,
-        particles=particles,
+        num_samples=plan.num_samples,
+        particles=None if particles is None else jax.device_put(particles[:NUM_PLACED]),
         progress_bar=plan.progress_bar,
     )
 
