@@ -47,10 +47,10 @@ def test_a_bridge_counts_chains_by_their_effective_draws():
     for _ in range(100):
         theirs = np.zeros((4, 500))
         for i in range(1, 500):
-            theirs[:, i] = 0.95 * theirs[:, i - 1] + np.sqrt(1 - 0.95**2) * rng.normal(size=4)
-        theirs = 1.0 + 0.7 * theirs
+            theirs[:, i] = 0.9 * theirs[:, i - 1] + np.sqrt(1 - 0.9**2) * rng.normal(size=4)
+        theirs = 1.0 + 2.0 * theirs  # wider: what it weighs is decided by the chains
         found = bridge(
-            log_weight(rng.normal(size=2_000), 1.0, 0.7, 0.0), log_weight(theirs, 1.0, 0.7, 0.0)
+            log_weight(rng.normal(size=100_000), 1.0, 2.0, 0.0), log_weight(theirs, 1.0, 2.0, 0.0)
         )
         ratios.append(found.log_z / found.log_z_stderr)
     assert 0.7 < np.std(ratios) < 1.4
@@ -163,7 +163,7 @@ def test_coarse_densities_are_no_ground_for_chains():
 def test_latent_points_are_weighed_as_draws_are():
     target = cs.targets.funnel(3)
     algorithm = cs.osds(
-        target, base=cs.bases.standard_normal(3), max_steps=1, hidden=(8,), guidance=None
+        target, base=cs.bases.standard_normal(3, 1.5), max_steps=1, hidden=(8,), guidance=None
     )
     params = algorithm.init(KEY).params
     moved = jax.tree.map(lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size).reshape(x.shape)), params)
