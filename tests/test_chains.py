@@ -223,6 +223,21 @@ def test_between_components_chains_take_the_gaussian_of_the_draws():
     assert abs(float(x[:, 0].std()) - 1.0) < 0.1 and abs(float(x[:, 1].mean()) - 0.3) < 0.08
 
 
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_chains_that_the_map_hardly_overlaps_tell_log_z(scale):
+    """A sampler much too narrow, or wide: log Z comes from a Gaussian of the chains' own."""
+
+    def log_density(x):
+        return jax.scipy.stats.norm.logpdf(x).sum() + 2.0
+
+    target = cs.Target(log_density, 8)
+    sampler = cs.Sampler.of_base(cs.bases.standard_normal(8, scale))
+    chains = cs.corrections.latent_chains(KEY, target, sampler)
+    alone = bridge(sampler.sample(KEY, target, 4_096, 1).log_weight, chains.log_weight)
+    assert alone.log_z_stderr > 0.05
+    assert abs(chains.log_z.log_z - 2.0) < 4.0 * chains.log_z.log_z_stderr < 0.1
+
+
 def test_chains_are_left_out_where_they_cannot_help(monkeypatch, of_funnel):
     monkeypatch.setattr(chain_stage, "latent_chains", lambda *_, **__: pytest.fail("chains ran"))
     without = dataclasses.replace(of_funnel, chains=None)

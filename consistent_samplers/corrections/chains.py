@@ -30,8 +30,11 @@ _NUM_DRAWS = 4_096
 # Iterations of a dispatch: between two of them a chain can be shown, and stopped.
 _SEGMENT = 50
 _MAX_TREE_DEPTH, _ACCEPTANCE = 8, 0.9
-# Effective draws for each dimension from which on weighted moments are better than plain ones.
+# Effective draws for each dimension from which on weighted moments are better than plain ones, and
+# those of chains from which on a covariance is better than standard deviations alone.
 _DRAWS_PER_MOMENT = 10.0
+# Standard error of log Z, in nats, from which on another sampler than the map is asked for it.
+_CLOSE = 0.05
 
 
 class Chains(NamedTuple):
@@ -43,7 +46,8 @@ class Chains(NamedTuple):
       diverging: ``[num_chains, num_samples]`` bool, transitions that did, or that ended where the
         map folds.
       mixing: r-hat and effective draws.
-      log_z: between their draws and the map's, by bridge sampling.
+      log_z: between their draws and the map's, or where these hardly overlap those of a Gaussian in
+        its latent space, by bridge sampling.
       sampler: the map.
       unvisited: part of Z that one-step draws showed where no chain came; see `recipe.with_chains`.
 
@@ -150,7 +154,39 @@ def latent_chains(
     diverging = diverging | np.asarray(found.flow.folded).reshape(diverging.shape)
     mixed = mixing(position, float(diverging.mean()))
     drawn = jax.device_put((position, weights, diverging))
-    return Chains(drawn[0], drawn[1], drawn[2], mixed, bridge(log_weight, weights), space)
+    log_z = bridge(log_weight, weights)
+    if log_z.log_z_stderr > _CLOSE:
+        key = folded(rng_key, 2)
+        other = _bridge_to_chains(key, space, target, np.asarray(latent), weights, mixed.bulk)
+        log_z = min(log_z, other, key=lambda found: found.log_z_stderr)
+    return Chains(drawn[0], drawn[1], drawn[2], mixed, log_z, space)
+
+
+def _bridge_to_chains(
+    rng_key: PRNGKey,
+    space: Sampler,
+    target: Target,
+    latent: np.ndarray,
+    log_weight: np.ndarray,
+    effective: float,
+) -> Bridge:
+    """Log Z between the second half of each chain and a Gaussian fitted to the first.
+
+    The two halves keep fit and bridge apart (Overstall & Forster, 2010). ``latent`` is
+    ``[num_chains, num_samples, dim]``.
+    """
+    num, dim = latent.shape[1] // 2, latent.shape[2]
+    few = 0.5 * effective < _DRAWS_PER_MOMENT * dim
+    fitted = _gaussian(latent[:, :num].reshape(-1, dim), diagonal=few)
+    z = fitted.sample(rng_key, _NUM_DRAWS)
+    there = np.asarray(checked_log_weight(space.weigh(target, z)), np.float64)
+
+    def normal_over_fitted(z: Array) -> np.ndarray:
+        normal = jax.scipy.stats.norm.logpdf(z).sum(-1)
+        return np.asarray(normal - fitted.log_prob(z), np.float64)
+
+    rest = jax.device_put(latent[:, num:])
+    return bridge(there + normal_over_fitted(z), log_weight[:, num:] + normal_over_fitted(rest))
 
 
 def _latent_space(
@@ -192,13 +228,20 @@ def _distinct(rng_key: PRNGKey, draws: Draws, num: int) -> Array:
 
 def _moments(draws: Draws, ess: float) -> GaussianBase:
     """The Gaussian of draws, weighted if enough of them are effective."""
-    x = np.asarray(draws.position, np.float64)
-    weight = np.ones(len(x))
-    if ess * len(x) > _DRAWS_PER_MOMENT * x.shape[1]:
+    weight = None
+    if ess * len(draws.position) > _DRAWS_PER_MOMENT * draws.position.shape[1]:
         log_weight = np.asarray(checked_log_weight(draws), np.float64)
         weight = np.exp(log_weight - log_weight.max())
+    return _gaussian(np.asarray(draws.position), weight)
+
+
+def _gaussian(
+    x: np.ndarray, weight: np.ndarray | None = None, diagonal: bool = False
+) -> GaussianBase:
+    """The Gaussian with the moments of ``x`` ``[n, dim]``."""
+    dtype, x = x.dtype, np.asarray(x, np.float64)
     loc = np.average(x, axis=0, weights=weight)
     covariance = np.atleast_2d(np.cov(x, rowvar=False, aweights=weight))
-    scale_tril = np.linalg.cholesky(covariance + 1e-9 * np.diag(np.diag(covariance)))
-    dtype = draws.position.dtype
+    variances = np.diag(np.diag(covariance))
+    scale_tril = np.linalg.cholesky(variances if diagonal else covariance + 1e-9 * variances)
     return GaussianBase(jnp.asarray(loc, dtype), jnp.asarray(scale_tril, dtype))
