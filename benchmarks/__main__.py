@@ -138,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--names", nargs="+", help="models; all if left out")
     sub.add_argument("--limit", type=float, default=900.0, help="seconds of a process")
     sub.add_argument("--seed", type=int, default=0)
+    sub = _command(commands, "sizes", "seconds and memory of a hierarchical family as it grows")
+    sub.add_argument("--dims", nargs="+", type=int, default=[100, 300, 1_000, 3_000, 10_000])
+    sub.add_argument("--limit", type=float, default=1_800.0, help="seconds of a process")
+    sub.add_argument("--seed", type=int, default=0)
     _add_first(commands)
     _add_speed(commands)
     return parser

@@ -11,6 +11,7 @@ it is kept in hierarchical-references.json.
 import argparse
 import json
 import os
+import resource
 import tempfile
 import time
 import types
@@ -59,10 +60,10 @@ def run(names: list[str] | None, limit: float, seed: int, output: Path) -> dict[
     results: dict[str, Any] = {"command": " ".join(command), **versions_and_device(), "rows": []}
     for name in names or MODELS:
         if name not in truths:
-            truths[name] = _child(name, "truth", seed, 4 * limit)
+            truths[name] = measured(name, "truth", seed, 4 * limit)
             output.mkdir(parents=True, exist_ok=True)
             references.write_text(json.dumps(truths, indent=1) + "\n")
-        found = {what: _child(name, what, seed, limit) for what in ("ours", "nuts")}
+        found = {what: measured(name, what, seed, limit) for what in ("ours", "nuts")}
         row = {"model": name, **found, **judged(found["ours"], truths[name])}
         results["rows"].append(row)
         print(f"{name:>22} {row['outcome']:<15} {_cells(row)}", flush=True)
@@ -149,7 +150,8 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(text) + "\n"
 
 
-def _child(name: str, what: str, seed: int, limit: float) -> dict[str, Any]:
+def measured(name: str, what: str, seed: int, limit: float) -> dict[str, Any]:
+    """What a process of its own finds: of ``"ours"``, ``"nuts"`` or the ``"truth"``."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "found.json"
         arguments = ["benchmarks.hierarchical", "--child", name, what, str(seed), str(path)]
@@ -195,6 +197,7 @@ def _ours(model: Any, seed: int) -> dict[str, Any]:
         effective, seconds = min(mixed["bulk"], mixed["tail"]), trained.training_seconds
     return {
         "end": end,
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "dim": trained.target.dim,
         "ess": float(worth.ess),
         "pareto_k": float(worth.pareto_k),
@@ -256,9 +259,9 @@ if __name__ == "__main__":
         import jax as _jax
 
         _jax.config.update("jax_enable_x64", True)
-    from benchmarks.hierarchical_models import MODELS as _MODELS
+    from benchmarks.hierarchical_models import model_of
 
-    _model = _MODELS[_name]()
+    _model = model_of(_name)
     _calls = {"truth": lambda: _truth(_model), "ours": lambda: _ours(_model, int(_seed))}
     _calls["nuts"] = lambda: _nuts(_model, int(_seed))
     Path(_path).write_text(json.dumps(_calls[_what]()))

@@ -319,3 +319,9 @@ MODELS: dict[str, Callable[[], Model]] = {
     "large_poisson": lambda: counts(1_998, False),
 }
 """By name: what makes each, data included."""
+
+
+def model_of(name: str) -> Model:
+    """A model by its name, or Poisson counts of as many groups as follow ``counts:``."""
+    family, _, size = name.partition(":")
+    return counts(int(size), False) if family == "counts" else MODELS[name]()

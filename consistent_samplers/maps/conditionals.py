@@ -127,7 +127,7 @@ def _conditional(params: Any, group: Group, features: Array, y: Array) -> tuple[
     prior_mean, prior_root = _gaussian(out, size)
 
     own_precision, prior_precision = (
-        jnp.einsum("jac,jbc->jab", root, root) for root in (own_root, prior_root)
+        jnp.einsum("jca,jcb->jab", root, root) for root in (own_root, prior_root)
     )
     root = _cholesky(own_precision + prior_precision)
     pull = jnp.einsum("jab,jb->ja", own_precision, own_mean)
