@@ -15,9 +15,10 @@ from consistent_samplers.bases.gaussian_fit import fit_gaussian
 from consistent_samplers.bases.iterating import MAX_DENSE_DIM, split
 from consistent_samplers.bases.judging import Fit, judge
 from consistent_samplers.bases.laplace import check_starts, usable_everywhere
-from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase
+from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture
 from consistent_samplers.bases.mixture_fit import fit_mixture, fit_product_mixture, train_mixture
 from consistent_samplers.bases.modes import Modes, fall_between
+from consistent_samplers.bases.scales import mass_farther
 from consistent_samplers.targets import rounding
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
@@ -74,7 +75,8 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     Gaussian does, the Gaussian it is: one step of a flow shapes a single mode better than more
     components do. Otherwise the best ELBO of all wins; it does not know of a mode that no
     exploration met. Tempered particles are left out where more than nine tenths of the Gaussian's
-    own draws are effective and optimisers find no other mode.
+    own draws are effective, optimisers find no other mode, and draws at larger scales no mass that
+    lies farther out.
 
     Args:
       rng_key: key.
@@ -97,6 +99,7 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     # Particles set out from around the optima: where there is one, of which a Gaussian shows all
     # but a few percent, they see no more than its draws do.
     even = fits["gaussian"].ess > _EVEN
+    farther = _farther(key_gaussian, target, gaussian, fits["gaussian"].elbo) if even else None
     for num in (0, NUM_PARTICLES) if even else (NUM_PARTICLES,):
         found = explore(key_explore, target, init_position=init_position, num_particles=num)
         num_modes = _num_separate(target, found.modes)
@@ -113,7 +116,10 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
         fit = judge(key_judge, target, as_particles)
         if fit.inside <= _INSIDE and fit.ess > fits["gaussian"].ess:
             has_edges, bases["gaussian"], fits["gaussian"] = True, as_particles, fit
-    if (has_edges or not simple) and target.dim <= MAX_DENSE_DIM:
+    if farther is not None and num_modes <= 1:
+        bases["mixture"], num_modes = train_mixture(key_mixture, target, farther), 2
+        fits["mixture"] = judge(key_judge, target, bases["mixture"])
+    elif (has_edges or not simple) and target.dim <= MAX_DENSE_DIM:
         bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
         if _usable(found.particles):
             bases["product"] = fit_product_mixture(key_product, target, exploration=found)
@@ -143,6 +149,20 @@ def _fitted_gaussian(rng_key: PRNGKey, target: Target, init_position: Array | No
     inside = found.modes.loc if len(found.modes.loc) else found.particles
     points = jax.device_put(inside[:_NUM_INSIDE].astype(jnp.result_type(float)))
     return fit_gaussian(rng_key, target, init_position=points)
+
+
+def _farther(
+    rng_key: PRNGKey, target: Target, gaussian: GaussianBase, log_z: float
+) -> MixtureBase | None:
+    """The Gaussian with a second component for mass that lies farther out than its draws."""
+    loc, factor = (np.asarray(part, np.float64) for part in (gaussian.loc, gaussian.scale_tril))
+    found = mass_farther(rng_key, target, loc, factor, log_z)
+    if not found.is_there or found.covariance is None:
+        return None
+    ridge = 1e-6 * np.diag(np.diagonal(found.covariance))
+    factors = np.stack([factor, np.linalg.cholesky(found.covariance + ridge)])
+    parts = np.log([1.0, found.share]), np.stack([loc, found.loc]), factors
+    return mixture(*(jnp.asarray(part, gaussian.loc.dtype) for part in parts))
 
 
 def _usable(particles: np.ndarray) -> bool:

@@ -15,6 +15,7 @@ from consistent_samplers.bases import Modes, find_modes
 from consistent_samplers.bases.iterating import MAX_DENSE_DIM, folded
 from consistent_samplers.bases.masses import ellipsoid_distances, masses_around
 from consistent_samplers.bases.modes import merged
+from consistent_samplers.bases.scales import mass_farther
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
@@ -64,6 +65,8 @@ class ExplorationCheck(NamedTuple):
         (`members_left_out`).
       elsewhere: log of the mass of a second fit in another place, relative to the first
         (`mass_elsewhere`); -inf if it found nothing.
+      farther: mass farther out than all draws, relative to the sampler's Z (`mass_farther`); 0 if
+        there is none.
 
     Example:
       >>> import consistent_samplers as cs
@@ -82,11 +85,12 @@ class ExplorationCheck(NamedTuple):
     hidden: float = math.nan
     num_members: int = 0
     elsewhere: float = -math.inf
+    farther: float = 0.0
 
     @property
     def passed(self) -> bool:
         """Whether nothing was missed as far as this look can tell."""
-        return not (self.lacks_modes or self._exceeded or self._beyond)
+        return not (self.lacks_modes or self._exceeded or self._beyond or self.farther > 0.0)
 
     @property
     def lacks_modes(self) -> bool:
@@ -128,6 +132,11 @@ class ExplorationCheck(NamedTuple):
             words.append(
                 "a second fit found mass in another place, as if all signs of a part could be "
                 f"changed: exp({self.elsewhere:.1f}) times that of the first"
+            )
+        if self.farther > 0.0:
+            words.append(
+                f"draws at larger scales found mass farther out than all of the sampler's, "
+                f"{self.farther:.2g} times what it found"
             )
         if self._exceeded:
             words.append(
@@ -299,8 +308,9 @@ def exploration_check(
     if known is not None:
         modes = merged(modes, known)
     excess = particle_log_z - log_z
+    farther = _farther(folded(rng_key, 2), target, position, log_z)
     if not len(modes.loc):
-        return ExplorationCheck(0, 0, 0.0, excess)
+        return ExplorationCheck(0, 0, 0.0, excess, farther=farther)
     found = masses_around(folded(rng_key, 1), target, modes)
     # Of a folded sampler log Z may be off by any amount.
     log_share = np.minimum(found.log_mass - log_z, 600.0)
@@ -321,4 +331,19 @@ def exploration_check(
         share = 0.0
     num_modes = int((log_share > math.log(_MIN_SHARE)).sum())
     missed = modes.loc[lacking] if lacking.any() else None
-    return ExplorationCheck(num_modes, int(lacking.sum()), share, excess, missed=missed)
+    num_missed = int(lacking.sum())
+    return ExplorationCheck(num_modes, num_missed, share, excess, missed=missed, farther=farther)
+
+
+def _farther(rng_key: PRNGKey, target: Target, position: Array, log_z: float) -> float:
+    """Mass farther out than all draws, relative to Z; 0 where there is none."""
+    points = np.asarray(position, np.float64)
+    loc, scale = points.mean(0), points.std(0)
+    if not (np.isfinite(scale).all() and (scale > 0.0).all()):
+        return 0.0
+    factor = scale
+    if target.dim <= MAX_DENSE_DIM:
+        covariance = np.cov(points.T).reshape(target.dim, target.dim)
+        factor = np.linalg.cholesky(covariance + 1e-6 * np.diag(scale**2))
+    found = mass_farther(rng_key, target, loc, factor, log_z, points)
+    return found.share if found.is_there else 0.0
