@@ -11,7 +11,7 @@ import consistent_samplers as cs
 from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.integrations.numpyro import OneStepSampler
 from consistent_samplers.maps import Control, Identity
-from consistent_samplers.recipe import Route, base_stage, route
+from consistent_samplers.recipe import Route, base_stage, route, stages
 
 KEY = jax.random.key(0)
 QUICK = {"hidden": (8,), "explore": False, "progress_bar": False}
@@ -207,6 +207,30 @@ def test_a_base_is_taken_where_draws_of_two_keys_say_so(monkeypatch):
     trained = cs.train_sampler(KEY, bent(), **QUICK)
     assert trained.route.name != "base"
     assert len(judged) >= 2 and judged[0] != judged[1]
+
+
+@pytest.mark.parametrize(
+    ("k", "ess", "borne_out"), [(0.55, 0.9, True), (0.65, 0.9, False), (0.3, 0.09, False)]
+)
+def test_when_many_draws_bear_out_what_few_said(k, ess, borne_out):
+    assert route.many_bear_out(worth(k, ess)) == borne_out
+
+
+def test_a_base_is_not_taken_where_many_draws_show_more(monkeypatch):
+    """Of 65,536 draws, as many as such a cheap density allows; of a dear one there are none."""
+    judged = []
+
+    def never(evidence):
+        judged.append(evidence.num_samples)
+        return False
+
+    monkeypatch.setattr(route, "many_bear_out", never)
+    trained = cs.train_sampler(KEY, bent(), **QUICK)
+    assert trained.route.name != "base" and set(judged) == {65_536}
+    monkeypatch.setattr(stages, "_MANY_OPERATIONS", 0.0)
+    judged.clear()
+    cs.train_sampler(KEY, bent(), **QUICK)
+    assert not judged
 
 
 def mixture_base():

@@ -117,6 +117,12 @@ def base_is_enough(
     return "its weights can be trusted, and drawing more is cheaper than training"
 
 
+def many_bear_out(evidence: Evidence) -> bool:
+    """Whether many draws of the base bear out what few said of its weights."""
+    even = float(evidence.ess) >= 0.5 * LEAST_BASE_ESS
+    return even and float(evidence.pareto_k) <= FINITE_VARIANCE_K + 2.0 * _MARGIN
+
+
 def calibration_is_enough(evidence: Evidence, num_samples: int, cost: Costs) -> str | None:
     """Why the short calibration will do, in words; None where it will not."""
     k, ess = float(evidence.pareto_k), float(evidence.ess)

@@ -46,6 +46,8 @@ from consistent_samplers.types import Draws, PRNGKey
 _NUM_CHECK_DRAWS = 4_096
 # What a second look's key is folded with: a stage ends the training where two looks say so.
 _AGAIN = 2
+# Of a third, at many draws, where a density's value is cheap: at most, and operations for them.
+_MANY, _MANY_DRAWS, _MANY_OPERATIONS = 3, 65_536, 2e9
 # Draws of an iteration of calibration, and of its first round where that may be enough.
 _BATCH, _BRIEF_BATCH = 128, 64
 # Share of effective draws from which on a full calibration is not gone on with.
@@ -166,6 +168,12 @@ def train(
         again = _worth(sampler, folded(key_check, _AGAIN), target)
         if again is None or route.base_is_enough(again, None, plan.num_samples, cost) is None:
             return None
+        # What is rare and weighs much shows among many only.
+        num = int(min(_MANY_DRAWS, _MANY_OPERATIONS / max(density, 1.0)))
+        if num > 2 * _NUM_CHECK_DRAWS:
+            many = _worth(sampler, folded(key_check, _MANY), target, num)
+            if many is None or not route.many_bear_out(many):
+                return None
         found = look(sampler, draws, worth, start.modes)
         return enough if found is None or found.passed else None
 
@@ -335,10 +343,12 @@ def _why_enough(
     return first if first is not None and why(folded(rng_key, _AGAIN)) is not None else None
 
 
-def _worth(sampler: Sampler, rng_key: PRNGKey, target: Target) -> Evidence | None:
+def _worth(
+    sampler: Sampler, rng_key: PRNGKey, target: Target, num_samples: int = _NUM_CHECK_DRAWS
+) -> Evidence | None:
     """Evidence of one-step draws; None where they cannot be weighed."""
     try:
-        return evidence(sampler.sample(rng_key, target, _NUM_CHECK_DRAWS, 1))
+        return evidence(sampler.sample(rng_key, target, num_samples, 1))
     except ValueError:
         return None
 
