@@ -118,7 +118,9 @@ def train(
     density = evaluation.cost(target.log_density, target.dim)
     cost = route.costs(target.dim, plan.hidden, structured, density)
 
-    @progress.stage("look for missed modes", progress_bar=plan.progress_bar)
+    shown = plan.progress_bar and start.explored
+
+    @progress.stage("look for missed modes", progress_bar=shown)
     def look(
         sampler: Sampler, draws: Draws, worth: Evidence, modes: Any
     ) -> ExplorationCheck | None:
