@@ -19,7 +19,7 @@ from numpyro.infer import initialize_model
 from numpyro.infer.reparam import CircularReparam, LocScaleReparam
 
 import consistent_samplers as cs
-from consistent_samplers.integrations.numpyro import OneStepSampler
+from consistent_samplers.integrations.numpyro import OneStepSampler, run
 from consistent_samplers.integrations.numpyro import model as numpyro_model
 from consistent_samplers.integrations.numpyro import sampler as hook
 from consistent_samplers.integrations.numpyro.arguments import identify

@@ -83,12 +83,12 @@ def table(samples: dict[str, np.ndarray], prob: float, more: Columns, *, shorten
     if long:
         rows = _shortened(rows, _BEFORE, _AFTER)
     shown = [("", [*columns, *more]), *rows]
-    widths = [
-        max(9, *(len(cells[i]) for _, cells in shown if cells)) for i in range(len(shown[0][1]))
-    ]
+    by_column = zip(*(cells for _, cells in shown if cells), strict=True)
+    narrow = [max(map(len, cells)) for cells in by_column]
+    widths = [max(9, width) for width in narrow]
     first = max([10, *(len(row_label) for row_label, _ in rows)])
     if first + sum(widths) + len(widths) > WIDTH:
-        widths = [max(len(cells[i]) for _, cells in shown if cells) for i in range(len(widths))]
+        widths = narrow
         first = min(first, WIDTH - sum(widths) - len(widths))
     lines = [
         " ".join([f"{_cut(row_label, first):>{first}}", *map(str.rjust, cells, widths)])
