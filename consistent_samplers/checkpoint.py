@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.serialization import msgpack_restore, msgpack_serialize
 
+from consistent_samplers import __version__
 from consistent_samplers.types import ArrayTree
 
 try:
@@ -117,7 +117,7 @@ def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arr
         "format": FORMAT,
         "version": VERSION,
         "kind": kind,
-        "package": metadata.version("consistent_samplers"),
+        "package": __version__,
         "arrays": name,
         "sha256": digest,
     }

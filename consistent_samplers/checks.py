@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Keys of the old kind, as arrays of numbers: Threefry's, and those of RBG.
@@ -34,7 +35,7 @@ def check_key(rng_key: Any) -> None:
     """Raises a TypeError unless an argument is one PRNG key, of the new kind or the old."""
     shape = getattr(rng_key, "shape", None)
     if isinstance(rng_key, jax.Array | np.ndarray):
-        typed = jax.dtypes.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+        typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
         if shape == () if typed else rng_key.dtype == np.uint32 and shape in _OLD_SHAPES:
             return
     got = type(rng_key).__name__ + ("" if shape is None else f" of shape {shape}")

@@ -73,6 +73,7 @@ def prepare(
         out_structure = jax.tree.structure(registry.decode(kept.out, []))
     except registry.EncodeError:
         return None
+    _tell_of_lapack()
     keys, exported = kept.keys, jax.export.deserialize(bytearray(kept.program))
 
     def run(*leaves: Any) -> Any:
@@ -96,6 +97,16 @@ def prepare(
     if entries or found is None:
         store.write(root, path, key, kept._replace(entries={**kept.entries, **entries}))
     return in_turn(program)
+
+
+@functools.cache
+def _tell_of_lapack() -> None:
+    """Lets XLA find LAPACK, of which JAX before 0.10 tells it only while it lowers a call.
+
+    Kept programs are not lowered again: their factorisations would end the process.
+    """
+    if jax.__version_info__ < (0, 10):
+        jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
 
 def _avals(leaves: list[Any]) -> list[tuple[tuple[int, ...], Any, bool]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -131,7 +132,7 @@ def replicate(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
         # One that several hosts hold is where it should be.
         if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
             return leaf
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             # JAX takes no typed key to several hosts, but its data.
             data = jax.device_put(jax.random.key_data(leaf), everywhere)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

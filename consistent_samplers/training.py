@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from tqdm.auto import tqdm
 
-from consistent_samplers import checkpoint
+from consistent_samplers import checkpoint, progress
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.learning import learn
 from consistent_samplers.algorithms.protocol import Now, SamplerState
@@ -113,7 +113,7 @@ def fit(
       algorithm: what to train.
       num_iterations: training iterations to run.
       state: a state to go on from; ``algorithm.init`` if None.
-      progress_bar: show a bar with the current ELBO.
+      progress_bar: show a bar with the current ELBO and the time left, in a terminal or notebook.
       chunk_size: iterations of a chunk, after which NaN is noticed and checkpoints are written.
       checkpoint_dir: folder to keep the run in. The same call with the same folder goes on from
         where it was, to bitwise the same parameters as without a break.
@@ -170,9 +170,12 @@ def fit(
         if mesh is not None:
             run = dataclasses.replace(run, state=replicate(run.state, mesh))
         written = time.monotonic()
-        hidden = not (progress_bar and first_host)
         with tqdm(
-            desc=algorithm.name, total=num_iterations, initial=run.done, unit="it", disable=hidden
+            desc=progress.label(algorithm.name),
+            total=num_iterations,
+            initial=run.done,
+            unit="it",
+            disable=progress.hidden(progress_bar and first_host),
         ) as bar:
             try:
                 while run.done < num_iterations:

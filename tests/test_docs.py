@@ -61,7 +61,9 @@ def is_documented_object(value: Any) -> bool:
 
 
 # Modules whose names the package alone uses: their docstrings need neither example nor arguments.
-INTERNAL = {"checkpoint", "checks", "compilation", "guard", "programs", "registry", "store"}
+INTERNAL = {
+    *("checkpoint", "checks", "compilation", "guard", "programs", "progress", "registry", "store")
+}
 MODULES = list(public_modules(consistent_samplers))
 NAMES = [(module, name) for module in MODULES for name in public_names(module)]
 OBJECTS = [(m, n) for m, n in NAMES if is_documented_object(getattr(m, n))]

@@ -643,13 +643,6 @@ def test_summary_has_the_habits_of_mcmc(sampler, capsys):
     assert "mean[19]" in out and "25.0%" in out
 
 
-def test_numbers_have_two_digits_of_their_spread():
-    assert run._in_digits([1.06e-4, 5e-5, 1.1e-4]) == ["0.000106", "0.000050", "0.000110"]
-    assert run._in_digits([-120.5, 33.0, 0.0]) == ["-120.50", "33.00", "0.00"]
-    assert run._in_digits([3e-12, 1e-12]) == ["3.000e-12", "1.000e-12"]
-    assert run._in_digits([1.0, 0.0]) == ["1.00", "0.00"]
-
-
 def test_diagnostics_are_plain_numbers(sampler):
     result = sampler.diagnostics()
     assert set(result["stage_elbos"]) == set(sampler.trained.stages) >= {"base", "calibrated"}

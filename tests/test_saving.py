@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -115,6 +116,25 @@ def test_every_base_is_kept(base, tmp_path):
     made = cs.TrainedSampler.of(algorithm, algorithm.init(KEY))
     made.save(tmp_path)
     same_draws(made, cs.load(tmp_path, bent()))
+
+
+def test_a_clone_that_is_not_installed_saves_and_loads(tmp_path, monkeypatch):
+    known = metadata.distribution
+
+    def distribution(name):
+        if name == "consistent_samplers":
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
+    with pytest.raises(metadata.PackageNotFoundError):
+        metadata.version("consistent_samplers")
+    sampler = cs.train_sampler(KEY, bent(), effort="base", explore=False)
+    sampler.save(tmp_path)
+    assert_same = np.testing.assert_array_equal
+    jax.tree.map(assert_same, sampler.sample(KEY, 50), cs.load(tmp_path, bent()).sample(KEY, 50))
+    header = json.loads((tmp_path / "header.json").read_text())
+    assert header["package"] == cs.__version__
 
 
 def test_a_base_alone_is_kept(tmp_path):

@@ -171,7 +171,8 @@ def test_nan_after_the_last_iteration_does_not_matter():
 
 
 @pytest.mark.parametrize("progress_bar", [True, False])
-def test_progress_bar(progress_bar, capsys):
+def test_progress_bar(progress_bar, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     cs.fit(KEY, TOY, 6, progress_bar=progress_bar, chunk_size=3)
     shown = capsys.readouterr().err
     assert ("toy" in shown and "6/6" in shown and "ELBO" in shown) == progress_bar

@@ -124,6 +124,7 @@ def _updated(
     """One optimiser update and the moving average; none where a gradient is not finite.
 
     A single path that overflows then costs one iteration, not the training.
+    (`optax.apply_if_finite` would keep the average moving, and lets updates through in the end.)
     """
     finite = jnp.isfinite(optax.tree.norm(grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -27,6 +27,7 @@ from consistent_samplers.bases.modes import (
     merged,
 )
 from consistent_samplers.kernels import kernel
+from consistent_samplers.progress import counted
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
@@ -165,7 +166,7 @@ def tempered_particles(
     inside = float(np.isfinite(np.asarray(particles[1])).mean())
     tempering: Any = np.zeros((), x.dtype)
     step_size, log_z = 0.5 * target.dim**-0.25, 0.0
-    for i in range(_MAX_ROUNDS):
+    for i in counted("particles, by temperatures", range(_MAX_ROUNDS), _USUAL_ROUNDS):
         first = i * (num_moves + 1)
         particles, tempering, increment, spread = _resample(
             key_run, np.int32(first), particles, tempering, wide

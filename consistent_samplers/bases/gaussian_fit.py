@@ -12,6 +12,7 @@ from consistent_samplers.bases import iterating, laplace
 from consistent_samplers.bases.gaussian import GaussianBase
 from consistent_samplers.bases.iterating import MAX_DENSE_DIM, Evaluated, affordable
 from consistent_samplers.kernels import kernel
+from consistent_samplers.progress import counted
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
@@ -164,7 +165,7 @@ def _maximise_elbo(
         params: Any = (np.zeros_like(start.loc), np.zeros_like(start.scale_tril))
         points, eps = _draw(rng_key, np.int32(index), start, params, num=batch_size)
         adam, half = (params, iterating.fresh(iterating.OPTIMIZER, params), eps), params
-        for i, rate in enumerate(rates, 1):
+        for i, rate in enumerate(counted("a Gaussian", rates, len(rates)), 1):
             at_points = iterating.evaluated(target, points)
             adam, points = _update(rng_key, np.int32(index + i), rate, start, adam, at_points)
             if i == len(rates) // 2:

@@ -19,6 +19,7 @@ from consistent_samplers.bases.iterating import Evaluated, affordable
 from consistent_samplers.bases.judging import judge
 from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture, stretch
 from consistent_samplers.kernels import kernel
+from consistent_samplers.progress import counted
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
 
@@ -126,7 +127,8 @@ def train_mixture(
     zeros = (start.loc, start.scale_tril, start.log_weights)
     params: Any = (start.log_weights, *map(np.zeros_like, zeros))
     state = iterating.fresh(iterating.OPTIMIZER, params)
-    for i, rate in enumerate(iterating.cosine(learning_rate, num_iterations)):
+    rates = iterating.cosine(learning_rate, num_iterations)
+    for i, rate in enumerate(counted("a mixture", rates, num_iterations)):
         points = _draw(rng_key, np.int32(i), start, params, per_component=per_component)
         at_points = iterating.evaluated(target, points)
         params, state = _update(rng_key, np.int32(i), rate, start, (params, state), at_points)

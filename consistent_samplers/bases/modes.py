@@ -12,6 +12,7 @@ from consistent_samplers.bases import iterating
 from consistent_samplers.bases.iterating import MAX_DENSE_DIM, affordable, one_thread
 from consistent_samplers.bases.laplace import check_starts, maximise
 from consistent_samplers.kernels import kernel
+from consistent_samplers.progress import counted
 from consistent_samplers.targets import evaluation, rounding
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, PRNGKey
@@ -172,12 +173,14 @@ def climb(
         step_size = 10.0 * scale.astype(starts.dtype)[:, None] / num_iterations
         x: Any = starts
         state = iterating.fresh(_OPTIMIZER, starts)
-        for rate in iterating.cosine(1.0, num_iterations):
+        rates = iterating.cosine(1.0, num_iterations)
+        for rate in counted("climbs from many starts", rates, num_iterations):
             gradient = evaluation.values_and_grads(target.log_density, x)[1]
             x, state = _ascend(x, state, gradient, rate * step_size)
         ends, values = np.asarray(x), np.asarray(evaluation.values(target.log_density, x))
     else:
-        reached = [maximise(target, start, maxfun=_MIN_ITERATIONS) for start in starts]
+        one_by_one = counted("climbs from a few starts", starts, len(starts))
+        reached = [maximise(target, start, maxfun=_MIN_ITERATIONS) for start in one_by_one]
         ends = np.stack([x for x, _ in reached]).astype(starts.dtype)
         values = np.asarray([value for _, value in reached])
     good = np.isfinite(values) & np.isfinite(ends).all(axis=1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from consistent_samplers import progress
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.training import FitResult, TrainingDivergedError, fit
 from consistent_samplers.types import Array, PRNGKey
@@ -49,6 +50,7 @@ def in_rounds(
     rounds: tuple[int, ...],
     *,
     name: str,
+    shown_as: Sequence[str],
     is_enough: Callable[[SamplerState], bool] = lambda _: False,
     folder: Path | None = None,
     progress_bar: bool = True,
@@ -56,14 +58,16 @@ def in_rounds(
     """Rounds of training until one is enough; and whether Ctrl-C cut them short.
 
     A round that diverges ends the training with its last good state, and a warning. The algorithms,
-    one a round, have states of one kind; ``name`` is the stage's, for checkpoints in ``folder``.
+    one a round, have states of one kind; ``name`` is the stage's, for checkpoints in ``folder``,
+    and ``shown_as`` what each round is called on the screen.
     """
     histories = []
     run = functools.partial(_fit_or_keep, progress_bar=progress_bar)
     interrupted = False
     for i, (algorithm, num) in enumerate(zip(algorithms, rounds, strict=True)):
         own = None if folder is None else folder / (name if i == 0 else f"{name}-{i + 1}")
-        result, interrupted = run(rng_key, algorithm, state, num, own)
+        with progress.named(shown_as[i]):
+            result, interrupted = run(rng_key, algorithm, state, num, own)
         state = result.state
         histories.append(result.history)
         cut_short = len(result.history.loss) < num

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm.auto import tqdm
 
+from consistent_samplers import progress
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import pair
 from consistent_samplers.corrections.chains import Chains, latent_chains
@@ -155,7 +156,8 @@ def with_chains(
     cost = density if gaussian else by_map
     warmup, most = _FEWEST if _operations(cost, _MOST) > _CHEAP else _MOST
     num = min(max(-(-num_samples // _NUM_CHAINS), _FEWEST[1]), most)
-    with tqdm(desc="chains", total=warmup + num, unit="it", disable=not progress_bar) as bar:
+    hidden = progress.hidden(progress_bar)
+    with tqdm(desc="chains", total=warmup + num, unit="it", disable=hidden) as bar:
         chains = latent_chains(
             rng_key,
             target,

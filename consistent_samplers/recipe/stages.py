@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
+from consistent_samplers import progress
 from consistent_samplers.algorithms import Algorithm, SamplerState, build, calibration
 from consistent_samplers.algorithms.building import choose_optimizer
 from consistent_samplers.algorithms.calibration import Calibration
@@ -119,6 +120,9 @@ def train(
     density = evaluation.cost(target.log_density, target.dim)
     cost = route.costs(target.dim, plan.hidden, structured, density)
 
+    shown = plan.progress_bar and start.explored
+
+    @progress.stage("look for missed modes", progress_bar=shown)
     def look(
         sampler: Sampler, draws: Draws, worth: Evidence, modes: Any
     ) -> ExplorationCheck | None:
@@ -179,9 +183,10 @@ def train(
 
     finish = functools.partial(_finish, target=target, start=start, begin=begin)
     try:
-        alone, draws, worth, enough = base_stage.widest_needed(
-            key_check, target, start.base, _NUM_CHECK_DRAWS, base_suffices
-        )
+        with progress.stage("base", progress_bar=plan.progress_bar):
+            alone, draws, worth, enough = base_stage.widest_needed(
+                key_check, target, start.base, _NUM_CHECK_DRAWS, base_suffices
+            )
     except ValueError:
         if plan.effort == "base":
             raise
@@ -202,6 +207,7 @@ def train(
             state,
             rounds,
             name="distilled",
+            shown_as=("distil",),
             folder=plan.folder,
             progress_bar=plan.progress_bar,
         )
@@ -224,6 +230,7 @@ def train(
             first,
             rounds,
             name="calibrated",
+            shown_as=("short", "full") if len(plan.rounds) > 1 else (plan.effort,),
             is_enough=suffices,
             folder=plan.folder,
             progress_bar=plan.progress_bar,
@@ -380,6 +387,7 @@ def _mend_tail(
         mending.restart(result.state),
         (num,),
         name="calibrated-tail",
+        shown_as=("tail",),
         folder=plan.folder,
         progress_bar=plan.progress_bar,
     )

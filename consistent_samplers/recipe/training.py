@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from consistent_samplers import checkpoint
+from consistent_samplers import checkpoint, progress
 from consistent_samplers.algorithms.building import check_base
 from consistent_samplers.bases import Base, fit_base, fit_diagonal, fit_gaussian, standard_normal
 from consistent_samplers.bases.base import as_pytree
@@ -105,7 +105,8 @@ def train_sampler(
         exploration; ``max_steps``, ``hidden`` and ``network`` are its own. Where that ends with
         less than half its share of effective draws, or misses modes, a warning says so and training
         begins anew.
-      progress_bar: show progress with the current ELBO.
+      progress_bar: show a line for each stage, with the time left of those that count iterations,
+        where standard error is a terminal or in a notebook.
       checkpoint_dir: folder to keep the training in: a call that was killed and is made again
         goes on from there (the base is fitted anew, with the same result). One folder for each
         target; a warm start, which is short, keeps nothing there.
@@ -195,7 +196,8 @@ def train_sampler(
     with contextlib.nullcontext() if plan.folder is None else checkpoint.reserved(plan.folder):
         key_base = split(rng_key)[0]
         if start is not None:
-            moved = warm_start.moved_base(key_base, target, start) if base is None else base
+            with progress.stage("move the base", progress_bar=progress_bar):
+                moved = warm_start.moved_base(key_base, target, start) if base is None else base
             check_base(target, moved)
             warm = Start(as_pytree(moved), explore and base is None, trained=start)
             trained, interrupted = train(rng_key, target, warm, plan._replace(folder=None), begin)
@@ -207,10 +209,11 @@ def train_sampler(
                 stacklevel=2,
             )
         if network == "hierarchical" and base is None:
-            fitted = fit_diagonal(key_base, target, init_position=init_position)
+            with progress.stage("fit a base", progress_bar=progress_bar):
+                fitted = fit_diagonal(key_base, target, init_position=init_position)
             cold = Start(fitted, explore)
         else:
-            cold = _cold_start(key_base, target, base, init_position, explore)
+            cold = _cold_start(key_base, target, base, init_position, plan)
         trained, interrupted = train(rng_key, target, cold, plan, begin)
         found = trained.exploration
         if found is not None and found.missed is not None and cold.known is not None:
@@ -219,7 +222,7 @@ def train_sampler(
             known = np.concatenate([found.missed, cold.known.loc])
             if plan.folder is not None:
                 plan = plan._replace(folder=plan.folder / "again")
-            cold = _cold_start(key_base, target, None, jax.device_put(known), explore)
+            cold = _cold_start(key_base, target, None, jax.device_put(known), plan)
             trained, interrupted = train(rng_key, target, cold, plan, begin)
         only_general = network is None and base is None and start is None and not num_iterations
         if only_general and not (interrupted or own_budget):
@@ -244,7 +247,8 @@ def _or_hierarchical(
         draws = chain_stage.fresh_draws(rng_key, trained)
         if not chain_stage.falls_short(trained, draws) or not target.structure.has_members:
             return trained, False
-        fitted = fit_diagonal(rng_key, target, init_position=draws[0].position[:64])
+        with progress.stage("fit a base", progress_bar=plan.progress_bar):
+            fitted = fit_diagonal(rng_key, target, init_position=draws[0].position[:64])
         start = cold._replace(base=fitted, modes=None)
         folder = None if plan.folder is None else plan.folder / "hierarchical"
         plan = plan._replace(network="hierarchical", rounds=_HIERARCHICAL_ROUNDS, folder=folder)
@@ -302,16 +306,18 @@ def _cold_start(
     target: Target,
     base: Base | None,
     init_position: Array | None,
-    explore: bool,
+    plan: Plan,
 ) -> Start:
     """A base, given or fitted."""
     if base is not None:
         check_base(target, base)
         check_density(target, base.sample(rng_key, 64))
         return Start(as_pytree(base), False)
-    if not explore:
-        return Start(fit_gaussian(rng_key, target, init_position=init_position), False)
-    fitted = fit_base(rng_key, target, init_position=init_position)
+    name = "explore" if plan.explore else "fit a base"
+    with progress.stage(name, progress_bar=plan.progress_bar):
+        if not plan.explore:
+            return Start(fit_gaussian(rng_key, target, init_position=init_position), False)
+        fitted = fit_base(rng_key, target, init_position=init_position)
     # A Gaussian is fitted from starts of its own: the modes that others found are an independent
     # look. A mixture is made of them.
     modes = fitted.exploration.modes if fitted.kind == "gaussian" else None

@@ -43,7 +43,7 @@ class Arguments:
         return jax.tree.unflatten(self.structure, leaves)
 
 
-class Opaque(tuple):
+class Opaque(tuple[Any, ...]):
     """Leaves that are equal to themselves only: arrays and objects compare in ways of their own."""
 
     def __eq__(self, other: object) -> bool:

@@ -3,15 +3,14 @@
 import dataclasses
 import functools
 import importlib
-import itertools
 import math
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from numpyro import handlers
-from numpyro.diagnostics import effective_sample_size, hpdi, split_gelman_rubin
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import Predictive
 from numpyro.infer.util import log_likelihood
 
@@ -20,6 +19,7 @@ from consistent_samplers.bases.iterating import folded
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import checked_log_weight, evidence, pareto_smooth
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
+from consistent_samplers.integrations.numpyro.table import Columns, chosen, label, table, wrapped
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.types import Array, Draws, PRNGKey
 
@@ -29,8 +29,6 @@ MIN_RESAMPLED_EFFECTIVE = 10
 MAX_OVERSAMPLING = 10
 """Candidates drawn for resampling, at most, in units of ``num_samples``."""
 
-# Of the printed table: by name and site.
-_Columns: TypeAlias = dict[str, dict[str, Any]]
 _MAX_NAMED = 6  # sites of which quantiles are not to be relied on
 # Floats of candidate positions held at once (256 MiB).
 _MAX_CANDIDATE_FLOATS = 2**26
@@ -73,7 +71,7 @@ class Run:
         latent = dict(self.model.functions.sites)
         samples, log_weight = self.samples(resampled=False)
         sites = {name: np.asarray(samples[name]) for name in samples if name in latent}
-        names = [_label(name, i) for name, x in sites.items() for i in np.ndindex(x.shape[1:])]
+        names = [label(name, i) for name, x in sites.items() for i in np.ndindex(x.shape[1:])]
         values = np.concatenate([x.reshape(len(x), -1) for x in sites.values()], axis=1)
         # Twice, as the standard error of log Z takes it.
         hidden = 2.0 * float(self.evidence.unseen or 0.0)
@@ -108,7 +106,9 @@ class Run:
             self._samples[resampled] = self.model.constrain(position), log_weight
         return self._samples[resampled]
 
-    def summary(self, prob: float, exclude_deterministic: bool) -> str:
+    def summary(
+        self, prob: float, exclude_deterministic: bool, var_names: str | Sequence[str] | None
+    ) -> str:
         """The table, and below it what the draws are worth."""
         latent = dict(self.model.functions.sites)
         drawn = self.samples(self.reweighted)[0] if self.chains is None else self.chain_samples()
@@ -117,9 +117,11 @@ class Run:
             for name, value in drawn.items()
             if name in latent or not exclude_deterministic
         }
+        if var_names is not None:
+            samples = {name: samples[name] for name in chosen(samples, var_names)}
         num_blocks = self._num_blocks() if self.reweighted else 1
         num_effective = self.num_samples * min(1.0, num_blocks * float(self.evidence.ess))
-        columns: _Columns = {"n_eff": {name: num_effective for name in samples}}
+        columns: Columns = {"n_eff": {name: num_effective for name in samples}}
         if self.chains is not None:
             columns = _mixing_of(_in_chains(samples, num_chains=len(self.chains.position)))
             how = f"of {len(self.chains.position)} chains: {self.chains}"
@@ -127,7 +129,9 @@ class Run:
             how = f"reweighted: resampled from {num_blocks * self.num_samples} weighted draws"
         else:
             how = "not reweighted: the weights are too uneven, so they follow the sampler itself"
-        lines = [_table(samples, self._widened(prob), columns), self.evidence]
+        shorten = var_names is None
+        found = table(samples, self._widened(prob), columns, shorten=shorten)
+        lines = [str(self.evidence)]
         lines.append(f"draws     {how}")
         if self._widened(prob) > prob:
             lines.append(
@@ -138,7 +142,8 @@ class Run:
             lines.append(f"route     {self.trained.route}")
         if self.trained.warm_started:
             lines.append("training  went on from a sampler of other data")
-        return "\n".join([*map(str, lines), "", f"verdict   {self.verdict}"])
+        said = wrapped("\n".join([*lines, "", f"verdict   {self.verdict}"]))
+        return f"{found}\n{said}"
 
     def _widened(self, prob: float) -> float:
         """Mass of the interval to print: of numbers that are usable, with their error added."""
@@ -235,53 +240,12 @@ class Run:
         return chosen
 
 
-def _table(samples: dict[str, np.ndarray], prob: float, more: _Columns) -> str:
-    """The table of ``numpyro.diagnostics.print_summary``, with further columns of two decimals."""
-    columns = ["mean", "std", "median", f"{50 * (1 - prob):.1f}%", f"{50 * (1 + prob):.1f}%"]
-    rows: list[tuple[str, list[str]]] = []
-    for name, value in samples.items():
-        interval = hpdi(value, prob, axis=0)
-        parts = [value.mean(0), value.std(0, ddof=1), np.median(value, 0), *interval]
-        ends = [np.broadcast_to(of[name], value.shape[1:]) for of in more.values()]
-        for index in itertools.product(*map(range, value.shape[1:])):
-            cells = _in_digits([float(part[index]) for part in parts])
-            rows.append((_label(name, index), [*cells, *(f"{end[index]:.2f}" for end in ends)]))
-    first = max([10, *(len(label) for label, _ in rows)])
-    width = max([9, *(len(cell) for _, cells in rows for cell in cells)])
-    return "\n".join(
-        [
-            "",
-            *(
-                f"{label:>{first}} " + " ".join(f"{cell:>{width}}" for cell in cells)
-                for label, cells in [("", [*columns, *more]), *rows]
-            ),
-            "",
-        ]
-    )
-
-
-def _mixing_of(chains: dict[str, np.ndarray]) -> _Columns:
+def _mixing_of(chains: dict[str, np.ndarray]) -> Columns:
     """Effective draws and r-hat of each site of ``[num_chains, num_samples, ...]``."""
     return {
         "n_eff": {name: effective_sample_size(x) for name, x in chains.items()},
         "r_hat": {name: split_gelman_rubin(x) for name, x in chains.items()},
     }
-
-
-def _label(name: str, index: tuple[int, ...]) -> str:
-    return f"{name}[{','.join(map(str, index))}]" if index else name
-
-
-def _in_digits(numbers: list[float]) -> list[str]:
-    """Numbers of a row, the second of which is their standard deviation, to two digits of it.
-
-    Two decimals at least, as NumPyro prints them; powers of ten where they would take too many.
-    """
-    spread = abs(numbers[1])
-    decimals = 2 if not 0.0 < spread < math.inf else max(2, 1 - math.floor(math.log10(spread)))
-    if decimals > 7 or max(map(abs, numbers)) >= 1e10:
-        return [f"{number:.3e}" for number in numbers]
-    return [f"{number:.{decimals}f}" for number in numbers]
 
 
 def _builder() -> Callable[[dict[str, dict[str, Any]]], Any]:

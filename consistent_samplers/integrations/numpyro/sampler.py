@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -50,7 +50,8 @@ class OneStepSampler:
       model: a function with NumPyro primitives, or a handler around one.
       num_samples: draws of each run.
       num_steps: sampler steps of each draw. Only the single step is calibrated.
-      progress_bar: show progress while training.
+      progress_bar: show a line for each stage of training, with the time that is left, where
+        standard error is a terminal or in a notebook.
       **train_settings: settings of `consistent_samplers.train_sampler`, e.g. ``effort``,
         ``num_calibration_iterations``, ``network``, ``max_steps``; a ``base`` lives in the
         flattened unconstrained space.
@@ -259,14 +260,28 @@ class OneStepSampler:
         samples = model.constrain(draws.position)
         return samples if draws.log_weight is None else (samples, draws.log_weight)
 
-    def print_summary(self, prob: float = 0.9, exclude_deterministic: bool = True) -> None:
+    def print_summary(
+        self,
+        prob: float = 0.9,
+        exclude_deterministic: bool = True,
+        *,
+        var_names: str | Sequence[str] | None = None,
+    ) -> None:
         """Prints a table in the habit of ``MCMC.print_summary``, then what it is worth.
+
+        It is 100 characters wide. Above 60 rows long sites show their first and last ones only.
 
         Args:
           prob: mass of the highest-density interval.
           exclude_deterministic: leave out deterministic sites.
+          var_names: which sites, with all their rows: a name or a sequence of names, which may
+            have ``*`` and ``?`` as in file names. One that begins with ``~`` leaves out instead:
+            ``["a*", "~a_raw"]``, or ``"~theta"`` for all but one.
+
+        Raises:
+          ValueError: ``var_names`` has a name of no site, or leaves none.
         """
-        print(self._last_run("print_summary").summary(prob, exclude_deterministic))
+        print(self._last_run("print_summary").summary(prob, exclude_deterministic, var_names))
 
     def diagnostics(self) -> dict[str, Any]:
         """What the last run's draws are worth, as plain numbers.
