@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from consistent_samplers import (
         algorithms,
         bases,
+        bracket,
         bridge,
         checkpoint,
         corrections,
@@ -87,6 +88,7 @@ __all__ = [
     "TrainingDivergedError",
     "algorithms",
     "bases",
+    "bracket",
     "bridge",
     "calibration",
     "cdds",

@@ -69,7 +69,7 @@ def bridge(log_weight: ArrayLike, target_log_weight: ArrayLike) -> Bridge:
         raise ValueError("Draws of the target must have finite weights, and some of the sampler.")
     centre = float(np.median(theirs))
     own, theirs = own - centre, theirs - centre
-    effective = _effective(np.exp(-np.logaddexp(theirs, 0.0)))
+    effective = effective_draws(np.exp(-np.logaddexp(theirs, 0.0)))
     share = effective / (effective + own.size)
     log_share, log_rest = np.log(share), np.log1p(-share)
     log_z = 0.0
@@ -84,11 +84,11 @@ def bridge(log_weight: ArrayLike, target_log_weight: ArrayLike) -> Bridge:
     of_own = np.exp(own - np.logaddexp(log_share + own, log_rest + log_z))
     of_theirs = np.exp(-np.logaddexp(log_share + theirs, log_rest + log_z))
     variance = of_own.var() / of_own.mean() ** 2 / own.size
-    variance += of_theirs.var() / of_theirs.mean() ** 2 / _effective(of_theirs)
+    variance += of_theirs.var() / of_theirs.mean() ** 2 / effective_draws(of_theirs)
     return Bridge(log_z + centre, float(np.sqrt(variance)))
 
 
-def _effective(values: np.ndarray) -> float:
+def effective_draws(values: np.ndarray) -> float:
     """Effective number of draws ``[num_chains, m]`` for the mean of a function of them."""
     from numpyro.diagnostics import effective_sample_size  # a second, which only chains take
 

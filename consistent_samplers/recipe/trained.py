@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from consistent_samplers import checkpoint, registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
-from consistent_samplers.corrections import Chains
+from consistent_samplers.bases.iterating import folded
+from consistent_samplers.bracket import Bracket, bracket
+from consistent_samplers.corrections import Chains, latent_chains
 from consistent_samplers.diagnostics import (
     LEVELS,
     REMEDIES,
@@ -165,6 +167,39 @@ class TrainedSampler:
         if isinstance(num_samples, int) and num_samples > CHUNK_SIZE:
             return informed(stream_evidence(rng_key, sample, num_samples), self.exploration)
         return informed(evidence(sample(rng_key, num_samples)), self.exploration)
+
+    def bracket(self, rng_key: PRNGKey, num_samples: int = 10_000) -> Bracket:
+        """Log Z from both sides: ELBO, EUBO, and the optimal bridge in between, in nats.
+
+        Draws of the target are those of `chains`, run here where there are none; both bounds are
+        of the map that the chains moved in. Where the chains are not to be used, there is no upper
+        bound, log Z is that of the one-step weights, and the note says why.
+
+        Args:
+          rng_key: key.
+          num_samples: draws of the sampler.
+
+        Raises:
+          ValueError: no draw of the sampler has a weight.
+        """
+        chains = self.chains
+        if chains is None:
+            chains = latent_chains(folded(rng_key, 1), self.target, self.one_step)
+        worth = dataclasses.replace(self, chains=chains).chains_verdict()
+        if worth.level == LEVELS[-1]:
+            own = self.evidence(folded(rng_key, 0), num_samples)
+            note = f"No bound above: the chains are not to be used ({chains.mixing})."
+            if own.bound == "heuristic":
+                note += " The lower one is a heuristic."
+            lower, lower_stderr, log_z, stderr = (
+                float(part) for part in (own.elbo, own.elbo_stderr, own.log_z, own.log_z_stderr)
+            )
+            return Bracket(lower, lower_stderr, None, None, log_z, stderr, "importance", 0, note)
+        draws = chains.sampler.sample(folded(rng_key, 0), self.target, num_samples)
+        found = bracket(np.asarray(draws.log_weight), np.asarray(chains.log_weight))
+        if chains.log_z.log_z_stderr < found.stderr:
+            found = found._replace(log_z=chains.log_z.log_z, stderr=chains.log_z.log_z_stderr)
+        return found
 
     def verdict(self, evidence: Evidence) -> Verdict:
         """What some evidence is worth, the look for modes included, and what to try."""
