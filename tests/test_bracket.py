@@ -60,4 +60,4 @@ def test_chains_that_did_not_mix_give_no_upper_bound():
     chains = chains._replace(mixing=Mixing(1.5, 9.0, 9.0, 0.0))
     found = dataclasses.replace(sampler, chains=chains).bracket(jax.random.key(0))
     assert found.upper is None and found.method == "importance"
-    assert "r-hat 1.500" in found.note and "no bound above" in str(found)
+    assert "r-hat of 1.500" in found.note and "no bound above" in str(found)

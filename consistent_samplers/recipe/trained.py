@@ -188,7 +188,8 @@ class TrainedSampler:
         worth = dataclasses.replace(self, chains=chains).chains_verdict()
         if worth.level == LEVELS[-1]:
             own = self.evidence(folded(rng_key, 0), num_samples)
-            note = f"No bound above: the chains are not to be used ({chains.mixing})."
+            found_bad = worth.words.partition("\n")[2]
+            note = f"No bound above: the chains are not to be used.\n{found_bad}"
             if own.bound == "heuristic":
                 note += " The lower one is a heuristic."
             lower, lower_stderr, log_z, stderr = (
