@@ -66,6 +66,7 @@ def run(
     truths = json.loads(references.read_text()) if references.exists() else {}
     command = ["python -m benchmarks field", *(["--names", *names] if names else [])]
     command += [f"--seed {seed}"] if seed is not None else []
+    command += [f"--limit {limit:g}"]
     results: dict[str, Any] = {"command": " ".join(command), **versions_and_device(), "rows": []}
     for name in names or known:
         if name not in truths:

@@ -5,11 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
+from scipy.stats import multivariate_normal
 
 import consistent_samplers as cs
 from consistent_samplers.bracket import bracket
 from consistent_samplers.diagnostics import Mixing
+from consistent_samplers.integrations.numpyro import OneStepSampler
 
 LOC, SCALE, LOG_Z = 0.7, 0.8, 3.0
 # KL between N(LOC, SCALE²) and N(0, 1), in closed form.
@@ -61,3 +65,22 @@ def test_chains_that_did_not_mix_give_no_upper_bound():
     found = dataclasses.replace(sampler, chains=chains).bracket(jax.random.key(0))
     assert found.upper is None and found.method == "importance"
     assert "r-hat of 1.500" in found.note and "no bound above" in str(found)
+
+
+def test_a_numpyro_model_is_bracketed():
+    """A normal mean with a normal prior: log Z in closed form."""
+    y = np.array([0.3, -0.2, 0.9, 1.1])
+
+    def model(y):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
+        numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    sampler = OneStepSampler(model, num_samples=1_000, effort="base", progress_bar=False)
+    with pytest.raises(RuntimeError, match=r"call run\(rng_key"):
+        sampler.bracket(jax.random.key(0))
+    sampler.run(jax.random.PRNGKey(0), y)
+    found = sampler.bracket(jax.random.PRNGKey(1))
+    covariance = np.eye(4) + 4.0
+    true = multivariate_normal.logpdf(y, np.zeros(4), covariance)
+    assert found.lower - 1e-3 < true < found.upper + 1e-3
+    assert abs(found.log_z - true) < 4.0 * found.stderr + 1e-3

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from consistent_samplers.bases.iterating import folded, pair
+from consistent_samplers.bracket import Bracket
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import Evidence
@@ -259,6 +260,19 @@ class OneStepSampler:
         draws = trained.sample(rng_key, num_samples, self.num_steps, weights=weights)
         samples = model.constrain(draws.position)
         return samples if draws.log_weight is None else (samples, draws.log_weight)
+
+    def bracket(self, rng_key: PRNGKey, num_samples: int = 10_000) -> Bracket:
+        """Log Z from both sides; see `recipe.TrainedSampler.bracket`.
+
+        Args:
+          rng_key: key.
+          num_samples: draws of the one-step sampler.
+
+        Raises:
+          RuntimeError: nothing is trained yet.
+          ValueError: no draw of the sampler has a weight.
+        """
+        return self._trained_or_raise("bracket")[1].bracket(rng_key, num_samples)
 
     def print_summary(
         self,
