@@ -45,6 +45,16 @@ def test_the_mass_farther_out_is_measured(dim, share, wide, num_wide):
     assert -0.25 * expected < found.share - expected < 4.0 * found.error
 
 
+def test_where_the_mass_farther_out_lies_is_told_from_few_draws():
+    """Fewer are effective than there are dimensions."""
+    dim, wide = 120, 8.0
+    target = cs.Target(contaminated(0.5, wide), dim)
+    found = mass_farther(KEY, target, np.zeros(dim), np.eye(dim), np.log(0.5))
+    assert abs(found.share - 1.0) < 4.0 * found.error < 1.0
+    eigenvalues = np.linalg.eigvalsh(found.covariance) / wide**2
+    assert eigenvalues.min() > 0.5 and eigenvalues.max() < 3.0
+
+
 @pytest.mark.parametrize("dim", [1, 5, 40, 300])
 def test_no_mass_is_found_where_there_is_none(dim):
     target = cs.Target(lambda x: norm.logpdf(x).sum(), dim)

@@ -23,6 +23,7 @@ _WIDEST = 1_000.0
 # Logarithm of the ratio of neighbouring scales, at most, and in standard deviations of log radius.
 _MOST_APART, _APART = math.log(2.0), 1.5
 _ERRORS = 3.0
+_MANY_FOR_EACH = 50  # points for each dimension, that tell a covariance as it is
 _NUM_NEAR = 64  # points that tell what rounding adds to all
 _LEAST = 0.01  # part of Z that counts
 
@@ -34,7 +35,7 @@ class Farther(NamedTuple):
       share: its part of Z, relative to the log Z that was given; may exceed 1.
       error: standard error of the share.
       loc: ``[dim]``, mean of that mass.
-      covariance: ``[dim, dim]``, of that mass; None above 200 dimensions, or where there is none.
+      covariance: ``[dim, dim]``, of that mass; None for a diagonal L, or where there is none.
 
     Example:
       >>> import numpy as np
@@ -121,10 +122,36 @@ def mass_farther(
     beyond = np.where(is_beyond, np.exp(np.minimum(log_weight, 600.0)), 0.0)
     error = float(beyond.std() / math.sqrt(_NUM_DRAWS))
     mean, covariance = loc, None
-    if dim <= iterating.MAX_DENSE_DIM and beyond.any():
-        mean = np.average(points, axis=0, weights=beyond)
-        covariance = np.cov(points.T, aweights=beyond, ddof=0).reshape(dim, dim)
+    if factor.ndim == 2 and beyond.any():
+        # As many of them as are effective, by their weights.
+        num = max(int(beyond.sum() ** 2 / (beyond**2).sum()), 2)
+        places = (np.arange(num) + 0.5) / num * beyond.sum()
+        chosen = np.searchsorted(np.cumsum(beyond), places)
+        mean = points[chosen].mean(0, dtype=np.float64)
+        covariance = factor @ robust_covariance(z[chosen]) @ factor.T
     return Farther(float(beyond.mean()), error, mean, covariance)
+
+
+def robust_covariance(points: np.ndarray) -> np.ndarray:
+    """Covariance ``[dim, dim]`` of points ``[n, dim]`` of like scales.
+
+    Where they are few for so many dimensions it is drawn towards a multiple of the identity (Ledoit
+    & Wolf, 2004).
+
+    Example:
+      >>> import numpy as np
+      >>> from consistent_samplers.bases.scales import robust_covariance
+      >>> x = np.random.default_rng(0).normal(size=(100, 50))
+      >>> bool(np.linalg.cond(robust_covariance(x)) < 5.0 < np.linalg.cond(np.cov(x.T)))
+      True
+    """
+    num, dim = points.shape
+    if num > _MANY_FOR_EACH * dim:
+        return np.asarray(np.cov(points.T)).reshape(dim, dim)
+    from sklearn.covariance import ledoit_wolf  # half a second
+
+    found: np.ndarray = ledoit_wolf(points)[0]
+    return found
 
 
 def _log_prob(z: np.ndarray, scales: np.ndarray, along: np.ndarray) -> np.ndarray:

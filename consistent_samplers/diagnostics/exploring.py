@@ -15,7 +15,7 @@ from consistent_samplers.bases import Modes, find_modes
 from consistent_samplers.bases.iterating import MAX_DENSE_DIM, folded
 from consistent_samplers.bases.masses import ellipsoid_distances, masses_around
 from consistent_samplers.bases.modes import merged
-from consistent_samplers.bases.scales import mass_farther
+from consistent_samplers.bases.scales import mass_farther, robust_covariance
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
@@ -343,7 +343,7 @@ def _farther(rng_key: PRNGKey, target: Target, position: Array, log_z: float) ->
         return 0.0
     factor = scale
     if target.dim <= MAX_DENSE_DIM:
-        covariance = np.cov(points.T).reshape(target.dim, target.dim)
-        factor = np.linalg.cholesky(covariance + 1e-6 * np.diag(scale**2))
+        correlation = robust_covariance((points - loc) / scale)
+        factor = scale[:, None] * np.linalg.cholesky(correlation + 1e-6 * np.eye(target.dim))
     found = mass_farther(rng_key, target, loc, factor, log_z, points)
     return found.share if found.is_there else 0.0
