@@ -89,7 +89,18 @@ def bridge(log_weight: ArrayLike, target_log_weight: ArrayLike) -> Bridge:
 
 
 def effective_draws(values: np.ndarray) -> float:
-    """Effective number of draws ``[num_chains, m]`` for the mean of a function of them."""
+    """Effective number of draws ``[num_chains, m]`` for the mean of a function of them.
+
+    Args:
+      values: ``[num_chains, m]``, the function at the draws of chains.
+
+    Example:
+      >>> import numpy as np
+      >>> from consistent_samplers.bridge import effective_draws
+      >>> values = np.random.default_rng(0).normal(size=(4, 500))
+      >>> effective_draws(values) > 1_500 > effective_draws(np.cumsum(values, axis=1))
+      True
+    """
     from numpyro.diagnostics import effective_sample_size  # a second, which only chains take
 
     if values.std() <= 1e-12 * abs(values.mean()):

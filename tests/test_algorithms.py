@@ -412,9 +412,11 @@ def test_blocks_of_draws_are_the_draws(monkeypatch):
             dataclasses.replace(blocks, flow=blocks.flow.folded),
             dataclasses.replace(at_once, flow=at_once.flow.folded),
         )
-        # Where Newton's method does not arrive, where it ends is a matter of rounding.
-        arrived = np.asarray(others) < 1e-2
-        np.testing.assert_array_equal(np.asarray(errors) < 1e-2, arrived)
+        # Where Newton's method hardly arrives, or does not, is a matter of rounding.
+        first, second = np.asarray(errors) < 1e-2, np.asarray(others) < 1e-2
+        assert np.mean(first != second) < 0.05
+        arrived = first & second
+        assert arrived.mean() > 0.8
         np.testing.assert_allclose(errors[arrived], others[arrived], atol=1e-4)
 
 

@@ -1,5 +1,6 @@
 """What depends on what is read off Hessians, and a map that follows it is exact."""
 
+import types
 import warnings
 
 import jax
@@ -264,6 +265,7 @@ def test_another_map_that_cannot_be_made_loses_nothing(monkeypatch, error, inter
     monkeypatch.setattr(training, "fit_diagonal", stop)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = training._or_hierarchical(KEY, trained, Start(trained.base, False), None, 0.0)
+        start, plan = Start(trained.base, False), types.SimpleNamespace(progress_bar=False)
+        found = training._or_hierarchical(KEY, trained, start, plan, 0.0)
     assert found[0] is trained and found[1] is interrupted
     assert any("interrupted" in str(w.message) for w in said) == interrupted
