@@ -128,6 +128,13 @@ def test_the_verdict_on_chains(found, log_z, exploration, level, words):
     assert words in str(verdict)
 
 
+def test_rounding_is_no_reason_against_chains():
+    """A map that is exact knows log Z to the last digit."""
+    mixed = Mixing(1.002, 900.0, 700.0, 0.0)
+    for off, level in ((1e-5, "trusted"), (0.01, "not to be used")):
+        assert chains_verdict(mixed, Bridge(-off, 1e-8), _evidence(0.0)).level == level
+
+
 def test_mass_where_no_chain_came_is_bad():
     mixed, log_z = Mixing(1.001, 900.0, 800.0, 0.0), Bridge(0.0, 0.01)
     assert chains_verdict(mixed, log_z, _evidence(), None, 0.01).level == "trusted"

@@ -38,8 +38,8 @@ MAX_BRIDGE_STDERR = 0.25
 MAX_UNVISITED = 0.02
 """Part of Z that may lie, by one-step draws, where no chain came."""
 
-# Standard errors by which log Z of chains may lie below a bound on it.
-_BELOW = 3.0
+# Standard errors, and nats of rounding, by which log Z of chains may lie below a bound on it.
+_BELOW, _ROUNDING = 3.0, 1e-3
 
 
 class Mixing(NamedTuple):
@@ -160,7 +160,8 @@ def chains_verdict(
             "overlaps the chains enough. Of their draws that says nothing."
         )
     error = math.hypot(log_z.log_z_stderr, float(one_step.elbo_stderr))
-    if one_step.bound != "heuristic" and log_z.log_z < float(one_step.elbo) - _BELOW * error:
+    below = float(one_step.elbo) - log_z.log_z
+    if one_step.bound != "heuristic" and below > _BELOW * error + _ROUNDING:
         bad.append(
             f"Their log Z of {log_z.log_z:.3f} lies below the bound of {float(one_step.elbo):.3f}: "
             "they have not been everywhere that the map reaches."
