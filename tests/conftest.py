@@ -24,7 +24,7 @@ def strict_ranks() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _few_mappings() -> Iterator[None]:
     """Compiled programs are dropped before a process has as many mappings as Linux allows.
 
