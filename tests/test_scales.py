@@ -83,3 +83,11 @@ def test_draws_that_lack_another_scale_are_flagged():
     both = jnp.where(jax.random.uniform(KEY, (4_000, 1)) < 0.3, wide, narrow)
     check = cs.diagnostics.exploration_check(KEY, target, both, 0.0, num_starts=16)
     assert check.passed and check.farther == 0.0
+
+
+def test_the_outermost_draws_of_many_dimensions_are_no_sign_of_more():
+    """Of 500 draws in 100 dimensions a fifth of the mass is beyond the outermost along one."""
+    target = cs.Target(lambda x: norm.logpdf(x).sum(), 100)
+    draws = jax.random.normal(KEY, (500, 100))
+    check = cs.diagnostics.exploration_check(KEY, target, draws, 0.0, num_starts=4)
+    assert check.farther == 0.0

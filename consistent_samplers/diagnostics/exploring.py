@@ -346,4 +346,6 @@ def _farther(rng_key: PRNGKey, target: Target, position: Array, log_z: float) ->
         correlation = robust_covariance((points - loc) / scale)
         factor = scale[:, None] * np.linalg.cholesky(correlation + 1e-6 * np.eye(target.dim))
     found = mass_farther(rng_key, target, loc, factor, log_z, points)
+    # As much lies beyond the outermost of so many draws, along one of the columns or in all.
+    found = found._replace(share=found.share - (target.dim + 1) / len(points))
     return found.share if found.is_there else 0.0
