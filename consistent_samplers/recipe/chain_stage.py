@@ -4,6 +4,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -103,11 +104,13 @@ def falls_short(trained: TrainedSampler, draws: Sequence[Draws]) -> bool:
         worths = [evidence(part) for part in draws]
     except ValueError:  # draws that cannot be weighed
         return False
-    darker = (
-        dataclasses.replace(worth, pareto_k=worth.pareto_k + _MORE_K, ess=_LESS * worth.ess)
-        for worth in worths
-    )
-    return any(trained.verdict(worth).level == "not to be used" for worth in darker)
+
+    def darker(worth: Any) -> Any:
+        # On the host: every small operation on arrays would be compiled by itself.
+        k, ess = np.asarray(worth.pareto_k), np.asarray(worth.ess)
+        return dataclasses.replace(worth, pareto_k=k + _MORE_K, ess=_LESS * ess)
+
+    return any(trained.verdict(darker(worth)).level == "not to be used" for worth in worths)
 
 
 def with_chains(
