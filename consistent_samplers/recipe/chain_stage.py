@@ -24,6 +24,8 @@ from consistent_samplers.types import Array, Draws, PRNGKey
 _NUM_CHAINS = 4
 # Iterations of warm-up and draws of a chain: where gradients are cheap, and where they are dear.
 _MOST, _FEWEST = (300, 1_000), (150, 250)
+# Times as many draws as that up to which chains go on that have not mixed.
+_FURTHER = 4
 # Gradients of an iteration in a space that is nearly Gaussian; operations of all of them up to
 # which chains are long (ten seconds of two cores), in the map's space at all, and run unasked.
 _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
@@ -126,14 +128,15 @@ def with_chains(
     """A trained sampler with chains of NUTS in its latent space (`corrections.latent_chains`).
 
     Four chains, moved together: 1,000 draws of each after 300 iterations of warm-up, or down to 250
-    after 150 where gradients are dear. Where the map's would be dearer still, chains move in the
+    after 150 where gradients are dear; up to four times as many where they have not mixed by then.
+    Where the map's would be dearer still, chains move in the
     space of the Gaussian of its weighted draws. ``chains`` and ``route`` of what is returned are
     theirs, and what the look for modes found is read in their light.
 
     Args:
       rng_key: key.
       trained: what `train_sampler` or `load` returned.
-      num_samples: draws of all chains; 250 to 1,000 of each are taken.
+      num_samples: draws of all chains; 250 to 1,000 of each are taken, and more if they must.
       draws: one-step draws, whose largest weights the chains are to have met; fresh ones if none.
       particles: ``[n, dim]``, of a tempered SMC, to see whether the chains reach them.
       reason: why, in words, for ``route``.
@@ -168,6 +171,7 @@ def with_chains(
             num_chains=_NUM_CHAINS,
             num_warmup=warmup,
             num_samples=num,
+            max_samples=_FURTHER * num,
             gaussian=gaussian,
             progress=bar.update,
         )
