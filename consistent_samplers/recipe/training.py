@@ -225,10 +225,12 @@ def train_sampler(
             cold = _cold_start(key_base, target, None, jax.device_put(known), plan)
             trained, interrupted = train(rng_key, target, cold, plan, begin)
         only_general = network is None and base is None and start is None and not num_iterations
+        suffices = False
         if only_general and not (interrupted or own_budget):
             key_other = folded(rng_key, _OTHER)
-            trained, interrupted = _or_hierarchical(key_other, trained, cold, plan, begin)
-        if not interrupted:
+            other, interrupted = _or_hierarchical(key_other, trained, cold, plan, begin)
+            suffices, trained = other is None, other or trained
+        if not interrupted and not (suffices and chains is None):
             trained = chained(trained, cold.particles)
         if trained.exploration is not None and not trained.exploration.passed:
             warnings.warn(str(trained.exploration), stacklevel=2)
@@ -237,15 +239,19 @@ def train_sampler(
 
 def _or_hierarchical(
     rng_key: PRNGKey, trained: TrainedSampler, cold: Start, plan: Plan, begin: float
-) -> tuple[TrainedSampler, bool]:
+) -> tuple[TrainedSampler | None, bool]:
     """The better of what was trained and, where that falls short, of a hierarchical map.
 
-    By the ELBO of draws that neither was trained on; and whether Ctrl-C came.
+    By the ELBO of draws that neither was trained on; None where what was trained does not fall
+    short. And whether Ctrl-C came.
     """
     target = trained.target
     try:
         draws = chain_stage.fresh_draws(rng_key, trained)
-        if not chain_stage.falls_short(trained, draws) or not target.structure.has_members:
+        if not chain_stage.falls_short(trained, draws):
+            lacks = trained.exploration is not None and trained.exploration.lacks_modes
+            return (trained if lacks else None), False
+        if not target.structure.has_members:
             return trained, False
         with progress.stage("fit a base", progress_bar=plan.progress_bar):
             fitted = fit_diagonal(rng_key, target, init_position=draws[0].position[:64])
