@@ -102,7 +102,7 @@ def mass_farther(
     apart = min(_MOST_APART, _APART / math.sqrt(dim))
     scales = np.exp(np.arange(0.0, math.log(_WIDEST), apart))
     along = np.exp(np.arange(_MOST_APART, math.log(_WIDEST), _MOST_APART))
-    z = np.asarray(iterating.normals(rng_key, _NUM_DRAWS, dim), np.float64)
+    z = np.array(iterating.normals(rng_key, _NUM_DRAWS, dim), np.float64)
     half, index = _NUM_DRAWS // 2, np.arange(_NUM_DRAWS // 2)
     z[:half] *= np.resize(scales, half)[:, None]
     z[half + index, index % dim] *= along[(index // dim) % len(along)]
