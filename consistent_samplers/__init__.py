@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from consistent_samplers import (
         algorithms,
         bases,
+        bayes_factors,
         bracket,
         bridge,
         checkpoint,
@@ -93,6 +94,7 @@ __all__ = [
     "TrainingDivergedError",
     "algorithms",
     "bases",
+    "bayes_factors",
     "bracket",
     "bridge",
     "calibration",

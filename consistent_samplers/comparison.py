@@ -4,13 +4,19 @@ import dataclasses
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from consistent_samplers.bases.iterating import folded
+from consistent_samplers.bayes_factors import (
+    CANNOT_TELL,
+    BayesFactor,
+    Probability,
+    bayes_factor,
+    decimals,
+    model_probabilities,
+)
 from consistent_samplers.bracket import Bracket
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.diagnostics import LEVELS
@@ -18,129 +24,9 @@ from consistent_samplers.prediction import Prediction, predict
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.types import PRNGKey
 
-CANNOT_TELL = "cannot tell"
-"""What is said of two models where the interval of their log Bayes factor holds zero."""
-
-BAYES_FACTOR_WORDS = {
-    1.0: "not worth more than a bare mention",
-    3.0: "positive",
-    5.0: "strong",
-    math.inf: "very strong",
-}
-"""What Kass and Raftery (1995, section 3.2) call a Bayes factor whose natural logarithm is at most
-so large (they give twice it)."""
-
-_QUANTILE = 1.959964  # of a 95 % interval
-_NUM_DRAWS = 10_000
 # Precision up to which two arrays hold the same data: one of them may be in single precision.
 _SAME = 1e-6
 _WIDTH = 100
-
-
-class BayesFactor(NamedTuple):
-    """What two log Z say of two models.
-
-    Attributes:
-      log_factor: log Z of the first less that of the second, in nats.
-      low: lower end of its 95 % interval.
-      high: upper end.
-      words: how strong the evidence is for the better one (`BAYES_FACTOR_WORDS`), by the end of the
-        interval that is nearer to zero; or `CANNOT_TELL`.
-      why: why it cannot be told; empty otherwise.
-
-    Example:
-      >>> from consistent_samplers.comparison import BayesFactor
-      >>> print(BayesFactor(4.0, 3.5, 4.5, "strong"))
-      strong (log Bayes factor 4.00, 95 %: 3.50 to 4.50)
-    """
-
-    log_factor: float
-    low: float
-    high: float
-    words: str
-    why: str = ""
-
-    def __str__(self) -> str:
-        places = _places((self.high - self.low) / (2.0 * _QUANTILE))
-        numbers = [f"{number:.{places}f}" for number in self[:3]]
-        told = f"log Bayes factor {numbers[0]}, 95 %: {numbers[1]} to {numbers[2]}"
-        return f"{self.words} ({told}{': ' + self.why if self.why else ''})"
-
-
-def bayes_factor(log_factor: float, stderr: float) -> BayesFactor:
-    """A log Bayes factor with a normal error, in words that hold over its whole 95 % interval.
-
-    Args:
-      log_factor: difference of two log Z in nats.
-      stderr: its standard error.
-
-    Example:
-      >>> from consistent_samplers.comparison import bayes_factor
-      >>> bayes_factor(5.2, 0.05).words, bayes_factor(5.2, 0.2).words, bayes_factor(5.2, 3.0).words
-      ('very strong', 'strong', 'cannot tell')
-    """
-    low, high = log_factor - _QUANTILE * stderr, log_factor + _QUANTILE * stderr
-    if not math.isfinite(high - low):
-        return BayesFactor(log_factor, low, high, CANNOT_TELL, "it is not finite")
-    nearest = max(low, -high)
-    if nearest <= 0.0:
-        return BayesFactor(log_factor, low, high, CANNOT_TELL, "the interval holds zero")
-    words = next(words for limit, words in BAYES_FACTOR_WORDS.items() if nearest <= limit)
-    return BayesFactor(log_factor, low, high, words)
-
-
-class Probability(NamedTuple):
-    """The posterior probability of a model among those compared.
-
-    Attributes:
-      value: at the estimates of log Z; NaN where it cannot be told.
-      low: lower end of its 95 % interval.
-      high: upper end.
-
-    Example:
-      >>> from consistent_samplers.comparison import Probability
-      >>> print(Probability(0.9004, 0.85, 0.93))
-      0.900 (0.850 to 0.930)
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        value, low, high = (f"{number:.3f}" for number in self)
-        return "?" if math.isnan(self.value) else f"{value} ({low} to {high})"
-
-
-def model_probabilities(
-    rng_key: PRNGKey, log_z: ArrayLike, stderr: ArrayLike, prior: ArrayLike
-) -> list[Probability]:
-    """Posterior probabilities of models, p_i Z_i / Σ p_j Z_j, with 95 % intervals.
-
-    The intervals are quantiles over 10,000 draws of all log Z from their normal errors.
-
-    Args:
-      rng_key: key.
-      log_z: ``[n]``, in nats.
-      stderr: ``[n]``, their standard errors, independent of each other.
-      prior: ``[n]``, prior probabilities.
-
-    Example:
-      >>> import jax
-      >>> from consistent_samplers.comparison import model_probabilities
-      >>> a, b = model_probabilities(jax.random.key(0), [-1.0, -2.0], [0.1, 0.1], [0.5, 0.5])
-      >>> round(a.value, 3), 0.65 < a.low < 0.70 < 0.75 < a.high < 0.79
-      (0.731, True)
-    """
-    centre, error = np.asarray(log_z, np.float64), np.asarray(stderr, np.float64)
-    noise = np.asarray(jax.random.normal(rng_key, (_NUM_DRAWS, len(centre))), np.float64)
-    drawn = np.vstack([centre, centre + error * noise])
-    with np.errstate(divide="ignore"):
-        drawn += np.log(np.asarray(prior, np.float64))
-    shares = np.exp(drawn - drawn.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    ends = np.quantile(shares[1:], [0.025, 0.975], axis=0)
-    return [Probability(*map(float, row)) for row in zip(shares[0], *ends, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +65,10 @@ class Comparison:
         """Name of the model with the largest log Z, as far as that is to be used."""
         return next(iter(self.brackets))
 
+    def is_usable(self, name: str) -> bool:
+        """Whether the evidence of a model is to be used."""
+        return _is_usable(self.brackets[name])
+
     def factor(self, first: str, second: str) -> BayesFactor:
         """The Bayes factor of two models, the first over the second.
 
@@ -194,7 +84,7 @@ class Comparison:
                 raise ValueError(f"No model is called {name!r}: {', '.join(self.brackets)}.")
         a, b = self.brackets[first], self.brackets[second]
         found = bayes_factor(a.log_z - b.log_z, math.hypot(a.stderr, b.stderr))
-        bad = [name for name in (first, second) if not _is_usable(self.brackets[name])]
+        bad = [name for name in (first, second) if not self.is_usable(name)]
         if not bad:
             return found
         why = f"the evidence of {' and '.join(bad)} is not to be used"
@@ -230,10 +120,10 @@ class Comparison:
         return "\n".join([*lines, "", *wrapped])
 
     def _difference(self, name: str) -> str:
-        found = self.factor(name, self.best)
-        if found.why.startswith("the evidence"):
+        if not (self.is_usable(name) and self.is_usable(self.best)):
             return "?"
-        places = _places((found.high - found.low) / (2.0 * _QUANTILE))
+        found = self.factor(name, self.best)
+        places = decimals(found.stderr)
         return f"{found.low:.{places}f} to {found.high:.{places}f}"
 
     def _predicted(self, name: str) -> tuple[str, str]:
@@ -257,9 +147,9 @@ def compare(
     """Which of several models the data speak for: Bayes factors with intervals, or "cannot tell".
 
     log Z of each is that of `recipe.TrainedSampler.bracket`, with a key of its own. Of models whose
-    evidence is not to be used nothing is told. Of NumPyro models the expected log predictive
-    density by Pareto-smoothed leave-one-out (Vehtari, Gelman & Gabry, 2017) of the same draws stands
-    beside the evidence, if ArviZ is installed; the two answer different questions.
+    evidence is not to be used nothing is told. Of NumPyro models, if ArviZ is installed, the
+    expected log predictive density by leave-one-out (`prediction.predict`) of the draws of the last
+    run stands beside the evidence: the two answer different questions.
 
     Args:
       rng_key: key.
@@ -347,8 +237,8 @@ def compare_brackets(
     probability = dict.fromkeys(brackets, Probability(math.nan, math.nan, math.nan))
     total = sum(weights[name] for name in usable)
     if len(usable) > 1 and total > 0.0:
-        columns = [[getattr(brackets[n], part) for n in usable] for part in ("log_z", "stderr")]
-        shares = model_probabilities(rng_key, *columns, [weights[n] / total for n in usable])
+        log_z, stderr = ([getattr(brackets[n], p) for n in usable] for p in ("log_z", "stderr"))
+        shares = model_probabilities(rng_key, log_z, stderr, [weights[n] / total for n in usable])
         probability |= dict(zip(usable, shares, strict=True))
     notes = []
     if others and len(usable) > 1:
@@ -418,20 +308,21 @@ def _in_one_order(observed: Mapping[str, dict[str, np.ndarray]]) -> dict[str, li
 
     Raises a ValueError where there is none.
     """
-    for ordered in (list, _by_value):
-        orders = {name: ordered(sites) for name, sites in observed.items()}
+    as_given = {name: list(sites) for name, sites in observed.items()}
+    by_value = {name: _by_value(sites) for name, sites in observed.items()}
+    for orders in (as_given, by_value):
         values = [_joined(observed[name], order) for name, order in orders.items()]
         if all(_same(values[0], other) for other in values[1:]):
             return orders
     first, *others = observed
-    values = {name: _joined(sites, list(sites)) for name, sites in observed.items()}
-    other = next(name for name in others if not _same(values[first], values[name]))
-    apart = f"{values[first].size} and {values[other].size} values"
-    if _same(np.sort(values[first]), np.sort(values[other])):
+    joined = {name: _joined(sites, as_given[name]) for name, sites in observed.items()}
+    other = next(name for name in others if not _same(joined[first], joined[name]))
+    a, b = joined[first], joined[other]
+    apart = f"{a.size} and {b.size} values"
+    if _same(np.sort(a), np.sort(b)):
         apart = "the same values in another order; give both the data in one order"
-    elif values[first].size == values[other].size:
-        num = int(np.sum(~_close(values[first], values[other])))
-        apart = f"{num} of {values[first].size} values are different"
+    elif a.size == b.size:
+        apart = f"{np.sum(~_close(a, b))} of {a.size} values are different"
     raise ValueError(
         f"Models {first!r} and {other!r} observe different data ({apart}): evidence compares "
         "models of the same data."
@@ -454,15 +345,8 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and bool(_close(a, b).all())
 
 
-def _places(stderr: float) -> int:
-    """Decimals that show two digits of an error: two to four."""
-    if not 0.0 < stderr < math.inf:
-        return 4
-    return min(4, max(2, 1 - math.floor(math.log10(stderr))))
-
-
 def _estimate(value: float, stderr: float) -> str:
-    places = _places(stderr)
+    places = decimals(stderr)
     return f"{value:.{places}f} ± {stderr:.{places}f}"
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from consistent_samplers.diagnostics import LEVELS
+
 _MISSING = "Prediction is left out: it needs ArviZ (pip install arviz, 0.22 or newer)."
 
 
@@ -69,9 +71,8 @@ def predict(
     found: dict[str, Prediction] = {}
     notes: list[str] = []
     for name in (name for name in samplers if sites.get(name)):
-        worth = samplers[name].diagnostics()
-        if not worth["reweighted"] and worth["r_hat"] is None:
-            notes.append(f"elpd_loo of {name} is left out: its draws do not follow the posterior.")
+        if samplers[name].verdict.level == LEVELS[-1]:
+            notes.append(f"elpd_loo of {name} is left out: its draws are not to be used.")
             continue
         try:
             of_model = _loo(samplers[name].to_arviz(), sites[name])

@@ -163,8 +163,16 @@ def latent_chains(
         key = folded(rng_key, 2)
         other = _bridge_to_chains(key, space, target, np.asarray(latent), weights, mixed.bulk)
         log_z, replaced = smaller_error(log_z, other)
-    own = space is sampler
-    return Chains(*drawn, mixed, log_z, space, map_replaced=not own, bridge_replaced=replaced)
+    return Chains(
+        drawn[0],
+        drawn[1],
+        drawn[2],
+        mixed,
+        log_z,
+        space,
+        map_replaced=space is not sampler,
+        bridge_replaced=replaced,
+    )
 
 
 def smaller_error(of_map: Bridge, of_gaussian: Bridge) -> tuple[Bridge, bool]:

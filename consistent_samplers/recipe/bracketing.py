@@ -59,6 +59,6 @@ def _of_weights(
     return found._replace(note=_note(own.bound, notes), level=judged.level)
 
 
-def _note(bound: Bound, lines: list[str]) -> str:
+def _note(bound: Bound | None, lines: list[str]) -> str:
     heuristic = ["The lower one is a heuristic, no bound."] * (bound == "heuristic")
     return "\n".join([*lines, *heuristic])

@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from consistent_samplers import checkpoint, registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
-from consistent_samplers.bases.iterating import folded
 from consistent_samplers.bracket import Bracket
 from consistent_samplers.corrections import Chains
 from consistent_samplers.diagnostics import (
