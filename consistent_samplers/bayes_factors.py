@@ -29,7 +29,7 @@ class BayesFactor(NamedTuple):
     """What two log Z say of two models.
 
     Attributes:
-      log_factor: log Z of the first less that of the second, in nats.
+      log_factor: log Z of the first less that of the second, in nats; NaN where one is not known.
       low: lower end of its 95 % interval.
       high: upper end.
       words: how strong the evidence is for the better one (`BAYES_FACTOR_WORDS`), by the end of the
@@ -54,6 +54,8 @@ class BayesFactor(NamedTuple):
         return (self.high - self.low) / (2.0 * _QUANTILE)
 
     def __str__(self) -> str:
+        if math.isnan(self.log_factor):
+            return f"{self.words}: {self.why}"
         places = decimals(self.stderr)
         numbers = [f"{number:.{places}f}" for number in self[:3]]
         told = f"log Bayes factor {numbers[0]}, 95 %: {numbers[1]} to {numbers[2]}"
@@ -101,8 +103,13 @@ class Probability(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        value, low, high = (f"{number:.3f}" for number in self)
-        return "?" if math.isnan(self.value) else f"{value} ({low} to {high})"
+        if math.isnan(self.value):
+            return "?"
+        value, low, high = (
+            "<0.001" if number < 0.0005 else ">0.999" if number > 0.9995 else f"{number:.3f}"
+            for number in self
+        )
+        return f"{value} ({low} to {high})"
 
 
 def model_probabilities(

@@ -82,13 +82,12 @@ class Comparison:
         for name in (first, second):
             if name not in self.brackets:
                 raise ValueError(f"No model is called {name!r}: {', '.join(self.brackets)}.")
-        a, b = self.brackets[first], self.brackets[second]
-        found = bayes_factor(a.log_z - b.log_z, math.hypot(a.stderr, b.stderr))
         bad = [name for name in (first, second) if not self.is_usable(name)]
-        if not bad:
-            return found
-        why = f"the evidence of {' and '.join(bad)} is not to be used"
-        return found._replace(words=CANNOT_TELL, why=why)
+        if bad:
+            why = f"the evidence of {' and '.join(bad)} is not to be used"
+            return BayesFactor(math.nan, math.nan, math.nan, CANNOT_TELL, why)
+        a, b = self.brackets[first], self.brackets[second]
+        return bayes_factor(a.log_z - b.log_z, math.hypot(a.stderr, b.stderr))
 
     def __str__(self) -> str:
         names, told = list(self.brackets), bool(self.prediction)
@@ -120,9 +119,9 @@ class Comparison:
         return "\n".join([*lines, "", *wrapped])
 
     def _difference(self, name: str) -> str:
-        if not (self.is_usable(name) and self.is_usable(self.best)):
-            return "?"
         found = self.factor(name, self.best)
+        if math.isnan(found.log_factor):
+            return "?"
         places = decimals(found.stderr)
         return f"{found.low:.{places}f} to {found.high:.{places}f}"
 

@@ -1,6 +1,7 @@
 """Log Z of a trained sampler from both sides, and what that is worth."""
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +41,10 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
         # Decided before, without the draws above: their own bridge is that of the same map.
         found = found._replace(log_z=chains.log_z.log_z, stderr=chains.log_z.log_z_stderr)
         notes.append(_BRIDGE_REPLACED)
-    return found._replace(note=_note(draws.bound, notes), level=worth.level)
+    # Half a step between numbers of its size, as `estimate.evidence` takes it.
+    step = float(np.finfo(np.asarray(draws.log_weight).dtype).eps) * abs(found.log_z)
+    stderr = math.hypot(found.stderr, 0.5 * step)
+    return found._replace(note=_note(draws.bound, notes), level=worth.level, stderr=stderr)
 
 
 def _of_weights(
