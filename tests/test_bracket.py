@@ -170,13 +170,22 @@ def test_a_heuristic_lower_bound_is_called_one(monkeypatch):
     assert found.upper is not None and "lower one is a heuristic" in found.note
 
 
-def test_chains_are_held_against_draws_of_the_callers_key():
-    sampler = trained()
-    with pytest.raises(ValueError, match=r"chains_verdict\(rng_key\)"):
-        dataclasses.replace(sampler, chains=some_chains(sampler)).chains_verdict()
+def test_chains_are_held_against_draws_of_the_callers_key(monkeypatch):
+    sampler, keys = trained(), []
     sampler = dataclasses.replace(sampler, chains=some_chains(sampler))
+    draw = cs.TrainedSampler.evidence
+
+    def evidence(self, rng_key, *args, **kwargs):
+        keys.append(rng_key)
+        return draw(self, rng_key, *args, **kwargs)
+
+    monkeypatch.setattr(cs.TrainedSampler, "evidence", evidence)
     for key in (jax.random.key(1), jax.random.PRNGKey(1)):
         assert sampler.chains_verdict(key).level == "trusted"
+        assert keys[-1] is key
+    sampler.bracket(jax.random.key(2))
+    sampler.bracket(jax.random.key(3))
+    assert (jax.random.key_data(keys[-1]) != jax.random.key_data(keys[-2])).any()
 
 
 def test_a_numpyro_model_is_bracketed():

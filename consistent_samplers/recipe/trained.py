@@ -193,17 +193,17 @@ class TrainedSampler:
         """What the draws of the chains are worth.
 
         Args:
-          rng_key: key of the one-step draws that they are held against, where there are no stages.
+          rng_key: key of the one-step draws that they are held against, where there are no stages
+            to take them from; ``jax.random.key(0)`` if None.
 
         Raises:
-          ValueError: no chains were run, or there is neither a stage nor a key.
+          ValueError: no chains were run.
         """
         if self.chains is None:
             raise ValueError("There are no chains yet: see with_chains.")
         if self.stages:
             return self._chains_verdict(list(self.stages.values())[-1])
-        if rng_key is None:
-            raise ValueError("A sampler without stages needs a key: chains_verdict(rng_key).")
+        rng_key = jax.random.key(0) if rng_key is None else rng_key
         return self._chains_verdict(self.evidence(rng_key))
 
     def _chains_verdict(self, one_step: Evidence) -> Verdict:
