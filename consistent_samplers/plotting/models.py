@@ -43,8 +43,8 @@ def plot_comparison(comparison: Comparison, *, ax: "Axes | None" = None) -> "Axe
             (found.upper, "<", "bound above"),
         ):
             if bound is not None and math.isfinite(bound):
-                looks = {"marker": marker, "color": style.DRAWS, "ms": 6.0, "label": label}
-                ax.plot(bound - origin, place, **looks, **shape)
+                looks: dict[str, Any] = {"marker": marker, "color": style.DRAWS, "ms": 6.0}
+                ax.plot(bound - origin, place, label=label, **looks, **shape)
         if not (math.isfinite(found.log_z) and math.isfinite(found.stderr)):
             continue
         sure = comparison.is_usable(name)
