@@ -38,7 +38,7 @@ def excesses(shares):
 def test_ranks_that_are_uniform_stay_in_the_band():
     shares = RNG.uniform(size=(200, 300))
     largest, band = excesses(shares)
-    # Of 100 parameters 95, within three binomial errors; the grid of the lines makes them some more.
+    # Of 100 parameters 95, within binomial errors; the grid of the lines makes them some more.
     assert 0.95 - 3.0 * np.sqrt(0.05 * 0.95 / 300) < (largest < band).mean() < 0.995
     largest, band = excesses(0.25 + 0.5 * shares)
     assert (largest > band).all()

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import math
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,11 @@ from scipy.stats import multivariate_normal
 import consistent_samplers as cs
 from consistent_samplers.bayes_factors import CANNOT_TELL, bayes_factor, model_probabilities
 from consistent_samplers.bracket import Bracket
+from consistent_samplers.comparison import _in_one_order as in_one_order
 from consistent_samplers.comparison import compare_brackets
-from consistent_samplers.diagnostics import ExplorationCheck
+from consistent_samplers.diagnostics import ExplorationCheck, Mixing
 from consistent_samplers.integrations.numpyro import OneStepSampler
+from consistent_samplers.prediction import predict
 
 KEYS = pytest.mark.parametrize(
     "key", [jax.random.key(3), jax.random.PRNGKey(3)], ids=("new", "old")
@@ -178,6 +181,25 @@ def test_trained_samplers_are_compared(key):
     assert "yours to know of a, b" in found.note
 
 
+def test_chains_and_weights_that_fail_are_told_apart_from_evidence():
+    good = gaussian(0.0)
+    chains = cs.corrections.latent_chains(
+        jax.random.key(0), good.target, good.one_step, num_warmup=50, num_samples=50
+    )
+    chains = chains._replace(mixing=Mixing(1.5, 9.0, 9.0, 0.0))
+    even = dataclasses.replace(good, chains=chains)
+    far = cs.Sampler.of_base(cs.bases.standard_normal(1, scale=0.1))
+    lost = dataclasses.replace(even, one_step=far, many_steps=far)
+    found = cs.compare(jax.random.key(0), {"lost": lost, "even": even, "good": good})
+    assert found.brackets["even"].method == "importance"
+    assert found.brackets["even"].level != "not to be used"
+    assert "even has no bound above" in found.note
+    assert list(found.brackets)[-1] == "lost" and not found.is_usable("lost")
+    assert found.factor("good", "lost").words == CANNOT_TELL
+    assert "lost: Nor are the weights of one step." in found.note
+    assert "lost: A few large weights decide log Z" in found.note
+
+
 # --- NumPyro ------------------------------------------------------------------------------------
 
 RNG = np.random.default_rng(1)
@@ -227,6 +249,53 @@ def test_regressions_against_their_closed_form(line_and_level):
     text = str(found)
     assert max(map(len, text.splitlines())) <= 100 and "elpd_loo" in text
     assert text.index("line over level: very strong") > text.index("elpd_diff")
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("arviz", "arviz_base", "arviz_stats")),
+    reason="two generations of ArviZ are needed to be compared",
+)
+def test_both_generations_of_arviz_predict_alike(line_and_level, monkeypatch):
+    sampler = line_and_level["line"]
+    (old,) = predict({"line": sampler}, {"line": ["y"]})[0].values()
+    monkeypatch.setitem(sys.modules, "arviz", None)
+    (new,) = predict({"line": sampler}, {"line": ["y"]})[0].values()
+    np.testing.assert_allclose(new.pointwise, old.pointwise, rtol=1e-3)
+    np.testing.assert_allclose(new[:2], old[:2], rtol=1e-3)
+    assert abs(new.num_parameters - old.num_parameters) < 0.05 and new.good_k == old.good_k
+
+
+def test_sites_in_another_order_are_the_same_data():
+    a, b = np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0])
+    orders = in_one_order({"m": {"y": a, "z": b}, "n": {"v": b.reshape(3, 1), "w": a}})
+    assert [orders["m"], orders["n"]] == [["y", "z"], ["w", "v"]]
+    joined = np.concatenate([a, b]).astype(np.float32)
+    assert in_one_order({"m": {"y": a, "z": b}, "n": {"all": joined}})["n"] == ["all"]
+    with pytest.raises(ValueError, match="2 of 5 values are different"):
+        in_one_order({"m": {"y": a, "z": b}, "n": {"all": joined + (joined > 3.0)}})
+
+
+@pytest.mark.slow
+def test_real_runs_cover():
+    """Ten data sets, each warm from the one before: exact maps, so that rounding decides."""
+    models = [
+        OneStepSampler(model, num_samples=1_000, effort="base", progress_bar=False)
+        for model in (level, line)
+    ]
+    covered, rng = 0, np.random.default_rng(5)
+    for i in range(10):
+        x = rng.normal(size=40)
+        y = rng.normal() + rng.normal() * x + rng.normal(size=40)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Other arguments of model")
+            models[0].run(jax.random.key(i), y)
+            models[1].run(jax.random.key(i), x, y)
+        named = dict(zip(("level", "line"), models, strict=True))
+        found = cs.compare(jax.random.key(i), named, loo=False).factor("line", "level")
+        ones = np.ones((40, 1))
+        true = log_z_of(y, np.column_stack([ones, x])) - log_z_of(y, ones)
+        covered += found.low <= true <= found.high
+    assert covered >= 8  # of 95 % in ten, with a probability of 0.99
 
 
 def test_prediction_is_left_out_without_arviz(line_and_level, monkeypatch):
