@@ -142,6 +142,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dims", nargs="+", type=int, default=[100, 300, 1_000, 3_000, 10_000])
     sub.add_argument("--limit", type=float, default=1_800.0, help="seconds of a process")
     sub.add_argument("--seed", type=int, default=0)
+    sub = _command(commands, "calibration", "ranks and coverage over simulated data, by simuk")
+    sub.add_argument("--names", nargs="+", help="models; all if left out")
+    sub.add_argument("--num", type=int, default=100, help="simulated data sets of each model")
+    sub.add_argument("--num-samples", type=int, default=1_000, help="draws to rank, up to 4000")
+    sub.add_argument("--seed", type=int, default=0)
     _add_first(commands)
     _add_speed(commands)
     return parser

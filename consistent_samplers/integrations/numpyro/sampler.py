@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
+
 from consistent_samplers.bases.iterating import folded, pair
 from consistent_samplers.bracket import Bracket
 from consistent_samplers.checks import check_integer, check_key
@@ -327,6 +329,16 @@ class OneStepSampler:
         `diagnostics.weights_are_reliable`.
         """
         return self._last_run("reweighted").reweighted
+
+    @property
+    def observed(self) -> dict[str, np.ndarray]:
+        """Values of the last run's observed sites by name; none of a ``numpyro.factor``."""
+        return self._last_run("observed").observed()
+
+    @property
+    def improper(self) -> tuple[str, ...]:
+        """Latent sites of the last run with improper priors, with which there is no evidence."""
+        return self._last_run("improper").improper()
 
     @property
     def trained(self) -> TrainedSampler:
