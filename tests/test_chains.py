@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -366,3 +367,33 @@ def test_chains_go_on_until_they_have_mixed():
     assert min(longer.mixing.bulk, longer.mixing.tail) >= cs.diagnostics.ENOUGH_DRAWS
     # What was drawn first is kept.
     np.testing.assert_array_equal(longer.position[:, :20], short.position)
+
+
+def test_what_some_draws_show_is_remembered_where_others_hide_it():
+    """A needle that one set of draws met: draws without it must not be trusted afterwards."""
+    base = cs.bases.standard_normal(1)
+    target = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1))
+    sampler = cs.Sampler.of_base(base)
+    seen = cs.diagnostics.ExplorationCheck(1, 0, 0.0, 0.0)
+    trained = cs.TrainedSampler(target, sampler, sampler, exploration=seen)
+    first, second = (sampler.sample(jax.random.key(i), target, 1_000) for i in (0, 1))
+    kept = chain_stage._remembering(trained, [first, second])
+    assert kept.exploration == seen and kept.verdict(kept.evidence(KEY)).level == "trusted"
+    # A fifth of Z at a single draw.
+    needle = first.log_weight.at[0].add(math.log(0.25 * 1_000))
+    kept = chain_stage._remembering(
+        trained, [dataclasses.replace(first, log_weight=needle), second]
+    )
+    assert 0.15 < kept.exploration.hidden < 0.3
+    assert kept.verdict(kept.evidence(KEY)).level == "not to be used"
+
+
+def test_a_look_at_the_map_is_not_one_at_the_chains(of_funnel):
+    """What lies farther out than the map's draws may be where chains came."""
+    found = cs.diagnostics.ExplorationCheck(1, 0, 0.0, 0.0, farther=0.5)
+    trained = dataclasses.replace(of_funnel, exploration=found, chains=None, route=None)
+    chained = cs.with_chains(jax.random.key(2), trained, progress_bar=False)
+    assert chained.exploration is found and not found.passed
+    assert chained.chains.exploration.farther < 0.02
+    evidence = chained.evidence(KEY)
+    assert chained.verdict(evidence).level == "not to be used"

@@ -22,6 +22,7 @@ from consistent_samplers.diagnostics import (
     ENOUGH_DRAWS,
     MAX_ROUND_TRIP_ERROR,
     MIXED_R_HAT,
+    ExplorationCheck,
     Mixing,
     mixing,
 )
@@ -58,6 +59,7 @@ class Chains(NamedTuple):
       unvisited: part of Z that one-step draws showed where no chain came; see `recipe.with_chains`.
       map_replaced: whether the map is not the sampler's own, but a Gaussian of its weighted draws.
       bridge_replaced: whether ``log_z`` is that of a Gaussian fitted to the chains' first half.
+      exploration: what a look for modes means for their draws, or None where nobody looked.
 
     Example:
       >>> from consistent_samplers.corrections import Chains
@@ -74,6 +76,7 @@ class Chains(NamedTuple):
     unvisited: float = 0.0
     map_replaced: bool = False
     bridge_replaced: bool = False
+    exploration: ExplorationCheck | None = None
 
     def __str__(self) -> str:
         return f"{self.mixing}; {self.log_z}"

@@ -316,7 +316,7 @@ def exploration_check(
     if known is not None:
         modes = merged(modes, known)
     excess = particle_log_z - log_z
-    farther = _farther(folded(rng_key, 2), target, position, log_z)
+    farther = mass_beyond(folded(rng_key, 2), target, position, log_z)
     if not len(modes.loc):
         return ExplorationCheck(0, 0, 0.0, excess, farther=farther)
     found = masses_around(folded(rng_key, 1), target, modes)
@@ -343,7 +343,7 @@ def exploration_check(
     return ExplorationCheck(num_modes, num_missed, share, excess, missed=missed, farther=farther)
 
 
-def _farther(rng_key: PRNGKey, target: Target, position: Array, log_z: float) -> float:
+def mass_beyond(rng_key: PRNGKey, target: Target, position: Array, log_z: float) -> float:
     """Mass farther out than all draws, relative to Z; 0 where there is none."""
     points = np.asarray(position, np.float64)
     loc, scale = points.mean(0), points.std(0)

@@ -210,7 +210,7 @@ class TrainedSampler:
         found = self.chains
         assert found is not None
         return chains_verdict(
-            found.mixing, found.log_z, one_step, self.exploration, found.unvisited
+            found.mixing, found.log_z, one_step, found.exploration, found.unvisited
         )
 
     def concluded(self, evidence: Evidence) -> tuple[Chains | None, Evidence, Verdict]:
