@@ -273,8 +273,8 @@ class Control(Map):
           ValueError: the control is guided, or the base a product of mixtures, which has too many
             frames.
         """
-        base = self.base
-        single = one_frame(base)
+        several: Any = self.base
+        base, single = self.base, one_frame(self.base)
         if self.guided or not (single or hasattr(base, "num_components")):
             what = "guided control" if self.guided else f"map around a {type(base).__name__}"
             raise ValueError(f"The density of a {what} is not available in closed form.")
@@ -290,7 +290,6 @@ class Control(Map):
 
         if single:
             return in_frame(())
-        several: Any = base
         # A frame's correction is relative to the whole base: with the frame's share, to its own.
         share = jax.nn.log_softmax(several.log_joint(position))
         by_frame = jax.vmap(in_frame)(jnp.arange(several.num_components))
