@@ -48,12 +48,8 @@ class Placed(constraints.Constraint):
         return f"Placed({self.support!r})"
 
     def inside(self, x: Array) -> Array:
-        """Whether a value is in the support, as far as that is no equation: ``[]`` bool.
-
-        Equations (a simplex adds up to one) hold to rounding only, and are not looked at.
-        """
-        base = getattr(self.support, "base_constraint", self.support)
-        return jnp.all(base(x)) if base.event_dim == 0 else jnp.ones((), bool)
+        """Whether a value is in the support; see `in_support`."""
+        return in_support(self.support, x)
 
     def feasible_like(self, prototype: Array) -> Array:
         """A value of the support."""
@@ -99,7 +95,7 @@ class Flat(constraints.Constraint):
         return dict(zip(self.names, cut, strict=True))
 
     def inside(self, x: Array) -> Array:
-        """Whether one vector ``[n]`` is in the support; see `Placed.inside`."""
+        """Whether one vector ``[n]`` is in the support; see `in_support`."""
         values = self.unpack(x).values()
         return jnp.stack([p.inside(v) for p, v in zip(self.parts, values, strict=True)]).all()
 
@@ -202,6 +198,15 @@ class _ToVector(_Standardised):
 
 biject_to.register(Placed, _ToSite)
 biject_to.register(Flat, _ToVector)
+
+
+def in_support(support: Any, x: Array) -> Array:
+    """Whether a value is in a support, as far as that is no equation: ``[]`` bool.
+
+    Equations (a simplex adds up to one) hold to rounding only, and are not looked at.
+    """
+    base = getattr(support, "base_constraint", support)
+    return jnp.all(base(x)) if base.event_dim == 0 else jnp.ones((), bool)
 
 
 def _cut(x: Array, shapes: list[tuple[int, ...]]) -> list[Array]:
