@@ -221,5 +221,6 @@ def _cut(x: Array, shapes: list[tuple[int, ...]]) -> list[Array]:
 
 def _joined(values: list[Array], shapes: list[tuple[int, ...]]) -> Array:
     """Vectors ``[..., n]`` of arrays ``[..., *shape]``."""
-    flat = [v.reshape(*v.shape[: v.ndim - len(s)], -1) for v, s in zip(values, shapes, strict=True)]
+    pairs = zip(values, shapes, strict=True)
+    flat = [v.reshape(*v.shape[: v.ndim - len(s)], math.prod(s)) for v, s in pairs]
     return jnp.concatenate(flat, axis=-1)

@@ -72,7 +72,7 @@ class Prior(dist.Distribution):
         keys = jax.random.split(key, int(np.prod(sample_shape, dtype=int)))
         loc, scale = self.support.placed()
         drawn = biject_to(self.support)((jax.vmap(one)(keys) - loc) / scale)
-        return drawn.reshape(*sample_shape, -1)
+        return drawn.reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Array) -> Array:
         """Log densities ``[...]`` of vectors ``[..., n]``; -inf outside of the support."""
