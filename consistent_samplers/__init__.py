@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from consistent_samplers.checkpoint import CheckpointError
     from consistent_samplers.comparison import Comparison, compare
     from consistent_samplers.estimate import Evidence, evidence
+    from consistent_samplers.integrations.numpyro import as_prior
     from consistent_samplers.recipe import TrainedSampler, load, train_sampler, with_chains
     from consistent_samplers.registry import register_base, register_network
     from consistent_samplers.sampler import Sampler
@@ -71,6 +72,7 @@ _NAMES = {
     "checkpoint": ("CheckpointError",),
     "comparison": ("Comparison", "compare"),
     "estimate": ("Evidence", "evidence"),
+    "integrations.numpyro": ("as_prior",),
     "recipe": ("TrainedSampler", "load", "train_sampler", "with_chains"),
     "registry": ("register_base", "register_network"),
     "sampler": ("Sampler",),
@@ -93,6 +95,7 @@ __all__ = [
     "TrainedSampler",
     "TrainingDivergedError",
     "algorithms",
+    "as_prior",
     "bases",
     "bayes_factors",
     "bracket",

@@ -14,7 +14,7 @@ from consistent_samplers import checkpoint, registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
 from consistent_samplers.bracket import Bracket
-from consistent_samplers.corrections import Chains
+from consistent_samplers.corrections import Chains, Reweighted, reweight
 from consistent_samplers.diagnostics import (
     LEVELS,
     REMEDIES,
@@ -30,7 +30,7 @@ from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.sampler import Sampler, method_of_bound
 from consistent_samplers.streaming import CHUNK_SIZE, stream_evidence
 from consistent_samplers.targets import Target, evaluation
-from consistent_samplers.types import Bound, Draws, Method, PRNGKey
+from consistent_samplers.types import Bound, Draws, LogDensityFn, Method, PRNGKey
 
 _KIND = "trained sampler"
 # Points at which a target is compared with the one that a sampler was trained on.
@@ -167,6 +167,28 @@ class TrainedSampler:
         if isinstance(num_samples, int) and num_samples > CHUNK_SIZE:
             return informed(stream_evidence(rng_key, sample, num_samples), self.exploration)
         return informed(evidence(sample(rng_key, num_samples)), self.exploration)
+
+    def reweight(
+        self,
+        log_density: LogDensityFn | Target,
+        rng_key: PRNGKey | None = None,
+        num_samples: int = 10_000,
+    ) -> Reweighted:
+        """The one-step draws of a key under another density, with its log Z and a verdict.
+
+        Args:
+          log_density: ``[dim] -> []``, or a target; its support may be smaller.
+          rng_key: key of the draws; key 0 if None.
+          num_samples: number of draws.
+
+        Raises:
+          ValueError: as of `corrections.reweight`.
+        """
+        rng_key = jax.random.key(0) if rng_key is None else rng_key
+        target = log_density
+        if not isinstance(target, Target):
+            target = Target(target, self.target.dim, "the new density", sites=self.target.sites)
+        return reweight(rng_key, self.sampler_for(1), target, num_samples)
 
     def bracket(self, rng_key: PRNGKey, num_samples: int = 10_000) -> Bracket:
         """Log Z from both sides: ELBO, EUBO, and the optimal bridge in between, in nats.
