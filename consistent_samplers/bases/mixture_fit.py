@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax.typing import ArrayLike
 
 from consistent_samplers.bases import iterating
 from consistent_samplers.bases.exploration import Exploration, explore
@@ -202,7 +203,7 @@ def _moved(start: MixtureBase, params: Any) -> MixtureBase:
 _move = kernel(effort="least")(_moved)
 
 
-def fit_to_draws(draws: Array, *, max_components: int = 8) -> MixtureBase:
+def fit_to_draws(draws: ArrayLike, *, max_components: int = 8) -> MixtureBase:
     """A mixture of Gaussians fitted to draws ``[n, dim]`` by EM, its size by BIC.
 
     Mean and covariance of the mixture are those of the draws.
@@ -223,7 +224,8 @@ def fit_to_draws(draws: Array, *, max_components: int = 8) -> MixtureBase:
     points = np.asarray(draws, np.float64)
     if points.ndim != 2 or len(points) < 2 or not np.isfinite(points).all():
         raise ValueError(f"draws must be at least two finite points [n, dim], got {points.shape}.")
-    return mixture(*_by_em(points, max_components))
+    parts: Any = _by_em(points, max_components)
+    return mixture(*parts)
 
 
 @iterating.one_thread

@@ -110,7 +110,7 @@ def sensitivity(run: Run, alphas: tuple[float, float]) -> Any:
     values = run.samples(run.reweighted)[0] if chains is None else run.chain_samples()
     sites = {name: values[name] for name, _ in run.model.functions.sites}
     log_prior, log_likelihood = _terms_of(run.model.functions, run.model.data, sites)
-    groups = {
+    groups: dict[str, dict[str, Any]] = {
         "posterior": sites,
         "log_prior": {"joint": log_prior},
         "log_likelihood": {"joint": log_likelihood},
