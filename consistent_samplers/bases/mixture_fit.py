@@ -224,7 +224,8 @@ def fit_to_draws(draws: ArrayLike, *, max_components: int = 8) -> MixtureBase:
     points = np.asarray(draws, np.float64)
     if points.ndim != 2 or len(points) < 2 or not np.isfinite(points).all():
         raise ValueError(f"draws must be at least two finite points [n, dim], got {points.shape}.")
-    return mixture(*map(jnp.asarray, _by_em(points, max_components)))
+    parts: Any = _by_em(points, max_components)
+    return mixture(*parts)
 
 
 @iterating.one_thread

@@ -1,7 +1,7 @@
 """Which marginals of a map's draws have a density in closed form."""
 
 import dataclasses
-from typing import Any
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,13 +38,12 @@ def marginal(
     if len(index) == control.dim:
         return (control, params) if has_density(control) else None
     if isinstance(control, Identity):
-        base = _of_base(control.base, index)
-        return None if base is None else (Identity(base), {})
+        of_base = _of_base(control.base, index)
+        return None if of_base is None else (Identity(of_base), {})
     if isinstance(control, HierarchicalMap):
-        globals = np.asarray(control.globals)
+        globals, base = np.asarray(control.globals), cast(DiagonalBase, control.base)
         if np.array_equal(np.sort(globals), index):
-            own: Any = control.base
-            loc, scale = own.loc[index], own.scale[index]
+            loc, scale = base.loc[index], base.scale[index]
             kept = dataclasses.replace(
                 control,
                 base=DiagonalBase(loc, scale),

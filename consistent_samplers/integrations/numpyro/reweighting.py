@@ -21,11 +21,12 @@ from consistent_samplers.estimate import pareto_smooth
 from consistent_samplers.integrations.numpyro.flattening import in_support
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples, flatten_model
 from consistent_samplers.integrations.numpyro.run import Run
-from consistent_samplers.targets import Target
+from consistent_samplers.targets import Target, rounding
 from consistent_samplers.types import Array, ArrayTree
 
 # The key of the resample, of those that a run has.
 _RESAMPLE = 10_000
+_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def sensitivity(run: Run, alphas: tuple[float, float]) -> Any:
     values = run.samples(run.reweighted)[0] if chains is None else run.chain_samples()
     sites = {name: values[name] for name, _ in run.model.functions.sites}
     log_prior, log_likelihood = _terms_of(run.model.functions, run.model.data, sites)
-    groups = {
+    groups: dict[str, dict[str, Any]] = {
         "posterior": sites,
         "log_prior": {"joint": log_prior},
         "log_likelihood": {"joint": log_likelihood},
@@ -118,8 +119,7 @@ def sensitivity(run: Run, alphas: tuple[float, float]) -> Any:
         group: {k: np.asarray(v).reshape(num_chains, -1, *v.shape[1:]) for k, v in part.items()}
         for group, part in groups.items()
     }
-    # Resampled draws are partly equal, and its fit of the weights' tail divides by differences.
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a prior that is constant
         return stats.psense_summary(base.from_dict(shaped), alphas=alphas)
 
 
@@ -135,13 +135,25 @@ def _terms(functions: Any, data: ArrayTree, sites: Samples) -> tuple[Array, Arra
     return log_prior, sum(others, start=jnp.zeros(())), trace
 
 
-def _terms_of(functions: Any, data: ArrayTree, sites: Samples) -> tuple[Array, Array]:
-    """Log priors and log likelihoods ``[n]`` of sites ``[n, ...]``."""
+def _terms_of(functions: Any, data: ArrayTree, sites: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Log priors and log likelihoods ``[n]`` of sites ``[n, ...]``, in double precision.
 
-    def one(sites: Samples) -> tuple[Array, Array]:
-        return _terms(functions, data, sites)[:2]
+    Of a flat prior single precision tells few draws apart.
+    """
 
-    return jit(lambda sites: jax.lax.map(one, sites, batch_size=64))(sites)
+    def every(data: ArrayTree, sites: Samples) -> tuple[Array, Array]:
+        def one(sites: Samples) -> tuple[Array, Array]:
+            return _terms(functions, data, sites)[:2]
+
+        return jax.lax.map(one, sites, batch_size=_AT_ONCE)
+
+    try:
+        with rounding.double_precision():
+            found = jit(every)(*jax.tree.map(rounding.wide, (data, dict(sites))))
+            return np.asarray(found[0]), np.asarray(found[1])
+    except Exception:  # a model that fixes its types
+        found = jit(every)(data, dict(sites))
+        return np.asarray(found[0], float), np.asarray(found[1], float)
 
 
 def _shapes(model: FlatModel) -> dict[str, tuple[int, ...]]:
