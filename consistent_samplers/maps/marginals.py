@@ -1,7 +1,7 @@
 """Which marginals of a map's draws have a density in closed form."""
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
