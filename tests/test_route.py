@@ -164,7 +164,7 @@ def test_a_target_that_no_base_fits_is_calibrated():
 
 @pytest.mark.slow
 def test_a_funnel_is_trained_in_full_for_many_draws():
-    trained = cs.train_sampler(KEY, cs.targets.funnel(4), num_samples=10**9, **QUICK)
+    trained = cs.train_sampler(KEY, cs.targets.funnel(10), num_samples=10**9, **QUICK)
     assert trained.route.name == "full"
     both = route.SHORT_ITERATIONS + route.FURTHER_ITERATIONS
     assert len(trained.histories["calibrated"].loss) - both in (0, route.TAIL_ITERATIONS)
