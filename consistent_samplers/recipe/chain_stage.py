@@ -124,7 +124,7 @@ def _remembering(trained: TrainedSampler, draws: Sequence[Draws]) -> TrainedSamp
     found = trained.exploration
     if found is None or not (hidden := _hidden_from_others(draws)) > _NOTICEABLE:
         return trained
-    hidden = max(hidden, np.nan_to_num(found.hidden))
+    hidden = max(hidden, float(np.nan_to_num(found.hidden)))
     return dataclasses.replace(trained, exploration=found._replace(hidden=hidden))
 
 
