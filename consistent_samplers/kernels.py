@@ -11,10 +11,13 @@ can write to the folder can run code as whoever reads it, as with every cache of
 
 import dataclasses
 import functools
+import gc
 import importlib
 import inspect
+import itertools
 import operator
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +33,9 @@ _Result = TypeVar("_Result")
 # What is compiled for. An attribute of arrays that costs nothing: this is done for every leaf of
 # every call.
 _type_of_array = operator.attrgetter("aval")
+# A look at the mappings takes milliseconds: once in so many programs, which take a few hundred.
+_COMPILED_PER_LOOK = 8
+_num_compiled = itertools.count(1)
 # The settings of JAX's cache are the process's, so that one program at a time is compiled.
 _lock = threading.RLock()
 
@@ -159,6 +165,12 @@ class _Variant:
     # Compiled functions of the leaves of the arguments, by what they are compiled for.
     programs: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _all_variants.add(self)
+
+
+_all_variants: weakref.WeakSet[_Variant] = weakref.WeakSet()
+
 
 def _decorate(
     function: Callable[..., Any], static: tuple[str, ...], store: bool, effort: Effort
@@ -252,6 +264,7 @@ def _first_call(
     # Not before: a mistake in the arguments shows as an error of the function itself.
     if problem is not None:
         store.warn(f"{function.__name__} was compiled without being kept: {problem!r}.")
+    _make_room()
     _keep_few(variant.programs, signature, program)
     return result
 
@@ -279,6 +292,36 @@ def _keep_few(kept: dict[Any, Any], key: Any, value: Any) -> Any:
         except (StopIteration, RuntimeError):  # another thread does the same
             break
     return kept.setdefault(key, value)
+
+
+def _make_room() -> None:
+    """Drops what this process has compiled before Linux allows it no more of it.
+
+    Each program takes dozens of memory mappings, a training of a new dimension a thousand, of which
+    a process may have 65,530: beyond, XLA ends it. What is needed again is read from what is kept,
+    or compiled.
+    """
+    if next(_num_compiled) % _COMPILED_PER_LOOK or not _is_crowded():
+        return
+    for variant in list(_all_variants):
+        variant.programs.clear()
+    gc.collect()
+    if _is_crowded():  # what others have compiled: a density's, NUTS's
+        jax.clear_caches()
+        gc.collect()
+
+
+def _is_crowded() -> bool:
+    """Whether this process has half of the mappings that it may have."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n") > _max_mappings() // 2
+    except OSError:  # another system, which counts no mappings
+        return False
+
+
+@functools.cache
+def _max_mappings() -> int:
+    return int(Path("/proc/sys/vm/max_map_count").read_text())
 
 
 class _Identity:

@@ -1,8 +1,6 @@
 """Settings that hold for every test."""
 
-import gc
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import pytest
@@ -22,17 +20,3 @@ def strict_ranks() -> Iterator[None]:
     """
     with jax.numpy_rank_promotion("raise"):
         yield
-
-
-@pytest.fixture(autouse=True)
-def _few_mappings() -> Iterator[None]:
-    """Compiled programs are dropped before a process has as many mappings as Linux allows.
-
-    Each takes several of the 65,530; XLA crashes beyond, which a thousand tests in one process come
-    to. What is needed again is compiled again, or read from what is kept.
-    """
-    yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
-        gc.collect()

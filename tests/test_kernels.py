@@ -500,6 +500,34 @@ def test_arrays_put_on_a_device_need_no_other_compilation():
     assert sum(compiled) == 1
 
 
+def test_programs_are_dropped_before_a_process_has_all_its_mappings(folder, monkeypatch):
+    """XLA ends a process that has as many as Linux allows; some sixty trainings come to it."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system counts no mappings")
+
+    def mappings():
+        return maps.read_bytes().count(b"\n")
+
+    @kernel()
+    def total(x):
+        return jnp.cumsum(jnp.sort(x)) @ jnp.exp(x)
+
+    def grow(sizes):
+        before = mappings()
+        for n in sizes:
+            np.testing.assert_allclose(total(jnp.zeros(n)), 0.0)
+        return mappings() - before
+
+    grow(range(1, 6))
+    unbounded = grow(range(6, 26))
+    assert unbounded > 100
+    limit = 2 * (mappings() + unbounded // 2)
+    monkeypatch.setattr(kernels, "_max_mappings", lambda: limit)
+    assert grow(range(26, 106)) < unbounded
+    np.testing.assert_allclose(total(jnp.zeros(1)), 0.0)  # what was dropped is compiled again
+
+
 def test_warming_trains_as_far_as_each_route_and_returns_what_is_kept(monkeypatch):
     trained = []
 

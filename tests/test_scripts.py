@@ -462,7 +462,6 @@ def test_the_readme_and_the_first_page_run(make, tmp_path, monkeypatch):
     for i, block in enumerate(BLOCKS):
         block = block.replace("random.key(", f"random.{make}(").replace("1_500", "50")
         exec(compile(block, f"block {i + 1}", "exec"), names)
-        jax.clear_caches()  # all blocks together come to Linux's limit of mappings
 
 
 # --- Folders in use, and Ctrl-C -----------------------------------------------------------------
