@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from consistent_samplers import (
         algorithms,
+        amortized,
         bases,
         bracket,
         bridge,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from consistent_samplers.algorithms.progressive import progressive_distillation
     from consistent_samplers.algorithms.protocol import SamplerState
     from consistent_samplers.algorithms.scds import scds
+    from consistent_samplers.amortized import AmortizedSampler, amortize, load_family
     from consistent_samplers.checkpoint import CheckpointError
     from consistent_samplers.estimate import Evidence, evidence
     from consistent_samplers.recipe import TrainedSampler, load, train_sampler, with_chains
@@ -64,6 +66,7 @@ _NAMES = {
         *("Algorithm", "SamplerState", "calibration", "progressive_distillation"),
         *("cdds", "dds", "dis", "osds", "pis", "scds"),
     ),
+    "amortized": ("AmortizedSampler", "amortize", "load_family"),
     "checkpoint": ("CheckpointError",),
     "estimate": ("Evidence", "evidence"),
     "recipe": ("TrainedSampler", "load", "train_sampler", "with_chains"),
@@ -77,6 +80,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Algorithm",
+    "AmortizedSampler",
     "CheckpointError",
     "Draws",
     "Evidence",
@@ -87,6 +91,8 @@ __all__ = [
     "TrainedSampler",
     "TrainingDivergedError",
     "algorithms",
+    "amortize",
+    "amortized",
     "bases",
     "bracket",
     "bridge",
@@ -102,6 +108,7 @@ __all__ = [
     "fit",
     "kernels",
     "load",
+    "load_family",
     "log_det",
     "losses",
     "maps",

@@ -25,7 +25,7 @@ from consistent_samplers.amortized.simulated import Pairs
 from consistent_samplers.compilation import jit
 from consistent_samplers.types import Array, Params, PRNGKey
 
-NUM_STARTS = 8
+NUM_STARTS = 4
 """Prior draws that a search for the mode begins from, the best of them, beside their mean."""
 
 _CHUNK = 100

@@ -22,8 +22,9 @@ from consistent_samplers.types import Array
 
 _STEPS = (1.0, 0.5, 0.2, 0.05)
 _MAX_ITERATIONS = 30
+_LEAST_GAIN = 1e-6  # relative: below it is rounding
 _ENOUGH = 1e-3  # Newton's step in standard deviations
-_MEMBER_STEPS = 8  # of members, where nothing is known of them
+_MEMBER_STEPS = 6  # of members, where nothing is known of them
 _FEW_MEMBER_STEPS = 2  # from their modes at the globals' mode
 _PROBE = 2.0  # standard deviations
 # Globals up to which pairs of axes are looked along as well.
@@ -152,7 +153,7 @@ def _maximised(
         settled = jax.vmap(lambda g: _settled(model, data, g, members, _FEW_MEMBER_STEPS))(tried)
         values = _or_least(jax.vmap(lambda g, m: _marginal(model, data, g, m))(tried, settled))
         best = jnp.argmax(values)
-        better = values[best] > value
+        better = values[best] > value + _LEAST_GAIN * jnp.maximum(1.0, jnp.abs(value))
         moved = jnp.where(better, jnp.array(_STEPS)[best] * jnp.linalg.norm(unit), 0.0)
         # Where no step is better the mode is reached, up to rounding.
         mode = jnp.where(better, tried[best], mode)
@@ -192,9 +193,7 @@ def _precision(model: PaddedModel, data: DataSet, at: Array, members: Array) -> 
     return jnp.where(fine, -0.5 * (hessian + hessian.T), jnp.eye(model.num_globals))
 
 
-def _settled(
-    model: PaddedModel, data: DataSet, at: Array, members: Array, num_steps: int
-) -> Array:
+def _settled(model: PaddedModel, data: DataSet, at: Array, members: Array, num_steps: int) -> Array:
     """Members after some Newton steps, each of the best of a few lengths."""
     if not model.num_each:
         return members

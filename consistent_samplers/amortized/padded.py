@@ -169,18 +169,14 @@ class PaddedModel:
         args, kwargs = self.arguments(data)
         model = handlers.seed(self.model, 0)
         found = constrain_fn(model, args, kwargs, self.unravel(*at), return_deterministic=True)
-        return {
-            name: masked(found[name], data.mask, axis, jnp.nan) for name, axis in self.outputs
-        }
+        return {name: masked(found[name], data.mask, axis, jnp.nan) for name, axis in self.outputs}
 
     def simulate(self, rng_key: PRNGKey, data: DataSet) -> tuple[tuple[Array, Array], DataSet]:
         """A position drawn from the prior, and the data set with what is observed drawn given it."""
         args, kwargs = self.arguments(data, with_observed=False)
         trace = handlers.trace(handlers.seed(self.model, rng_key)).get_trace(*args, **kwargs)
         latent = {site.name: trace[site.name]["value"] for site in self.sites}
-        drawn = {
-            name: jnp.asarray(trace[name]["value"], dtype) for name, _, dtype, _ in self.data
-        }
+        drawn = {name: jnp.asarray(trace[name]["value"], dtype) for name, _, dtype, _ in self.data}
         made = data._replace(observed=drawn)
         args, kwargs = self.arguments(made)
         sites = unconstrain_fn(handlers.seed(self.model, 0), args, kwargs, latent)
@@ -221,13 +217,20 @@ class PaddedModel:
         }
         return DataSet(arrays, filled, np.arange(self.max_rows) < num_rows)  # type: ignore[arg-type]
 
+    def rows_of(self, args: Any, kwargs: dict[str, Any]) -> int:
+        """The number of rows of a data set, from the first array that has any."""
+        keywords = [keyword for _, keyword in self.observed]
+        args, kwargs, values = normal_form(self.model, tuple(args), kwargs, keywords)
+        given, _ = split_constants(jax.tree.leaves((args, kwargs)))
+        return self._rows(given, {site: values.get(keyword) for site, keyword in self.observed})
+
     def _rows(self, given: list[Any], drawn: dict[str, Any]) -> int:
-        """The number of rows of a data set."""
-        pairs = [(np.shape(a), axis) for a, (_, _, axis) in zip(given, self.arrays, strict=True)]
-        pairs += [(np.shape(drawn[n]), axis) for n, _, _, axis in self.data if n in drawn]
-        for shape, axis in pairs:
-            if axis is not None and axis < len(shape):
-                return int(shape[axis])
+        axes = [axis for *_, axis in self.arrays]
+        pairs = list(zip(given, axes, strict=False))
+        pairs += [(drawn[name], axis) for name, *_, axis in self.data if name in drawn]
+        for array, axis in pairs:
+            if axis is not None and axis < np.ndim(array):
+                return int(np.shape(array)[axis])
         return self.max_rows
 
     def _filled(

@@ -96,7 +96,9 @@ def _covariates(
 ) -> DataSet:
     """Arguments of many data sets, of each size as many, padded."""
     least, most = num_rows
-    sizes = np.unique(np.linspace(least, most, min(MAX_SIZES, most - least + 1)).round().astype(int))
+    sizes = np.unique(
+        np.linspace(least, most, min(MAX_SIZES, most - least + 1)).round().astype(int)
+    )
     if not model.has_rows:
         sizes = np.array([most])
     keywords = [keyword for _, keyword in model.observed]
@@ -141,7 +143,10 @@ def check_padding(model: PaddedModel, pairs: Pairs) -> None:
             continue
         own = model.with_rows(size)
         cut = DataSet(
-            [_cut(a, axis, size) for a, (_, _, axis) in zip(data.arrays, model.arrays, strict=True)],
+            [
+                _cut(a, axis, size)
+                for a, (_, _, axis) in zip(data.arrays, model.arrays, strict=True)
+            ],
             {n: _cut(data.observed[n], axis, size) for n, _, _, axis in model.data},
             data.mask[:size],
         )
