@@ -44,8 +44,8 @@ def amortize(
     """The posteriors of a NumPyro model for any data set of a family, from one training.
 
     Data sets are simulated from the model's own prior. A triangular map, in units of the Laplace
-    approximation of each data set, is trained on them: by maximum likelihood first, then by the path
-    gradient on the exact densities. Answers carry exact weights.
+    approximation of each data set, is trained on them: by maximum likelihood first, then by the
+    path gradient on the exact densities. Answers carry exact weights.
 
     Args:
       rng_key: key.

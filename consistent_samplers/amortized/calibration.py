@@ -1,27 +1,27 @@
 """Simulation-based calibration: ranks of what data sets were simulated from, among their draws.
 
-Over data sets of the prior they are uniform if the posteriors are right (Talts, Betancourt, Simpson,
-Vehtari & Gelman, 2018), which is judged by simultaneous bands around the distribution function of
-the ranks (Säilynoja, Bürkner & Vehtari, 2022).
+Over data sets of the prior they are uniform if the posteriors are right (Talts, Betancourt,
+Simpson, Vehtari & Gelman, 2018), which is judged by simultaneous bands around the distribution
+function of the ranks (Säilynoja, Bürkner & Vehtari, 2022).
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers import progress
-from consistent_samplers.amortized import fitting, simulated
+from consistent_samplers.amortized import simulated
 from consistent_samplers.amortized.blocks import in_blocks
-from consistent_samplers.amortized.family import AmortizedSampler
-from consistent_samplers.amortized.frames import frame_of
-from consistent_samplers.amortized.padded import Covariates, DataSet, PaddedModel
+from consistent_samplers.amortized.family import NUM_SAMPLES, AmortizedSampler
+from consistent_samplers.amortized.padded import Covariates, PaddedModel
 from consistent_samplers.amortized.posterior import judged_all
 from consistent_samplers.checks import check_integer, check_key
+from consistent_samplers.integrations.numpyro.model import Samples
 from consistent_samplers.integrations.numpyro.table import label
-from consistent_samplers.types import Array, PRNGKey
+from consistent_samplers.types import PRNGKey
 
 _NUM_POINTS = 40  # at which distribution functions are compared
 _NUM_SIMULATED = 10_000  # sets of uniform ranks for the bands
@@ -31,7 +31,7 @@ _AT_ONCE = 16
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationCheck:
-    """Ranks of the truth in unconstrained coordinates, of members the first one's.
+    """Ranks of the truth among draws, of members the first one's.
 
     Attributes:
       ranks: ``[sets]`` by coordinate, in [0, 1], among the draws of the map as they are.
@@ -105,7 +105,7 @@ def calibration_check(
     family: AmortizedSampler,
     num_data_sets: int = 1_000,
     *,
-    num_samples: int = 500,
+    num_samples: int = NUM_SAMPLES,
     covariates: Covariates | None = None,
     progress_bar: bool = True,
 ) -> CalibrationCheck:
@@ -147,44 +147,38 @@ def calibration_check(
     model, keys = family.model, jax.random.split(rng_key, 2)
     pairs = simulated.simulate(keys[0], model, covariates, family.num_rows, num_data_sets)
 
-    def one(key: PRNGKey, truth: tuple[Array, Array], data: DataSet) -> tuple[Array, ...]:
-        frame = frame_of(model, family.starts, data)
-        at_globals, members, log_weight = fitting.drawn(
-            key, model, family.map, family.params, family.standard, frame, data, num_samples
-        )
-        log_weight = jnp.where(log_weight < jnp.inf, log_weight, -jnp.inf)
-        drawn = jnp.concatenate([at_globals, members[:, 0]], -1)
-        below = drawn < jnp.concatenate([truth[0], truth[1][0]])
-        weight = jax.nn.softmax(log_weight)
-        return below.sum(0), weight @ below, log_weight
-
+    truth = in_blocks(model.constrain, _AT_ONCE)((pairs.globals, pairs.members), pairs.data)
     with progress.stage("calibration", progress_bar=progress_bar):
         keys = jax.random.split(keys[1], len(pairs))
-        truth = (pairs.globals, pairs.members)
-        below, weighted, log_weight = in_blocks(one, _AT_ONCE)(keys, truth, pairs.data)
+        samples, log_weight, _ = family._answer(model, num_samples)(keys, pairs.data)
+    weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
+    weight /= weight.sum(1, keepdims=True)
+    names, below, weighted = [], [], []
+    for name, index in _coordinates(model, truth):
+        less = samples[name][(..., *index)] < truth[name][(slice(None), None, *index)]
+        names.append(label(name, index))
+        below.append(less.sum(1))
+        weighted.append((weight * less).sum(1))
     _, verdicts = judged_all(log_weight)
     used = np.array([verdict.level != "not to be used" for verdict in verdicts])
-    names, random = _names(model), np.random.default_rng(0)
     # Ties broken at random: ranks are then uniform, not on a grid.
-    even = (below + random.random(below.shape)) / (num_samples + 1)
+    random = np.random.default_rng(0)
+    even = [(x + random.random(x.shape)) / (num_samples + 1) for x in below]
     return CalibrationCheck(
-        dict(zip(names, even.T, strict=True)),
-        dict(zip(names, weighted[used].T, strict=True)),
+        dict(zip(names, even, strict=True)),
+        dict(zip(names, [x[used] for x in weighted], strict=True)),
         int(used.sum()),
-        _limit(len(even), len(names)),
+        _limit(len(used), len(names)),
         _limit(int(used.sum()), len(names)),
     )
 
 
-def _names(model: PaddedModel) -> list[str]:
-    """Coordinates in order: globals, and those of the first member."""
-    names = []
-    for members in (False, True):
-        for name, shape, axis in model.sites:
-            if (axis is not None) == members:
-                index = [i for i in np.ndindex(shape) if axis is None or i[axis] == 0]
-                names += [label(name, i) for i in index]
-    return names
+def _coordinates(model: PaddedModel, truth: Samples) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Latent sites and indices of their entries, of members the first one's."""
+    for name, _, axis in model.sites:
+        for index in np.ndindex(truth[name].shape[1:]):
+            if axis is None or index[axis] == 0:
+                yield name, index
 
 
 def _distance(ranks: np.ndarray) -> float:

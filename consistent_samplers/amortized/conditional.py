@@ -74,7 +74,8 @@ class ConditionalMap(NamedTuple):
     def context(self, params: Any, standard: Standard, frame: Frame) -> Array:
         """What the map knows of a data set, ``[c]``."""
         seen = standardised(frame.features, standard.data_set)
-        return nn.gelu(self._context.apply(params["context"], seen))
+        known: Any = self._context.apply(params["context"], seen)
+        return nn.gelu(known)
 
     def draw_globals(self, params: Any, context: Array, z: Array) -> Array:
         """The u ``[g]`` that z ``[g]`` is taken to."""
@@ -83,7 +84,7 @@ class ConditionalMap(NamedTuple):
         def next_one(u: Array, inputs: tuple[Any, Array, Array]) -> tuple[Array, None]:
             own, i, z = inputs
             before = jnp.where(index < i, u, 0.0)
-            coefficients = self._coordinate.apply(own, _joined(before, context))
+            coefficients = self._of_coordinate(own, _joined(before, context))
             return jnp.where(index == i, _forward(coefficients, z), u), None
 
         if not self.num_globals:
@@ -96,7 +97,7 @@ class ConditionalMap(NamedTuple):
             return jnp.zeros(())
         before = jnp.tril(jnp.ones((self.num_globals,) * 2), -1) * u
         into = jax.vmap(lambda x: _joined(x, context))(before)
-        return _log_prob(jax.vmap(self._coordinate.apply)(params["globals"], into), u).sum()
+        return _log_prob(jax.vmap(self._of_coordinate)(params["globals"], into), u).sum()
 
     def draw_members(
         self, params: Any, context: Array, u: Array, features: Array, z: Array
@@ -105,7 +106,7 @@ class ConditionalMap(NamedTuple):
         v = jnp.zeros_like(z)
         for i in range(self.num_each):
             own = jax.tree.map(lambda leaf, i=i: leaf[i], params["members"])
-            coefficients = self._coordinate.apply(own, self._seen(context, u, features, v, i))
+            coefficients = self._of_coordinate(own, self._seen(context, u, features, v, i))
             v = v.at[:, i].set(_forward(coefficients, z[:, i]))
         return v
 
@@ -116,9 +117,14 @@ class ConditionalMap(NamedTuple):
         total = jnp.zeros(len(v))
         for i in range(self.num_each):
             own = jax.tree.map(lambda leaf, i=i: leaf[i], params["members"])
-            coefficients = self._coordinate.apply(own, self._seen(context, u, features, v, i))
+            coefficients = self._of_coordinate(own, self._seen(context, u, features, v, i))
             total += _log_prob(coefficients, v[:, i])
         return total
+
+    def _of_coordinate(self, own: Any, seen: Array) -> Array:
+        """Coefficients ``[..., 4]`` of one coordinate."""
+        found: Any = self._coordinate.apply(own, seen)
+        return found
 
     def _seen(self, context: Array, u: Array, features: Array, v: Array, i: int) -> Array:
         """Input of the networks of a member's coordinate i, ``[N, ...]``."""
@@ -141,15 +147,15 @@ def standardised(features: Array, standard: Array) -> Array:
     return jnp.clip((features - standard[0]) / standard[1], -_CLIP, _CLIP)
 
 
-def member_features(members: Members, standard: Standard) -> Array:
+def member_features(members: Members, skewness: Array, standard: Standard) -> Array:
     """What the map knows of each member, ``[N, f]``."""
-    return standardised(raw_member_features(members), standard.member)
+    return standardised(raw_member_features(members, skewness), standard.member)
 
 
-def raw_member_features(members: Members) -> Array:
-    """Modes, log scales, and shape along the axes: ``[N, f]``."""
+def raw_member_features(members: Members, skewness: Array) -> Array:
+    """Modes and log scales given the globals, and the skewness at their mode: ``[N, f]``."""
     scales = jnp.log(jnp.diagonal(members.root, axis1=-2, axis2=-1))
-    return jnp.concatenate([members.mode, scales, members.features], -1)
+    return jnp.concatenate([members.mode, scales, skewness], -1)
 
 
 def to_globals(frame: Frame, u: Array) -> tuple[Array, Array]:

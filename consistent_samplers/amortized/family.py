@@ -91,8 +91,8 @@ class AmortizedSampler:
     ) -> Posterior:
         """The posterior of one data set, given as the model's own arguments.
 
-        Where the weights of the family's draws are not to be used, a training of this data set alone
-        follows, with chains where that falls short, as of `OneStepSampler`.
+        Where the weights of the family's draws are not to be used, a training of this data set
+        alone follows, with chains where that falls short, as of `OneStepSampler`.
 
         Args:
           rng_key: key.
@@ -114,7 +114,8 @@ class AmortizedSampler:
         )
         first = jax.tree.map(lambda x: x[0], (many.samples, many.log_weight, many.evidence))
         samples, log_weight, found = first
-        verdict, route, sampler = many.verdicts[0], many.routes[0], None
+        verdict, route = many.verdicts[0], many.routes[0]
+        sampler: OneStepSampler | None = None
         if escalate and not many.trusted[0]:
             sampler = self._own(key_rest, model_args, model_kwargs, num_samples, progress_bar)
             found, verdict, own = sampler.evidence, sampler.verdict, sampler.route
@@ -162,7 +163,8 @@ class AmortizedSampler:
             rows = f" of {sizes[i]} rows, {least} to {most} were simulated" if outside[i] else ""
             verdicts[i] = _with_words(
                 verdicts[i],
-                f"This data set{rows} is unlike the simulated ones: the map was not trained for it.",
+                f"This data set{rows} is unlike the simulated ones: the map was not trained for "
+                "it.",
             )
         trusted = np.array([v.level != "not to be used" for v in verdicts])
         shares = [float(x) for x in np.asarray(found.ess)]
@@ -258,7 +260,11 @@ class AmortizedSampler:
         samples = {name: np.array(x) for name, x in many.samples.items()}
         log_weight, trusted = np.array(many.log_weight), np.array(many.trusted)
         verdicts, routes = list(many.verdicts), list(many.routes)
-        entries = {f: np.array(getattr(many.evidence, f)) for f in ("log_z", "log_z_stderr")}
+        entries: dict[str, Any] = {
+            f.name: np.array(getattr(many.evidence, f.name), float)
+            for f in dataclasses.fields(many.evidence)
+            if getattr(many.evidence, f.name) is not None and f.metadata.get("pytree_node", True)
+        }
         num_samples, escalated = log_weight.shape[1], ~many.trusted
         for i in np.flatnonzero(escalated).tolist():
             args, kwargs = data_sets[i]
@@ -270,8 +276,9 @@ class AmortizedSampler:
             for name, values in drawn.items():
                 _put(samples[name], i, np.asarray(values))
             found = sampler.evidence
-            for entry, values in entries.items():
-                values[i] = float(getattr(found, entry))
+            for entry, column in entries.items():
+                value = getattr(found, entry)
+                column[i] = np.nan if value is None else float(value)
             log_weight[i] = float(found.log_z)
             verdicts[i], routes[i] = sampler.verdict, _escalated(sampler.route, routes[i])
             trusted[i] = sampler.verdict.level != "not to be used"
@@ -279,7 +286,7 @@ class AmortizedSampler:
             many,
             samples=samples,
             log_weight=log_weight,
-            evidence=many.evidence.replace(**entries),
+            evidence=dataclasses.replace(many.evidence, **entries),
             verdicts=tuple(verdicts),
             routes=tuple(routes),
             trusted=trusted,
@@ -319,7 +326,8 @@ def _put(into: np.ndarray, index: int, values: np.ndarray) -> None:
     """Draws of one data set among those of all, which may have more rows and draws."""
     repeated = values[np.arange(into.shape[1]) % len(values)]
     into[index] = np.nan if into.dtype.kind == "f" else 0
-    into[(index, *(slice(n) for n in repeated.shape))] = repeated
+    there: Any = (index, *(slice(n) for n in repeated.shape))
+    into[there] = repeated
 
 
 def _escalated(own: Route | None, before: Route) -> Route:

@@ -1,10 +1,10 @@
 """Training: maximum likelihood on simulated pairs, then the path gradient on exact densities.
 
 The first needs no density: frames of all pairs are computed once. It minimises the forward
-Kullback-Leibler divergence, averaged over data sets, and covers mass. The second draws from the map
-and minimises the reverse divergence on the densities of the same data sets; the score of the map's
-own density is left out (Roeder, Wu & Duvenaud, 2017), so that its variance vanishes where the map is
-right.
+Kullback-Leibler divergence, averaged over data sets, and covers mass. The second draws from the
+map and minimises the reverse divergence on the densities of the same data sets; the score of the
+map's own density is left out (Roeder, Wu & Duvenaud, 2017), so that its variance vanishes where the
+map is right.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from consistent_samplers import progress
 from consistent_samplers.amortized import conditional
 from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.amortized.conditional import ConditionalMap, Standard
-from consistent_samplers.amortized.frames import Frame, Members, frame_of, members_at
+from consistent_samplers.amortized.frames import Frame, frame_of, members_at
 from consistent_samplers.amortized.padded import DataSet, PaddedModel
 from consistent_samplers.amortized.simulated import Pairs
 from consistent_samplers.compilation import jit
@@ -52,9 +52,9 @@ class Prepared(NamedTuple):
 
     data: DataSet
     frame: Frame
-    members: Members
+    members: Any
     u: Array
-    v: Array
+    v: Any
 
 
 def prepare(model: PaddedModel, starts: tuple[Array, Array], pairs: Pairs) -> Prepared:
@@ -90,7 +90,8 @@ def standard_of(prepared: Prepared) -> Standard:
         low, middle, high = np.quantile(x, (0.16, 0.5, 0.84), axis=0)
         return jnp.asarray(np.stack([middle, np.maximum(0.5 * (high - low), _LEAST_SPREAD)]))
 
-    raw = np.asarray(conditional.raw_member_features(jax.tree.map(_flat, prepared.members)))
+    flat = jax.tree.map(_flat, (prepared.members, prepared.frame.skewness))
+    raw = np.asarray(conditional.raw_member_features(*flat))
     there = np.asarray(prepared.data.mask).reshape(-1)
     return Standard(spread(np.asarray(prepared.frame.features)), spread(raw[there]))
 
@@ -118,7 +119,7 @@ def by_likelihood(
             context = made.context(params, standard, pair.frame)
             value = made.log_prob_globals(params, context, pair.u)
             if made.num_each:
-                seen = conditional.member_features(pair.members, standard)
+                seen = conditional.member_features(pair.members, pair.frame.skewness, standard)
                 each = made.log_prob_members(params, context, pair.u, seen, pair.v)
                 value += jnp.sum(jnp.where(pair.data.mask, each, 0.0))
             return value
@@ -156,7 +157,7 @@ def by_path_gradient(
 
         return -jnp.mean(jax.vmap(one)(jax.random.split(key_draws, _PATH_BATCH), *batch))
 
-    given = jax.device_put((prepared._replace(members=None, u=prepared.u, v=None), standard))
+    given = jax.device_put((prepared._replace(members=None, v=None), standard))
     return _minimised(rng_key, loss, params, given, num_iterations, _PATH_LEARNING_RATE, "density")
 
 
@@ -165,7 +166,7 @@ def _tamed(log_weight: Array) -> Array:
     known = jnp.where(jnp.isfinite(log_weight), log_weight, 0.0)
     below = jax.lax.stop_gradient(jnp.max(known) - known)
     part = 1.0 / (1.0 + jnp.maximum(below - _FAR_BELOW, 0.0) / _FAR_BELOW)
-    return part * known + jax.lax.stop_gradient((1.0 - part) * jnp.minimum(known, 0.0))
+    return part * known + jax.lax.stop_gradient((1.0 - part) * jnp.max(known))
 
 
 def drawn(
@@ -208,7 +209,7 @@ def drawn(
         there = jnp.zeros((model.max_rows, 0))
         if made.num_each:
             members = members_at(model, data, at, frame.members)
-            seen = conditional.member_features(members, standard)
+            seen = conditional.member_features(members, frame.skewness, standard)
             z = z[made.num_globals :].reshape(model.max_rows, made.num_each)
             v = made.draw_members(params, context, u, seen, z)
             there, log_dets = conditional.to_members(members, v)

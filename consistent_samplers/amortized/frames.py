@@ -37,12 +37,10 @@ class Members(NamedTuple):
     Attributes:
       mode: ``[N, p]``.
       root: ``[N, p, p]``, lower triangular, of the precision.
-      features: ``[N, f]``, skewness and tail along their axes, of order one.
     """
 
     mode: Array
     root: Array
-    features: Array
 
 
 class Frame(NamedTuple):
@@ -53,6 +51,7 @@ class Frame(NamedTuple):
       root: ``[g, g]``, lower triangular, of the precision.
       to_unit: ``[g, g]``, its inverse.
       members: ``[N, p]``, the members' modes there.
+      skewness: ``[N, p]``, third derivatives there along the members' axes, arcsinh of them.
       features: ``[f]``, raw.
     """
 
@@ -60,6 +59,7 @@ class Frame(NamedTuple):
     root: Array
     to_unit: Array
     members: Array
+    skewness: Array
     features: Array
 
 
@@ -97,41 +97,47 @@ def frame_of(model: PaddedModel, starts: tuple[Array, Array], data: DataSet) -> 
     shape = jnp.concatenate([jnp.arcsinh(probes), jnp.arcsinh(below)])
     count = jnp.log(jnp.sum(data.mask).astype(shape.dtype))[None]
     # Of all members together; each has its own beside them.
-    of_members = jnp.zeros(0)
+    of_members, skewness = jnp.zeros(0), jnp.zeros((model.max_rows, 0))
     if model.num_each:
-        found = members_at(model, data, mode, members, _FEW_MEMBER_STEPS)
-        scales = jnp.log(jnp.diagonal(found.root, axis1=-2, axis2=-1))
-        rows = jnp.concatenate([found.mode, scales, found.features], -1)
+        there = Members(members, root_of(_block_precisions(model, data, mode, members)))
+        skewness = _skewness(model, data, mode, there)
+        log_scales = jnp.log(jnp.diagonal(there.root, axis1=-2, axis2=-1))
+        rows = jnp.concatenate([members, log_scales, skewness], -1)
+        rows = jnp.where(data.mask[:, None], rows, 0.0)
         weight = data.mask[:, None] / jnp.maximum(data.mask.sum(), 1)
-        mean = jnp.sum(weight * jnp.where(data.mask[:, None], rows, 0.0), 0)
-        away = jnp.where(data.mask[:, None], rows - mean, 0.0)
-        spread = jnp.log(1e-3 + jnp.sqrt(jnp.sum(weight * away**2, 0)))
-        of_members = jnp.concatenate([mean, spread])
+        mean = jnp.sum(weight * rows, 0)
+        spread = jnp.sqrt(jnp.sum(weight * (rows - mean) ** 2, 0))
+        of_members = jnp.concatenate([mean, jnp.log(1e-3 + spread)])
     scales = jnp.log(jnp.diagonal(root))
     features = jnp.concatenate([mode, scales, shape, count, of_members])
-    return Frame(mode, root, to_unit, members, _clean(features))
+    return Frame(mode, root, to_unit, members, skewness, _clean(features))
 
 
-def members_at(
-    model: PaddedModel, data: DataSet, at: Array, start: Array, num_steps: int = _FEW_MEMBER_STEPS
-) -> Members:
-    """The members' approximation given globals, a few Newton steps from where they are."""
-    mode = _settled(model, data, at, start, num_steps)
-    root = root_of(_block_precisions(model, data, at, mode))
-    axes = jnp.swapaxes(inverse_of(root), -1, -2)
-    third = []
-    for i in range(model.num_each):
-        direction = axes[:, :, i]
+def members_at(model: PaddedModel, data: DataSet, at: Array, start: Array) -> Members:
+    """The members' approximation given globals, a few Newton steps from where they are.
 
-        def slope(t: Array, direction: Array = direction) -> Array:
-            return jnp.sum(_gradient(model, data, at, mode + t * direction) * direction, -1)
+    Derivatives by the globals go through the last step alone: near a mode they are those of it.
+    """
+    near = _settled(model, data, at, start, _FEW_MEMBER_STEPS - 1)
+    mode = _stepped(model, data, at, jax.lax.stop_gradient(near))
+    return Members(mode, root_of(_block_precisions(model, data, at, mode)))
 
-        def bend(t: Array, slope=slope) -> Array:  # type: ignore[no-untyped-def]
+
+def _skewness(model: PaddedModel, data: DataSet, at: Array, members: Members) -> Array:
+    """Third derivatives of the log density along each member's axes, ``[N, p]``."""
+    axes = jnp.swapaxes(inverse_of(members.root), -1, -2)
+
+    def third(direction: Array) -> Array:
+        def slope(t: Array) -> Array:
+            moved = members.mode + t * direction
+            return jnp.sum(_gradient(model, data, at, moved) * direction, -1)
+
+        def bend(t: Array) -> Array:
             return jax.jvp(slope, (t,), (jnp.ones(()),))[1]
 
-        third.append(jax.jvp(bend, (jnp.zeros(()),), (jnp.ones(()),))[1])
-    features = jnp.stack(third, -1) if third else jnp.zeros((model.max_rows, 0))
-    return Members(mode, root, _clean(jnp.arcsinh(features)))
+        return jax.jvp(bend, (jnp.zeros(()),), (jnp.ones(()),))[1]
+
+    return _clean(jnp.arcsinh(jax.vmap(third, in_axes=2, out_axes=1)(axes)))
 
 
 def _maximised(
@@ -161,7 +167,7 @@ def _maximised(
         return mode, members, jnp.maximum(values[best], value), moved, count + 1
 
     start = _or_least(_marginal(model, data, mode, members))
-    begin = (mode, members, start, jnp.full((), jnp.inf), jnp.zeros((), int))
+    begin: tuple[Array, ...] = (mode, members, start, jnp.full((), jnp.inf), jnp.zeros((), int))
     mode, members, *_ = jax.lax.while_loop(unsettled, step, begin)
     return mode, members
 
@@ -199,12 +205,17 @@ def _settled(model: PaddedModel, data: DataSet, at: Array, members: Array, num_s
         return members
 
     def step(members: Array, _: None) -> tuple[Array, None]:
-        direction = _newton(model, data, at, members)
-        tried = members + jnp.array(_STEPS)[:, None, None] * direction
-        values = jax.vmap(lambda m: model.log_density((at, m), data))(tried)
-        return tried[jnp.argmax(_or_least(values))], None
+        return _stepped(model, data, at, members), None
 
     return jax.lax.scan(step, members, None, length=num_steps)[0]
+
+
+def _stepped(model: PaddedModel, data: DataSet, at: Array, members: Array) -> Array:
+    """Members after one Newton step of the best length."""
+    direction = _newton(model, data, at, members)
+    tried = members + jnp.array(_STEPS)[:, None, None] * direction
+    values = jax.lax.stop_gradient(jax.vmap(lambda m: model.log_density((at, m), data))(tried))
+    return tried[jnp.argmax(_or_least(values))]
 
 
 def _newton(model: PaddedModel, data: DataSet, at: Array, members: Array) -> Array:

@@ -18,6 +18,9 @@ def root_of(precision: Array) -> Array:
     size = precision.shape[-1]
     if size == 0:
         return precision
+    if size == 1:  # most members
+        least = 1e-6 + jnp.abs(precision)
+        return jnp.sqrt(jnp.where(precision > _LEAST_PIVOT * least, precision, least))
     index = jnp.arange(size)
     floor = 1e-6 + jnp.abs(jnp.diagonal(precision, axis1=-2, axis2=-1))
 
@@ -39,8 +42,8 @@ def root_of(precision: Array) -> Array:
 def inverse_of(root: Array) -> Array:
     """R⁻¹ ``[..., d, d]`` of lower triangular R."""
     size = root.shape[-1]
-    if size == 0:
-        return root
+    if size <= 1:
+        return 1.0 / root
     index = jnp.arange(size)
     eye = jnp.broadcast_to(jnp.eye(size, dtype=root.dtype), root.shape)
 

@@ -1,9 +1,9 @@
 """A NumPyro model as one density for data sets of all sizes: rows are filled up and masked.
 
-What has rows is found by asking for shapes with one row more. Rows beyond those of a data set repeat
-its last one, so that everything computed of them is a number, and count for nothing: neither what is
-observed of them, nor latent variables that belong to them (members). So log Z is that of the data
-set itself, exactly, which `simulated.check_padding` holds every model to.
+What has rows is found by asking for shapes with one row more. Rows beyond those of a data set
+repeat its last one, so that everything computed of them is a number, and count for nothing: neither
+what is observed of them, nor latent variables that belong to them (members). So log Z is that of
+the data set itself, exactly, which `simulated.check_padding` holds every model to.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ Covariates: TypeAlias = Callable[[PRNGKey, int], Call]
 
 
 class DataSet(NamedTuple):
-    """One data set, or many with a leading axis: ``N`` rows, of which ``mask`` says which are there.
+    """One data set, or many with a leading axis: ``N`` rows, of which some are there.
 
     Attributes:
       arrays: of the model's arguments.
       observed: by site.
-      mask: ``[N]`` bool.
+      mask: ``[N]`` bool, which rows are there.
     """
 
-    arrays: list[Array]
-    observed: dict[str, Array]
-    mask: Array
+    arrays: list[Any]
+    observed: dict[str, Any]
+    mask: Any
 
 
 class Site(NamedTuple):
@@ -172,7 +172,7 @@ class PaddedModel:
         return {name: masked(found[name], data.mask, axis, jnp.nan) for name, axis in self.outputs}
 
     def simulate(self, rng_key: PRNGKey, data: DataSet) -> tuple[tuple[Array, Array], DataSet]:
-        """A position drawn from the prior, and the data set with what is observed drawn given it."""
+        """A position drawn from the prior, and the data set with what is observed given it."""
         args, kwargs = self.arguments(data, with_observed=False)
         trace = handlers.trace(handlers.seed(self.model, rng_key)).get_trace(*args, **kwargs)
         latent = {site.name: trace[site.name]["value"] for site in self.sites}
@@ -207,15 +207,15 @@ class PaddedModel:
                 wanted = f"the number of rows, {num_rows}" if known is None else repr(known)
                 raise ValueError(f"Argument {place} of the model must be {wanted}, got {value!r}.")
         arrays = [
-            self._filled(a, *known, num_rows, f"Argument {i}")
+            self._filled(a, known, num_rows, f"Argument {i}")
             for i, (a, known) in enumerate(zip(given, self.arrays, strict=True))
         ]
         filled = {
-            name: self._filled(drawn[name], *known, num_rows, f"Observed site {name!r}")
-            for name, *known in self.data
+            name: self._filled(drawn[name], (shape, dtype, axis), num_rows, f"Site {name!r}")
+            for name, shape, dtype, axis in self.data
             if observed
         }
-        return DataSet(arrays, filled, np.arange(self.max_rows) < num_rows)  # type: ignore[arg-type]
+        return DataSet(arrays, filled, np.arange(self.max_rows) < num_rows)
 
     def rows_of(self, args: Any, kwargs: dict[str, Any]) -> int:
         """The number of rows of a data set, from the first array that has any."""
@@ -236,12 +236,11 @@ class PaddedModel:
     def _filled(
         self,
         value: Any,
-        shape: tuple[int, ...],
-        dtype: Any,
-        axis: int | None,
+        known: tuple[tuple[int, ...], Any, int | None],
         num_rows: int,
         what: str,
     ) -> np.ndarray:
+        shape, dtype, axis = known
         array = np.asarray(value)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(

@@ -99,8 +99,8 @@ class Posteriors:
 
     Attributes:
       rng_key: key of the resampled draws.
-      samples: sites and deterministics by name, ``[sets, draws, ...]``, weighted; NaN in rows that a
-        data set does not have.
+      samples: sites and deterministics by name, ``[sets, draws, ...]``, weighted; NaN in rows that
+        a data set does not have.
       log_weight: ``[sets, draws]``, exact, in nats; of an escalated data set all are its log Z, as
         its draws are corrected.
       evidence: each entry ``[sets]``.

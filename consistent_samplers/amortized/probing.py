@@ -7,11 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 from numpyro import handlers
-from numpyro.infer.util import constrain_fn, get_transforms
+from numpyro.infer.util import (
+    _unconstrain_reparam,
+    compute_log_probs,
+    constrain_fn,
+    get_transforms,
+)
 
 from consistent_samplers.amortized.padded import (
     Covariates,
-    DataSet,
     PaddedModel,
     Site,
     normal_form,
@@ -151,8 +155,6 @@ def _terms(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], at: dict[str, Any]
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of the log densities of all sites."""
-    from numpyro.infer.util import _unconstrain_reparam, compute_log_probs
-
     reparam = functools.partial(_unconstrain_reparam, at)
     model = handlers.substitute(handlers.seed(model, 0), substitute_fn=reparam)
     terms, _ = compute_log_probs(model, args, kwargs, {}, sum_log_prob=False)
@@ -192,8 +194,8 @@ def _check_observed(name: str, prior: dict[str, Any], observed: dict[str, str]) 
             )
         if prior[site]["is_observed"]:
             raise ValueError(
-                f"Site {site!r} of model {name!r} is observed without {observed[site]}=: covariates "
-                "must leave out what is observed, and the model take None for it."
+                f"Site {site!r} of model {name!r} is observed without {observed[site]}=: "
+                "covariates must leave out what is observed, and the model take None for it."
             )
 
 
@@ -206,7 +208,6 @@ def _row_axis(what: str, shape: Any, other: Any, *, num_rows: int) -> int | None
     if len(shape) != len(other) or len(axes) != 1 or shape[axes[0]] != num_rows:
         raise ValueError(
             f"{what} has shape {shape} for {num_rows} rows and {other} for one more: rows can be "
-            "left out only along one axis that has one entry a row. Give num_rows as one number, or "
-            "write the model so."
+            "left out only along one axis that has one entry a row. Give num_rows as one number."
         )
     return axes[0]

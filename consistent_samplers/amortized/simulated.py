@@ -1,7 +1,7 @@
 """Pairs of latent variables and data sets, drawn from the model itself."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,10 @@ class Pairs(NamedTuple):
     """
 
     data: DataSet
-    globals: np.ndarray
-    members: np.ndarray
+    globals: Any
+    members: Any
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         """Number of pairs."""
         return len(self.globals)
 
@@ -141,7 +141,7 @@ def check_padding(model: PaddedModel, pairs: Pairs) -> None:
         size = int(data.mask.sum())
         if size == model.max_rows and index != chosen[-1]:
             continue
-        own = model.with_rows(size)
+        exactly = model.with_rows(size)
         cut = DataSet(
             [
                 _cut(a, axis, size)
@@ -151,7 +151,7 @@ def check_padding(model: PaddedModel, pairs: Pairs) -> None:
             data.mask[:size],
         )
         padded = float(model.log_density(at, data))
-        exact = float(own.log_density((at[0], at[1][:size]), cut))
+        exact = float(exactly.log_density((at[0], at[1][:size]), cut))
         if not np.isfinite(exact):
             raise ValueError(
                 f"The log density of model {model.name!r} is {exact} at a draw of its own prior "
