@@ -15,6 +15,7 @@ from consistent_samplers import progress
 from consistent_samplers.amortized import fitting
 from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.amortized.conditional import ConditionalMap, Standard
+from consistent_samplers.amortized.coverage import MAX_MISSED, MUCH_MISSED
 from consistent_samplers.amortized.frames import frame_of
 from consistent_samplers.amortized.padded import Covariates, DataSet, PaddedModel
 from consistent_samplers.amortized.posterior import AMORTIZED, Posterior, Posteriors, judged_all
@@ -47,6 +48,7 @@ class AmortizedSampler:
       standard: how features are spread over simulated data sets.
       starts: where searches for modes begin.
       farthest: distance of features from the simulated ones beyond which a data set is unlike them.
+      missed: share of posterior mass, on average over simulated data sets, that the map misses.
       probes: data sets, positions and their log densities, which the model is known by.
       covariates: what simulated arguments; None of a family that was loaded.
       history: mean loss of each hundred iterations, by stage.
@@ -76,6 +78,7 @@ class AmortizedSampler:
     standard: Standard
     starts: tuple[Array, Array]
     farthest: float
+    missed: float
     probes: Any
     covariates: Covariates | None = None
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -166,6 +169,8 @@ class AmortizedSampler:
                 f"This data set{rows} is unlike the simulated ones: the map was not trained for "
                 "it.",
             )
+        if self.missed > MAX_MISSED:
+            verdicts = [self._lowered(verdict) for verdict in verdicts]
         trusted = np.array([v.level != "not to be used" for v in verdicts])
         shares = [float(x) for x in np.asarray(found.ess)]
         reason = "one training for all data sets"
@@ -209,6 +214,17 @@ class AmortizedSampler:
         from consistent_samplers.amortized.keeping import save
 
         save(self, path)
+
+    def _lowered(self, verdict: Verdict) -> Verdict:
+        """A verdict that knows what the family misses."""
+        words = (
+            f"In at least {100 * self.missed:.2g} % of simulated data sets what they were simulated from "
+            "lies where this family hardly draws: a mode may be missing."
+        )
+        if self.missed > MUCH_MISSED:
+            return _with_words(verdict, words)._replace(level="not to be used")
+        level = "usable" if verdict.level == "trusted" else verdict.level
+        return _with_words(verdict, words)._replace(level=level)
 
     def _padded(self, data_sets: Sequence[Any]) -> tuple[PaddedModel, DataSet]:
         """Data sets as one, and the model for the largest of them."""

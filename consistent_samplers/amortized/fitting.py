@@ -20,6 +20,7 @@ from consistent_samplers.amortized import conditional
 from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.amortized.conditional import ConditionalMap, Standard
 from consistent_samplers.amortized.frames import Frame, frame_of, members_at
+from consistent_samplers.amortized.linear import log_diagonal
 from consistent_samplers.amortized.padded import DataSet, PaddedModel
 from consistent_samplers.amortized.simulated import Pairs
 from consistent_samplers.compilation import jit
@@ -68,10 +69,16 @@ def prepare(model: PaddedModel, starts: tuple[Array, Array], pairs: Pairs) -> Pr
         return Prepared(pair.data, frame, members, u, v)
 
     found: Prepared = in_blocks(one, _FRAMES_AT_ONCE)(pairs)
-    far = np.abs(found.u).max(1, initial=0.0)
-    if model.num_each:
-        far = np.maximum(far, np.where(found.data.mask[:, :, None], np.abs(found.v), 0).max((1, 2)))
-    return jax.tree.map(lambda x: x[np.nan_to_num(far, nan=np.inf) < _FARTHEST], found)
+    return found
+
+
+def near(prepared: Prepared) -> np.ndarray:
+    """Of which data sets what they were simulated from lies near their frames, ``[n]`` bool."""
+    far = np.abs(prepared.u).max(1, initial=0.0)
+    if prepared.v.size:
+        there = prepared.data.mask[:, :, None]
+        far = np.maximum(far, np.where(there, np.abs(prepared.v), 0.0).max((1, 2)))
+    return np.asarray(far < _FARTHEST)
 
 
 def starts_of(pairs: Pairs) -> tuple[Array, Array]:
@@ -115,21 +122,24 @@ def by_likelihood(
         index = jax.random.randint(key, (_BATCH,), 0, len(prepared.u))
         batch = jax.tree.map(lambda x: x[index], prepared)
 
-        def one(pair: Prepared) -> Array:
-            context = made.context(params, standard, pair.frame)
-            value = made.log_prob_globals(params, context, pair.u)
-            if made.num_each:
-                seen = conditional.member_features(pair.members, pair.frame.skewness, standard)
-                each = made.log_prob_members(params, context, pair.u, seen, pair.v)
-                value += jnp.sum(jnp.where(pair.data.mask, each, 0.0))
-            return value
-
-        return -jnp.mean(jax.vmap(one)(batch))
+        return -jnp.mean(jax.vmap(lambda pair: log_prob(made, params, standard, pair))(batch))
 
     # Of data sets nothing but the mask is needed.
     data = prepared.data._replace(arrays=[], observed={})
     given = jax.device_put((prepared._replace(data=data), standard))
     return _minimised(rng_key, loss, params, given, num_iterations, _LEARNING_RATE, "likelihood")
+
+
+def log_prob(made: ConditionalMap, params: Params, standard: Standard, pair: Prepared) -> Array:
+    """Log density ``[]`` of the map at what a data set was simulated from."""
+    frame, mask = pair.frame, pair.data.mask
+    context = made.context(params, standard, frame)
+    value = made.log_prob_globals(params, context, pair.u) + log_diagonal(frame.root)
+    if made.num_each:
+        seen = conditional.member_features(pair.members, frame.skewness, standard)
+        each = made.log_prob_members(params, context, pair.u, seen, pair.v)
+        value += jnp.sum(jnp.where(mask, each + log_diagonal(pair.members.root), 0.0))
+    return value
 
 
 def by_path_gradient(

@@ -83,7 +83,10 @@ def simulate(
         if share > MAX_UNUSABLE:
             raise ValueError(f"{words}. {cure}.")
         warnings.warn(f"{words}, which are left out. {cure}.", RuntimeWarning, stacklevel=3)
-    kept: Pairs = jax.tree.map(lambda x: x[good], Pairs(data, at_globals, members))
+    # In any order, and not by their sizes.
+    order = np.asarray(jax.random.permutation(rng_key, len(good)))
+    order = order[good[order]]
+    kept: Pairs = jax.tree.map(lambda x: x[order], Pairs(data, at_globals, members))
     return kept
 
 

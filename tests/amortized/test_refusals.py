@@ -98,7 +98,7 @@ def test_data_sets_of_other_kinds(linear):
     X, y = np.ones((5, 2)), np.ones(5)
     cases = [
         (((X,), {}), "lacks y="),
-        (((X, 3), {"y": y}), "The arguments of this data set"),
+        (((X,), {"y": y, "more": 3}), "The arguments of this data set"),
         (((X[:, :1],), {"y": y}), r"has shape \(5, 1\)"),
         (((X,), {"y": y[:4]}), r"has shape \(4,\)"),
         (((X,), {"y": np.full(5, np.nan)}), "NaN or infinite"),
