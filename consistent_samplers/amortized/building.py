@@ -139,9 +139,9 @@ def amortize(
         missed = missed_mass(keys[1], padded, made, params, standard, *apart)
     if missed > MAX_MISSED:
         warnings.warn(
-            f"In at least {100 * missed:.2g} % of simulated data sets what they were simulated from lies "
-            "where this family hardly draws: posteriors have more modes or heavier tails than its "
-            "map. Verdicts say so; condition(...) gives a data set a training of its own.",
+            f"In at least {100 * missed:.2g} % of simulated data sets what they were simulated "
+            "from lies where this family hardly draws: posteriors have more modes or heavier tails "
+            "than its map. Verdicts say so; condition(...) gives a data set a training of its own.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -218,8 +218,8 @@ class AmortizedSampler:
     def _lowered(self, verdict: Verdict) -> Verdict:
         """A verdict that knows what the family misses."""
         words = (
-            f"In at least {100 * self.missed:.2g} % of simulated data sets what they were simulated from "
-            "lies where this family hardly draws: a mode may be missing."
+            f"In at least {100 * self.missed:.2g} % of simulated data sets what they were "
+            "simulated from lies where this family hardly draws: a mode may be missing."
         )
         if self.missed > MUCH_MISSED:
             return _with_words(verdict, words)._replace(level="not to be used")
