@@ -79,7 +79,7 @@ def _exposures(rng_key: Any, num_rows: int) -> Any:
 
 
 class _Wald(dist.Distribution):
-    """First passage of a Brownian motion with drift to a threshold, after some time (Wald, 1947)."""
+    """First passage of a Brownian motion with drift to a threshold, after a delay (Wald, 1947)."""
 
     support = dist.constraints.positive
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012

@@ -252,13 +252,11 @@ def _minimised(
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state, given), value
 
-    run = jit(lambda carry, begin: jax.lax.scan(step, carry, begin + jnp.arange(_CHUNK)))
+    chunk = max(1, min(_CHUNK, num_iterations))
+    run = jit(lambda carry, begin: jax.lax.scan(step, carry, begin + jnp.arange(chunk)))
     carry, losses = (params, optimizer.init(params), given), []
-    for begin in progress.counted(what, _begins(num_iterations), len(_begins(num_iterations))):
+    begins = range(0, num_iterations, chunk)
+    for begin in progress.counted(what, begins, len(begins)):
         carry, values = run(carry, begin)
         losses.append(float(jnp.nanmean(values)))
     return carry[0], losses
-
-
-def _begins(num_iterations: int) -> list[int]:
-    return list(range(0, num_iterations, _CHUNK))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-TINY = dict(num_data_sets=400, num_iterations=(100, 0), progress_bar=False)
+TINY = dict(num_data_sets=400, num_iterations=(10, 0), progress_bar=False)
 
 
 def regression(X, y=None):
