@@ -15,6 +15,7 @@ from consistent_samplers.amortized.family import AmortizedSampler, distance
 from consistent_samplers.amortized.padded import Covariates
 from consistent_samplers.amortized.probing import padded_model
 from consistent_samplers.checks import check_integer, check_key
+from consistent_samplers.compilation import jit
 from consistent_samplers.types import PRNGKey
 
 NUM_DATA_SETS = 16_000
@@ -30,7 +31,7 @@ MAX_APART = 1_000
 """Data sets that are simulated and not trained on, for the share of mass that is missed."""
 
 # Share of data sets to be trained on.
-_LEAST_NEAR = 0.5
+_LEAST_NEAR = 0.2
 # Share of simulated data sets that lie farther out than what is said to be unlike them.
 _SHARE_UNLIKE = 0.001
 _MARGIN = 1.1
@@ -147,7 +148,7 @@ def amortize(
         )
     away = np.asarray(distance(prepared.frame.features, standard))
     probes = jax.tree.map(lambda x: x[:NUM_PROBES], pairs)
-    values = jax.vmap(padded.log_density)((probes.globals, probes.members), probes.data)
+    values = jit(jax.vmap(padded.log_density))((probes.globals, probes.members), probes.data)
     return AmortizedSampler(
         padded,
         (least, most),

@@ -151,15 +151,16 @@ def calibration_check(
     with progress.stage("calibration", progress_bar=progress_bar):
         keys = jax.random.split(keys[1], len(pairs))
         samples, log_weight, _ = family._answer(model, num_samples)(keys, pairs.data)
-    weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
-    weight /= weight.sum(1, keepdims=True)
+    _, verdicts = judged_all(log_weight)
+    log_weight = np.where(log_weight < np.inf, log_weight, -np.inf)
+    weight = np.exp(log_weight - np.maximum(log_weight.max(1, keepdims=True), -1e30))
+    weight /= np.maximum(weight.sum(1, keepdims=True), 1e-30)
     names, below, weighted = [], [], []
     for name, index in _coordinates(model, truth):
         less = samples[name][(..., *index)] < truth[name][(slice(None), None, *index)]
         names.append(label(name, index))
         below.append(less.sum(1))
         weighted.append((weight * less).sum(1))
-    _, verdicts = judged_all(log_weight)
     used = np.array([verdict.level != "not to be used" for verdict in verdicts])
     # Ties broken at random: ranks are then uniform, not on a grid.
     random = np.random.default_rng(0)

@@ -156,12 +156,13 @@ class AmortizedSampler:
         keys = jax.random.split(key_draw, len(data.mask))
         with progress.stage("posteriors", progress_bar=progress_bar):
             answer = self._answer(model, num_samples)
-            samples, log_weight, distance = answer(keys, data)
+            samples, log_weight, away = answer(keys, data)
         found, verdicts = judged_all(log_weight)
+        log_weight = np.where(log_weight < np.inf, log_weight, -np.inf)
         least, most = self.num_rows
         sizes = data.mask.sum(1)
         outside = (sizes < least) | (sizes > most) if self.model.has_rows else sizes < 0
-        unlike = ~(distance <= self.farthest) | outside
+        unlike = ~(away <= self.farthest) | outside
         for i in np.flatnonzero(unlike):
             rows = f" of {sizes[i]} rows, {least} to {most} were simulated" if outside[i] else ""
             verdicts[i] = _with_words(
@@ -240,12 +241,9 @@ class AmortizedSampler:
         most = max(self.model.rows_of(*given) for given in data_sets)
         model = self.model
         if most > model.max_rows:
-            model = self._larger(most)
+            model = _larger(model, most)
         padded = [model.pad(tuple(args), dict(kwargs)) for args, kwargs in data_sets]
         return model, jax.tree.map(lambda *xs: np.stack(xs), *padded)
-
-    def _larger(self, num_rows: int) -> PaddedModel:
-        return _larger(self.model, num_rows)
 
     def _answer(self, model: PaddedModel, num_samples: int) -> Callable[..., Any]:
         """Samples, log weights and distance from the simulated ones, of data sets and keys."""
@@ -324,7 +322,6 @@ def _answer(family: AmortizedSampler, model: PaddedModel, num_samples: int) -> C
             key, model, family.map, family.params, family.standard, frame, data, num_samples
         )
         samples = jax.vmap(lambda *at: model.constrain(at, data))(at_globals, members)
-        log_weight = jnp.where(log_weight < jnp.inf, log_weight, -jnp.inf)
         return samples, log_weight, distance(frame.features, family.standard)
 
     coordinates = model.num_globals + model.max_rows * max(model.num_each, 1)

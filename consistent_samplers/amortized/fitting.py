@@ -173,7 +173,9 @@ def by_path_gradient(
 
 def _tamed(log_weight: Array) -> Array:
     """Log weights with the gradients of those far below the others turned down."""
-    known = jnp.where(jnp.isfinite(log_weight), log_weight, 0.0)
+    fine = jnp.isfinite(log_weight)
+    largest = jnp.max(jnp.where(fine, log_weight, -jnp.inf))
+    known = jnp.where(fine, log_weight, jnp.where(fine.any(), largest, 0.0))
     below = jax.lax.stop_gradient(jnp.max(known) - known)
     part = 1.0 / (1.0 + jnp.maximum(below - _FAR_BELOW, 0.0) / _FAR_BELOW)
     return part * known + jax.lax.stop_gradient((1.0 - part) * jnp.max(known))

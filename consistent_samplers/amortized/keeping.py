@@ -12,6 +12,7 @@ from consistent_samplers import checkpoint, registry
 from consistent_samplers.amortized.family import AmortizedSampler
 from consistent_samplers.amortized.padded import DataSet, PaddedModel
 from consistent_samplers.checkpoint import CheckpointError
+from consistent_samplers.compilation import jit
 from consistent_samplers.integrations.numpyro.arguments import name_of
 
 _KIND = "amortized family"
@@ -101,7 +102,7 @@ def _check_known(model: PaddedModel, trained_on: str, positions: Any, values: np
     about = f"The family was trained on model {trained_on!r}, and {name_of(model.model)!r} is"
     cure = "Give the model that it was trained on, or train a family of this one with cs.amortize."
     try:
-        now = jax.vmap(model.log_density)((at_globals, at_members), DataSet(*data))
+        now = jit(jax.vmap(model.log_density))((at_globals, at_members), DataSet(*data))
     except Exception as error:
         raise ValueError(f"{about} another one ({error}). {cure}") from error
     away = np.abs(np.asarray(now) - values) / np.maximum(1.0, np.abs(values))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers import corrections, diagnostics
+from consistent_samplers.compilation import jit
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import Evidence, evidence, pareto_smooth
 from consistent_samplers.integrations.numpyro.model import Samples
@@ -159,13 +160,15 @@ def resampled(rng_key: PRNGKey, log_weight: Any) -> np.ndarray:
       >>> cs.amortized.resampled(jax.random.key(0), log_weight).tolist()
       [[0, 0, 0]]
     """
-
-    def one(key: PRNGKey, log_weight: Array) -> Array:
-        smoothed, _ = pareto_smooth(log_weight)
-        return corrections.systematic_indices(key, smoothed, len(smoothed))
-
     keys = jax.random.split(rng_key, len(log_weight))
-    return np.asarray(jax.jit(jax.vmap(one))(keys, jnp.asarray(log_weight)))
+    return np.asarray(_indices(keys, jnp.asarray(log_weight)))
+
+
+@jit
+@jax.vmap
+def _indices(rng_key: PRNGKey, log_weight: Array) -> Array:
+    smoothed, _ = pareto_smooth(log_weight)
+    return corrections.systematic_indices(rng_key, smoothed, len(smoothed))
 
 
 def judged_all(log_weight: Array) -> tuple[Evidence, list[Verdict]]:
@@ -178,16 +181,19 @@ def judged_all(log_weight: Array) -> tuple[Evidence, list[Verdict]]:
       ((2,), ['trusted', 'trusted'])
     """
     log_weight = jnp.asarray(log_weight)
-
-    def one(log_weight: Array) -> Evidence:
-        # A density that is no number counts as zero, and is counted.
-        usable = jnp.where(log_weight < jnp.inf, log_weight, -jnp.inf)
-        position = jnp.zeros((len(log_weight), 1))
-        return evidence(Draws(position, usable, log_density=log_weight, bound="lower"))
-
-    found = jax.device_get(jax.jit(jax.vmap(one))(log_weight))
+    found = jax.device_get(_evidences(log_weight))
     sets = [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(log_weight))]
     return found, [_verdict(each) for each in sets]
+
+
+@jit
+@jax.vmap
+def _evidences(log_weight: Array) -> Evidence:
+    # A density that is no number counts as zero, and is counted.
+    fine = log_weight < jnp.inf
+    usable, told = jnp.where(fine, log_weight, -jnp.inf), jnp.where(fine, log_weight, jnp.nan)
+    position = jnp.zeros((len(log_weight), 1))
+    return evidence(Draws(position, usable, log_density=told, bound="lower"))
 
 
 def judged(log_weight: Array) -> tuple[Evidence, Verdict]:

@@ -10,6 +10,7 @@ import numpy as np
 from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.amortized.padded import Covariates, DataSet, PaddedModel
 from consistent_samplers.amortized.probing import called
+from consistent_samplers.compilation import jit
 from consistent_samplers.types import Array, PRNGKey
 
 MAX_SIZES = 12
@@ -138,6 +139,7 @@ def check_padding(model: PaddedModel, pairs: Pairs) -> None:
       ValueError: the model uses its rows otherwise than each by itself, or gives NaN.
     """
     order = np.argsort(pairs.data.mask.sum(1), kind="stable")
+    padded_density = jit(model.log_density)
     chosen = order[np.linspace(0, len(order) - 1, _CHECKED).astype(int)]
     for index in chosen.tolist():
         data, at = jax.tree.map(lambda x, i=index: x[i], (pairs.data, pairs[1:]))
@@ -153,8 +155,8 @@ def check_padding(model: PaddedModel, pairs: Pairs) -> None:
             {n: _cut(data.observed[n], axis, size) for n, _, _, axis in model.data},
             data.mask[:size],
         )
-        padded = float(model.log_density(at, data))
-        exact = float(exactly.log_density((at[0], at[1][:size]), cut))
+        padded = float(padded_density(at, data))
+        exact = float(jit(exactly.log_density)((at[0], at[1][:size]), cut))
         if not np.isfinite(exact):
             raise ValueError(
                 f"The log density of model {model.name!r} is {exact} at a draw of its own prior "

@@ -135,18 +135,22 @@ def test_a_data_set_that_is_not_to_be_used_has_a_training_of_its_own():
         return (jnp.zeros(num_rows),), {}
 
     settings = TINY | dict(num_iterations=(0, 0))
-    family = cs.amortize(
-        jax.random.key(0), model, covariates, num_rows=5, observed={"y": "y"}, **settings
-    )
+    with pytest.warns(RuntimeWarning, match="this family hardly draws"):
+        family = cs.amortize(
+            jax.random.key(0), model, covariates, num_rows=5, observed={"y": "y"}, **settings
+        )
+    assert family.missed > 0.2
     x, y = jnp.zeros(5), jnp.full(5, 30.0)
+    alone = family.condition(jax.random.key(1), x, y=y, escalate=False)
+    assert alone.verdict.level == "not to be used"
+    assert "a mode may be missing" in alone.verdict.words
     many = family.condition_many(
         jax.random.key(1), [((x,), {"y": y})], escalate=True, progress_bar=False
     )
-    if many.escalated[0]:
-        assert many.routes[0].name != "amortized"
+    assert many.escalated[0] and many.trusted[0] and many.routes[0].name != "amortized"
     drawn = many.get_samples()["a"][0]
-    assert many.trusted[0]
     assert 0.3 < np.mean(drawn > 0) < 0.7
+    np.testing.assert_allclose(np.abs(drawn).mean(), 1.5, atol=0.02)
 
 
 def test_old_and_new_keys_train_alike():
