@@ -38,7 +38,6 @@ class Entry:
       num_modes: number of modes, all of equal weight.
       posterior: whether long NUTS chains serve as reference draws where nothing better is there.
       stored: name of its file of reference draws; its own if None.
-      plotted: half width of the square that a figure of its draws shows; None if not planar.
     """
 
     build: Callable[[], Target]
@@ -48,7 +47,6 @@ class Entry:
     num_modes: int = 0
     posterior: bool = False
     stored: str | None = None
-    plotted: float | None = None
 
 
 def _gmm9_centres() -> np.ndarray:
@@ -64,13 +62,9 @@ def _gmm40_centres(dim: int) -> np.ndarray:
 
 
 TARGETS: dict[str, Entry] = {
-    "gmm9": Entry(cs.targets.gmm9, 4.0, labels=_nearest(_gmm9_centres), num_modes=9, plotted=8.0),
+    "gmm9": Entry(cs.targets.gmm9, 4.0, labels=_nearest(_gmm9_centres), num_modes=9),
     "gmm40": Entry(
-        cs.targets.gmm40,
-        30.0,
-        labels=_nearest(lambda: _gmm40_centres(2)),
-        num_modes=40,
-        plotted=50.0,
+        cs.targets.gmm40, 30.0, labels=_nearest(lambda: _gmm40_centres(2)), num_modes=40
     ),
     "gmm40_50d": Entry(
         lambda: cs.targets.gmm40(50),
@@ -78,8 +72,8 @@ TARGETS: dict[str, Entry] = {
         labels=_nearest(lambda: _gmm40_centres(50)),
         num_modes=40,
     ),
-    "rings": Entry(cs.targets.rings, 3.0, plotted=6.5),
-    "image": Entry(cs.targets.image, 2.0, plotted=5.0),
+    "rings": Entry(cs.targets.rings, 3.0),
+    "image": Entry(cs.targets.image, 2.0),
     "funnel": Entry(cs.targets.funnel),
     "mw54": Entry(
         lambda: cs.targets.double_wells(5, 5, 4.0),
@@ -95,7 +89,7 @@ TARGETS: dict[str, Entry] = {
     ),
     "many_well": Entry(cs.targets.many_well, 2.0),
     "student_t_mixture": Entry(cs.targets.student_t_mixture, 8.0),
-    "rosenbrock": Entry(cs.targets.rosenbrock, 1.5, plotted=4.0),
+    "rosenbrock": Entry(cs.targets.rosenbrock, 1.5),
     "seeds": Entry(cs.targets.seeds, posterior=True),
     "ionosphere": Entry(cs.targets.ionosphere, posterior=True),
     "sonar": Entry(cs.targets.sonar, posterior=True),

@@ -1,0 +1,215 @@
+"""What is timed: sizes, samplers of the recipe, and the bare network beside them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import consistent_samplers as cs
+from benchmarks import registry
+from benchmarks.report import Row, goal
+from consistent_samplers.algorithms import Algorithm, SamplerState
+from consistent_samplers.bases import Base
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured; numbers of draws are pairs where a fixed cost is told from theirs."""
+
+    rounds: int = 7
+    process_rounds: int = 3
+    hidden: tuple[int, ...] = (64, 64)
+    targets: tuple[str, ...] = ("seeds", "sonar")
+    draws: int = 100_000
+    weighted: tuple[int, int] = (2_048, 8_192)
+    structured: tuple[tuple[int, tuple[int, int]], ...] = (
+        (26, (1_024, 4_096)),
+        (400, (1_024, 4_096)),
+        (1_600, (512, 2_048)),
+    )
+    paper: tuple[str, int, int] = ("seeds", 128, 256)  # target, finest steps, batch
+    # Of the scaling; weights of general networks up to 100 dimensions.
+    dims: tuple[int, ...] = (2, 8, 26, 100, 400, 1_600)
+    num_draws: int = 2_048
+    batches: tuple[int, ...] = (1_024, 4_096, 16_384, 65_536)
+    iteration_batches: tuple[int, ...] = (32, 128, 512, 2_048)
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    components: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    # Against NUTS, whose blocks are draws a chain.
+    raced: tuple[str, ...] = ("seeds", "sonar", "ionosphere", "credit", "cancer")
+    effective: int = 10_000
+    nuts: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"warm_up": 1_000, "block": 2_500, "most_seconds": 120.0}
+    )
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    compiled: str = "seeds"
+    stream: tuple[str, tuple[int, int]] = ("funnel", (100_000, 10_000_000))
+    # Memory does not grow with iterations.
+    large: str = "lgcp"
+    large_train: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: {"num_iterations": 10, "num_calibration_iterations": 10}
+    )
+    device_batch: int = 65_536
+    device_width: int = 1_024
+    peak_tflops: float | None = None
+
+
+_TINY: dict[str, Any] = {"hidden": (4,), "num_calibration_iterations": 2, "explore": False}
+QUICK = Sizes(
+    rounds=2,
+    process_rounds=1,
+    hidden=(4,),
+    targets=("gmm9",),
+    draws=64,
+    weighted=(32, 64),
+    structured=((4, (32, 64)),),
+    paper=("gmm9", 2, 4),
+    dims=(2, 4),
+    num_draws=16,
+    batches=(16, 32),
+    iteration_batches=(2, 4),
+    steps=(1, 2),
+    components=(1, 2),
+    raced=("funnel",),
+    effective=20,
+    nuts={"warm_up": 10, "block": 20, "most_seconds": 0.0},
+    train=_TINY,
+    compiled="funnel",
+    stream=("funnel", (70_000, 80_000)),
+    large="funnel",
+    large_train=_TINY,
+    device_batch=16,
+    device_width=8,
+)
+
+
+def held(subject: str, what: str, measured: dict[str, float], sense: str, limit: float) -> Row:
+    """A row that is held to a goal by its median."""
+    goals = {"measured": goal(measured["median"], sense, limit)}
+    return {"subject": subject, "what": what, "measured": measured, "goals": goals}
+
+
+class Timed(NamedTuple):
+    """A sampler to time."""
+
+    algorithm: Algorithm
+    state: SamplerState
+
+    @property
+    def dim(self) -> int:
+        """Of the target."""
+        return self.algorithm.target.dim
+
+    def sampling(self, num: int, weights: bool = True, num_steps: int = 1) -> Callable[[], Any]:
+        """Draws of the map, as a function of nothing."""
+        key, target = jax.random.key(1), self.algorithm.target
+        sampler = self.algorithm.sampler(self.state)
+        return lambda: sampler.sample(key, target, num, num_steps, method="map", weights=weights)
+
+    def sample(self, rng_key: Array, num: int) -> cs.Draws:
+        """Weighted draws of the map."""
+        sampler = self.algorithm.sampler(self.state)
+        return sampler.sample(rng_key, self.algorithm.target, num, 1, method="map")
+
+    def iteration(self) -> Callable[[], Any]:
+        """A training iteration."""
+        step, key = jax.jit(self.algorithm.step), jax.random.key(5)
+        return lambda: step(key, self.state)
+
+    def bare(self, num: int, chunk: int | None = None) -> Callable[[], Any]:
+        """The network alone at t = 0, of one batch of given points, or of chunks of it in turn."""
+        x = jax.random.normal(jax.random.key(2), (num, self.dim))
+        t, d = jnp.zeros(()), jnp.ones(())
+
+        def network(params: Params, x: Array) -> Array:
+            return jax.vmap(lambda y: control_of(self.algorithm, params)(y, t, d))(x)
+
+        def in_chunks(params: Params, x: Array) -> Array:
+            return jax.lax.map(lambda y: network(params, y[None])[0], x, batch_size=chunk)
+
+        evaluate = jax.jit(network if chunk is None else in_chunks)
+        return lambda: evaluate(self.state.ema_params, x)
+
+
+def full_base(dim: int) -> Base:
+    """A Gaussian with a full covariance, as a fitted base is one."""
+    rng = np.random.default_rng(0)
+    factor = np.eye(dim) + np.tril(rng.normal(size=(dim, dim)), -1) * 0.3 / np.sqrt(dim)
+    return cs.bases.GaussianBase(jnp.zeros(dim), jnp.asarray(0.5 * factor, jnp.float32))
+
+
+@flax.struct.dataclass
+class _Diagonal(cs.bases.GaussianBase):
+    """A Gaussian without correlations: ``scale_tril`` is its diagonal ``[dim]``."""
+
+    @property
+    def log_abs_det(self) -> Array:
+        return jnp.sum(jnp.log(self.scale_tril))
+
+    def unwhiten(self, z: Array, component: tuple[()] = ()) -> Array:
+        return self.loc + self.scale_tril * z
+
+    def whiten(self, x: Array, component: tuple[()] = ()) -> Array:
+        return (x - self.loc) / self.scale_tril
+
+
+def diagonal_base(dim: int) -> Base:
+    """A Gaussian without correlations, whose whitening costs O(dim)."""
+    return _Diagonal(jnp.zeros(dim), 0.5 * jnp.ones(dim))
+
+
+def mixed_base(dim: int, num: int) -> Base:
+    """A mixture of Gaussians with full covariances."""
+    loc = 3.0 * np.random.default_rng(0).normal(size=(num, dim))
+    return cs.bases.mixture(jnp.zeros(num), jnp.asarray(loc), jnp.tile(jnp.eye(dim), (num, 1, 1)))
+
+
+def plain_target(dim: int) -> Target:
+    """A target that costs next to nothing."""
+    return Target(lambda x: -0.5 * jnp.sum(x**2), dim, name="standard normal")
+
+
+def timed(
+    target: Target | str,
+    hidden: tuple[int, ...],
+    network: str = "general",
+    base: Base | None = None,
+    max_steps: int = 16,
+) -> Timed:
+    """The recipe's sampler with parameters that do something; training would not change its cost.
+
+    Args:
+      target: the target, or its name in the registry.
+      hidden: widths.
+      network: its kind.
+      base: a Gaussian with a full covariance if None.
+      max_steps: number of finest steps.
+    """
+    built = registry.TARGETS[target].build() if isinstance(target, str) else target
+    base = full_base(built.dim) if base is None else base
+    return started(
+        cs.osds(
+            built, base=base, max_steps=max_steps, hidden=hidden, network=network, guidance=None
+        )
+    )
+
+
+def started(algorithm: Algorithm) -> Timed:
+    """With parameters away from their zeros."""
+    state = algorithm.init(jax.random.key(0))
+    leaves, structure = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    moved = [x + 0.01 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(structure, moved)
+    return Timed(algorithm, state._replace(params=params, ema_params=params))
+
+
+def control_of(algorithm: Algorithm, params: Params) -> Any:
+    """The control function of some parameters, the target's gradient in it where it is guided."""
+    return algorithm.control.bind(params, gradient=jax.grad(algorithm.target.log_density))
