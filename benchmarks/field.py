@@ -114,7 +114,10 @@ def answer(folder: str, name: str, seed: int) -> Row:
                 module.after(found.sampler)
         samples = found.samples
     else:
-        log_density, dim = _density(folder, name)[:2] if module is None else _own(module)
+        if module is None:
+            log_density, dim, _ = _density(folder, name)
+        else:
+            log_density, dim = module.log_density, module.dim
         target = cs.Target(log_density, dim=dim)
         found = race.ours(race.Subject(target), jax.random.key(max(seed, 0)))
         constrain = getattr(module, "constrain", lambda x: {"x": x})
@@ -238,10 +241,6 @@ def _density(folder: str, name: str) -> tuple[Any, int, float]:
     densities.lazy(name)
     log_density, dim, log_z = densities.D[name][:3]
     return log_density, dim, log_z
-
-
-def _own(module: Any) -> tuple[Any, int]:
-    return module.log_density, module.dim
 
 
 def _module(path: Path) -> Any:

@@ -9,7 +9,9 @@ of a row, or columns of its first table (of the one under a heading, after a sla
     | model | ...
     <!-- end -->
 
-A field of another method's row is named after an @: ``evidence funnel@AutoIAFNormal.elbo_gap``.
+Of several rows of a target the first counts, or that of a method, a number of steps and a kind of
+weights: ``evidence funnel@AutoIAFNormal.elbo_gap``, ``table-scds gmm9@dis@128.sinkhorn``. No line
+begins with a span of a value: it would end its paragraph.
 """
 
 import re
@@ -21,6 +23,8 @@ from benchmarks import case
 from benchmarks.report import Row, fill
 
 _SPAN = re.compile(r"(<!-- from: (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+_FIRST = re.compile(r"^ {0,3}<!-- from: (?!\S+ table).*? -->", re.MULTILINE)
+_NAMED = ("target", "method", "num_steps", "bound")
 _ROOT = Path(__file__).parents[1]
 
 
@@ -61,8 +65,10 @@ def filled(text: str) -> str:
     """A page with the spans' content made anew.
 
     Raises:
-      ValueError: a span that names what is not there.
+      ValueError: a span that names what is not there, or one of a value that begins a line.
     """
+    if first := _FIRST.search(text):
+        raise ValueError(f"It would end the paragraph at the beginning of a line: {first[0]}")
     return _SPAN.sub(lambda span: span[1] + content(span[2]) + span[4], text)
 
 
@@ -96,9 +102,9 @@ def _value(summary: Row, rows: list[Row], path: str) -> Any:
     if path in summary:
         return summary[path]
     named, *fields = path.split(".")
-    target, _, method = named.partition("@")
+    wanted = named.split("@")
     for row in rows:
-        if row["target"] == target and (not method or row.get("method") == method):
+        if [str(row.get(name)) for name in _NAMED[: len(wanted)]] == wanted:
             value: Any = row
             for field in fields:
                 value = value.get(field) if isinstance(value, dict) else None

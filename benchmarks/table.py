@@ -1,5 +1,6 @@
 """Rows of the papers' tables: a method on a target within a budget, published figures beside it."""
 
+import functools
 import json
 import math
 import shlex
@@ -15,7 +16,7 @@ import numpy as np
 import consistent_samplers as cs
 from benchmarks import registry
 from benchmarks.case import Benchmark, Case
-from benchmarks.methods import METHODS, Budget, Sampler, Trainer
+from benchmarks.methods import METHODS, Sampler, Trainer
 from benchmarks.process import isolated
 from benchmarks.registry import TARGETS, Entry
 from benchmarks.report import Report, Row, Table, cell, number
@@ -59,24 +60,31 @@ def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
     name, full = settings["name"], settings["budget_set"] == "full"
     if name == "row":
         for target in settings["names"]:
-            given = {**settings, "steps": settings["steps"] or METHODS[settings["method"]].steps}
-            budget = str(Budget.parse(settings["budget"]))
-            yield Case(target, settings["method"], budget, settings["seed"], {**given, "jobs": 1})
+            steps = settings["steps"] or METHODS[settings["method"]].steps
+            budget = f"{iterations_of(settings['budget'])}it"
+            given = {**settings, "steps": steps, "jobs": 1}
+            yield Case(target, settings["method"], budget, settings["seed"], given)
         return
     for target, methods in _ROWS[name].items():
         for of in methods if target in settings["names"] else ():
             method = METHODS[of]
-            steps = method.steps if full else method.quick_steps or method.steps
-            # One iteration for methods that do not train: their seeds differ by draws only.
-            trains = of not in ("base", "nuts")
-            iterations = (method.full if full else method.quick) if trains else 1
+            steps, num = method.steps if full else method.quick, method.iterations[full]
             if name == "kernels":
-                steps, iterations = (2, 4, 8, 16, 128), 1_000
+                steps, num = (2, 4, 8, 16, 128), 1_000
             if name == "heuristic":
                 # The paper's steps grow a Cox process of 1,600 dimensions by minutes.
-                steps, iterations = (1, 8, 128), 10 if target == "lgcp" else 100
+                steps, num = (1, 8, 128), 10 if target == "lgcp" else 100
             given = {**settings, "steps": steps, "seeds": 3 if full else 2}
-            yield Case(target, of, f"{iterations}it", settings=given)
+            yield Case(target, of, f"{num}it", settings=given)
+
+
+def iterations_of(budget: str) -> int:
+    """Reads "2000" or "2000it"."""
+    if not (text := budget.removesuffix("it")).isdigit() or int(text) < 1:
+        raise ValueError(
+            f'A budget is a number of iterations ("2000" or "2000it"), got {budget!r}.'
+        )
+    return int(text)
 
 
 def command(case: Case) -> str:
@@ -94,13 +102,9 @@ def command(case: Case) -> str:
 
 def measure(case: Case) -> list[Row]:
     """The lines of a row, from a process of its own where it is one of a table."""
-    numbers: Row = {name: case.settings[name] for name in ("steps", "seeds", "num_samples")}
-    given = numbers | {
-        "target": case.target,
-        "method": case.method,
-        "budget": case.budget,
-        "seed": case.seed,
-    }
+    given: Row = {name: case.settings[name] for name in ("steps", "seeds", "num_samples")}
+    given |= {"target": case.target, "method": case.method, "seed": case.seed}
+    given["iterations"] = iterations_of(case.budget)
     if case.settings["name"] == "row":
         return lines(**given)["lines"]
     found = isolated("benchmarks.table:lines", given)
@@ -110,7 +114,7 @@ def measure(case: Case) -> list[Row]:
 def lines(
     target: str,
     method: str,
-    budget: str,
+    iterations: int,
     seed: int,
     steps: Sequence[int],
     seeds: int,
@@ -118,37 +122,31 @@ def lines(
 ) -> dict[str, list[Row]]:
     """Trains and measures a method: a line for each number of steps and kind of weights.
 
-    Args:
-      target: name in the registry.
-      method: name in ``methods.METHODS``.
-      budget: training iterations or seconds, as `Budget.parse` reads them.
-      seed: first seed.
-      steps: numbers of steps. Those above its largest are left out.
-      seeds: number of seeds.
-      num_samples: weighted draws behind each line.
+    Numbers of steps above its largest are left out.
     """
     entry = TARGETS[target]
     built = entry.build()
     base, words = registry.build_base(entry, built)
-    reference = registry.reference_draws(target, entry, built, base, _NUM_POINTS)
+    reference = registry.reference_draws(target, entry, built, _NUM_POINTS)
     about = {"dim": built.dim, "true_log_z": built.log_z, "base": words}
     if reference is not None:
-        about |= {"reference": reference[2]}
-        about["noise_floor"] = distances(reference[1], entry, reference)["sinkhorn"]
-    trainer = Trainer(method, built, base, Budget.parse(budget), steps)
+        floor = distances(reference[1], entry, reference)["sinkhorn"]
+        about |= {"reference": reference[2], "noise_floor": floor}
+    trainer = Trainer(method, built, base, iterations, steps)
     found: list[Row] = []
     for current in range(seed, seed + seeds):
         sampler = trainer.train(current)
         key = jax.random.fold_in(jax.random.key(current), 2**20)
-        for num_steps in [k for k in steps if k <= sampler.max_steps]:
-            evaluations = {"num_steps": num_steps, "training_seconds": sampler.seconds}
+        for num_steps in [k for k in steps if k <= sampler.trained.many_steps.max_steps]:
+            common: Row = {"num_steps": num_steps, "training_seconds": sampler.seconds}
+            common |= {"note": sampler.note} if sampler.note else {}
             if sampler.chains is not None:
                 position = sampler.chains(key, _NUM_POINTS)
-                found.append(evaluations | distances(position, entry, reference))
+                found.append(common | distances(position, entry, reference))
             for of in sampler.methods:
                 row, draws = evidence(key, sampler, built, num_samples, num_steps, of)
                 row |= distances(draws.position[:_NUM_POINTS], entry, reference)
-                found.append(evaluations | row | ({"note": sampler.note} if sampler.note else {}))
+                found.append(common | row)
     return {"lines": [about | line for line in summarised(found, ("num_steps", "bound"), _METRICS)]}
 
 
@@ -162,9 +160,10 @@ def evidence(
 ) -> tuple[Row, Draws]:
     """Evidence of one kind of transitions at one number of steps, and the draws behind it."""
     key_compile, key_draw, key_reverse = jax.random.split(rng_key, 3)
-    jax.block_until_ready(sampler.draw(key_compile, num_samples, num_steps, method))
+    draw = functools.partial(sampler.trained.sample, method=method)
+    jax.block_until_ready(draw(key_compile, num_samples, num_steps))
     start = time.perf_counter()
-    draws = jax.block_until_ready(sampler.draw(key_draw, num_samples, num_steps, method))
+    draws = jax.block_until_ready(draw(key_draw, num_samples, num_steps))
     row: Row = {"bound": draws.bound, "sampling_seconds": time.perf_counter() - start}
     try:
         e = cs.evidence(draws)
@@ -179,7 +178,12 @@ def evidence(
     reversible = method == "path" or (method == "map" and num_steps <= _MAX_INVERTED_STEPS)
     if target.sample is not None and reversible:
         exact = target.sample(jax.random.key(2**21), _NUM_REVERSED)
-        log_weight = np.asarray(sampler.reverse(key_reverse, exact, num_steps, method), np.float64)
+        log_weight = np.asarray(
+            sampler.trained.sampler_for(num_steps, method).log_weight(
+                key_reverse, target, exact, num_steps, method=method
+            ),
+            np.float64,
+        )
         if not (missing := np.isnan(log_weight)).all():
             row["eubo"] = float(log_weight[~missing].mean())
     return row, draws
@@ -272,10 +276,6 @@ def _others(rows: Sequence[Row]) -> list[Row]:
 _LABELS = ("target", "method", "num_steps", "source")
 
 
-def _targets(rows: Sequence[Row]) -> list[Row]:
-    return list({row["target"]: row for row in rows if "dim" in row}.values())
-
-
 def _figure(rows: Sequence[Row]) -> Any:
     from benchmarks.figures import lines
 
@@ -308,7 +308,7 @@ BENCHMARK = Benchmark(
         "--jobs": (2, "rows at a time"),
         "--method": {"choices": METHODS, "help": "of a single row"},
         "--steps": {"type": int, "nargs": "+", "help": "network evaluations a draw, of a row"},
-        "--budget": ("2000it", 'of a row: iterations ("2000") or seconds ("60s")'),
+        "--budget": ("2000it", "training iterations of a row"),
         "--seeds": (1, "number of seeds, of a row"),
         "--seed": (0, "first seed, of a row"),
         "--num-samples": (4_000, "draws behind each line"),
@@ -319,7 +319,8 @@ BENCHMARK = Benchmark(
         title="Measured beside published",
         words="Mean ± standard error over seeds. NFE: network evaluations a draw. A "
         "`lower-if-injective` ELBO is a bound only where the map does not fold, `heuristic` is no "
-        "bound at all. A figure that a seed lacks is left out. In brackets: the published figure. "
+        "bound at all. All samplers start from one base, but the recipe, which finds its own. A "
+        "figure that a seed lacks is left out. In brackets: the published figure. "
         + PUBLISHED["note"],
         tables=(
             Table(
@@ -329,14 +330,6 @@ BENCHMARK = Benchmark(
                 Sinkhorn: {sinkhorn} | modes missed: {num_missed_modes} |
                 training s: {training_seconds} | drawing s: {sampling_seconds}""",
                 rows=_shown,
-            ),
-            Table(
-                """target: {target} | dim: {dim} | true log Z: {true_log_z:.4f} | base: {base} |
-                reference: {reference} | Sinkhorn of reference to reference: {noise_floor}""",
-                "Targets",
-                "All samplers start from this base, but the recipe, which finds one of its own "
-                "(its training time holds all of that).",
-                _targets,
             ),
             Table(
                 """target: {target} | method: {method} | NFE: {num_steps} | source: {source} |

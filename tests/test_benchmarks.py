@@ -26,30 +26,21 @@ from benchmarks import (
     table,
     timing,
 )
-from benchmarks.methods import Budget, Trainer
+from benchmarks.methods import Trainer
 from benchmarks.models import honest, regressions
 
 GRID = [(a, b) for a in (-5.0, 0.0, 5.0) for b in (-5.0, 0.0, 5.0)]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("2000", Budget(iterations=2000)),
-        ("2000it", Budget(iterations=2000)),
-        ("60s", Budget(seconds=60.0)),
-        ("0.5s", Budget(seconds=0.5)),
-    ],
-)
-def test_budget_is_read_and_written(text, expected):
-    assert Budget.parse(text) == expected
-    assert Budget.parse(str(expected)) == expected
+@pytest.mark.parametrize("text", ["2000", "2000it"])
+def test_budget_is_read(text):
+    assert table.iterations_of(text) == 2000
 
 
-@pytest.mark.parametrize("text", ["", "s", "it", "-3", "0", "2.5", "2.5it", "infs", "nan", "1m"])
+@pytest.mark.parametrize("text", ["", "s", "it", "-3", "0", "2.5", "2.5it", "60s", "nan", "1m"])
 def test_budget_refuses(text):
     with pytest.raises(ValueError, match="A budget is"):
-        Budget.parse(text)
+        table.iterations_of(text)
 
 
 def test_published_figures_are_found_by_target_method_and_steps():
@@ -226,7 +217,7 @@ def test_base_weights_are_importance_weights():
     target = entry.build()
     base, words = registry.build_base(entry, target)
     assert "1.5²" in words
-    sampler = Trainer("base", target, base, Budget(1), (1,)).train(0)
+    sampler = Trainer("base", target, base, 1, (1,)).train(0)
     row, draws = table.evidence(jax.random.key(0), sampler, target, 4_000, 1, "map")
     expected = target.log_density(draws.position[0]) - jnp.sum(
         jax.scipy.stats.norm.logpdf(draws.position[0], scale=1.5)
@@ -240,9 +231,7 @@ def test_methods_refuse_what_cannot_be():
     target = registry.TARGETS["gmm9"].build()
     base, _ = registry.build_base(registry.TARGETS["gmm9"], target)
     with pytest.raises(ValueError, match="method must be one of"):
-        Trainer("diss", target, base, Budget(1), (1,))
-    with pytest.raises(ValueError, match="in iterations"):
-        Trainer("recipe", target, base, Budget(seconds=1.0), (1,))
+        Trainer("diss", target, base, 1, (1,))
 
 
 @pytest.mark.slow

@@ -92,14 +92,13 @@ def _wide(scale: float) -> Callable[[PRNGKey, Target], GaussianBase]:
     return lambda key, target: cs.bases.standard_normal(target.dim, scale)
 
 
-def _at(loc: float, scale: float = 1.0) -> Callable[[PRNGKey, Target], GaussianBase]:
+def _at(loc: float) -> Callable[[PRNGKey, Target], GaussianBase]:
     """A Gaussian at (loc, 0, ..., 0)."""
+    return lambda key, target: GaussianBase(_on_axis(target.dim, loc), jnp.eye(target.dim))
 
-    def build(key: PRNGKey, target: Target) -> GaussianBase:
-        place = jnp.zeros(target.dim).at[0].set(loc)
-        return GaussianBase(place, scale * jnp.eye(target.dim))
 
-    return build
+def _on_axis(dim: int, loc: float) -> Array:
+    return jnp.zeros(dim).at[0].set(loc)
 
 
 def _two_modes(dim: int, distance: float, share: float) -> Target:
@@ -112,7 +111,7 @@ def _two_modes(dim: int, distance: float, share: float) -> Target:
         left = math.log1p(-share) + stats.norm.logpdf(x, -place).sum()
         return jnp.logaddexp(right, left)
 
-    return Target(log_density, dim, name=f"two_modes_{dim}d_{share:g}", log_z=0.0)
+    return Target(log_density, dim, f"two_modes_{dim}d_{share:g}", 0.0)
 
 
 def _correlated(dim: int) -> Target:
@@ -120,53 +119,45 @@ def _correlated(dim: int) -> Target:
     return cs.targets.gaussian(np.arange(dim), mixing @ mixing.T / dim + 0.1 * np.eye(dim))
 
 
-def _independent(name: str, dim: int, log_prob: _LogProb, log_z: float = 0.0) -> Target:
+def _independent(name: str, dim: int, log_prob: _LogProb) -> Target:
     """Coordinates of one density each, turned so that no axis is special."""
     turn = np.linalg.qr(np.random.default_rng(dim).normal(size=(dim, dim)))[0]
-    return Target(lambda x: log_prob(jnp.asarray(turn) @ x).sum(), dim, name, log_z)
+    return Target(lambda x: log_prob(jnp.asarray(turn) @ x).sum(), dim, f"{name}_{dim}d", 0.0)
 
 
 def _student(dim: int, df: float) -> Target:
     """Independent Student-t coordinates."""
-
-    def log_density(x: Array) -> Array:
-        return stats.t.logpdf(x, df).sum()
-
-    return Target(log_density, dim, name=f"student_t{df:g}_{dim}d", log_z=0.0)
+    return Target(lambda x: stats.t.logpdf(x, df).sum(), dim, f"student_t{df:g}_{dim}d", 0.0)
 
 
 def _log_gamma(dim: int, shape: float) -> Target:
     """Logarithms of Gamma variables, as scales are without their bounds."""
     return _independent(
-        f"log_gamma{shape:g}_{dim}d", dim, lambda x: shape * x - jnp.exp(x) - gammaln(shape)
+        f"log_gamma{shape:g}", dim, lambda x: shape * x - jnp.exp(x) - gammaln(shape)
     )
 
 
 def _logit_beta(dim: int, a: float, b: float) -> Target:
     """Logits of Beta variables, as probabilities are without their bounds."""
     constant = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-
-    def log_prob(x: Array) -> Array:
-        return a * jax.nn.log_sigmoid(x) + b * jax.nn.log_sigmoid(-x) + constant
-
-    return _independent(f"logit_beta{a:g}_{b:g}_{dim}d", dim, log_prob)
+    log_sigmoid = jax.nn.log_sigmoid
+    return _independent(
+        f"logit_beta{a:g}_{b:g}", dim, lambda x: a * log_sigmoid(x) + b * log_sigmoid(-x) + constant
+    )
 
 
 def _skew_normal(dim: int, slope: float) -> Target:
     def log_prob(x: Array) -> Array:
         return math.log(2.0) + stats.norm.logpdf(x) + stats.norm.logcdf(slope * x)
 
-    return _independent(f"skew_normal{slope:g}_{dim}d", dim, log_prob)
+    return _independent(f"skew_normal{slope:g}", dim, log_prob)
 
 
 def _multivariate_t(dim: int, df: float) -> Target:
     log_z = 0.5 * dim * math.log(df * math.pi) + math.lgamma(0.5 * df)
     log_z -= math.lgamma(0.5 * (df + dim))
-
-    def log_density(x: Array) -> Array:
-        return -0.5 * (df + dim) * jnp.log1p(x @ x / df)
-
-    return Target(log_density, dim, f"multivariate_t{df:g}_{dim}d", log_z)
+    name = f"multivariate_t{df:g}_{dim}d"
+    return Target(lambda x: -0.5 * (df + dim) * jnp.log1p(x @ x / df), dim, name, log_z)
 
 
 def _banana(dim: int, bend: float) -> Target:
@@ -176,7 +167,7 @@ def _banana(dim: int, bend: float) -> Target:
         rest = stats.norm.logpdf(x[1:], bend * (x[0] ** 2 - 1.0), 0.5)
         return stats.norm.logpdf(x[0]) + rest.sum()
 
-    return Target(log_density, dim, f"banana{bend:g}_{dim}d", log_z=0.0)
+    return Target(log_density, dim, f"banana{bend:g}_{dim}d", 0.0)
 
 
 def _walk(dim: int) -> Target:
@@ -262,9 +253,9 @@ def _of_one_mode() -> list[Target]:
         *(_correlated(dim) for dim in (2, 10, 15)),
         *(_student(dim, df) for dim, df in ((2, 5.0), (5, 15.0), (15, 30.0))),
         *(_multivariate_t(dim, df) for dim, df in ((2, 6.0), (5, 10.0), (10, 20.0))),
-        _independent("logistic_3d", 3, _logistic),
-        _independent("logistic_10d", 10, _logistic),
-        _independent("gumbel_5d", 5, lambda x: -x - jnp.exp(-x)),
+        _independent("logistic", 3, _logistic),
+        _independent("logistic", 10, _logistic),
+        _independent("gumbel", 5, lambda x: -x - jnp.exp(-x)),
         *(_log_gamma(dim, shape) for dim, shape in ((2, 0.7), (4, 2.0), (10, 5.0))),
         *(_logit_beta(*of) for of in ((2, 1.0, 1.0), (3, 2.0, 5.0), (8, 4.0, 4.0))),
         *(_skew_normal(dim, slope) for dim, slope in ((2, 3.0), (6, 2.0), (12, 1.0))),

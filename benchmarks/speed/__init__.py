@@ -1,8 +1,8 @@
-"""Speed: where a draw and a training iteration spend their time, against goals and NUTS."""
+"""Speed: where a draw and a training iteration spend their time, against goals."""
 
 import dataclasses
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.case import Benchmark, Case
@@ -11,19 +11,9 @@ from benchmarks.report import Report, Row, Table, number
 PARTS = {
     "draws": "draws:unweighted",
     "weights": "draws:weighted",
-    "training": "training:measure",
-    "nuts": "race:measure",
-    "compile": "processes:compilation",
-    "memory": "processes:memory",
+    "memory": "memory:measure",
     "scaling": "scaling:measure",
 }
-
-
-def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
-    if settings["rounds"] is not None and settings["rounds"] < 1:
-        raise ValueError(f"rounds must be positive, got {settings['rounds']}.")
-    for name in settings["names"]:
-        yield Case(name, settings=settings)
 
 
 def measure(case: Case) -> list[Row]:
@@ -31,13 +21,9 @@ def measure(case: Case) -> list[Row]:
     # Imported when it is measured: the parts import JAX.
     from benchmarks.speed.cases import QUICK, Sizes
 
-    settings, changes = case.settings, dict[str, Any]()
-    if settings["rounds"] is not None:
-        changes |= dict.fromkeys(("rounds", "process_rounds"), settings["rounds"])
-    if settings["targets"] is not None:
-        changes["raced"] = tuple(settings["targets"])
-    sizes = QUICK if settings["quick"] else Sizes()
-    sizes = dataclasses.replace(sizes, **changes)
+    sizes = QUICK if case.settings["quick"] else Sizes()
+    if (rounds := case.settings["rounds"]) is not None:
+        sizes = dataclasses.replace(sizes, rounds=rounds)
     module, _, function = PARTS[case.target].partition(":")
     found: list[Row] = getattr(importlib.import_module(f"benchmarks.speed.{module}"), function)(
         sizes
@@ -46,11 +32,11 @@ def measure(case: Case) -> list[Row]:
 
 
 def _summary(rows: Sequence[Row]) -> Row:
-    """Medians by what was measured, in short."""
+    """Medians by part and subject."""
     return {
-        f"{row['target']} {row['subject']}": row["measured"]["median"]
+        f"{row['target']}/{row['subject']}".replace(" ", "_"): row["measured"]["median"]
         for row in rows
-        if row["target"] in ("draws", "weights", "compile", "memory", "training")
+        if "measured" in row and row["target"] != "scaling"
     }
 
 
@@ -78,14 +64,12 @@ def _goals(rows: Sequence[Row]) -> list[Row]:
 
 BENCHMARK = Benchmark(
     name="speed",
-    about="where a draw and an iteration spend their time, against goals and NUTS",
+    about="where a draw and an iteration spend their time, against goals",
     names=lambda settings: list(PARTS),
-    cases=_cases,
     measure=measure,
     by=("target", "subject"),
     aliases=("--names", "--parts"),
     options={
-        "--targets": {"nargs": "+", "help": "of the part nuts"},
         "--rounds": (int, "repetitions of everything"),
         "--quick": (False, "tiny sizes, to try the command"),
     },
@@ -99,12 +83,6 @@ BENCHMARK = Benchmark(
                 quartiles: {measured.low} to {measured.high} | goal: {sense} {limit} |
                 met: {met}""",
                 rows=_goals,
-            ),
-            Table(
-                """what: {what} | measured: {measured.median} |
-                quartiles: {measured.low} to {measured.high} | share of peak: {share_of_peak}""",
-                "Without goals",
-                rows=lambda rows: [row for row in rows if row["target"] == "device"],
             ),
         ),
         summary=_summary,

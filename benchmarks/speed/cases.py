@@ -23,17 +23,14 @@ class Sizes:
     """How much is measured; numbers of draws are pairs where a fixed cost is told from theirs."""
 
     rounds: int = 7
-    process_rounds: int = 3
     hidden: tuple[int, ...] = (64, 64)
     targets: tuple[str, ...] = ("seeds", "sonar")
     draws: int = 100_000
     weighted: tuple[int, int] = (2_048, 8_192)
-    structured: tuple[tuple[int, tuple[int, int]], ...] = (
-        (26, (1_024, 4_096)),
-        (400, (1_024, 4_096)),
-        (1_600, (512, 2_048)),
+    structured: tuple[tuple[int, int, int], ...] = (
+        *((26, 1_024, 4_096), (400, 1_024, 4_096)),
+        (1_600, 512, 2_048),
     )
-    paper: tuple[str, int, int] = ("seeds", 128, 256)  # target, finest steps, batch
     # Of the scaling; weights of general networks up to 100 dimensions.
     dims: tuple[int, ...] = (2, 8, 26, 100, 400, 1_600)
     num_draws: int = 2_048
@@ -41,51 +38,28 @@ class Sizes:
     iteration_batches: tuple[int, ...] = (32, 128, 512, 2_048)
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     components: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    # Against NUTS, whose blocks are draws a chain.
-    raced: tuple[str, ...] = ("seeds", "sonar", "ionosphere", "credit", "cancer")
-    effective: int = 10_000
-    nuts: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"warm_up": 1_000, "block": 2_500, "most_seconds": 120.0}
-    )
-    train: dict[str, Any] = dataclasses.field(default_factory=dict)
-    compiled: str = "seeds"
+    # Of memory, which does not grow with iterations.
     stream: tuple[str, tuple[int, int]] = ("funnel", (100_000, 10_000_000))
-    # Memory does not grow with iterations.
     large: str = "lgcp"
-    large_train: dict[str, Any] = dataclasses.field(
-        default_factory=lambda: {"num_iterations": 10, "num_calibration_iterations": 10}
-    )
-    device_batch: int = 65_536
-    device_width: int = 1_024
-    peak_tflops: float | None = None
+    iterations: int = 10
 
 
-_TINY: dict[str, Any] = {"hidden": (4,), "num_calibration_iterations": 2, "explore": False}
 QUICK = Sizes(
-    rounds=2,
-    process_rounds=1,
-    hidden=(4,),
-    targets=("gmm9",),
-    draws=64,
-    weighted=(32, 64),
-    structured=((4, (32, 64)),),
-    paper=("gmm9", 2, 4),
-    dims=(2, 4),
-    num_draws=16,
-    batches=(16, 32),
-    iteration_batches=(2, 4),
-    steps=(1, 2),
-    components=(1, 2),
-    raced=("funnel",),
-    effective=20,
-    nuts={"warm_up": 10, "block": 20, "most_seconds": 0.0},
-    train=_TINY,
-    compiled="funnel",
-    stream=("funnel", (70_000, 80_000)),
-    large="funnel",
-    large_train=_TINY,
-    device_batch=16,
-    device_width=8,
+    *(
+        2,
+        (4,),
+        ("gmm9",),
+        64,
+        (32, 64),
+        ((4, 32, 64),),
+        (2, 4),
+        16,
+        (16, 32),
+        (2, 4),
+        (1, 2),
+        (1, 2),
+    ),
+    *(("funnel", (70_000, 80_000)), "funnel", 2),
 )
 
 
@@ -128,7 +102,7 @@ class Timed(NamedTuple):
         t, d = jnp.zeros(()), jnp.ones(())
 
         def network(params: Params, x: Array) -> Array:
-            return jax.vmap(lambda y: control_of(self.algorithm, params)(y, t, d))(x)
+            return jax.vmap(lambda y: self.algorithm.control.bind(params)(y, t, d))(x)
 
         def in_chunks(params: Params, x: Array) -> Array:
             return jax.lax.map(lambda y: network(params, y[None])[0], x, batch_size=chunk)
@@ -208,8 +182,3 @@ def started(algorithm: Algorithm) -> Timed:
     moved = [x + 0.01 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(structure, moved)
     return Timed(algorithm, state._replace(params=params, ema_params=params))
-
-
-def control_of(algorithm: Algorithm, params: Params) -> Any:
-    """The control function of some parameters, the target's gradient in it where it is guided."""
-    return algorithm.control.bind(params, gradient=jax.grad(algorithm.target.log_density))

@@ -1,5 +1,7 @@
 """One-step draws against the bare network on a batch of the same size: without and with weights."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from benchmarks import timing
@@ -36,7 +38,7 @@ def weighted(sizes: Sizes) -> list[Row]:
     """
     rows = []
 
-    def measure(sampler: Timed, numbers: tuple[int, int], network: str, base: str) -> None:
+    def measure(sampler: Timed, numbers: Sequence[int], network: str, base: str) -> None:
         small, large = numbers
         functions = {"small": sampler.sampling(small), "large": sampler.sampling(large)}
         seconds = timing.interleaved(functions | {"bare": sampler.bare(large)}, sizes.rounds)
@@ -55,7 +57,7 @@ def weighted(sizes: Sizes) -> list[Row]:
 
     for name in sizes.targets:
         measure(timed(name, sizes.hidden), sizes.weighted, "general", "full")
-    for dim, numbers in sizes.structured:
+    for dim, *numbers in sizes.structured:
         bases = {"diagonal": diagonal_base}
         if dim == sizes.structured[-1][0]:
             # What a full covariance adds to it.
