@@ -15,7 +15,8 @@ from benchmarks.report import Report, Row, Table, goal, wide
 from consistent_samplers.types import Draws, PRNGKey
 
 # What one step is held to: log Z - ELBO, at most; |log Z estimate - truth|, at most, beyond three
-# standard errors; the share of effective draws, at least, if not zero; seconds of training with compilation.
+# standard errors; the share of effective draws, at least, if not zero; seconds of training and
+# compilation, at most.
 GOALS: dict[str, tuple[float, float, float, float]] = {
     **{"seeds": (0.20, 0.03, 0.3, 90), "ionosphere": (0.10, 0.02, 0.7, 90)},
     **{"sonar": (0.20, 0.03, 0.5, 150), "credit": (0.05, 0.02, 0.8, 90)},

@@ -146,7 +146,7 @@ class Trainer:
             return Sampler(trained, 0.0, (), chains=functools.partial(_chains, target))
         if self._name == "recipe":
             # It chooses its own base, as it does for a user; its rows show few-step draws as well.
-            split = {"num_iterations": max(1, total // 6), "max_steps": 16}
+            split: dict[str, Any] = {"num_iterations": max(1, total // 6), "max_steps": 16}
             split["num_calibration_iterations"] = max(1, total - total // 6)
             trained = cs.train_sampler(key, target, progress_bar=False, **split)
             return _measurable(trained, trained.training_seconds, "")
