@@ -29,7 +29,7 @@ class Case:
       target: name of the density, the model or the part that is measured.
       method: what samples it; "" where there is one only.
       budget: what it may spend, in the benchmark's words; "" where it decides by itself.
-      seed: of everything.
+      seed: of everything; -1 where each has its own.
       settings: other options of the command.
     """
 
@@ -46,7 +46,6 @@ class Benchmark:
 
     Attributes:
       name: of the command and, unless `file` gives another, of its results.
-      about: what it measures, for the help.
       names: ``settings -> names`` of what can be measured, in the order of the tables.
       measure: ``case -> rows``.
       report: tables, goals and figure.
@@ -62,7 +61,6 @@ class Benchmark:
     """
 
     name: str
-    about: str
     names: Callable[[Settings], Iterable[str]]
     measure: Callable[[Case], list[Row]]
     report: Report
@@ -77,7 +75,7 @@ class Benchmark:
     def parser(self) -> argparse.ArgumentParser:
         """Reads the command's options."""
         parser = argparse.ArgumentParser(
-            prog=f"python -m benchmarks {self.name}", description=f"Measures {self.about}."
+            prog=f"python -m benchmarks {self.name}", description=self.report.doc
         )
         add = parser.add_argument
         for flag, given in self.options.items():
@@ -117,7 +115,8 @@ def _option(default: Any, words: str) -> dict[str, Any]:
 def one_a_name(settings: Settings, rows: Sequence[Row]) -> Iterator[Case]:
     """A case for each name, with the command's seed where it has one."""
     for name in settings["names"]:
-        yield Case(name, seed=settings.get("seed", 0), settings=settings)
+        seed = settings.get("seed", 0)
+        yield Case(name, seed=-1 if seed is None else seed, settings=settings)
 
 
 def run(
@@ -149,18 +148,22 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     file = benchmark.name if benchmark.file is None else benchmark.file(settings)
     path, rows, about = output / f"{file}.jsonl", read(output / f"{file}.jsonl"), machine()
-    done = {(row["command"], row["versions"]) for row in rows} if keep else set()
+    told = ("command", "versions", "method", "seed")
+    done = {tuple(row.get(name) for name in told) for row in rows} if keep else set()
+
+    def planned(case: Case) -> Row:
+        return _named(case) | {"command": benchmark.line_of(case)} | about
+
     given = {**settings, "names": list(names or known), "output": output}
     cases = (benchmark.cases or one_a_name)(given, rows)
-    wanted = (case for case in cases if (benchmark.line_of(case), about["versions"]) not in done)
+    wanted = (c for c in cases if tuple(planned(c).get(name) for name in told) not in done)
     place = {name: i for i, name in enumerate(known)}
 
     def identity(row: Row) -> tuple[Any, ...]:
         return tuple(row.get(field) for field in benchmark.by)
 
     for case, found in _measured(benchmark.measure, wanted):
-        line = {"command": benchmark.line_of(case)}
-        new = [_plain(_named(case) | row | line | about) for row in found]
+        new = [_plain(planned(case) | row) for row in found]
         replaced = {identity(row) for row in new}
         rows[:] = [row for row in rows if identity(row) not in replaced] + new
         rows.sort(key=lambda row: place.get(row["target"], len(place)))
@@ -189,7 +192,7 @@ def _measured(
 
 
 def _named(case: Case) -> Row:
-    row: Row = {"target": case.target, "method": case.method, "seed": case.seed or 0}
+    row: Row = {"target": case.target, "method": case.method, "seed": case.seed}
     return {name: value for name, value in row.items() if value != ""}
 
 

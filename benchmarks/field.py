@@ -1,9 +1,11 @@
-"""Models and densities as users bring them, with the defaults: is any answer silently wrong?
+"""Cases from the field, with the defaults: is any answer silently wrong?
 
-The cases lie in a folder: ``models/NAME.py`` with a NumPyro model and its arguments or a log
-density, and ``densities.py`` with densities of known log Z. The truth is what a case's own
-``reference()`` computes, or long NUTS in double precision for quantiles. Each case runs in a
-process of its own under a time limit.
+Models and densities as users bring them lie in a folder: `models/NAME.py` with a NumPyro model and
+its arguments or a log density, and `densities.py` with densities of known log Z. The truth is what
+a case's own `reference()` computes, or long NUTS in double precision for quantiles. Each case runs
+in a process of its own under a time limit, seconds from its start. Quantile error: the largest of
+all sites' 5, 25, 50, 75 and 95 % quantiles beyond its own error (2 standard errors), in robust
+standard deviations; of sites that the verdict does not name as distrusted.
 """
 
 import contextlib
@@ -57,8 +59,7 @@ def measure(case: Case) -> list[Row]:
     def compute() -> Row:
         return isolated("benchmarks.field:reference", given, 3 * limit)
 
-    seed = -1 if case.seed is None else case.seed
-    found = isolated("benchmarks.field:answer", given | {"seed": seed}, limit)
+    found = isolated("benchmarks.field:answer", given | {"seed": case.seed}, limit)
     judgement = judged(found, truth.kept("field", case.target, compute))
     return [{name: found[name] for name in _KEPT if name in found} | judgement]
 
@@ -254,7 +255,6 @@ def _module(path: Path) -> Any:
 
 BENCHMARK = Benchmark(
     name="field",
-    about=__doc__.splitlines()[0].rstrip("?"),
     names=names,
     measure=measure,
     by=("target",),
@@ -264,11 +264,8 @@ BENCHMARK = Benchmark(
         "--seed": (int, "of every case, instead of its own"),
     },
     report=Report(
-        title="Cases from the field, with the defaults",
-        words="A process for each case, seconds from its start. {counts}; of those that are right "
-        "{cried_share:.0f} % are called not to be used. Quantile error: the largest of all sites' "
-        "5, 25, 50, 75 and 95 % quantiles beyond its own error (2 standard errors), in robust "
-        "standard deviations; of sites that the verdict does not name as distrusted.",
+        doc=__doc__,
+        words="{counts}; of those that are right {cried_share:.0f} % are called not to be used.",
         tables=(
             Table(
                 """case: {target} | d: {dim} | true: {true_log_z} |

@@ -2,7 +2,9 @@
 
 Each measurement is a process of its own, timed by its parent from before it is started: imports,
 tracing, compilation, training or warm-up, and draws all count. Ours runs twice: the first process
-ever on a machine, whose folder of kept programs is empty, and a second one, with the same folder.
+ever on a machine, whose folder of kept programs is empty, and a second one, with the same folder;
+of them compiling: tracing, lowering and compiling. Medians of the repetitions. In brackets the
+goal, a cross where it is missed.
 
 NUTS has 4 vectorised chains of 500 warm-up iterations. What is extrapolated: it runs until 2,000
 draws are effective, in blocks of 500 draws a chain; the draws that are missing are charged at the
@@ -118,7 +120,6 @@ def subject(name: str) -> race.Subject:
 
 BENCHMARK = Benchmark(
     name="first",
-    about="seconds from the start of a process to 10,000 effective draws, beside NUTS",
     names=lambda settings: list(GOALS),
     cases=_cases,
     measure=measure,
@@ -130,12 +131,8 @@ BENCHMARK = Benchmark(
         "--effective": (10_000, "effective draws to reach"),
     },
     report=Report(
-        title="First draws",
-        words="Seconds from the start of a process to 10,000 effective draws, medians of the "
-        "repetitions. First: no process has run on the machine before; second: the next one; of "
-        "them compiling: tracing, lowering and compiling. Of NUTS (4 vectorised chains, 500 "
-        "warm-up) the draws beyond those that tell its rate are extrapolated. In brackets the "
-        "goal, a cross where it is missed: {met} of {goals} are met.",
+        doc=__doc__,
+        words="{met} of {goals} goals are met.",
         tables=(
             Table(
                 """model: {target} | dim: {dim} | route: {route} | first: {first}@first |

@@ -1,9 +1,10 @@
-"""Does any density hang? Runs in processes of their own, with a time limit and default flags.
+"""Processes that hang: does any density, with a time limit and default flags?
 
 The kinds call LAPACK or make Fourier transforms, several to a point, and in batches large enough
 for jaxlib to hand parts of them to XLA's threads: what hangs without `consistent_samplers.guard`.
 Of a kind's runs a third have it as the only target of their process, a third as the second and a
 third as the third one; half of all run two at a time. Trainings are short, to the same programs.
+Seconds are those of the processes that ended.
 """
 
 import functools
@@ -115,7 +116,6 @@ def _summary(rows: Sequence[Row]) -> Row:
 
 BENCHMARK = Benchmark(
     name="hang",
-    about="whether densities that call LAPACK hang, in many processes",
     names=lambda settings: KINDS,
     cases=_cases,
     measure=measure,
@@ -128,9 +128,8 @@ BENCHMARK = Benchmark(
     },
     file=lambda s: "hang" + "-late" * s["late"] + "-unguarded" * s["unguarded"],
     report=Report(
-        title="Processes that hang",
-        words="{hung} of {rows} processes hung, and {failed} failed. Seconds are those of the "
-        "processes that ended.",
+        doc=__doc__,
+        words="{hung} of {rows} processes hung, and {failed} failed.",
         tables=(
             Table(
                 """kind: {target} | runs: {runs} | of them two at a time: {two} | hung: {hung} |

@@ -3,7 +3,9 @@
 Each measurement is a process of its own, timed from before it starts. NUTS has 4 vectorised chains
 of 1,000 warm-up iterations and blocks of 1,000 draws. What is extrapolated: draws that are missing
 from 1,000 effective ones are charged at the seconds of a draw when everything is compiled. Truth is
-long NUTS in double precision, centred or not, whichever mixes better (`field.long_nuts`).
+long NUTS in double precision, centred or not, whichever mixes better. Errors: the largest of all
+sites' means in standard deviations, and of standard deviations in their own, beyond two standard
+errors of the truth. Seconds: to 1,000 effective draws.
 """
 
 import types
@@ -134,16 +136,13 @@ def _moments(samples: dict[str, Any], effective: dict[str, float] | float) -> di
 
 BENCHMARK = Benchmark(
     name="hierarchical",
-    about="hierarchical models with the defaults, beside NUTS and the base alone",
     names=_names,
     cases=_cases,
     measure=measure,
     options={"--limit": (900.0, "seconds of a process"), "--seed": (0, "of ours and of NUTS")},
     report=Report(
-        title="Hierarchical models, with the defaults",
-        words="{counts}. Errors: the largest of all sites' means in standard deviations, and of "
-        "standard deviations in their own, beyond two standard errors of the truth. Seconds: to "
-        "1,000 effective draws, from the start of a process.",
+        doc=__doc__,
+        words="{counts}.",
         tables=(
             Table(
                 """model: {target} | d: {ours.dim} | base alone, ESS: {ours.base_ess:.2g} |

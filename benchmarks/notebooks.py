@@ -1,4 +1,4 @@
-"""The notebooks in full: that they run, how long they take, and copies with their pictures."""
+"""The notebooks in full: that they run, and seconds from the start of a kernel to its last cell."""
 
 import base64
 import os
@@ -48,14 +48,12 @@ def measure(case: Case) -> list[Row]:
 
 BENCHMARK = Benchmark(
     name="notebooks",
-    about="the notebooks in full, and how long they take",
     names=lambda settings: sorted(path.stem for path in SOURCES.glob("*.ipynb")),
     measure=measure,
     options={"--folder": (ROOT / "build" / "notebooks", "for executed copies and pictures")},
     strict=True,
     report=Report(
-        title="The notebooks in full",
-        words="Seconds from the start of the kernel to its last cell, compilation included.",
+        doc=__doc__,
         tables=(
             Table(
                 """notebook: {target} | seconds: {seconds:.0f} | pictures: {pictures} |

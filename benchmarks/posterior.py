@@ -1,4 +1,8 @@
-"""The main job on a posterior: a one-step sampler through NumPyro, with NUTS beside it."""
+"""Posteriors with the defaults, through NumPyro, beside NUTS.
+
+One network evaluation a draw, nothing compiled before. "Base alone" is the fitted base without any
+network. Effective draws a second leave out training and warm-up.
+"""
 
 import time
 from typing import Any
@@ -84,7 +88,6 @@ def _figure(case: Case, posterior: Posterior, row: Row, *found: race.Found) -> N
 
 BENCHMARK = Benchmark(
     name="posterior",
-    about="seeds, cancer and funnel through OneStepSampler, beside NUTS",
     names=lambda settings: list(POSTERIORS),
     measure=measure,
     by=("target",),
@@ -94,9 +97,7 @@ BENCHMARK = Benchmark(
         "--num-steps": (1, "network evaluations a draw"),
     },
     report=Report(
-        title="Posteriors with the defaults, beside NUTS",
-        words='One network evaluation a draw, nothing compiled before. "Base alone" is the fitted '
-        "base without any network. Effective draws a second leave out training and warm-up.",
+        doc=__doc__,
         tables=(
             Table(
                 """posterior: {target} | dim: {dim} | true log Z: {true_log_z:.3f} |

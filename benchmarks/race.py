@@ -138,7 +138,6 @@ def nuts(
     block: int = 2_500,
     effective: float = 10_000,
     enough: float = 0.0,
-    most_seconds: float = float("inf"),
 ) -> Found:
     """Vectorised chains in at least two blocks, and more until enough draws are effective.
 
@@ -150,7 +149,6 @@ def nuts(
       effective: effective draws whose time is asked for: the first block, warm-up and compilation
         included, and as many further ones, and parts of one, as are missing at their rate.
       enough: effective draws that tell the rate.
-      most_seconds: of further blocks.
     """
     import jax
     from numpyro.diagnostics import summary
@@ -169,7 +167,7 @@ def nuts(
     blocks: list[Any] = []
     seconds: list[float] = []
     reached, divergences, begin = 0.0, 0, time.time()
-    while len(blocks) < 2 or (reached < enough and sum(seconds[1:]) < most_seconds):
+    while len(blocks) < 2 or reached < enough:
         now, fields = time.perf_counter(), {"extra_fields": ("diverging",), "init_params": start}
         mcmc.run(
             key if not blocks else mcmc.last_state.rng_key,

@@ -114,16 +114,16 @@ class Report:
     """What is made of a benchmark's rows.
 
     Attributes:
-      title: of the page.
+      doc: title and text of the page, as a module's docstring has them.
       words: below it, with the summary's values in braces.
       tables: the first one also says on the screen what was measured.
       summary: ``rows -> values`` for the words, and for README and documentation.
       figure: ``rows -> figure`` or None.
     """
 
-    title: str
-    words: str
+    doc: str
     tables: tuple[Table, ...]
+    words: str = ""
     summary: Callable[[Sequence[Row]], Row] = lambda rows: {}
     figure: Callable[[Sequence[Row]], Any] | None = None
 
@@ -138,8 +138,9 @@ class Report:
         commands = [re.sub(r" --names ('[^']*'|\S+)", "", row.get("command", "")) for row in rows]
         made = [f"`{c}`" for c in dict.fromkeys(commands)][:4]
         about = [v for name in _ABOUT for v in sorted({row[name] for row in rows if name in row})]
-        text = [f"# {self.title}", "", f"Made by {', '.join(made)}; {'; '.join(about)}."]
-        text += ["", fill(self.words, self.values(rows))]
+        title, _, rest = self.doc.partition("\n")
+        text = [f"# {title.rstrip('.')}", "", f"Made by {', '.join(made)}; {'; '.join(about)}."]
+        text += [rest, "", fill(self.words, self.values(rows))]
         for table in self.tables:
             lines = table.markdown(rows)
             if len(lines) > 2:

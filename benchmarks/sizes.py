@@ -1,11 +1,12 @@
 """Seconds and memory of one hierarchical family as its members grow, with the defaults.
 
 Poisson counts of groups, centred: two globals and a member for each group. Each size is a process
-of its own, timed from before it starts. Memory is the largest resident set, of which a process that
-only imports the package holds the first part.
+of its own, timed from before it starts to the draws. Draws: microseconds each, weighted, when
+everything is compiled. Memory is the largest resident set, of which a process that only imports the
+package holds the first part.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.case import Benchmark, Case
@@ -34,21 +35,8 @@ def measure(case: Case) -> list[Row]:
     return [row]
 
 
-def _figure(rows: Sequence[Row]) -> Any:
-    from benchmarks.figures import lines
-
-    shown = {"seconds": "seconds to 10,000 weighted draws", "mebibytes": "resident set, MiB"}
-    long = [
-        {"dimension": row["dim"], "of": words, "value": row.get(name), "line": "measured"}
-        for name, words in shown.items()
-        for row in rows
-    ]
-    return lines(long, panel="of", x="dimension", y="value", line="line", ylabel="")
-
-
 BENCHMARK = Benchmark(
     name="sizes",
-    about="seconds and memory of one hierarchical family as it grows",
     names=lambda settings: list(map(str, settings["dims"])),
     cases=_cases,
     measure=measure,
@@ -58,9 +46,7 @@ BENCHMARK = Benchmark(
         "--seed": (0, "of every run"),
     },
     report=Report(
-        title="One hierarchical family, by size",
-        words="Seconds: of a process, draws included. Draws: microseconds each, weighted, when "
-        "everything is compiled. Memory: the largest resident set.",
+        doc=__doc__,
         tables=(
             Table(
                 """d: {target} | ESS: {ess:.2f} | k: {pareto_k:.2f} | route: {route} |
@@ -68,6 +54,5 @@ BENCHMARK = Benchmark(
                 microseconds a draw: {microseconds:.1f} | memory, MiB: {mebibytes:.0f}"""
             ),
         ),
-        figure=_figure,
     ),
 )

@@ -1,4 +1,10 @@
-"""Rows of the papers' tables: a method on a target within a budget, published figures beside it."""
+"""Methods of the papers measured beside their published figures.
+
+Mean ± standard error over seeds. NFE: network evaluations a draw. A `lower-if-injective` ELBO is a
+bound only where the map does not fold, `heuristic` is no bound at all. All samplers start from one
+base, but the recipe, which finds its own. A figure that a seed lacks is left out. In brackets: the
+published figure.
+"""
 
 import functools
 import json
@@ -298,7 +304,6 @@ def _figure(rows: Sequence[Row]) -> Any:
 
 BENCHMARK = Benchmark(
     name="table",
-    about="the rows of a paper's table, published figures beside them",
     names=lambda settings: list(TARGETS),
     cases=_cases,
     measure=measure,
@@ -316,12 +321,8 @@ BENCHMARK = Benchmark(
     file=lambda settings: f"table-{settings['name']}",
     command=command,
     report=Report(
-        title="Measured beside published",
-        words="Mean ± standard error over seeds. NFE: network evaluations a draw. A "
-        "`lower-if-injective` ELBO is a bound only where the map does not fold, `heuristic` is no "
-        "bound at all. All samplers start from one base, but the recipe, which finds its own. A "
-        "figure that a seed lacks is left out. In brackets: the published figure. "
-        + PUBLISHED["note"],
+        doc=__doc__,
+        words=PUBLISHED["note"],
         tables=(
             Table(
                 """target: {target} | method: {method} | NFE: {num_steps} |

@@ -135,12 +135,11 @@ def test_rows_are_strict_json_and_keep_infinities(tmp_path):
 
 def _benchmark(measure, **more):
     shown = report.Table("target: {target} | found: {found:.1f}@found")
-    about = report.Report(
-        "Toy", "{met} of {goals} met, {most}.", (shown,), lambda rows: {"most": 7}
-    )
+    words, summary = "{met} of {goals} met, {most}.", lambda rows: {"most": 7}
+    about = report.Report("Toys.\n\nMany.\n", (shown,), words, summary)
     names = lambda settings: ["a", "b", "c"]  # noqa: E731
     options = {"--size": (1, "of it"), "--loud": (False, "or not")}
-    return case.Benchmark("toy", "toys", names, measure, about, options=options, **more)
+    return case.Benchmark("toy", names, measure, about, options=options, **more)
 
 
 def test_rows_are_kept_one_by_one_and_measured_again_where_asked(tmp_path):
@@ -172,7 +171,11 @@ def test_rows_are_kept_one_by_one_and_measured_again_where_asked(tmp_path):
         "Made by `python -m benchmarks toy --loud`, `python -m benchmarks toy --size 2 --loud`"
         in text
     )
-    assert "0 of 3 met, 7." in text and "| a | 5.0 [1] ✗ |" in text
+    assert (
+        "# Toys\n\nMade by" in text
+        and "\nMany.\n\n0 of 3 met, 7.\n" in text
+        and "| a | 5.0 [1] ✗ |" in text
+    )
     with pytest.raises(ValueError, match="names must be among a, b, c; got d"):
         case.run(toy, settings, ["d"], tmp_path)
 
@@ -266,7 +269,7 @@ def test_evidence_rows_show_their_goals_and_what_is_missed():
     assert "| 0.6 [0.5] |" in line and "| 50 [60] |" in line
     assert line.endswith("| yes |")
     assert "| funnel | 2.2 | 0.2 | 0.3 | 0.5 |  | -0.01 |  | -0.25 |  |  |" in text
-    assert "3 of 4 are met, and 1 of 1 are valid" in text
+    assert "3 of 4 goals are met, and 1 of 1 targets are valid" in text
     assert set(evidence.GOALS) <= set(registry.TARGETS)
 
 
@@ -293,7 +296,9 @@ def test_honesty_counts_what_passes_and_what_is_wrong():
         run("a missed mode", -0.7, "trusted", False),
     ]
     text = honesty.BENCHMARK.report.text(rows)
-    assert "4 runs on 1 densities, 4 of them in double precision and 2 of them meant to" in text
+    assert (
+        "4 runs on 1 densities, 4 of them in double precision and 2 of them meant to fail" in text
+    )
     assert (
         "3 runs pass, 2 of them trusted; the 95 % interval of log Z covers the truth in 1" in text
     )
@@ -396,7 +401,7 @@ def test_first_draws_say_what_is_missed():
     rows = [row | {"goals": first.goals("linear", row)}, {"target": "sonar", "error": "no data"}]
     text = first.BENCHMARK.report.text(rows)
     line = "| linear | 6 | base | 4 | 4 | 4 [5] | 4 [2.5] ✗ | 4 | 4 | 4 [1] |  | -1.000 ± 0.01 |"
-    assert line in text and "| sonar | no data |" in text and "2 of 3 are met" in text
+    assert line in text and "| sonar | no data |" in text and "2 of 3 goals are met" in text
     data = {name: regressions.model_of(name)[1] for name in regressions.SHAPES}
     assert {name: x.shape for name, (x, _) in data.items()} == regressions.SHAPES
 

@@ -1,6 +1,9 @@
-"""Speed: where a draw and a training iteration spend their time, against goals."""
+"""Speed of draws and iterations, against goals.
 
-import dataclasses
+Medians of interleaved repetitions, with quartiles. A bare evaluation is the network alone on a
+batch, compiled.
+"""
+
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -19,15 +22,11 @@ PARTS = {
 def measure(case: Case) -> list[Row]:
     """A part."""
     # Imported when it is measured: the parts import JAX.
-    from benchmarks.speed.cases import QUICK, Sizes
+    from benchmarks.speed.cases import Sizes
 
-    sizes = QUICK if case.settings["quick"] else Sizes()
-    if (rounds := case.settings["rounds"]) is not None:
-        sizes = dataclasses.replace(sizes, rounds=rounds)
     module, _, function = PARTS[case.target].partition(":")
-    found: list[Row] = getattr(importlib.import_module(f"benchmarks.speed.{module}"), function)(
-        sizes
-    )
+    part = getattr(importlib.import_module(f"benchmarks.speed.{module}"), function)
+    found: list[Row] = part(Sizes(case.settings["rounds"], case.settings["quick"]))
     return found
 
 
@@ -64,19 +63,17 @@ def _goals(rows: Sequence[Row]) -> list[Row]:
 
 BENCHMARK = Benchmark(
     name="speed",
-    about="where a draw and an iteration spend their time, against goals",
     names=lambda settings: list(PARTS),
     measure=measure,
     by=("target", "subject"),
     aliases=("--names", "--parts"),
     options={
-        "--rounds": (int, "repetitions of everything"),
+        "--rounds": (7, "repetitions of everything"),
         "--quick": (False, "tiny sizes, to try the command"),
     },
     report=Report(
-        title="Speed",
-        words="Medians of interleaved repetitions, with quartiles. A bare evaluation is the "
-        "network alone on a batch, compiled. {met} of {goals} goals are met.",
+        doc=__doc__,
+        words="{met} of {goals} goals are met.",
         tables=(
             Table(
                 """part: {target} | what: {what} | measured: {measured.median} |

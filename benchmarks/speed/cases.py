@@ -1,6 +1,5 @@
 """What is timed: sizes, samplers of the recipe, and the bare network beside them."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,49 +17,16 @@ from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, Params
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """How much is measured; numbers of draws are pairs where a fixed cost is told from theirs."""
+class Sizes(NamedTuple):
+    """How much is measured: repetitions, and whether tiny sizes do, to try the command."""
 
-    rounds: int = 7
-    hidden: tuple[int, ...] = (64, 64)
-    targets: tuple[str, ...] = ("seeds", "sonar")
-    draws: int = 100_000
-    weighted: tuple[int, int] = (2_048, 8_192)
-    structured: tuple[tuple[int, int, int], ...] = (
-        *((26, 1_024, 4_096), (400, 1_024, 4_096)),
-        (1_600, 512, 2_048),
-    )
-    # Of the scaling; weights of general networks up to 100 dimensions.
-    dims: tuple[int, ...] = (2, 8, 26, 100, 400, 1_600)
-    num_draws: int = 2_048
-    batches: tuple[int, ...] = (1_024, 4_096, 16_384, 65_536)
-    iteration_batches: tuple[int, ...] = (32, 128, 512, 2_048)
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    components: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    # Of memory, which does not grow with iterations.
-    stream: tuple[str, tuple[int, int]] = ("funnel", (100_000, 10_000_000))
-    large: str = "lgcp"
-    iterations: int = 10
+    rounds: int
+    quick: bool
 
-
-QUICK = Sizes(
-    *(
-        2,
-        (4,),
-        ("gmm9",),
-        64,
-        (32, 64),
-        ((4, 32, 64),),
-        (2, 4),
-        16,
-        (16, 32),
-        (2, 4),
-        (1, 2),
-        (1, 2),
-    ),
-    *(("funnel", (70_000, 80_000)), "funnel", 2),
-)
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Widths of every network."""
+        return (4,) if self.quick else (64, 64)
 
 
 def held(subject: str, what: str, measured: dict[str, float], sense: str, limit: float) -> Row:

@@ -8,13 +8,16 @@ from benchmarks import timing
 from benchmarks.report import Row
 from benchmarks.speed.cases import Sizes, Timed, diagonal_base, full_base, held, plain_target, timed
 
-_CHUNK = 16_384
+_CHUNK, _TARGETS = 16_384, ("seeds", "sonar")
+# Dimensions, and two numbers of draws.
+_STRUCTURED = [(26, 1_024, 4_096), (400, 1_024, 4_096), (1_600, 512, 2_048)]
 
 
 def unweighted(sizes: Sizes) -> list[Row]:
     """Draws without weights; the network takes the batch at once or in chunks, what is faster."""
-    rows, num = [], sizes.draws
-    for name in sizes.targets:
+    names, num = (("gmm9",), 64) if sizes.quick else (_TARGETS, 100_000)
+    rows = []
+    for name in names:
         sampler = timed(name, sizes.hidden)
         seconds = timing.interleaved(
             {
@@ -55,14 +58,16 @@ def weighted(sizes: Sizes) -> list[Row]:
         row = held(f"{network} {base} {sampler.dim}", what, timing.spread(cost), "<=", limit)
         rows.append(row | {"microseconds": 1e6 * float(np.median(per_draw))})
 
-    for name in sizes.targets:
-        measure(timed(name, sizes.hidden), sizes.weighted, "general", "full")
-    for dim, *numbers in sizes.structured:
+    structured = [(4, 32, 64)] if sizes.quick else _STRUCTURED
+    for name in ("gmm9",) if sizes.quick else _TARGETS:
+        numbers = (32, 64) if sizes.quick else (2_048, 8_192)
+        measure(timed(name, sizes.hidden), numbers, "general", "full")
+    for dim, *pair in structured:
         bases = {"diagonal": diagonal_base}
-        if dim == sizes.structured[-1][0]:
+        if dim == structured[-1][0]:
             # What a full covariance adds to it.
             bases["full"] = full_base
         for words, base in bases.items():
             sampler = timed(plain_target(dim), sizes.hidden, "structured", base(dim))
-            measure(sampler, numbers, "structured", words)
+            measure(sampler, pair, "structured", words)
     return rows

@@ -54,7 +54,11 @@ def measure(sizes: Sizes) -> list[Row]:
         )
         return started(built).iteration()
 
-    num, dims, batches, steps = sizes.num_draws, sizes.dims, sizes.batches, sizes.steps
+    def some(*xs: int) -> tuple[int, ...]:
+        return xs[:2] if sizes.quick else xs
+
+    num, dims = 16 if sizes.quick else 2_048, some(2, 8, 26, 100, 400, 1_600)
+    batches, steps = some(1_024, 4_096, 16_384, 65_536), some(1, 2, 4, 8, 16, 32, 64, 128)
     small = [d for d in dims if d <= 100]
     middle, few = small[len(small) // 2], small[min(1, len(small) - 1)]
     many = [d for d in dims if d > 26] or dims
@@ -70,8 +74,8 @@ def measure(sizes: Sizes) -> list[Row]:
     add(train, "d", 3.0, small, lambda d: osds(d, "general", 4, 64))
     add("OSDS iteration, structured", "d", 2.0, many, lambda d: osds(d, "structured", 4, 16))
     add(own, "batch", 1.0, batches, lambda n: general(middle).sampling(n, False))
-    add(weighted, "batch", 1.0, batches[:-1], lambda n: general(middle).sampling(n))
-    add(train, "batch", 1.0, sizes.iteration_batches, lambda n: osds(middle, "general", 4, n))
+    add(weighted, "batch", 1.0, batches[:3], lambda n: general(middle).sampling(n))
+    add(train, "batch", 1.0, some(32, 128, 512, 2_048), lambda n: osds(middle, "general", 4, n))
     add(own, "steps", 1.0, steps, lambda k: several.sampling(num, False, k))
     add(weighted, "steps", 1.0, up_to_16, lambda k: several.sampling(num, True, k))
     add(train, "steps", 1.0, long, lambda k: osds(middle, "general", k, 64))
@@ -80,5 +84,5 @@ def measure(sizes: Sizes) -> list[Row]:
         def build(c: int, weights: bool = weights) -> Callable[[], Any]:
             return general(few, mixed_base(few, c)).sampling(num, weights)
 
-        add(line, "components", 1.0, sizes.components, build)
+        add(line, "components", 1.0, some(1, 2, 4, 8, 16, 32, 64), build)
     return rows
