@@ -13,6 +13,7 @@ COMMANDS = {
     "field": "models and densities as users bring them, against the truth",
     "hierarchical": "hierarchical models beside NUTS: right, and how soon",
     "sizes": "seconds and memory of a hierarchical family as it grows",
+    "calibration": "simulation-based calibration of NumPyro models: ranks and coverage",
     "posteriordb": "posteriors of posteriordb: one step, chains of it, and NUTS",
     "first": "seconds from the start of a process to 10,000 effective draws, beside NUTS",
     "speed": "where a draw and an iteration spend their time, against goals and NUTS",

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from consistent_samplers import (
         algorithms,
         bases,
+        bayes_factors,
         bracket,
         bridge,
         checkpoint,
+        comparison,
         corrections,
         diagnostics,
         estimate,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         maps,
         networks,
         plotting,
+        prediction,
         processes,
         recipe,
         schedules,
@@ -50,7 +53,9 @@ if TYPE_CHECKING:
     from consistent_samplers.algorithms.protocol import SamplerState
     from consistent_samplers.algorithms.scds import scds
     from consistent_samplers.checkpoint import CheckpointError
+    from consistent_samplers.comparison import Comparison, compare
     from consistent_samplers.estimate import Evidence, evidence
+    from consistent_samplers.integrations.numpyro import as_prior
     from consistent_samplers.recipe import TrainedSampler, load, train_sampler, with_chains
     from consistent_samplers.registry import register_base, register_network
     from consistent_samplers.sampler import Sampler
@@ -65,7 +70,9 @@ _NAMES = {
         *("cdds", "dds", "dis", "osds", "pis", "scds"),
     ),
     "checkpoint": ("CheckpointError",),
+    "comparison": ("Comparison", "compare"),
     "estimate": ("Evidence", "evidence"),
+    "integrations.numpyro": ("as_prior",),
     "recipe": ("TrainedSampler", "load", "train_sampler", "with_chains"),
     "registry": ("register_base", "register_network"),
     "sampler": ("Sampler",),
@@ -78,6 +85,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "Algorithm",
     "CheckpointError",
+    "Comparison",
     "Draws",
     "Evidence",
     "FitResult",
@@ -87,12 +95,16 @@ __all__ = [
     "TrainedSampler",
     "TrainingDivergedError",
     "algorithms",
+    "as_prior",
     "bases",
+    "bayes_factors",
     "bracket",
     "bridge",
     "calibration",
     "cdds",
     "checkpoint",
+    "compare",
+    "comparison",
     "corrections",
     "dds",
     "diagnostics",
@@ -109,6 +121,7 @@ __all__ = [
     "osds",
     "pis",
     "plotting",
+    "prediction",
     "processes",
     "progressive_distillation",
     "recipe",
