@@ -18,9 +18,11 @@ if TYPE_CHECKING:
         algorithms,
         amortized,
         bases,
+        bayes_factors,
         bracket,
         bridge,
         checkpoint,
+        comparison,
         corrections,
         diagnostics,
         estimate,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         maps,
         networks,
         plotting,
+        prediction,
         processes,
         recipe,
         schedules,
@@ -52,7 +55,9 @@ if TYPE_CHECKING:
     from consistent_samplers.algorithms.scds import scds
     from consistent_samplers.amortized import AmortizedSampler, amortize, load_family
     from consistent_samplers.checkpoint import CheckpointError
+    from consistent_samplers.comparison import Comparison, compare
     from consistent_samplers.estimate import Evidence, evidence
+    from consistent_samplers.integrations.numpyro import as_prior
     from consistent_samplers.recipe import TrainedSampler, load, train_sampler, with_chains
     from consistent_samplers.registry import register_base, register_network
     from consistent_samplers.sampler import Sampler
@@ -68,7 +73,9 @@ _NAMES = {
     ),
     "amortized": ("AmortizedSampler", "amortize", "load_family"),
     "checkpoint": ("CheckpointError",),
+    "comparison": ("Comparison", "compare"),
     "estimate": ("Evidence", "evidence"),
+    "integrations.numpyro": ("as_prior",),
     "recipe": ("TrainedSampler", "load", "train_sampler", "with_chains"),
     "registry": ("register_base", "register_network"),
     "sampler": ("Sampler",),
@@ -82,6 +89,7 @@ __all__ = [
     "Algorithm",
     "AmortizedSampler",
     "CheckpointError",
+    "Comparison",
     "Draws",
     "Evidence",
     "FitResult",
@@ -93,12 +101,16 @@ __all__ = [
     "algorithms",
     "amortize",
     "amortized",
+    "as_prior",
     "bases",
+    "bayes_factors",
     "bracket",
     "bridge",
     "calibration",
     "cdds",
     "checkpoint",
+    "compare",
+    "comparison",
     "corrections",
     "dds",
     "diagnostics",
@@ -116,6 +128,7 @@ __all__ = [
     "osds",
     "pis",
     "plotting",
+    "prediction",
     "processes",
     "progressive_distillation",
     "recipe",

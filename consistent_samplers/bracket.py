@@ -21,6 +21,7 @@ class Bracket(NamedTuple):
       method: ``"bridge"``, or ``"importance"`` without draws of the target.
       num_target_draws: draws of the target that were used.
       note: why there is no upper bound, or what else to know; empty if nothing.
+      level: of the verdict on what log Z stands on (`diagnostics.Level`), or None if none was made.
 
     Example:
       >>> from consistent_samplers.bracket import Bracket
@@ -37,6 +38,7 @@ class Bracket(NamedTuple):
     method: str
     num_target_draws: int
     note: str = ""
+    level: str | None = None
 
     def __str__(self) -> str:
         words = f"log Z {self.log_z:.4f} ± {self.stderr:.4f} ({self.method}), "

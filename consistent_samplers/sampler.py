@@ -201,7 +201,12 @@ class Sampler:
         settings: dict[str, Any] = {"num_steps": num_steps, "method": method}
         settings["batch_size"] = self._batch_size(num_steps, method, True)
         log_ratio = _reverse(self._mover(density), rng_key, position, **settings)
-        return rounding.values(density, position) + log_ratio
+        values = rounding.values(density, position)
+        if is_traced((values, log_ratio)):
+            return values + log_ratio
+        xp = _arrays_on(rng_key)
+        found: Array = _on_device(xp.asarray(values) + xp.asarray(log_ratio))
+        return found
 
     def weigh(self, target: Target, latent: Array) -> Draws:
         """Weighted draws of one step of the map from given points ``[n, dim]`` of the latent space.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import consistent_samplers as cs
 from consistent_samplers import bases, targets
 from consistent_samplers.bases import GaussianBase, exploration, gaussian_fit, modes
 from consistent_samplers.bases.gaussian_fit import _positive_inverse
@@ -258,3 +259,38 @@ def test_a_few_starts_find_the_modes_of_a_very_expensive_density(monkeypatch):
     found = bases.explore(KEY, wells)
     np.testing.assert_allclose(sorted(found.modes.loc.ravel()), [-2.0, 2.0], atol=1e-2)
     assert len(found.particles) == 0 and np.isnan(found.log_z)
+
+
+def test_coordinates_of_very_unlike_scales_are_fitted():
+    """As of a regression on raw covariates: L-BFGS alone stops short, and curvatures span 1e18."""
+    scale, mean = jnp.array([1.0, 1e-6, 1e3]), jnp.array([0.5, 3e-6, 2e3])
+    covariance = 0.4 * np.eye(3) + 0.6
+    precision = jnp.asarray(np.linalg.inv(covariance), jnp.float32)
+
+    def log_density(x):
+        z = (x - mean) / scale
+        return -0.5 * z @ precision @ z
+
+    target = cs.Target(log_density, 3)
+    base = cs.bases.fit_gaussian(jax.random.key(0), target)
+    found = cs.evidence(cs.Sampler.of_base(base).sample(jax.random.key(1), target, 4_000))
+    log_z = 0.5 * np.linalg.slogdet(2.0 * np.pi * covariance)[1] + np.log(scale).sum()
+    assert found.ess > 0.99 and abs(float(found.log_z) - float(log_z)) < 0.005
+
+
+def test_a_regression_on_many_rows_is_its_laplace_approximation():
+    """Counts on covariates as they come, which exp makes overflow on the way there."""
+    rng = np.random.default_rng(0)
+    columns = np.ones(20_000), rng.uniform(20, 90, 20_000), rng.lognormal(10.5, 0.6, 20_000)
+    x = np.column_stack(columns).astype(np.float32)
+    y = rng.poisson(np.exp(x @ np.array([-1.5, 0.02, 4e-6]))).astype(np.float32)
+
+    def log_density(theta):
+        eta = x @ theta
+        prior = -0.5 * jnp.sum((theta / jnp.array([10.0, 1.0, 1e-4])) ** 2)
+        return jnp.sum(y * eta - jnp.exp(eta)) + prior
+
+    target = cs.Target(log_density, 3)
+    base = cs.bases.fit_gaussian(jax.random.key(0), target)
+    found = cs.evidence(cs.Sampler.of_base(base).sample(jax.random.key(1), target, 4_000))
+    assert found.ess > 0.99

@@ -12,6 +12,8 @@ from scipy.stats import multivariate_normal
 
 import consistent_samplers as cs
 from consistent_samplers.bracket import bracket
+from consistent_samplers.bridge import Bridge, bridge
+from consistent_samplers.corrections import chains as latent
 from consistent_samplers.diagnostics import Mixing
 from consistent_samplers.integrations.numpyro import OneStepSampler
 
@@ -41,6 +43,59 @@ def test_the_intervals_cover(correlation):
     assert (covered / num > 0.95 - 3.0 * np.sqrt(0.05 * 0.95 / num)).all(), covered / num
 
 
+def skewed(normal):
+    """Jones and Pewsey's (2009) sinh-arcsinh of normal draws."""
+    return np.sinh((np.arcsinh(normal) + 0.8) / 0.7)
+
+
+def skewed_log_prob(x):
+    at = 0.7 * jnp.arcsinh(x) - 0.8
+    slope = jnp.log(0.7 * jnp.cosh(at)) - 0.5 * jnp.log1p(x**2)
+    return jax.scipy.stats.norm.logpdf(jnp.sinh(at)) + slope
+
+
+SHAPES = {
+    # Draws, their log density, dimension, mean and scale of the map, and whether it overlaps them.
+    "normal": (lambda rng, n: rng.normal(size=n), jax.scipy.stats.norm.logpdf, 5, 1.8, 0.8),
+    "t": (
+        lambda rng, n: rng.standard_t(5, size=n),
+        lambda x: jax.scipy.stats.t.logpdf(x, 5.0),
+        5,
+        1.5,
+        1.0,
+    ),
+    # Here the two errors are nearly the same, so that noise decides.
+    "skewed": (lambda rng, n: skewed(rng.normal(size=n)), skewed_log_prob, 10, 1.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_bridge_that_is_chosen_covers(shape):
+    """Of the map's bridge and the Gaussian's the one of the smaller error is reported."""
+    draw, log_prob, dim, loc, scale = SHAPES[shape]
+    rng, num, covered, chosen = np.random.default_rng(0), 100, 0, 0
+    base = dataclasses.replace(
+        cs.bases.standard_normal(dim, scale=scale), loc=jnp.full(dim, loc, jnp.float32)
+    )
+    target = cs.Target(lambda x: log_prob(x).sum(), dim)
+    space = cs.Sampler.of_base(base)
+    for i in range(num):
+        z = jnp.asarray(rng.normal(size=(4_096, dim)), jnp.float32)
+        chains = (draw(rng, (4, 400, dim)) - loc) / scale
+        flat = jnp.asarray(chains.reshape(-1, dim), jnp.float32)
+        own, theirs = (np.asarray(space.weigh(target, x).log_weight) for x in (z, flat))
+        theirs = theirs.reshape(4, 400)
+        of_map = bridge(own, theirs)
+        key = jax.random.key(i)
+        position = np.asarray(flat).reshape(4, 400, dim)
+        other = latent._bridge_to_chains(key, space, target, position, theirs, 1_600.0)
+        found, replaced = latent.smaller_error(of_map, other)
+        covered += abs(found.log_z) < 1.96 * found.log_z_stderr
+        chosen += replaced
+    assert covered / num > 0.95 - 3.0 * np.sqrt(0.05 * 0.95 / num)
+    assert chosen == num if shape != "skewed" else 0 < chosen < num
+
+
 def trained():
     target = cs.targets.gaussian(jnp.full(2, 0.3), jnp.ones(2))
     base = cs.Sampler.of_base(cs.bases.standard_normal(2))
@@ -65,6 +120,72 @@ def test_chains_that_did_not_mix_give_no_upper_bound():
     found = dataclasses.replace(sampler, chains=chains).bracket(jax.random.key(0))
     assert found.upper is None and found.method == "importance"
     assert "r-hat of 1.500" in found.note and "no bound above" in str(found)
+
+
+def some_chains(sampler, **changed):
+    chains = latent.latent_chains(
+        jax.random.key(0), sampler.target, sampler.one_step, num_warmup=50, num_samples=200
+    )
+    return chains._replace(mixing=Mixing(1.0, 500.0, 500.0, 0.0), **changed)
+
+
+def test_a_bracket_says_what_stood_in_for_the_map():
+    sampler = trained()
+    plain = some_chains(sampler)
+    found = dataclasses.replace(sampler, chains=plain).bracket(jax.random.key(0))
+    assert found.note == "" and found.level == "trusted"
+    # The fresh draws' own, which are more than those of the chains' bridge.
+    assert found.log_z != plain.log_z.log_z
+    other = plain._replace(log_z=Bridge(1.84, 0.001), bridge_replaced=True, map_replaced=True)
+    found = dataclasses.replace(sampler, chains=other).bracket(jax.random.key(0))
+    assert found.log_z == 1.84 and found.upper is not None
+    assert "bridged to a Gaussian fitted to the first half of the chains" in found.note
+    assert "Both bounds are of a Gaussian of the sampler's draws" in str(found)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_chains_tell_whether_they_moved_in_the_map(gaussian):
+    sampler = trained()
+    chains = latent.latent_chains(
+        jax.random.key(0),
+        sampler.target,
+        sampler.one_step,
+        num_warmup=50,
+        num_samples=50,
+        gaussian=gaussian,
+    )
+    assert chains.map_replaced is gaussian and not chains.bridge_replaced
+
+
+def test_a_heuristic_lower_bound_is_called_one(monkeypatch):
+    sampler = trained()
+    sampler = dataclasses.replace(sampler, chains=some_chains(sampler))
+    draw = cs.Sampler.sample
+
+    def sample(*args, **kwargs):
+        return dataclasses.replace(draw(*args, **kwargs), bound="heuristic")
+
+    monkeypatch.setattr(cs.Sampler, "sample", sample)
+    found = sampler.bracket(jax.random.key(0))
+    assert found.upper is not None and "lower one is a heuristic" in found.note
+
+
+def test_chains_are_held_against_draws_of_the_callers_key(monkeypatch):
+    sampler, keys = trained(), []
+    sampler = dataclasses.replace(sampler, chains=some_chains(sampler))
+    draw = cs.TrainedSampler.evidence
+
+    def evidence(self, rng_key, *args, **kwargs):
+        keys.append(rng_key)
+        return draw(self, rng_key, *args, **kwargs)
+
+    monkeypatch.setattr(cs.TrainedSampler, "evidence", evidence)
+    for key in (jax.random.key(1), jax.random.PRNGKey(1)):
+        assert sampler.chains_verdict(key).level == "trusted"
+        assert keys[-1] is key
+    sampler.bracket(jax.random.key(2))
+    sampler.bracket(jax.random.key(3))
+    assert (jax.random.key_data(keys[-1]) != jax.random.key_data(keys[-2])).any()
 
 
 def test_a_numpyro_model_is_bracketed():

@@ -1,6 +1,8 @@
 """Chains in the latent space of a map, and log Z between them and the map."""
 
 import dataclasses
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +196,8 @@ def of_funnel():
 
 
 def test_chains_where_one_step_falls_short(of_funnel):
-    assert of_funnel.route.name == "chains" and of_funnel.chains.position.shape == (4, 1_000, 4)
+    assert of_funnel.route.name == "chains"
+    assert of_funnel.chains.position.shape in [(4, num, 4) for num in (1_000, 2_000, 4_000)]
     assert of_funnel.verdict(of_funnel.evidence(KEY)).level == "not to be used"
     log_z = of_funnel.chains.log_z
     assert abs(log_z.log_z) < max(4.0 * log_z.log_z_stderr, 0.1)
@@ -345,3 +348,52 @@ def test_a_run_whose_draws_fall_short_goes_on_to_chains(tmp_path):
     given.load(tmp_path, y)
     given.run(KEY, y)
     assert given.route.name == "base" and given.diagnostics()["r_hat"] is None
+
+
+def test_chains_go_on_until_they_have_mixed():
+    """Of a standard normal 20 draws say little, and 320 enough; a single call says how many."""
+    base = cs.bases.standard_normal(2)
+    target, told = cs.targets.gaussian(jnp.zeros(2), jnp.ones(2)), []
+    run = functools.partial(
+        cs.corrections.latent_chains, KEY, target, cs.Sampler.of_base(base), num_warmup=100
+    )
+    short = run(num_samples=20)
+    longer = run(num_samples=20, max_samples=2_000, progress=told.append)
+    limited = run(num_samples=20, max_samples=79)
+    assert short.position.shape[1] == 20 and limited.position.shape[1] == 40
+    num = longer.position.shape[1]
+    assert num in (160, 320, 640, 1_280) and sum(told) == 100 + num
+    assert longer.mixing.r_hat <= cs.diagnostics.MIXED_R_HAT
+    assert min(longer.mixing.bulk, longer.mixing.tail) >= cs.diagnostics.ENOUGH_DRAWS
+    # What was drawn first is kept.
+    np.testing.assert_array_equal(longer.position[:, :20], short.position)
+
+
+def test_what_some_draws_show_is_remembered_where_others_hide_it():
+    """A needle that one set of draws met: draws without it must not be trusted afterwards."""
+    base = cs.bases.standard_normal(1)
+    target = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1))
+    sampler = cs.Sampler.of_base(base)
+    seen = cs.diagnostics.ExplorationCheck(1, 0, 0.0, 0.0)
+    trained = cs.TrainedSampler(target, sampler, sampler, exploration=seen)
+    first, second = (sampler.sample(jax.random.key(i), target, 1_000) for i in (0, 1))
+    kept = chain_stage._remembering(trained, [first, second])
+    assert kept.exploration == seen and kept.verdict(kept.evidence(KEY)).level == "trusted"
+    # A fifth of Z at a single draw.
+    needle = first.log_weight.at[0].add(math.log(0.25 * 1_000))
+    kept = chain_stage._remembering(
+        trained, [dataclasses.replace(first, log_weight=needle), second]
+    )
+    assert 0.15 < kept.exploration.hidden < 0.3
+    assert kept.verdict(kept.evidence(KEY)).level == "not to be used"
+
+
+def test_a_look_at_the_map_is_not_one_at_the_chains(of_funnel):
+    """What lies farther out than the map's draws may be where chains came."""
+    found = cs.diagnostics.ExplorationCheck(1, 0, 0.0, 0.0, farther=0.5)
+    trained = dataclasses.replace(of_funnel, exploration=found, chains=None, route=None)
+    chained = cs.with_chains(jax.random.key(2), trained, progress_bar=False)
+    assert chained.exploration is found and not found.passed
+    assert chained.chains.exploration.farther < 0.02
+    evidence = chained.evidence(KEY)
+    assert chained.verdict(evidence).level == "not to be used"

@@ -13,6 +13,7 @@ from consistent_samplers.integrations.numpyro import OneStepSampler
 from consistent_samplers.maps import Control, Identity
 
 KEY = jax.random.key(0)
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 def check(trained: cs.TrainedSampler, evidence: cs.Evidence, log_z: float):
@@ -44,6 +45,24 @@ def test_a_target_that_no_base_fits():
     variance = special.gamma(0.75) / (special.gamma(0.25) * 0.1**0.5)
     np.testing.assert_allclose(mean, 0.0, atol=0.05)
     assert float(std[0]) ** 2 == pytest.approx(variance, rel=0.05)
+
+
+@pytest.mark.parametrize("bend", [0.0, 1.0])
+def test_in_double_precision(bend):
+    """With a base that is taken as it is, and with one that is not."""
+    with enable_x64(True):
+
+        def log_density(x):
+            return -0.5 * x[0] ** 2 - 0.5 * (x[1] - bend * x[0] ** 2) ** 2
+
+        target = cs.Target(log_density, 2)
+        trained = cs.train_sampler(KEY, target, progress_bar=False)
+        assert (trained.route.name == "base") == (bend == 0.0)
+        evidence = trained.evidence(jax.random.key(1))
+        assert evidence.log_z.dtype == jnp.float64
+        error = max(3 * float(evidence.log_z_stderr), 1e-9)
+        assert abs(float(evidence.log_z) - np.log(2 * np.pi)) < error
+        assert trained.verdict(evidence).level != "not to be used"
 
 
 def test_a_model_that_its_base_fits():

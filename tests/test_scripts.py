@@ -449,21 +449,19 @@ def test_keys_of_both_styles_give_the_same_everywhere(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGES = [(ROOT / page).read_text() for page in ("README.md", "docs/start.md")]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", "\n".join(PAGES), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Other arguments of model:UserWarning")
 @pytest.mark.parametrize("make", ["key", "PRNGKey"])
-def test_the_readme_runs(make, tmp_path, monkeypatch):
+def test_the_readme_and_the_first_page_run(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    # BlackJAX's block says itself that it uses what the next one makes.
-    order = sorted(range(len(BLOCKS)), key=lambda i: i + 1.5 * ("import blackjax" in BLOCKS[i]))
-    for i in order:
-        block = BLOCKS[i].replace("random.key(", f"random.{make}(").replace("1_500", "50")
-        exec(compile(block, f"README.md, block {i + 1}", "exec"), names)
+    for i, block in enumerate(BLOCKS):
+        block = block.replace("random.key(", f"random.{make}(").replace("1_500", "50")
+        exec(compile(block, f"block {i + 1}", "exec"), names)
 
 
 # --- Folders in use, and Ctrl-C -----------------------------------------------------------------

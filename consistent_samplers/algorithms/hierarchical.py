@@ -18,6 +18,8 @@ from consistent_samplers.types import Params
 
 # Times the median distance between two scores beyond which a draw pulls no more than at it.
 _FAR = 4.0
+# How much wider than the base globals are drawn for their tails, at most.
+_WIDEST = 1.5
 
 
 class HierarchicalInfo(NamedTuple):
@@ -40,7 +42,8 @@ class Hierarchical(Objective):
     from its inverse.
 
     Attributes:
-      tail_share: part of the batch that is drawn from wider than the base, by 1 + 2 / √dim.
+      tail_share: part of the batch that is drawn from wider than the base, by 1 + 2 / √dim, and the
+        globals by up to a half.
     """
 
     learning_rate: Any = 1e-2
@@ -57,7 +60,11 @@ class Hierarchical(Objective):
         assert isinstance(control, HierarchicalMap)
         half = jax.random.normal(now.rng_key, ((self.batch_size + 1) // 2, control.dim))
         own = jnp.arange(len(half)) >= round(self.tail_share * len(half))
-        half = jnp.where(own[:, None], half, (1.0 + 2.0 / control.dim**0.5) * half)
+        num = control.globals.shape[0]
+        wider = jnp.full(control.dim, 1.0 + 2.0 / control.dim**0.5)
+        # Of the globals' tails a batch sees little, and every member hangs on them.
+        wider = wider.at[:num].set(min(1.0 + 2.0 / max(num, 1) ** 0.5, _WIDEST))
+        half = jnp.where(own[:, None], half, wider * half)
         z = shard_batch(jnp.concatenate([half, -half])[: self.batch_size])
         own = jnp.concatenate([own, own])[: self.batch_size]
         y, log_det = jax.vmap(control.forward, (None, 0))(params, z)

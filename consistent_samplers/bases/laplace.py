@@ -11,7 +11,7 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 
-from consistent_samplers.bases.iterating import one_thread
+from consistent_samplers.bases.iterating import MAX_DENSE_DIM, affordable, one_thread
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target, check_density
 
@@ -21,6 +21,14 @@ _NUM_ON_PATH = 5
 # Ends are one if their log densities differ by less than this, in nats, and their places by less
 # than this part of their size.
 _SAME_VALUE, _SAME_PLACE = 0.1, 1e-2
+# Newton steps after L-BFGS: at most so many, while one promises so many nats; parts of a step that
+# are tried; evaluations that one second derivative costs.
+_MAX_NEWTON, _WORTH_A_STEP = 20, 0.01
+_PARTS = np.array([1.0, 0.5, 0.2, 0.05])
+_PRODUCT = 3.0
+# Curvatures below this part of the largest are taken for it, each coordinate in its own units; and
+# squares of these units, in parts of the largest.
+_FLOOR, _FLATTEST = 1e-6, 1e-14
 
 
 class Gaussians(NamedTuple):
@@ -60,7 +68,9 @@ def maximise(
 
 @one_thread
 def paths(target: Target, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct ends of L-BFGS, the highest first, and points on the ways there: ``[n, dim]`` each.
+    """Distinct ends of L-BFGS and Newton steps, the highest first, and points on the ways there.
+
+    Both are ``[n, dim]``.
 
     The end is the mode where there is one; the early points are what is left where there is none.
     """
@@ -73,6 +83,7 @@ def paths(target: Target, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keep = np.unique(np.geomspace(1, len(way), num=_NUM_ON_PATH).astype(int)) - 1
         ways += [way[i] for i in keep[:-1]]
         found.append((way[-1], value))
+    found = _polished(target, found, starts.dtype)
     ends: list[tuple[np.ndarray, float]] = []
     for x, value in sorted(found, key=lambda end: -end[1]):
         if not any(
@@ -82,6 +93,63 @@ def paths(target: Target, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ):
             ends.append((x, value))
     return np.stack([x for x, _ in ends]), np.asarray(ways).reshape(-1, target.dim)
+
+
+def _polished(
+    target: Target, ends: list[tuple[np.ndarray, float]], dtype: Any
+) -> list[tuple[np.ndarray, float]]:
+    """Ends of L-BFGS after Newton steps, where coordinates of very unlike scales stopped it short.
+
+    Newton's own steps know no scales; where the density is not concave they go along absolute
+    curvatures (Dauphin et al., 2014). Parts of a step are tried, and the best is taken.
+    """
+    dim, inside = target.dim, [end for end in ends if np.isfinite(end[1])]
+    steps = affordable(target) / (_PRODUCT * max(dim * len(inside), 1))
+    if dim > MAX_DENSE_DIM or not inside or steps < 1.0:
+        return ends
+    x = np.stack([x for x, _ in inside]).astype(dtype)
+    values = np.asarray(evaluation.values(target.log_density, x))
+    for _ in range(min(_MAX_NEWTON, int(steps))):
+        gradients = np.asarray(evaluation.values_and_grads(target.log_density, x)[1], np.float64)
+        hessians = evaluation.hessians(target.log_density, x)
+        usable = np.isfinite(hessians).all((1, 2)) & np.isfinite(gradients).all(1)
+        ways = np.zeros(x.shape)
+        for i in np.flatnonzero(usable):
+            factor = _covariance_root(hessians[i])
+            ways[i] = factor @ (factor.T @ gradients[i])
+        if not (0.5 * np.sum(ways * gradients, axis=1) > _WORTH_A_STEP).any():
+            break
+        tried = (x + _PARTS[:, None, None] * ways).astype(dtype)
+        there = np.asarray(evaluation.values(target.log_density, tried.reshape(-1, dim)))
+        there = np.where(np.isfinite(there), there, -np.inf).reshape(len(_PARTS), -1)
+        best, each = there.argmax(0), np.arange(len(x))
+        better = there[best, each] > values
+        if not better.any():
+            break
+        x = np.where(better[:, None], tried[best, each], x)
+        values = np.where(better, there[best, each], values)
+    polished = zip(x.astype(np.float64), values.tolist(), strict=True)
+    return [*polished, *(end for end in ends if not np.isfinite(end[1]))]
+
+
+def _covariance_root(hessian: np.ndarray, ridge: float = 0.0) -> np.ndarray:
+    """Lower triangular root of the inverse of absolute curvatures with a ridge added to them.
+
+    Each coordinate in units of its own curvature: what is singular does not hang on scales.
+    """
+    curvature = -0.5 * (hessian + hessian.T)
+    square = np.abs(np.diag(curvature)) + ridge
+    largest = float(square.max()) or 1.0
+    unit = 1.0 / np.sqrt(np.maximum(square, _FLATTEST * largest))
+    eigenvalues, vectors = np.linalg.eigh(unit[:, None] * curvature * unit)
+    total = np.abs(eigenvalues)
+    if ridge:
+        precision = (vectors * total) @ vectors.T + np.diag(ridge * unit**2)
+        total, vectors = np.linalg.eigh(precision)
+    # The floor keeps a singular Hessian from giving an infinite covariance.
+    total = np.maximum(total, _FLOOR * max(float(total.max()), _FLOOR))
+    root: np.ndarray = scipy.linalg.cholesky((vectors / total) @ vectors.T, lower=True)
+    return unit[:, None] * root
 
 
 @one_thread
@@ -97,12 +165,8 @@ def laplace(
     for loc, hessian in zip(points, hessians, strict=True):
         if not np.isfinite(hessian).all():
             continue
-        eigenvalues, vectors = np.linalg.eigh(-0.5 * (hessian + hessian.T))
-        curvature = np.abs(eigenvalues)
         for ridge in ridges:
-            # The floor keeps a singular Hessian from giving an infinite covariance.
-            total = np.maximum(curvature + ridge, 1e-6 * max(float(curvature.max()), 1e-6))
-            factors.append(scipy.linalg.cholesky((vectors / total) @ vectors.T, lower=True))
+            factors.append(_covariance_root(hessian, ridge))
             locs.append(loc)
     if not locs:
         return Gaussians(points[:1], np.eye(target.dim)[None])

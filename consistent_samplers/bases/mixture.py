@@ -57,7 +57,7 @@ class _SeveralFrames:
 
     def component_at(self: Any, rng_key: PRNGKey, x: Array) -> Array:
         """Draws k given ``x [dim]``, from the posterior probabilities r(k | x)."""
-        return jax.random.categorical(rng_key, self._joint(x))
+        return jax.random.categorical(rng_key, self.log_joint(x))
 
     def log_correction(self: Any, x: Array, component: Array) -> Array:
         """What a frame adds to a log density at ``x``: log N(z; 0, I) - log p0(x), ``[]``."""
@@ -125,9 +125,9 @@ class MixtureBase(_SeveralFrames):
 
     def log_prob(self, x: Array) -> Array:
         """Log density at ``x``: ``[..., dim] -> [...]``."""
-        return jax.nn.logsumexp(self._joint(jnp.asarray(x, self.loc.dtype)), axis=-1)
+        return jax.nn.logsumexp(self.log_joint(jnp.asarray(x, self.loc.dtype)), axis=-1)
 
-    def _joint(self, x: Array) -> Array:
+    def log_joint(self, x: Array) -> Array:
         """Log π_k + log N(x; m_k, L_k L_kᵀ): ``[..., dim] -> [..., num_components]``."""
         away = x[..., None, :] - self.loc
         w = jnp.einsum("kij,...kj->...ki", self.whitener, away, precision="highest")
@@ -242,9 +242,9 @@ class ProductMixtureBase(_SeveralFrames):
 
     def log_prob(self, x: Array) -> Array:
         """Log density at ``x``: ``[..., dim] -> [...]``."""
-        return jax.nn.logsumexp(self._joint(jnp.asarray(x, self.loc.dtype)), axis=-1).sum(-1)
+        return jax.nn.logsumexp(self.log_joint(jnp.asarray(x, self.loc.dtype)), axis=-1).sum(-1)
 
-    def _joint(self, x: Array) -> Array:
+    def log_joint(self, x: Array) -> Array:
         """Log π + log N of each coordinate: ``[..., dim] -> [..., dim, num_components]``."""
         return self.log_weights + jax.scipy.stats.norm.logpdf(x[..., None], self.loc, self.scale)
 

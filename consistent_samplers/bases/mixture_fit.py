@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax.typing import ArrayLike
 
 from consistent_samplers.bases import iterating
 from consistent_samplers.bases.exploration import Exploration, explore
@@ -202,9 +203,35 @@ def _moved(start: MixtureBase, params: Any) -> MixtureBase:
 _move = kernel(effort="least")(_moved)
 
 
+def fit_to_draws(draws: ArrayLike, *, max_components: int = 8) -> MixtureBase:
+    """A mixture of Gaussians fitted to draws ``[n, dim]`` by EM, its size by BIC.
+
+    Mean and covariance of the mixture are those of the draws.
+
+    Args:
+      draws: of equal weight.
+      max_components: largest number of components.
+
+    Raises:
+      ValueError: fewer than two draws, or some that are not finite.
+
+    Example:
+      >>> import jax, consistent_samplers as cs
+      >>> draws = 3.0 + jax.random.normal(jax.random.key(0), (1_000, 2))
+      >>> cs.bases.fit_to_draws(draws).loc.round().tolist()
+      [[3.0, 3.0]]
+    """
+    points = np.asarray(draws, np.float64)
+    if points.ndim != 2 or len(points) < 2 or not np.isfinite(points).all():
+        raise ValueError(f"draws must be at least two finite points [n, dim], got {points.shape}.")
+    parts: Any = _by_em(points, max_components)
+    return mixture(*parts)
+
+
 @iterating.one_thread
 def _by_em(particles: np.ndarray, max_components: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits, means and Cholesky factors of a mixture fitted to particles, size by BIC."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     num, dim = particles.shape
@@ -212,7 +239,10 @@ def _by_em(particles: np.ndarray, max_components: int) -> tuple[np.ndarray, np.n
     scaled = (particles - centre) / spread
     best, best_bic, worse, k = None, math.inf, 0, 1
     while k <= max_components and k * (dim + 2) < num and worse < 2:
-        fitted = GaussianMixture(k, random_state=0, reg_covar=1e-5).fit(scaled)
+        with warnings.catch_warnings():
+            # What EM has not found after a hundred rounds hardly matters, and BIC judges it.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted = GaussianMixture(k, random_state=0, reg_covar=1e-5).fit(scaled)
         bic = fitted.bic(scaled)
         if bic < best_bic:
             best, best_bic, worse = fitted, bic, 0

@@ -34,8 +34,8 @@ class Farther(NamedTuple):
     Attributes:
       share: its part of Z, relative to the log Z that was given; may exceed 1.
       error: standard error of the share.
-      loc: ``[dim]``, mean of that mass.
-      covariance: ``[dim, dim]``, of that mass; None for a diagonal L, or where there is none.
+      loc: ``[dim]``, mean of that mass, or of the Gaussian without a covariance.
+      covariance: ``[dim, dim]``, of that mass; None for a diagonal L, or where it is not there.
 
     Example:
       >>> import numpy as np
@@ -102,7 +102,7 @@ def mass_farther(
     apart = min(_MOST_APART, _APART / math.sqrt(dim))
     scales = np.exp(np.arange(0.0, math.log(_WIDEST), apart))
     along = np.exp(np.arange(_MOST_APART, math.log(_WIDEST), _MOST_APART))
-    z = np.asarray(iterating.normals(rng_key, _NUM_DRAWS, dim), np.float64)
+    z = np.array(iterating.normals(rng_key, _NUM_DRAWS, dim), np.float64)
     half, index = _NUM_DRAWS // 2, np.arange(_NUM_DRAWS // 2)
     z[:half] *= np.resize(scales, half)[:, None]
     z[half + index, index % dim] *= along[(index // dim) % len(along)]
@@ -121,15 +121,17 @@ def mass_farther(
     is_beyond = (distance > radius) | (np.abs(z) > width).any(1)
     beyond = np.where(is_beyond, np.exp(np.minimum(log_weight, 600.0)), 0.0)
     error = float(beyond.std() / math.sqrt(_NUM_DRAWS))
-    mean, covariance = loc, None
-    if factor.ndim == 2 and beyond.any():
-        # As many of them as are effective, by their weights.
-        num = max(int(beyond.sum() ** 2 / (beyond**2).sum()), 2)
-        places = (np.arange(num) + 0.5) / num * beyond.sum()
-        chosen = np.searchsorted(np.cumsum(beyond), places)
-        mean = points[chosen].mean(0, dtype=np.float64)
-        covariance = factor @ robust_covariance(z[chosen]) @ factor.T
-    return Farther(float(beyond.mean()), error, mean, covariance)
+    farther = Farther(float(beyond.mean()), error, loc, None)
+    if factor.ndim == 1 or not farther.is_there:
+        return farther
+    # As many of them as are effective, by their weights.
+    num = max(int(beyond.sum() ** 2 / (beyond**2).sum()), 2)
+    places = (np.arange(num) + 0.5) / num * beyond.sum()
+    chosen = np.searchsorted(np.cumsum(beyond), places)
+    covariance = factor @ robust_covariance(z[chosen]) @ factor.T
+    return farther._replace(
+        loc=points[chosen].mean(0, dtype=np.float64), covariance=np.asarray(covariance)
+    )
 
 
 def robust_covariance(points: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from consistent_samplers.corrections.annealing import AnnealedDraws, annealed, r
 from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.corrections.metropolis import MetropolisResult, independence_metropolis
 from consistent_samplers.corrections.moves import move
+from consistent_samplers.corrections.other_density import Reweighted, reweight
 from consistent_samplers.corrections.reweighting import (
     resample,
     systematic_indices,
@@ -14,12 +15,14 @@ __all__ = [
     "AnnealedDraws",
     "Chains",
     "MetropolisResult",
+    "Reweighted",
     "annealed",
     "independence_metropolis",
     "latent_chains",
     "move",
     "resample",
     "resampled_paths",
+    "reweight",
     "systematic_indices",
     "weighted_moments",
 ]

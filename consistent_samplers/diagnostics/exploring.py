@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +17,7 @@ from consistent_samplers.bases.iterating import MAX_DENSE_DIM, folded
 from consistent_samplers.bases.masses import ellipsoid_distances, masses_around
 from consistent_samplers.bases.modes import merged
 from consistent_samplers.bases.scales import mass_farther, robust_covariance
+from consistent_samplers.compilation import is_traced
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
@@ -210,10 +212,16 @@ def informed(evidence: Evidence, exploration: ExplorationCheck | None) -> Eviden
     """
     if exploration is None or evidence.unseen is None or not exploration.hidden > 0.0:
         return evidence
+    seen, stderr = evidence.unseen, evidence.log_z_stderr
+    traced = is_traced((seen, stderr, exploration.hidden))
+    # On the host where it can be: every small operation on arrays would be compiled by itself.
+    xp: Any = jnp if traced else np
+    seen, stderr = xp.asarray(seen), xp.asarray(stderr)
     # Of the standard error what is hidden is twice `unseen`, in quadrature.
-    unseen = jnp.maximum(evidence.unseen, 0.5 * exploration.hidden)
-    more = 4.0 * (unseen**2 - evidence.unseen**2)
-    stderr = jnp.sqrt(evidence.log_z_stderr**2 + more)
+    unseen = xp.maximum(seen, seen.dtype.type(0.5) * exploration.hidden)
+    stderr = xp.sqrt(stderr**2 + 4.0 * (unseen**2 - seen**2))
+    if not traced:
+        unseen, stderr = jax.device_put((unseen.astype(seen.dtype), stderr.astype(seen.dtype)))
     return dataclasses.replace(evidence, unseen=unseen, log_z_stderr=stderr)
 
 
@@ -308,7 +316,7 @@ def exploration_check(
     if known is not None:
         modes = merged(modes, known)
     excess = particle_log_z - log_z
-    farther = _farther(folded(rng_key, 2), target, position, log_z)
+    farther = mass_beyond(folded(rng_key, 2), target, position, log_z)
     if not len(modes.loc):
         return ExplorationCheck(0, 0, 0.0, excess, farther=farther)
     found = masses_around(folded(rng_key, 1), target, modes)
@@ -335,7 +343,7 @@ def exploration_check(
     return ExplorationCheck(num_modes, num_missed, share, excess, missed=missed, farther=farther)
 
 
-def _farther(rng_key: PRNGKey, target: Target, position: Array, log_z: float) -> float:
+def mass_beyond(rng_key: PRNGKey, target: Target, position: Array, log_z: float) -> float:
     """Mass farther out than all draws, relative to Z; 0 where there is none."""
     points = np.asarray(position, np.float64)
     loc, scale = points.mean(0), points.std(0)

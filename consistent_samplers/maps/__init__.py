@@ -4,6 +4,7 @@ from consistent_samplers.maps.control import Control, Guidance, LearnedKernels
 from consistent_samplers.maps.denoising import Denoiser, DenoisingProcess
 from consistent_samplers.maps.hierarchical import HierarchicalMap, hierarchical_map
 from consistent_samplers.maps.identity import Identity, Proposal
+from consistent_samplers.maps.marginals import has_density, marginal
 
 __all__ = [
     "Control",
@@ -14,5 +15,7 @@ __all__ = [
     "Identity",
     "LearnedKernels",
     "Proposal",
+    "has_density",
     "hierarchical_map",
+    "marginal",
 ]

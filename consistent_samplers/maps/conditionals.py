@@ -63,6 +63,7 @@ def init_members(
         "hidden_bias": jnp.zeros(width),
         "parents": into * normal(keys[5], (own, width)),
         "out": jnp.zeros((width, both)),
+        "bends": jnp.zeros((width, both)),
         "linear": jnp.zeros((shared, both)),
         "slopes": jnp.zeros((own, both)),
         "slopes_out": jnp.zeros((width, own, size)),
@@ -124,6 +125,10 @@ def _conditional(params: Any, group: Group, features: Array, y: Array) -> tuple[
     changing = jnp.einsum("h,hro->ro", jnp.tanh(of_globals), prior["slopes_out"])
     slopes = prior["slopes"].at[:, :size].add(changing)
     out = prior["bias"] + shared @ prior["linear"] + seen @ prior["out"] + parents @ slopes
+    # Linear far out, to either side, as the logarithms of conditional variances of correlated
+    # effects are in the coordinates of their correlations.
+    log_cosh = jnp.logaddexp(of_globals, -of_globals) - math.log(2.0)
+    out = out + log_cosh @ prior["bends"]
     prior_mean, prior_root = _gaussian(out, size)
 
     own_precision, prior_precision = (

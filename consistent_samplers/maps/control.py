@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from consistent_samplers import simulate
 from consistent_samplers.bases import Component
+from consistent_samplers.bases.base import one_frame
 from consistent_samplers.maps.identity import Map, Proposal
 from consistent_samplers.networks import Gate, KernelCorrection, Network, clip_norm
 from consistent_samplers.processes import GaussianKernel, OrnsteinUhlenbeck
@@ -261,6 +262,38 @@ class Control(Map):
         error = jnp.sqrt(jnp.mean((reached - z1) ** 2))
         log_ratio = correction - simulate.standard_normal_log_prob(z0) + gained
         return jnp.where(error < MAX_INVERSION_ERROR, log_ratio, jnp.nan)
+
+    def log_prob(self, params: Params, position: Array) -> Array:
+        """Log density ``[]`` of one step's draws at a point ``[dim]``; -inf where none leads there.
+
+        Exact where the map is injective: over a mixture it is the sum over the frames. Unlike the
+        ratio of `reverse` it is a function of the point alone, and differentiable.
+
+        Raises:
+          ValueError: the control is guided, or the base a product of mixtures, which has too many
+            frames.
+        """
+        several: Any = self.base
+        base, single = self.base, one_frame(self.base)
+        if self.guided or not (single or hasattr(base, "num_components")):
+            what = "guided control" if self.guided else f"map around a {type(base).__name__}"
+            raise ValueError(f"The density of a {what} is not available in closed form.")
+
+        def in_frame(component: Component) -> Array:
+            u, z1 = self.bind(params, component), base.whiten(position, component)
+            z0 = simulate.preimage(u, self.process, z1)
+            flow = simulate.flow_path(u, self.process, z0, 1)
+            error = jnp.sqrt(jnp.mean((jax.lax.stop_gradient(flow.position[-1] - z1)) ** 2))
+            log_prob = simulate.standard_normal_log_prob(z0) - flow.log_abs_det.sum()
+            log_prob = log_prob - base.log_correction(position, component)
+            return jnp.where(error < MAX_INVERSION_ERROR, log_prob, -jnp.inf)
+
+        if single:
+            return in_frame(())
+        # A frame's correction is relative to the whole base: with the frame's share, to its own.
+        share = jax.nn.log_softmax(several.log_joint(position))
+        by_frame = jax.vmap(in_frame)(jnp.arange(several.num_components))
+        return jax.nn.logsumexp(by_frame + share)
 
     def _carry(
         self, u: ControlFn, rng_key: PRNGKey, z0: Array, num_steps: int, weights: bool

@@ -91,6 +91,10 @@ class Map:
         """
         return -self.base.log_prob(position)
 
+    def log_prob(self, params: Params, position: Array) -> Array:
+        """Log density ``[]`` of the draws of one step at a point ``[dim]``; differentiable."""
+        return self.base.log_prob(position)
+
     def round_trip(
         self, params: Params, rng_key: PRNGKey, num_steps: int, gradient: GradientFn | None = None
     ) -> Array:

@@ -4,6 +4,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -13,7 +14,7 @@ from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import pair
 from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.diagnostics import ExplorationCheck
-from consistent_samplers.diagnostics.exploring import share_beyond
+from consistent_samplers.diagnostics.exploring import mass_beyond, share_beyond
 from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.recipe.trained import TrainedSampler
@@ -23,11 +24,15 @@ from consistent_samplers.types import Array, Draws, PRNGKey
 _NUM_CHAINS = 4
 # Iterations of warm-up and draws of a chain: where gradients are cheap, and where they are dear.
 _MOST, _FEWEST = (300, 1_000), (150, 250)
+# Times as many draws as that up to which chains go on that have not mixed.
+_FURTHER = 4
 # Gradients of an iteration in a space that is nearly Gaussian; operations of all of them up to
 # which chains are long (ten seconds of two cores), in the map's space at all, and run unasked.
 _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
 # One-step draws that chains are held against, and nats above all of the chains' weights.
 _NUM_FRESH, _ABOVE = 10_000, 0.5
+# Part of Z that some draws hide and others show, from which on it is no matter of a heavy tail.
+_NOTICEABLE = 0.05
 # By how much other draws of the same sampler may look worse.
 _MORE_K, _LESS = 0.03, 0.95
 # A gradient's operations for each one of a draw with its determinant.
@@ -61,12 +66,14 @@ def where_needed(
     reason, target = ASKED_FOR, trained.target
     try:
         if wanted is None:
+            trained = _remembering(trained, draws)
             if _operations(evaluation.cost(target.log_density, target.dim), _FEWEST) > _AFFORDABLE:
                 return trained
             if not draws:
                 draws = fresh_draws(rng_key, trained)
                 if not falls_short(trained, draws):
                     return trained
+                trained = _remembering(trained, draws)
             elif trained.exploration is not None and trained.exploration.lacks_modes:
                 return trained
             reason = "the weights of one step are not to be used"
@@ -103,11 +110,37 @@ def falls_short(trained: TrainedSampler, draws: Sequence[Draws]) -> bool:
         worths = [evidence(part) for part in draws]
     except ValueError:  # draws that cannot be weighed
         return False
-    darker = (
-        dataclasses.replace(worth, pareto_k=worth.pareto_k + _MORE_K, ess=_LESS * worth.ess)
-        for worth in worths
+
+    def darker(worth: Any) -> Any:
+        # On the host: every small operation on arrays would be compiled by itself.
+        k, ess = np.asarray(worth.pareto_k), np.asarray(worth.ess)
+        return dataclasses.replace(worth, pareto_k=k + _MORE_K, ess=_LESS * ess)
+
+    return any(trained.verdict(darker(worth)).level == "not to be used" for worth in worths)
+
+
+def _remembering(trained: TrainedSampler, draws: Sequence[Draws]) -> TrainedSampler:
+    """The sampler with what some of its draws show and others hide: the next may be as lucky."""
+    found = trained.exploration
+    if found is None or not (hidden := _hidden_from_others(draws)) > _NOTICEABLE:
+        return trained
+    hidden = max(hidden, np.nan_to_num(found.hidden))
+    return dataclasses.replace(trained, exploration=found._replace(hidden=hidden))
+
+
+def _hidden_from_others(draws: Sequence[Draws]) -> float:
+    """Largest part of Z, as some draws have it, where weights exceed all those of others."""
+    weights = [np.asarray(checked_log_weight(part), np.float64) for part in draws]
+    if len(weights) < 2:
+        return 0.0
+    highest = [float(weight.max()) for weight in weights]
+    parts = [np.exp(weight - max(highest)) for weight in weights]
+    beyond = (
+        part[weight > least + _ABOVE].sum() / len(part)
+        for part, weight in zip(parts, weights, strict=True)
+        for least in highest
     )
-    return any(trained.verdict(worth).level == "not to be used" for worth in darker)
+    return float(max(beyond) / np.mean([part.mean() for part in parts]))
 
 
 def with_chains(
@@ -123,14 +156,15 @@ def with_chains(
     """A trained sampler with chains of NUTS in its latent space (`corrections.latent_chains`).
 
     Four chains, moved together: 1,000 draws of each after 300 iterations of warm-up, or down to 250
-    after 150 where gradients are dear. Where the map's would be dearer still, chains move in the
+    after 150 where gradients are dear; up to four times as many where they have not mixed by then.
+    Where the map's would be dearer still, chains move in the
     space of the Gaussian of its weighted draws. ``chains`` and ``route`` of what is returned are
-    theirs, and what the look for modes found is read in their light.
+    theirs, and ``chains.exploration`` is what the look for modes found, read in their light.
 
     Args:
       rng_key: key.
       trained: what `train_sampler` or `load` returned.
-      num_samples: draws of all chains; 250 to 1,000 of each are taken.
+      num_samples: draws of all chains; 250 to 1,000 of each are taken, and more if they must.
       draws: one-step draws, whose largest weights the chains are to have met; fresh ones if none.
       particles: ``[n, dim]``, of a tempered SMC, to see whether the chains reach them.
       reason: why, in words, for ``route``.
@@ -165,17 +199,18 @@ def with_chains(
             num_chains=_NUM_CHAINS,
             num_warmup=warmup,
             num_samples=num,
+            max_samples=_FURTHER * num,
             gaussian=gaussian,
             progress=bar.update,
         )
     draws = draws or fresh_draws(rng_key, trained)
     unvisited = max(_unvisited(rng_key, chains, trained, part) for part in draws)
-    chains = chains._replace(unvisited=unvisited)
+    seen = _seen_by(rng_key, chains, trained, particles)
+    chains = chains._replace(unvisited=unvisited, exploration=seen)
     name, shares = "chains", {} if trained.route is None else trained.route.stages
     return dataclasses.replace(
         trained,
         chains=chains,
-        exploration=_seen_by(rng_key, chains, trained, particles),
         route=Route(name, reason, shares),
         training_seconds=trained.training_seconds + time.perf_counter() - begin,
     )
@@ -207,8 +242,12 @@ def _seen_by(
         return found
     of_one_step = float(next(reversed(trained.stages.values())).log_z)
     found = found._replace(log_z_excess=found.log_z_excess + of_one_step - chains.log_z.log_z)
+    position = chains.position.reshape(-1, trained.target.dim)
+    if found.farther > 0.0:
+        farther = mass_beyond(rng_key, trained.target, position, chains.log_z.log_z)
+        found = found._replace(farther=farther)
     if particles is None:
         return found
     there = np.asarray(chains.sampler.log_weight(rng_key, trained.target, particles, 1))
-    draws = Draws(chains.position.reshape(-1, trained.target.dim), chains.log_weight.reshape(-1))
+    draws = Draws(position, chains.log_weight.reshape(-1))
     return found._replace(uncovered=share_beyond(draws, there, of_target=True))

@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 from consistent_samplers import checkpoint, registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
-from consistent_samplers.bases.iterating import folded
-from consistent_samplers.bracket import Bracket, bracket
-from consistent_samplers.corrections import Chains, latent_chains
+from consistent_samplers.bracket import Bracket
+from consistent_samplers.corrections import Chains, Reweighted, reweight
 from consistent_samplers.diagnostics import (
     LEVELS,
     REMEDIES,
@@ -26,11 +25,12 @@ from consistent_samplers.diagnostics import (
     verdict,
 )
 from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.recipe.bracketing import bracketed
 from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.sampler import Sampler, method_of_bound
 from consistent_samplers.streaming import CHUNK_SIZE, stream_evidence
 from consistent_samplers.targets import Target, evaluation
-from consistent_samplers.types import Bound, Draws, Method, PRNGKey
+from consistent_samplers.types import Bound, Draws, LogDensityFn, Method, PRNGKey
 
 _KIND = "trained sampler"
 # Points at which a target is compared with the one that a sampler was trained on.
@@ -168,12 +168,35 @@ class TrainedSampler:
             return informed(stream_evidence(rng_key, sample, num_samples), self.exploration)
         return informed(evidence(sample(rng_key, num_samples)), self.exploration)
 
+    def reweight(
+        self,
+        log_density: LogDensityFn | Target,
+        rng_key: PRNGKey | None = None,
+        num_samples: int = 10_000,
+    ) -> Reweighted:
+        """The one-step draws of a key under another density, with its log Z and a verdict.
+
+        Args:
+          log_density: ``[dim] -> []``, or a target; its support may be smaller.
+          rng_key: key of the draws; key 0 if None.
+          num_samples: number of draws.
+
+        Raises:
+          ValueError: as of `corrections.reweight`.
+        """
+        rng_key = jax.random.key(0) if rng_key is None else rng_key
+        target = log_density
+        if not isinstance(target, Target):
+            target = Target(target, self.target.dim, "the new density", sites=self.target.sites)
+        return reweight(rng_key, self.sampler_for(1), target, num_samples)
+
     def bracket(self, rng_key: PRNGKey, num_samples: int = 10_000) -> Bracket:
         """Log Z from both sides: ELBO, EUBO, and the optimal bridge in between, in nats.
 
         Draws of the target are those of `chains`, run here where there are none; both bounds are
         of the map that the chains moved in. Where the chains are not to be used, there is no upper
-        bound, log Z is that of the one-step weights, and the note says why.
+        bound, log Z is that of the one-step weights, and the note says why. ``level`` is the
+        verdict on the chains, or there on the weights.
 
         Args:
           rng_key: key.
@@ -182,41 +205,35 @@ class TrainedSampler:
         Raises:
           ValueError: no draw of the sampler has a weight.
         """
-        chains = self.chains
-        if chains is None:
-            chains = latent_chains(folded(rng_key, 1), self.target, self.one_step)
-        worth = dataclasses.replace(self, chains=chains).chains_verdict()
-        if worth.level == LEVELS[-1]:
-            own = self.evidence(folded(rng_key, 0), num_samples)
-            found_bad = worth.words.partition("\n")[2]
-            note = f"No bound above: the chains are not to be used.\n{found_bad}"
-            if own.bound == "heuristic":
-                note += " The lower one is a heuristic."
-            lower, lower_stderr, log_z, stderr = (
-                float(part) for part in (own.elbo, own.elbo_stderr, own.log_z, own.log_z_stderr)
-            )
-            return Bracket(lower, lower_stderr, None, None, log_z, stderr, "importance", 0, note)
-        draws = chains.sampler.sample(folded(rng_key, 0), self.target, num_samples)
-        found = bracket(np.asarray(draws.log_weight), np.asarray(chains.log_weight))
-        if chains.log_z.log_z_stderr < found.stderr:
-            found = found._replace(log_z=chains.log_z.log_z, stderr=chains.log_z.log_z_stderr)
-        return found
+        return bracketed(rng_key, self, num_samples)
 
     def verdict(self, evidence: Evidence) -> Verdict:
         """What some evidence is worth, the look for modes included, and what to try."""
         return verdict(evidence, self.exploration, remedies=self._remedies())
 
-    def chains_verdict(self) -> Verdict:
+    def chains_verdict(self, rng_key: PRNGKey | None = None) -> Verdict:
         """What the draws of the chains are worth.
+
+        Args:
+          rng_key: key of the one-step draws that they are held against, where there are no stages
+            to take them from; ``jax.random.key(0)`` if None.
 
         Raises:
           ValueError: no chains were run.
         """
         if self.chains is None:
             raise ValueError("There are no chains yet: see with_chains.")
-        found, stages = self.chains, list(self.stages.values())
-        worth = stages[-1] if stages else self.evidence(jax.random.key(0))
-        return chains_verdict(found.mixing, found.log_z, worth, self.exploration, found.unvisited)
+        if self.stages:
+            return self._chains_verdict(list(self.stages.values())[-1])
+        rng_key = jax.random.key(0) if rng_key is None else rng_key
+        return self._chains_verdict(self.evidence(rng_key))
+
+    def _chains_verdict(self, one_step: Evidence) -> Verdict:
+        found = self.chains
+        assert found is not None
+        return chains_verdict(
+            found.mixing, found.log_z, one_step, found.exploration, found.unvisited
+        )
 
     def concluded(self, evidence: Evidence) -> tuple[Chains | None, Evidence, Verdict]:
         """What to go by: chains or one-step draws, log Z and the verdict, of some evidence.
@@ -228,7 +245,9 @@ class TrainedSampler:
         own, chains = self.verdict(evidence), self.chains
         if chains is None:
             return None, evidence, own
-        theirs, asked_for = self.chains_verdict(), self.route and self.route.reason == ASKED_FOR
+        stages = list(self.stages.values())
+        theirs = self._chains_verdict(stages[-1] if stages else evidence)
+        asked_for = self.route and self.route.reason == ASKED_FOR
         if not asked_for and LEVELS.index(theirs.level) > LEVELS.index(own.level):
             return None, evidence, own
         said = own.words.split("\nTo improve", 1)[0].splitlines()[0]

@@ -6,6 +6,7 @@ import functools
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from consistent_samplers.schedules import check_max_steps
 from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.targets.base import check_density
 from consistent_samplers.training import TrainingDivergedError
-from consistent_samplers.types import Array, PRNGKey
+from consistent_samplers.types import Array, Draws, PRNGKey
 
 # Above it, determinants of a general network's steps are too dear to train on.
 _MAX_GENERAL_DIM = 100
@@ -225,28 +226,35 @@ def train_sampler(
             cold = _cold_start(key_base, target, None, jax.device_put(known), plan)
             trained, interrupted = train(rng_key, target, cold, plan, begin)
         only_general = network is None and base is None and start is None and not num_iterations
+        shown: list[Draws] | None = None
         if only_general and not (interrupted or own_budget):
             key_other = folded(rng_key, _OTHER)
-            trained, interrupted = _or_hierarchical(key_other, trained, cold, plan, begin)
-        if not interrupted:
-            trained = chained(trained, cold.particles)
-        if trained.exploration is not None and not trained.exploration.passed:
-            warnings.warn(str(trained.exploration), stacklevel=2)
+            found_better = _or_hierarchical(key_other, trained, cold, plan, begin)
+            trained, interrupted, shown = found_better
+        if not interrupted and not (shown == [] and chains is None):
+            trained = chained(trained, cold.particles, shown or ())
+        found = trained.exploration if trained.chains is None else trained.chains.exploration
+        if found is not None and not found.passed:
+            warnings.warn(str(found), stacklevel=2)
         return trained
 
 
 def _or_hierarchical(
     rng_key: PRNGKey, trained: TrainedSampler, cold: Start, plan: Plan, begin: float
-) -> tuple[TrainedSampler, bool]:
+) -> tuple[TrainedSampler, bool, list[Draws] | None]:
     """The better of what was trained and, where that falls short, of a hierarchical map.
 
-    By the ELBO of draws that neither was trained on; and whether Ctrl-C came.
+    By the ELBO of draws that neither was trained on. Then, whether Ctrl-C came; and draws by which
+    what is returned falls short: none if it does not, None if nobody looked.
     """
     target = trained.target
     try:
         draws = chain_stage.fresh_draws(rng_key, trained)
-        if not chain_stage.falls_short(trained, draws) or not target.structure.has_members:
-            return trained, False
+        if not chain_stage.falls_short(trained, draws):
+            lacks = trained.exploration is not None and trained.exploration.lacks_modes
+            return trained, False, None if lacks else []
+        if not target.structure.has_members:
+            return trained, False, draws
         with progress.stage("fit a base", progress_bar=plan.progress_bar):
             fitted = fit_diagonal(rng_key, target, init_position=draws[0].position[:64])
         start = cold._replace(base=fitted, modes=None)
@@ -256,19 +264,20 @@ def _or_hierarchical(
     except KeyboardInterrupt:
         said = "Another map was to be tried: interrupted, the sampler is the one that there was."
         warnings.warn(said, RuntimeWarning, stacklevel=3)
-        return trained, True
+        return trained, True, None
     except (ValueError, TrainingDivergedError):  # nothing that could be better
-        return trained, False
+        return trained, False, None
     worths = [float(next(reversed(of.stages.values())).elbo) for of in (trained, other)]
     lacks = other.exploration is not None and other.exploration.lacks_modes
     better = worths[1] > worths[0] and not lacks
-    return other if better else trained, interrupted
+    return (other, interrupted, None) if better else (trained, interrupted, draws)
 
 
 def _chained(
     rng_key: PRNGKey,
     trained: TrainedSampler,
     particles: Any = None,
+    draws: Sequence[Draws] = (),
     *,
     plan: Plan,
     wanted: bool | None,
@@ -278,6 +287,7 @@ def _chained(
         rng_key,
         trained,
         wanted,
+        draws=draws,
         num_samples=plan.num_samples,
         particles=None if particles is None else jax.device_put(particles[:NUM_PLACED]),
         progress_bar=plan.progress_bar,

@@ -40,6 +40,7 @@ from consistent_samplers.simulate.paths import (
     simulate_path,
     stochastic_path,
 )
+from consistent_samplers.simulate.preimages import preimage
 
 __all__ = [
     "ControlFn",
@@ -63,6 +64,7 @@ __all__ = [
     "noising_kernels",
     "path_log_ratio",
     "path_log_weight",
+    "preimage",
     "simulate_path",
     "standard_normal_log_prob",
     "stochastic_path",

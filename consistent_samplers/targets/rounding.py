@@ -116,21 +116,37 @@ def _in_double(log_density: LogDensityFn, points: np.ndarray) -> np.ndarray:
     size = _NUM_MEASURED if num == _NUM_MEASURED else _BLOCK
     points = np.resize(points.astype(np.float64), (-(-num // size) * size, points.shape[1]))
     # On the host, as not every accelerator has double precision.
-    with _double_precision(), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with double_precision(), jax.default_device(jax.local_devices(backend="cpu")[0]):
         values = functools.partial(
-            _program(jax.tree.structure(density)), jax.tree.map(_wide, density)
+            _program(jax.tree.structure(density)), jax.tree.map(wide, density)
         )
         blocks = [np.asarray(values(block)) for block in points.reshape(-1, size, points.shape[1])]
     return np.concatenate(blocks)[:num]
 
 
-def _double_precision() -> Any:
-    """A context, which JAX moved."""
+def double_precision() -> Any:
+    """A context in which JAX computes so; it has moved within JAX.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.targets import rounding
+      >>> with rounding.double_precision():
+      ...     str(jnp.zeros(1).dtype)
+      'float64'
+    """
     place = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
     return place.enable_x64(True)
 
 
-def _wide(leaf: Any) -> Any:
+def wide(leaf: Any) -> Any:
+    """An array in double precision, on the host; one of whole numbers as it is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from consistent_samplers.targets import rounding
+      >>> str(rounding.wide(jnp.zeros(1)).dtype)
+      'float64'
+    """
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return np.asarray(leaf, np.float64)
     return np.asarray(leaf) if isinstance(leaf.dtype, np.dtype) else leaf

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import Predictive
@@ -176,6 +177,35 @@ class Run:
             "warm_started": trained.warm_started,
         }
 
+    def observed(self) -> dict[str, np.ndarray]:
+        """Values of the observed sites, less those of a ``numpyro.factor``."""
+        return {
+            name: np.asarray(site["value"])
+            for name, site in self._sites().items()
+            if site["is_observed"]
+            # A ``numpyro.factor`` is observed in name only.
+            and type(site["fn"]).__name__ != "Unit"
+        }
+
+    def improper(self) -> tuple[str, ...]:
+        """Latent sites whose priors have no finite integral."""
+        latent = (item for item in self._sites().items() if not item[1]["is_observed"])
+        return tuple(name for name, site in latent if _is_improper(name, site["fn"]))
+
+    def _substituted(self) -> Callable[..., Any]:
+        """The model with the parameters that it was trained with."""
+        return handlers.substitute(self.model.functions.model, data=self.model.data[1])
+
+    def _sites(self) -> dict[str, Any]:
+        """The model's sample sites at one draw: not every prior has draws of its own."""
+        chained = self.chains is not None
+        drawn = self.chain_samples() if chained else self.samples(self.reweighted)[0]
+        at = {name: value[0] for name, value in drawn.items()}
+        at_one = handlers.substitute(self._substituted(), data=at)
+        args, kwargs = self.model.arguments
+        trace = handlers.trace(handlers.seed(at_one, 0)).get_trace(*args, **kwargs)
+        return {name: site for name, site in trace.items() if site["type"] == "sample"}
+
     def to_arviz(
         self, resampled: bool | None, predictive_key: PRNGKey, with_log_likelihood: bool
     ) -> Any:
@@ -190,18 +220,7 @@ class Run:
             stats = {"log_weight": log_weight}
         in_chains = functools.partial(_in_chains, num_chains=num_chains)
         args, kwargs = self.model.arguments
-        # Of the parameters that it was trained with, and of a draw: not every prior has draws.
-        model = handlers.substitute(self.model.functions.model, data=self.model.data[1])
-        at_one = handlers.substitute(model, data={k: v[0] for k, v in posterior.items()})
-        trace = handlers.trace(handlers.seed(at_one, 0)).get_trace(*args, **kwargs)
-        observed = {
-            name: np.asarray(site["value"])
-            for name, site in trace.items()
-            if site["type"] == "sample"
-            and site["is_observed"]
-            # A ``numpyro.factor`` is observed in name only.
-            and type(site["fn"]).__name__ != "Unit"
-        }
+        model, observed = self._substituted(), self.observed()
         groups: dict[str, dict[str, Any]] = {
             "posterior": in_chains(posterior),
             "sample_stats": in_chains(stats),
@@ -246,6 +265,19 @@ def _mixing_of(chains: dict[str, np.ndarray]) -> Columns:
         "n_eff": {name: effective_sample_size(x) for name, x in chains.items()},
         "r_hat": {name: split_gelman_rubin(x) for name, x in chains.items()},
     }
+
+
+def _is_improper(name: str, fn: Any) -> bool:
+    """Whether the prior of a latent site has no finite integral: masked out, it is flat.
+
+    The mask of ``numpyro.sample(..., obs_mask=)`` says what is missing; there the prior is whole.
+    """
+    while fn is not None:
+        masked = isinstance(fn, dist.MaskedDistribution) and not np.all(fn._mask)
+        if isinstance(fn, dist.ImproperUniform) or (masked and not name.endswith("_unobserved")):
+            return True
+        fn = getattr(fn, "base_dist", None)
+    return False
 
 
 def _builder() -> Callable[[dict[str, dict[str, Any]]], Any]:

@@ -13,9 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
+
 from consistent_samplers.bases.iterating import folded, pair
 from consistent_samplers.bracket import Bracket
 from consistent_samplers.checks import check_integer, check_key
+from consistent_samplers.corrections import Reweighted
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.integrations.numpyro.arguments import identify, name_of
@@ -25,6 +28,7 @@ from consistent_samplers.integrations.numpyro.model import (
     flatten_model,
     starting_points,
 )
+from consistent_samplers.integrations.numpyro.reweighting import reweight, sensitivity
 from consistent_samplers.integrations.numpyro.run import MAX_OVERSAMPLING, Run
 from consistent_samplers.recipe import Route, TrainedSampler, load, train_sampler
 from consistent_samplers.recipe.chain_stage import where_needed
@@ -274,6 +278,50 @@ class OneStepSampler:
         """
         return self._trained_or_raise("bracket")[1].bracket(rng_key, num_samples)
 
+    def reweight(
+        self,
+        model: Callable[..., Any] | None = None,
+        *model_args: Any,
+        prior_power: float = 1.0,
+        likelihood_power: float = 1.0,
+        **model_kwargs: Any,
+    ) -> Reweighted:
+        """The last run's one-step draws under another prior or likelihood, with a verdict.
+
+        Nothing is trained. Log Z is that of ∏ prior^a likelihood^b with the two powers (Kallioinen
+        et al., 2024); ``numpyro.factor`` and imputed observations count as likelihood.
+
+        Args:
+          model: another one with the same latent sites, by names and shapes; a support may be
+            smaller. The sampler's own if None.
+          *model_args: its data; those of the last run if neither these nor keywords are given.
+          prior_power: a, not negative.
+          likelihood_power: b, not negative.
+          **model_kwargs: its keywords.
+
+        Raises:
+          RuntimeError: there was no run.
+          ValueError: other latent sites, a negative power, or no draw has a density.
+        """
+        run = self._last_run("reweight")
+        arguments = model_args, model_kwargs
+        return reweight(run, model, arguments, prior_power, likelihood_power)
+
+    def sensitivity(self, alphas: tuple[float, float] = (0.99, 1.01)) -> Any:
+        """ArviZ's table of each site's sensitivity to powers of prior and likelihood, of psense.
+
+        Above 0.05 a site is sensitive; to both, prior and data are in conflict (Kallioinen et al.,
+        2024, Statistics and Computing 34:57).
+
+        Args:
+          alphas: the powers that the derivative is taken between.
+
+        Raises:
+          ImportError: ``arviz-stats`` is not installed.
+          RuntimeError: there was no run.
+        """
+        return sensitivity(self._last_run("sensitivity"), alphas)
+
     def print_summary(
         self,
         prob: float = 0.9,
@@ -327,6 +375,16 @@ class OneStepSampler:
         `diagnostics.weights_are_reliable`.
         """
         return self._last_run("reweighted").reweighted
+
+    @property
+    def observed(self) -> dict[str, np.ndarray]:
+        """Values of the last run's observed sites by name; none of a ``numpyro.factor``."""
+        return self._last_run("observed").observed()
+
+    @property
+    def improper(self) -> tuple[str, ...]:
+        """Latent sites of the last run with improper priors, with which there is no evidence."""
+        return self._last_run("improper").improper()
 
     @property
     def trained(self) -> TrainedSampler:

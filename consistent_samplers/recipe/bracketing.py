@@ -1,0 +1,68 @@
+"""Log Z of a trained sampler from both sides, and what that is worth."""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from consistent_samplers.bases.iterating import folded
+from consistent_samplers.bracket import Bracket, bracket
+from consistent_samplers.corrections import latent_chains
+from consistent_samplers.diagnostics import LEVELS
+from consistent_samplers.types import Bound, PRNGKey
+
+if TYPE_CHECKING:
+    from consistent_samplers.recipe.trained import TrainedSampler
+
+_MAP_REPLACED = (
+    "Both bounds are of a Gaussian of the sampler's draws, in place of its map, which has several "
+    "components, folds or is not inverted."
+)
+_BRIDGE_REPLACED = (
+    "log Z is bridged to a Gaussian fitted to the first half of the chains, in place of the map, "
+    "which hardly overlaps them."
+)
+
+
+def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> Bracket:
+    """See `TrainedSampler.bracket`."""
+    chains = trained.chains
+    if chains is None:
+        chains = latent_chains(folded(rng_key, 1), trained.target, trained.one_step)
+    chained = dataclasses.replace(trained, chains=chains)
+    worth = chained.chains_verdict(folded(rng_key, 2))
+    if worth.level == LEVELS[-1]:
+        return _of_weights(rng_key, trained, num_samples, worth.words.partition("\n")[2])
+    draws = chains.sampler.sample(folded(rng_key, 0), trained.target, num_samples)
+    found = bracket(np.asarray(draws.log_weight), np.asarray(chains.log_weight))
+    notes = [_MAP_REPLACED] * chains.map_replaced
+    if chains.bridge_replaced:
+        # Decided before, without the draws above: their own bridge is that of the same map.
+        found = found._replace(log_z=chains.log_z.log_z, stderr=chains.log_z.log_z_stderr)
+        notes.append(_BRIDGE_REPLACED)
+    # Half a step between numbers of its size, as `estimate.evidence` takes it.
+    step = float(np.finfo(np.asarray(draws.log_weight).dtype).eps) * abs(found.log_z)
+    stderr = math.hypot(found.stderr, 0.5 * step)
+    return found._replace(note=_note(draws.bound, notes), level=worth.level, stderr=stderr)
+
+
+def _of_weights(
+    rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int, found_bad: str
+) -> Bracket:
+    """Where the chains are not to be used: a bound below, and log Z of the weights."""
+    own = trained.evidence(folded(rng_key, 0), num_samples)
+    judged = trained.verdict(own)
+    notes = [f"No bound above: the chains are not to be used.\n{found_bad}"]
+    if judged.level == LEVELS[-1]:
+        said = judged.words.partition("\nTo improve")[0]
+        notes.append(f"Nor are the weights of one step.\n{said}")
+    parts = own.elbo, own.elbo_stderr, own.log_z, own.log_z_stderr
+    lower, lower_stderr, log_z, stderr = map(float, parts)
+    found = Bracket(lower, lower_stderr, None, None, log_z, stderr, "importance", 0)
+    return found._replace(note=_note(own.bound, notes), level=judged.level)
+
+
+def _note(bound: Bound | None, lines: list[str]) -> str:
+    heuristic = ["The lower one is a heuristic, no bound."] * (bound == "heuristic")
+    return "\n".join([*lines, *heuristic])
