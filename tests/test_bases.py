@@ -261,6 +261,17 @@ def test_a_few_starts_find_the_modes_of_a_very_expensive_density(monkeypatch):
     assert len(found.particles) == 0 and np.isnan(found.log_z)
 
 
+def test_particles_that_do_not_arrive_say_nothing(monkeypatch):
+    """Log Z of a temperature on the way is that of another density."""
+    target = targets.gaussian(jnp.full(20, 3.0), jnp.full(20, 0.05))
+    arrived = bases.explore(KEY, target)
+    assert len(arrived.particles) and abs(arrived.log_z - target.log_z) < 1.0
+    monkeypatch.setattr(exploration, "_MAX_ROUNDS", 3)
+    on_the_way = bases.explore(KEY, target)
+    assert len(on_the_way.particles) == 0 and np.isnan(on_the_way.log_z)
+    np.testing.assert_allclose(on_the_way.modes.loc, arrived.modes.loc, atol=1e-2)
+
+
 def test_coordinates_of_very_unlike_scales_are_fitted():
     """As of a regression on raw covariates: L-BFGS alone stops short, and curvatures span 1e18."""
     scale, mean = jnp.array([1.0, 1e-6, 1e3]), jnp.array([0.5, 3e-6, 2e3])

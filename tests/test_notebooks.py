@@ -21,8 +21,8 @@ def _source(cell):
     return "".join(cell["source"])
 
 
-def test_there_are_five():
-    assert [path.name[:2] for path in PATHS] == ["1_", "2_", "3_", "4_", "5_"]
+def test_there_are_six():
+    assert [path.name[:2] for path in PATHS] == ["1_", "2_", "3_", "4_", "5_", "6_"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)

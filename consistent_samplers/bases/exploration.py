@@ -57,7 +57,7 @@ class Exploration(NamedTuple):
       modes: optima; there may be none. The evidence of several is the mass around each, measured
         by draws.
       particles: ``[num_particles, dim]``, of a tempered SMC that ended at the target; none above
-        200 dimensions or for very expensive densities.
+        200 dimensions, for very expensive densities, or where tempering came to no end.
       log_z: its estimate of log Z in nats, or NaN without particles.
       inside: share of the particles that set out inside of the support; 1 without particles.
 
@@ -130,6 +130,8 @@ def explore(
     step = np.full(num_starts, step, loc.dtype)
     # A long step may lead out of a narrow mode: what was known stays.
     found = merged(distinct(target, *climb(target, starts, step, num_iterations)), modes)
+    if not np.isfinite(log_z):
+        particles = particles[:0]
     return Exploration(weighed(key_weigh, target, found), particles, log_z, inside)
 
 
@@ -150,7 +152,8 @@ def tempered_particles(
     An adaptive tempered SMC: from a wide Gaussian around the optima that carry mass, by
     temperatures that leave 70 % of the particles inside effective, and moves of Hamiltonian Monte
     Carlo, its steps and masses taken from the population (Del Moral et al., 2006; Buchholz et al.,
-    2021). Without particles log Z is NaN.
+    2021). Log Z is NaN without particles, and where temperatures come to no end: they are then of
+    one on the way.
     """
     # The density is met between compiled steps of our own, as BlackJAX's kernel compiles it with
     # them. BlackJAX's are the search for the temperature and the resampling.
@@ -185,7 +188,8 @@ def tempered_particles(
         step_size *= float(np.exp(np.clip(excess, -0.5, 0.5)))
         if float(tempering) >= 1.0 or not np.isfinite(log_z):
             break
-    return np.asarray(particles[0]), log_z, inside
+    # Of a temperature on the way log Z says nothing.
+    return np.asarray(particles[0]), log_z if float(tempering) >= 1.0 else math.nan, inside
 
 
 def _covering(rng_key: PRNGKey, target: Target, modes: Modes) -> tuple[np.ndarray, np.ndarray]:
