@@ -12,6 +12,7 @@ from numpyro.infer.autoguide import AutoBNAFNormal, AutoIAFNormal
 from numpyro.optim import Adam
 
 import consistent_samplers as cs
+from benchmarks.race import figures
 from consistent_samplers.bases.exploration import find_modes, tempered_particles
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Draws, PRNGKey
@@ -23,47 +24,41 @@ _MAX_BNAF_DIM = 200
 _CHUNK = 50
 
 
-def tempered_smc(rng_key: PRNGKey, target: Target, seconds: float) -> dict[str, Any]:
+def measured(
+    rng_key: PRNGKey, target: Target, method: str, seconds: float, num_samples: int
+) -> dict[str, Any] | None:
+    """Figures of a method in a given wall time; None where it is too large for the target."""
+    if method in GUIDES:
+        return _flow_guide(rng_key, target, method, seconds, num_samples)
+    return _tempered_smc(rng_key, target, seconds)
+
+
+def _tempered_smc(rng_key: PRNGKey, target: Target, seconds: float) -> dict[str, Any]:
     """BlackJAX's adaptive tempered SMC with as many particles as the time allows.
 
     A first run of 2,000 particles (200 above 200 dimensions) tells what a particle costs; a second
-    one spends what is left, if that is more.
-
-    Args:
-      rng_key: key.
-      target: the target.
-      seconds: wall time, compilation and the search for a start included.
+    one spends what is left, if that is more. Compilation and the search for a start count.
     """
     start = time.perf_counter()
-    key_modes, key_first, key_second = jax.random.split(rng_key, 3)
+    key_modes, *keys = jax.random.split(rng_key, 3)
     modes = find_modes(key_modes, target)
     found = time.perf_counter()
     num = 2_000 if target.dim <= 200 else 200
-    _, log_z, _ = tempered_particles(key_first, target, modes, num_particles=num)
+    _, log_z, _ = tempered_particles(keys[0], target, modes, num_particles=num)
     spent = time.perf_counter() - found
     more = int(num * (seconds - (time.perf_counter() - start)) / spent)
     if more > num:
         num = more
-        _, log_z, _ = tempered_particles(key_second, target, modes, num_particles=num)
+        _, log_z, _ = tempered_particles(keys[1], target, modes, num_particles=num)
     return {"log_z": log_z, "particles": num, "seconds": time.perf_counter() - start}
 
 
-def flow_guide(
+def _flow_guide(
     rng_key: PRNGKey, target: Target, name: str, seconds: float, num_samples: int
 ) -> dict[str, Any] | None:
-    """A guide of NumPyro trained by its SVI for a given time, and its importance weights.
+    """A guide of NumPyro trained by its SVI, and its importance weights.
 
-    Adam at 2e-3, the guide's own defaults otherwise.
-
-    Args:
-      rng_key: key.
-      target: the target, wrapped as a model with an improper flat prior.
-      name: one of `GUIDES`.
-      seconds: wall time of the training, compilation included; at least one chunk is run.
-      num_samples: weighted draws behind each figure.
-
-    Returns:
-      ELBO, log Z, ESS, iterations and seconds; None where the guide is too large.
+    Adam at 2e-3, the guide's own defaults otherwise; at least one chunk is run.
     """
     if name == "AutoBNAFNormal" and target.dim > _MAX_BNAF_DIM:
         return None
@@ -73,8 +68,7 @@ def flow_guide(
         numpyro.factor("log_density", target.log_density(numpyro.sample("x", space)))
 
     key_init, key_draw = jax.random.split(rng_key)
-    start = time.perf_counter()
-    kind, num_particles = GUIDES[name]
+    start, iterations, (kind, num_particles) = time.perf_counter(), 0, GUIDES[name]
     guide = kind(model)
     svi = SVI(model, guide, Adam(2e-3), Trace_ELBO(num_particles=num_particles))
     state = svi.init(key_init)
@@ -83,12 +77,10 @@ def flow_guide(
     def chunk(state: Any) -> Any:
         return jax.lax.scan(lambda s, _: svi.stable_update(s), state, length=_CHUNK)[0]
 
-    iterations = 0
     while iterations == 0 or time.perf_counter() - start < seconds:
         state = jax.block_until_ready(chunk(state))
         iterations += _CHUNK
-    spent = time.perf_counter() - start
-    q = guide.get_posterior(svi.get_params(state))
+    spent, q = time.perf_counter() - start, guide.get_posterior(svi.get_params(state))
 
     def one(key: PRNGKey) -> tuple[Array, Array]:
         # With the transforms' own intermediate values: neither flow has to be inverted.
@@ -99,5 +91,4 @@ def flow_guide(
     x, log_weight = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
     log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
     e = cs.evidence(Draws(x, log_weight, bound="lower"))
-    figures = {field: float(getattr(e, field)) for field in ("elbo", "elbo_stderr", "log_z", "ess")}
-    return {**figures, "iterations": iterations, "seconds": spent}
+    return {**figures(e), "iterations": iterations, "seconds": spent}

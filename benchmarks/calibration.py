@@ -9,8 +9,7 @@ first data set and goes on from there for the others.
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +19,10 @@ import numpyro
 import numpyro.distributions as dist
 from scipy.stats import kstwo
 
-from benchmarks.rows import save, versions_and_device
+from benchmarks.case import Benchmark, Case
+from benchmarks.report import Report, Row, Table
 from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
 
-_COMMAND = "python -m benchmarks calibration"
 PROBABILITIES = (0.5, 0.8, 0.95)
 _X = jnp.asarray(np.random.default_rng(0).normal(size=(40, 2)), jnp.float32)
 _SCALES = jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])  # of the eight schools
@@ -74,17 +73,6 @@ MODELS: dict[str, tuple[Callable[..., None], int]] = {
 """Models of data ``y``, simulated without, and how many values these have."""
 
 
-def run(names: list[str] | None, num: int, num_samples: int, seed: int, output: Path) -> Any:
-    """Saves ranks and coverage of each model over ``num`` simulated data sets."""
-    if unknown := set(names or ()) - set(MODELS):
-        raise ValueError(f"No such model: {', '.join(sorted(unknown))}. There are {[*MODELS]}.")
-    chosen = ["--names", *names] if names else []
-    told = ["--num", str(num), "--num-samples", str(num_samples), "--seed", str(seed)]
-    rows = [calibrated(name, num, num_samples, seed) for name in names or MODELS]
-    results = {"command": " ".join([_COMMAND, *chosen, *told]), **versions_and_device()}
-    return save(output, "calibration", results | {"num": num, "rows": rows}, markdown, figure)
-
-
 def calibrated(name: str, num: int, num_samples: int, seed: int) -> dict[str, Any]:
     """Shares of the draws below each parameter, by data set; levels of verdicts; seconds."""
     from arviz_base import from_dict  # which simuk is made on
@@ -112,47 +100,65 @@ def calibrated(name: str, num: int, num_samples: int, seed: int) -> dict[str, An
     ranks = {k: np.asarray(v)[0] for k, v in found.simulations["prior_sbc"].items()}
     flat = np.concatenate([r.reshape(num, -1) for r in ranks.values()], axis=1)
     shares = (flat + 0.5) / (num_samples + 1)
-    row = {"model": name, "levels": dict(levels), "seconds": time.perf_counter() - begin}
-    return row | {"shares": shares.tolist()}
+    row = {"levels": dict(levels), "seconds": time.perf_counter() - begin}
+    return row | {"shares": shares}
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """A line for each model: coverage of intervals, what verdicts said, seconds."""
-    num = results["num"]
+def coverage(shares: Any) -> dict[str, list[float]]:
+    """Per cent of data sets inside central intervals: of all parameters, the least, the most."""
+    off = np.abs(np.asarray(shares) - 0.5)
+    inside = {f"{100 * p:.0f}": 100.0 * (off < 0.5 * p).mean(axis=0) for p in PROBABILITIES}
+    return {name: [float(x.mean()), float(x.min()), float(x.max())] for name, x in inside.items()}
+
+
+def measure(case: Case) -> list[Row]:
+    """Ranks and coverage of one model."""
+    num = case.settings["num"]
+    row = calibrated(case.target, num, case.settings["num_samples"], case.seed)
+    levels = ", ".join(f"{count} {level}" for level, count in row.pop("levels").items())
     errors = ", ".join(f"{100 * np.sqrt(p * (1 - p) / num):.1f}" for p in PROBABILITIES)
-    text = [
-        "# Simulation-based calibration",
-        "",
-        f"Made by `{results['command']}` on {results['device']}: {num} simulated data sets of each "
-        "model. Coverage in per cent of central intervals, all parameters together and, in "
-        f"brackets, the least and the most of one; the binomial errors of one are {errors}.",
-        "",
-        f"| model | {' | '.join(f'{100 * p:.0f} %' for p in PROBABILITIES)} | verdicts | seconds |",
-        "|" + "---|" * (3 + len(PROBABILITIES)),
-    ]
-    for row in results["rows"]:
-        off = np.abs(np.array(row["shares"]) - 0.5)
-        inside = [100.0 * (off < 0.5 * p).mean(axis=0) for p in PROBABILITIES]
-        cells = [f"{x.mean():.1f} ({x.min():.0f}, {x.max():.0f})" for x in inside]
-        said = ", ".join(f"{count} {level}" for level, count in row["levels"].items())
-        text.append(f"| {row['model']} | {' | '.join(cells)} | {said} | {row['seconds']:.0f} |")
-    return "\n".join(text) + "\n"
+    row |= {"num": num, "verdicts": levels, "errors": errors} | coverage(row["shares"])
+    return [row | {"shares": np.round(row["shares"], 4).tolist()}]
 
 
-def figure(results: dict[str, Any]) -> Any:
+def figure(rows: Sequence[Row]) -> Any:
     """Ranks: their distribution less the uniform one, a line for each parameter.
 
     95 of 100 of them stay within the band over its whole length (Kolmogorov and Smirnov).
     """
     from consistent_samplers.plotting import style
 
-    rows, num, at = results["rows"], results["num"], np.linspace(0.0, 1.0, 101)
+    at = np.linspace(0.0, 1.0, 101)
     axes = style.row_of_axes(None, len(rows), columns=3)
-    band = kstwo.ppf(0.95, num)
     for ax, row in zip(axes, rows, strict=True):
         below = (np.array(row["shares"])[:, :, None] <= at).mean(axis=0) - at
+        band = kstwo.ppf(0.95, row["num"])
         ax.axhspan(-band, band, color=style.BASE, alpha=0.3, linewidth=0)
         ax.plot(at, below.T, color=style.DRAWS, linewidth=0.8)
-        ax.set(title=row["model"], xlabel="rank / draws", ylabel="share of data sets, excess")
+        ax.set(title=row["target"], xlabel="rank / draws", ylabel="share of data sets, excess")
         style.tidy(ax)
     return axes[0].figure
+
+
+BENCHMARK = Benchmark(
+    name="calibration",
+    names=lambda settings: MODELS,
+    measure=measure,
+    options={
+        "--num": (100, "simulated data sets of each model"),
+        "--num-samples": (500, "draws of each posterior"),
+        "--seed": (0, "of the data sets"),
+    },
+    report=Report(
+        doc=__doc__,
+        words="""Coverage in per cent of central intervals: of all parameters together, then the
+        least and the most of one. Errors: the binomial ones of one parameter.""",
+        figure=figure,
+        tables=(
+            Table(
+                """model: {target} | data sets: {num} | 50 %: {50:.0f} | 80 %: {80:.0f} |
+                95 %: {95:.0f} | errors: {errors} | verdicts: {verdicts} | seconds: {seconds:.0f}"""
+            ),
+        ),
+    ),
+)

@@ -1,7 +1,6 @@
 """Targets of the benchmarks: how each is built, where samplers start, what is known of it."""
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import consistent_samplers as cs
+from benchmarks import race
 from consistent_samplers.bases import GaussianBase
 from consistent_samplers.diagnostics import nearest_mode, sign_modes
 from consistent_samplers.targets import Target
@@ -21,7 +21,6 @@ from consistent_samplers.types import Array
 REFERENCE_VARIABLE = "CONSISTENT_SAMPLERS_REFERENCE"
 """Names a folder of reference draws: NAME.npz with ``draws [n, dim]``."""
 
-_NUM_NUTS_REFERENCE = 4_000
 _BASE_SEED = 0
 
 
@@ -38,7 +37,6 @@ class Entry:
       num_modes: number of modes, all of equal weight.
       posterior: whether long NUTS chains serve as reference draws where nothing better is there.
       stored: name of its file of reference draws; its own if None.
-      plotted: half width of the square that a figure of its draws shows; None if not planar.
     """
 
     build: Callable[[], Target]
@@ -48,54 +46,37 @@ class Entry:
     num_modes: int = 0
     posterior: bool = False
     stored: str | None = None
-    plotted: float | None = None
 
 
-def _gmm9_centres() -> np.ndarray:
-    return np.array([(a, b) for a in (-5.0, 0.0, 5.0) for b in (-5.0, 0.0, 5.0)], np.float32)
+def _gmm9_modes(x: Array) -> Array:
+    places = (-5.0, 0.0, 5.0)
+    return nearest_mode(x, jnp.array([(a, b) for a in places for b in places]))
 
 
-def _nearest(centres: Callable[[], np.ndarray]) -> Callable[[Array], Array]:
-    return lambda x: nearest_mode(x, jnp.asarray(centres()))
+def _gmm40_modes(x: Array) -> Array:
+    return nearest_mode(x, jnp.asarray(_field_uniform((40, x.shape[1]), 40.0)))
 
 
-def _gmm40_centres(dim: int) -> np.ndarray:
-    return _field_uniform((40, dim), 40.0)
+def _well_modes(x: Array) -> Array:
+    return sign_modes(x, 5)
 
 
 TARGETS: dict[str, Entry] = {
-    "gmm9": Entry(cs.targets.gmm9, 4.0, labels=_nearest(_gmm9_centres), num_modes=9, plotted=8.0),
-    "gmm40": Entry(
-        cs.targets.gmm40,
-        30.0,
-        labels=_nearest(lambda: _gmm40_centres(2)),
-        num_modes=40,
-        plotted=50.0,
-    ),
-    "gmm40_50d": Entry(
-        lambda: cs.targets.gmm40(50),
-        30.0,
-        labels=_nearest(lambda: _gmm40_centres(50)),
-        num_modes=40,
-    ),
-    "rings": Entry(cs.targets.rings, 3.0, plotted=6.5),
-    "image": Entry(cs.targets.image, 2.0, plotted=5.0),
+    "gmm9": Entry(cs.targets.gmm9, 4.0, labels=_gmm9_modes, num_modes=9),
+    "gmm40": Entry(cs.targets.gmm40, 30.0, labels=_gmm40_modes, num_modes=40),
+    "gmm40_50d": Entry(lambda: cs.targets.gmm40(50), 30.0, labels=_gmm40_modes, num_modes=40),
+    "rings": Entry(cs.targets.rings, 3.0),
+    "image": Entry(cs.targets.image, 2.0),
     "funnel": Entry(cs.targets.funnel),
     "mw54": Entry(
-        lambda: cs.targets.double_wells(5, 5, 4.0),
-        2.0,
-        labels=lambda x: sign_modes(x, 5),
-        num_modes=32,
+        lambda: cs.targets.double_wells(5, 5, 4.0), 2.0, labels=_well_modes, num_modes=32
     ),
     "mw52": Entry(
-        lambda: cs.targets.double_wells(50, 5, 2.0),
-        2.0,
-        labels=lambda x: sign_modes(x, 5),
-        num_modes=32,
+        lambda: cs.targets.double_wells(50, 5, 2.0), 2.0, labels=_well_modes, num_modes=32
     ),
     "many_well": Entry(cs.targets.many_well, 2.0),
     "student_t_mixture": Entry(cs.targets.student_t_mixture, 8.0),
-    "rosenbrock": Entry(cs.targets.rosenbrock, 1.5, plotted=4.0),
+    "rosenbrock": Entry(cs.targets.rosenbrock, 1.5),
     "seeds": Entry(cs.targets.seeds, posterior=True),
     "ionosphere": Entry(cs.targets.ionosphere, posterior=True),
     "sonar": Entry(cs.targets.sonar, posterior=True),
@@ -126,66 +107,25 @@ def build_base(entry: Entry, target: Target) -> tuple[GaussianBase, str]:
     return base, f"N({entry.prior_loc:.4g}, {scale:.4g}² I)"
 
 
-def nuts_draws(
-    rng_key: Array, target: Target, base: GaussianBase, num_samples: int, num_chains: int = 4
-) -> Array:
-    """Draws ``[num_samples, dim]`` of NumPyro's NUTS, started from base draws; 1,000 warm-up."""
-    from numpyro.infer import MCMC, NUTS
-
-    key_start, key_run = jax.random.split(rng_key)
-    mcmc = MCMC(
-        NUTS(potential_fn=lambda x: -target.log_density(x)),
-        num_warmup=1_000,
-        num_samples=-(-num_samples // num_chains),
-        num_chains=num_chains,
-        chain_method="vectorized",
-        progress_bar=False,
-    )
-    mcmc.run(key_run, init_params=base.sample(key_start, num_chains))
-    # Chains side by side: the first draws are then from all of them.
-    draws = jnp.swapaxes(mcmc.get_samples(group_by_chain=True), 0, 1)
-    return draws.reshape(-1, target.dim)[:num_samples]
-
-
 def reference_draws(
-    name: str, entry: Entry, target: Target, base: GaussianBase, num_samples: int
+    name: str, entry: Entry, target: Target, num_samples: int
 ) -> tuple[Array, Array, str] | None:
     """Two disjoint sets ``[num_samples, dim]`` of reference draws and where they come from.
 
     From the exact sampler; else from the folder that `REFERENCE_VARIABLE` names; else, for
-    posteriors, from a long run of NUTS (kept in the user's cache). None where there is nothing.
+    posteriors, from a long run of NUTS. None where there is nothing.
     """
     if target.sample is not None:
         draws = target.sample(jax.random.key(2**20), 2 * num_samples)
         return draws[:num_samples], draws[num_samples:], "exact sampler"
-    folder = os.environ.get(REFERENCE_VARIABLE)
-    path = None if folder is None else Path(folder) / f"{entry.stored or name}.npz"
-    if path is not None and path.is_file():
+    path = Path(os.environ.get(REFERENCE_VARIABLE, "")) / f"{entry.stored or name}.npz"
+    if path.is_file():
         stored, source = np.load(path, allow_pickle=False)["draws"], "stored reference draws"
-        stored = np.random.default_rng(0).permutation(stored)
     elif entry.posterior:
-        stored, source = _cached_nuts(name, target, base), f"NUTS, {_NUM_NUTS_REFERENCE} draws"
+        found = race.nuts(race.Subject(target), jax.random.key(2**20), block=500)
+        stored, source = found.samples["x"], f"NUTS, {found.row['draws']} draws"
     else:
         return None
+    stored = np.random.default_rng(0).permutation(stored)
     num = min(num_samples, len(stored) // 2)
     return jnp.asarray(stored[:num]), jnp.asarray(stored[num : 2 * num]), source
-
-
-@functools.cache
-def _cache_folder() -> Path:
-    import pooch
-
-    return Path(pooch.os_cache("consistent_samplers"))
-
-
-def _cached_nuts(name: str, target: Target, base: GaussianBase) -> np.ndarray:
-    path = _cache_folder() / f"nuts-{name}-{cs.__version__}.npz"
-    if path.is_file():
-        return np.load(path, allow_pickle=False)["draws"]
-    draws = np.asarray(nuts_draws(jax.random.key(2**20), target, base, _NUM_NUTS_REFERENCE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when complete: two rows may look for it at once.
-    partial = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(partial, draws=draws)
-    partial.replace(path)
-    return draws

@@ -1,25 +1,47 @@
-"""Tables of the papers: every row by its own command, published figures beside ours."""
+"""Methods of the papers measured beside their published figures.
 
+Mean ± standard error over seeds. NFE: network evaluations a draw. A `lower-if-injective` ELBO is a
+bound only where the map does not fold, `heuristic` is no bound at all. All samplers start from one
+base, but the recipe, which finds its own. A figure that a seed lacks is left out. In brackets: the
+published figure.
+"""
+
+import functools
 import json
+import math
 import shlex
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import consistent_samplers as cs
-from benchmarks import methods, published
-from benchmarks.methods import Budget
-from benchmarks.rows import cell, command, number, path_of, save
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-_SAMPLERS = (
-    *("base", "dis", "dds", "pis", "cdds", "scds", "osds"),
-    *("osds-calibrated", "recipe"),
+import consistent_samplers as cs
+from benchmarks import registry
+from benchmarks.case import Benchmark, Case
+from benchmarks.methods import METHODS, Sampler, Trainer
+from benchmarks.process import isolated
+from benchmarks.registry import TARGETS, Entry
+from benchmarks.report import Report, Row, Table, cell, number
+from consistent_samplers import diagnostics
+from consistent_samplers.types import Array, Draws
+from consistent_samplers.types import Method as Transitions
+
+_NUM_POINTS, _NUM_REVERSED, _MAX_INVERTED_STEPS = 2_000, 1_000, 16
+_SINKHORN: dict[str, Any] = {"max_iterations": 600, "tolerance": 5e-3}
+_METRICS = (
+    *("elbo", "eubo", "log_z_error", "ess", "folded", "sampling_seconds"),
+    *("sinkhorn", "mmd", "entropic_coverage", "num_missed_modes", "training_seconds"),
 )
-_QUICK = {
+
+# --- Which rows ---------------------------------------------------------------------------------
+
+_SAMPLERS = ("base", "dis", "dds", "pis", "cdds", "scds", "osds", "osds-calibrated", "recipe")
+_FEW = ("base", "dis", "scds", "osds", "osds-calibrated", "recipe")
+_ROWS: dict[str, dict[str, tuple[str, ...]]] = {
     "scds": {
         "gmm9": _SAMPLERS,
         # Without dds and pis, which the quick budget leaves on one ring each.
@@ -28,227 +50,298 @@ _QUICK = {
         "funnel": ("nuts", *_SAMPLERS),
     },
     "osds": {
-        "seeds": ("base", "nuts", "dis", "scds", "osds", "osds-calibrated", "recipe"),
-        "funnel": ("base", "nuts", "dis", "scds", "osds", "osds-calibrated", "recipe"),
-        "gmm9": ("base", "dis", "scds", "osds", "osds-calibrated", "recipe"),
-        "mw54": ("base", "dis", "scds", "osds", "osds-calibrated", "recipe"),
+        **dict.fromkeys(("seeds", "funnel"), ("nuts", *_FEW)),
+        **dict.fromkeys(("gmm9", "mw54"), _FEW),
     },
-}
-_FEW_STEPS = (
-    *("cdds", "scds", "osds", "cdds-calibrated", "osds-calibrated", "dis-learned", "progressive"),
-    *("recipe", "scds.paper", "osds.paper"),
-)
-_ALL = ("base", "dis", "dds", "pis", *_FEW_STEPS)
-_FULL = {
-    "scds": {
-        **dict.fromkeys(("gmm9", "gmm40", "rings", "image", "mw54", "mw52"), _ALL),
-        "funnel": ("nuts", *_ALL),
-    },
-    "osds": {
-        **dict.fromkeys(
-            ("seeds", "funnel", "ionosphere", "sonar", "credit", "credit_likelihood"),
-            ("base", "nuts", "dis", *_FEW_STEPS),
-        ),
-        **dict.fromkeys(("cancer", "brownian"), ("base", "nuts", "dis", *_FEW_STEPS)),
-        **dict.fromkeys(("gmm9", "gmm40", "mw54", "mw52"), ("base", "dis", *_FEW_STEPS)),
-    },
-}
-_SETS: dict[str, tuple[dict[str, Any], dict[str, int], dict[str, tuple[int, ...]], int]] = {
-    "quick": (_QUICK, methods.QUICK_ITERATIONS, methods.STEPS | methods.QUICK_STEPS, 2),
-    "full": (_FULL, methods.FULL_ITERATIONS, methods.STEPS, 3),
+    # The bound of few stochastic steps with the paper's, fixed and learned kernels.
+    "kernels": dict.fromkeys(("funnel", "seeds"), ("dis.paper", "dis", "dis-learned")),
+    # Where the papers' heuristic ELBO exceeds the true log Z.
+    "heuristic": dict.fromkeys(
+        [name for name in TARGETS if name not in ("dw4", "lj13", "lj55")], ("osds.paper",)
+    ),
 }
 
 
-def plan(name: str, budget_set: str) -> list[tuple[str, str, str]]:
-    """Rows of a table: ``(target, method, command)``, in order."""
-    table, iterations, steps, seeds = _SETS[budget_set]
-    rows = []
-    for target, names in table[name].items():
-        for method in dict.fromkeys(names):
-            budget = Budget(iterations=iterations.get(method, 1))
-            # One iteration for methods that do not train: their seeds differ by draws only.
-            line = command(target, method, steps[method], budget, seeds)
-            rows.append((target, method, line))
-    return rows
+def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
+    name, full = settings["name"], settings["budget_set"] == "full"
+    if name == "row":
+        for target in settings["names"]:
+            steps = settings["steps"] or METHODS[settings["method"]].steps
+            budget = f"{iterations_of(settings['budget'])}it"
+            given = {**settings, "steps": steps, "jobs": 1}
+            yield Case(target, settings["method"], budget, settings["seed"], given)
+        return
+    for target, methods in _ROWS[name].items():
+        for of in methods if target in settings["names"] else ():
+            method = METHODS[of]
+            steps, num = method.steps if full else method.quick, method.iterations[full]
+            if name == "kernels":
+                steps, num = (2, 4, 8, 16, 128), 1_000
+            if name == "heuristic":
+                # The paper's steps grow a Cox process of 1,600 dimensions by minutes.
+                steps, num = (1, 8, 128), 10 if target == "lgcp" else 100
+            given = {**settings, "steps": steps, "seeds": 3 if full else 2}
+            yield Case(target, of, f"{num}it", settings=given)
 
 
-def run(name: str, budget_set: str, jobs: int, keep: bool, output: Path) -> None:
-    """Runs the rows and writes table-NAME.json, table-NAME.md and figures.
-
-    A row that fails is reported and left out; the table says so.
-
-    Args:
-      name: "scds" or "osds".
-      budget_set: "quick" or "full".
-      jobs: rows at a time.
-      keep: keep rows that the same command and version of the package left.
-      output: folder for the results; rows go to its folder "rows".
-    """
-    from benchmarks import table_figures
-
-    start = time.perf_counter()
-    rows_folder = output / "rows"
-    planned = plan(name, budget_set)
-    wanted = [row for row in planned if not (keep and _is_current(rows_folder, *row))]
-    print(f"{len(planned)} rows, {len(wanted)} to run, {jobs} at a time", flush=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        failures = dict(pool.map(lambda row: _run_row(row, rows_folder), wanted))
-    failures = {line: text for line, text in failures.items() if text}
-    rows = [
-        json.loads(path_of(rows_folder, target, method).read_text())
-        for target, method, line in planned
-        if line not in failures
-    ]
-    results = {
-        "command": f"python -m benchmarks table {name} --budget-set {budget_set} --jobs {jobs}",
-        "wall_seconds": time.perf_counter() - start,
-        "row_seconds": sum(row["wall_seconds"] for row in rows),
-        "version": cs.__version__,
-        "failed": failures,
-        "lines": [line for row in rows for line in lines(row)],
-    }
-    save(output, f"table-{name}", results, lambda found: markdown(name, rows, found))
-    for label, figure in table_figures.all_figures(name, rows).items():
-        figure.savefig(output / f"table-{name}-{label}.png", dpi=130)
-
-
-def _is_current(folder: Path, target: str, method: str, line: str) -> bool:
-    path = path_of(folder, target, method)
-    if not path.is_file():
-        return False
-    row = json.loads(path.read_text())
-    same_version = row["versions"]["consistent_samplers"] == cs.__version__
-    return bool(same_version and row["command"] == line)
-
-
-def _run_row(row: tuple[str, str, str], folder: Path) -> tuple[str, str]:
-    """Runs a row's command in a process of its own: ``(command, error or "")``."""
-    line = row[2]
-    start = time.perf_counter()
-    arguments = [sys.executable, *shlex.split(line)[1:], "--output", str(folder.resolve())]
-    done = subprocess.run(
-        arguments, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
-    )
-    seconds = time.perf_counter() - start
-    state = "done" if done.returncode == 0 else "FAILED"
-    print(f"{state} in {seconds:.0f} s: {line}", flush=True)
-    if done.returncode == 0:
-        return line, ""
-    return line, (done.stderr.strip() or f"exit status {done.returncode}")[-2_000:]
-
-
-def lines(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lines of the table from a row: evidence, distances and published figures joined."""
-    summary = row["summary"]
-    distances = {(d["num_steps"], d["kind"]): d for d in summary["distances"]}
-    found = summary["evidence"] or [d | {"bound": None} for d in summary["distances"]]
-    joined = []
-    for line in found:
-        entry = {
-            "target": row["target"],
-            "method": row["method"],
-            "true_log_z": row["true_log_z"],
-            "training_seconds": sum(summary["training_seconds"].values()),
-            "noise_floor": row.get("noise_floor", {}).get("sinkhorn"),
-            "command": row["command"],
-        }
-        entry |= distances.get((line["num_steps"], line["kind"]), {}) | line
-        # A paper's row says one number of steps and one kind of draw: the method's own.
-        if (line["bound"], line["kind"]) == (found[0]["bound"], found[0]["kind"]):
-            entry["published"] = published.find(row["target"], row["method"], line["num_steps"])
-        joined.append(entry)
-    return joined
-
-
-def markdown(name: str, rows: Sequence[dict[str, Any]], results: dict[str, Any]) -> str:
-    """The table as Markdown, one section a target, the command of every row below it."""
-    parts = [
-        f"# Table {name.upper()}: measured beside published",
-        "Made by `" + results["command"] + "`. Mean ± standard error over seeds. NFE: network "
-        "evaluations a draw. Draws are of the stochastic path or of the deterministic map; a "
-        "`lower-if-injective` ELBO is a bound only where the map does not fold, `heuristic` is "
-        "no bound at all. A figure that a seed lacks is left out. In brackets: the published "
-        "figure. " + published.load()["note"] + f" All rows took "
-        f"{results['row_seconds'] / 60:.0f} minutes of one process each, training, drawing and "
-        "distances included; with two at a time, half of that.",
-    ]
-    for target in dict.fromkeys(row["target"] for row in rows):
-        parts.append(_section(name, [row for row in rows if row["target"] == target]))
-    if results["failed"]:
-        parts.append("## Failed")
-        parts += [f"`{line}`: {text.splitlines()[-1]}" for line, text in results["failed"].items()]
-    parts.append("## Sources of published figures")
-    parts += [f"- {key}: {text}" for key, text in published.load()["sources"].items()]
-    parts += [f"- Warning ({k}): {text}" for k, text in published.load()["warnings"].items()]
-    return "\n\n".join(parts) + "\n"
-
-
-def _section(name: str, rows: list[dict[str, Any]]) -> str:
-    first = rows[0]
-    truth = "unknown" if first["true_log_z"] is None else f"{first['true_log_z']:.4f}"
-    floor = first.get("noise_floor", {}).get("sinkhorn")
-    text = [f"## {first['target']} ({first['dim']}-d, true log Z {truth})", ""]
-    text.append(
-        f"All samplers start from {first['base']}, but the recipe, which finds a base of its own "
-        f"(its training time holds all of that). Distances to {first['reference']}; Sinkhorn "
-        f"cost of reference draws to reference draws: {cell(floor)}."
-    )
-    header = (
-        "method",
-        "NFE",
-        "weights",
-        "ELBO",
-        "EUBO",
-        "abs. error of log Z",
-        "ESS",
-        "folded",
-        "Sinkhorn",
-        "modes missed",
-        "training s",
-        "drawing s",
-    )
-    text += ["", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for line in (line for row in rows for line in lines(row)):
-        shown = (None, "lower", "lower-if-injective")
-        if name == "scds" and line["bound"] not in shown:
-            continue
-        said = line.get("published") or {}
-        cells = (
-            line["method"],
-            "0" if line["method"] == "base" else str(line["num_steps"]),
-            line["bound"] or "none",
-            _with_error(line, "elbo") or ("" if line["bound"] is None else "no number"),
-            _with_error(line, "eubo"),
-            _with_error(line, "log_z_error", said),
-            _with_error(line, "ess", said),
-            cell(line.get("folded")),
-            _with_error(line, "sinkhorn", said),
-            cell(line.get("num_missed_modes")),
-            cell(line["training_seconds"]),
-            cell(line.get("sampling_seconds")),
+def iterations_of(budget: str) -> int:
+    """Reads "2000" or "2000it"."""
+    if not (text := budget.removesuffix("it")).isdigit() or int(text) < 1:
+        raise ValueError(
+            f'A budget is a number of iterations ("2000" or "2000it"), got {budget!r}.'
         )
-        text.append("| " + " | ".join(cells) + " |")
-    others = published.unmatched(first["target"], {row["method"] for row in rows})
-    if others:
-        text += ["", "Published, with no row of the same kind above:", ""]
-        for figure in others:
-            values = {k: v for k, v in figure.items() if k not in _LABELS}
-            steps = figure["num_steps"] or "NFE not stated"
-            text.append(f"- {figure['method']} @ {steps} ({figure['source']}): {values}")
-    text += ["", "Commands:", ""]
-    text += [f"- {row['method']}: `{row['command']}`" for row in rows]
-    return "\n".join(text)
+    return int(text)
 
 
-_LABELS = ("target", "method", "num_steps", "source")
+def command(case: Case) -> str:
+    """The command line that measures a row."""
+    parts = ["python", "-m", "benchmarks", case.target, "--method", case.method, "--steps"]
+    parts += [*map(str, case.settings["steps"]), "--budget", case.budget]
+    parts += ["--seeds", str(case.settings["seeds"])]
+    parts += ["--seed", str(case.seed)] if case.seed else []
+    num = case.settings["num_samples"]
+    return shlex.join(parts + (["--num-samples", str(num)] if num != 4_000 else []))
+
+
+# --- One row ------------------------------------------------------------------------------------
+
+
+def measure(case: Case) -> list[Row]:
+    """The lines of a row, from a process of its own where it is one of a table."""
+    given: Row = {name: case.settings[name] for name in ("steps", "seeds", "num_samples")}
+    given |= {"target": case.target, "method": case.method, "seed": case.seed}
+    given["iterations"] = iterations_of(case.budget)
+    if case.settings["name"] == "row":
+        return lines(**given)["lines"]
+    found = isolated("benchmarks.table:lines", given)
+    return found.get("lines", [found])
+
+
+def lines(
+    target: str,
+    method: str,
+    iterations: int,
+    seed: int,
+    steps: Sequence[int],
+    seeds: int,
+    num_samples: int,
+) -> dict[str, list[Row]]:
+    """Trains and measures a method: a line for each number of steps and kind of weights.
+
+    Numbers of steps above its largest are left out.
+    """
+    entry = TARGETS[target]
+    built = entry.build()
+    base, words = registry.build_base(entry, built)
+    reference = registry.reference_draws(target, entry, built, _NUM_POINTS)
+    about = {"dim": built.dim, "true_log_z": built.log_z, "base": words}
+    if reference is not None:
+        floor = distances(reference[1], entry, reference)["sinkhorn"]
+        about |= {"reference": reference[2], "noise_floor": floor}
+    trainer = Trainer(method, built, base, iterations, steps)
+    found: list[Row] = []
+    for current in range(seed, seed + seeds):
+        sampler = trainer.train(current)
+        key = jax.random.fold_in(jax.random.key(current), 2**20)
+        for num_steps in [k for k in steps if k <= sampler.trained.many_steps.max_steps]:
+            common: Row = {"num_steps": num_steps, "training_seconds": sampler.seconds}
+            common |= {"note": sampler.note} if sampler.note else {}
+            if sampler.chains is not None:
+                position = sampler.chains(key, _NUM_POINTS)
+                found.append(common | distances(position, entry, reference))
+            for of in sampler.methods:
+                row, draws = evidence(key, sampler, built, num_samples, num_steps, of)
+                row |= distances(draws.position[:_NUM_POINTS], entry, reference)
+                found.append(common | row)
+    return {"lines": [about | line for line in summarised(found, ("num_steps", "bound"), _METRICS)]}
+
+
+def evidence(
+    rng_key: Array,
+    sampler: Sampler,
+    target: cs.Target,
+    num_samples: int,
+    num_steps: int,
+    method: Transitions,
+) -> tuple[Row, Draws]:
+    """Evidence of one kind of transitions at one number of steps, and the draws behind it."""
+    key_compile, key_draw, key_reverse = jax.random.split(rng_key, 3)
+    draw = functools.partial(sampler.trained.sample, method=method)
+    jax.block_until_ready(draw(key_compile, num_samples, num_steps))
+    start = time.perf_counter()
+    draws = jax.block_until_ready(draw(key_draw, num_samples, num_steps))
+    row: Row = {"bound": draws.bound, "sampling_seconds": time.perf_counter() - start}
+    try:
+        e = cs.evidence(draws)
+    except ValueError as error:  # weights that cannot be used
+        row["note"] = str(error)
+    else:
+        row |= {"elbo": float(e.elbo), "ess": float(e.ess)}
+        row["folded"] = None if e.folded is None else float(e.folded)
+        if target.log_z is not None:
+            row["log_z_error"] = abs(float(e.log_z) - target.log_z)
+    # A long map is inverted step by step, each an iteration of its own: minutes at 128 steps.
+    reversible = method == "path" or (method == "map" and num_steps <= _MAX_INVERTED_STEPS)
+    if target.sample is not None and reversible:
+        exact = target.sample(jax.random.key(2**21), _NUM_REVERSED)
+        log_weight = np.asarray(
+            sampler.trained.sampler_for(num_steps, method).log_weight(
+                key_reverse, target, exact, num_steps, method=method
+            ),
+            np.float64,
+        )
+        if not (missing := np.isnan(log_weight)).all():
+            row["eubo"] = float(log_weight[~missing].mean())
+    return row, draws
+
+
+def distances(position: Array, entry: Entry, reference: tuple[Array, Array, str] | None) -> Row:
+    """Distances of equally weighted draws ``[n, dim]`` to reference draws, and modes reached."""
+    finite = np.isfinite(np.asarray(position)).all(axis=1)
+    row: Row = {"nonfinite_share": float(1.0 - finite.mean())}
+    position = jnp.asarray(np.asarray(position)[finite])
+    if len(position) < 2:
+        return row
+    if reference is not None:
+        row["sinkhorn"] = float(diagnostics.sinkhorn(position, reference[0], **_SINKHORN).value)
+        row["mmd"] = float(diagnostics.mmd(position, reference[0]))
+    if entry.labels is not None:
+        coverage = diagnostics.mode_coverage(entry.labels(position), entry.num_modes)
+        row["entropic_coverage"] = float(coverage.entropic_coverage)
+        row["num_missed_modes"] = int(coverage.num_missed)
+    return row
+
+
+def summarised(rows: Sequence[Row], by: Sequence[str], metrics: Sequence[str]) -> list[Row]:
+    """Mean and standard error over seeds of the metrics, one row a value of ``by``.
+
+    There is no standard error with a single seed. A metric that a seed lacks is None as well: a
+    mean over the seeds that went well would flatter.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
+    summary = []
+    for values, group in groups.items():
+        line = group[0] | dict(zip(by, values, strict=True)) | {"num_seeds": len(group)}
+        for metric in metrics:
+            found = [row.get(metric) for row in group]
+            if all(value is None for value in found):
+                continue
+            numbers = np.array([number(value) for value in found])
+            line[metric] = None if np.isnan(numbers).any() else float(numbers.mean())
+            if len(numbers) > 1 and np.isfinite(numbers).all():
+                line[f"{metric}_stderr"] = float(numbers.std(ddof=1) / math.sqrt(len(numbers)))
+        summary.append(line)
+    return summary
+
+
+# --- Published figures and the report -----------------------------------------------------------
+
+PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published.json").read_text())
 _PUBLISHED_NAMES = {"log_z_error": "abs_error_log_z"}
 
 
-def _with_error(line: dict[str, Any], metric: str, said: dict[str, Any] | None = None) -> str:
-    """A metric as mean ± standard error, the published figure in brackets."""
-    text = cell(line.get(metric))
-    error = number(line.get(f"{metric}_stderr"))
-    if text and error == error:
-        text += f" ± {error:.2g}"
-    figure = (said or {}).get(_PUBLISHED_NAMES.get(metric, metric))
-    return text if figure is None else f"{text} [{figure:g}]"
+def published(target: str, method: str, num_steps: int | None) -> Row | None:
+    """The published figure of a method; one whose number of steps is not stated does not match."""
+    wanted = (target, method, num_steps)
+    found = (
+        f for f in PUBLISHED["figures"] if (f["target"], f["method"], f["num_steps"]) == wanted
+    )
+    return next(found, None)
+
+
+def _shown(rows: Sequence[Row]) -> list[Row]:
+    """Rows with the published figures beside each method's own kind of draw, and with errors."""
+    shown, seen = [], set()
+    for row in rows:
+        key = (row["target"], row["method"], row.get("num_steps"))
+        said = published(*key) if "num_steps" in row and key not in seen else None
+        seen.add(key)
+        line = dict(row)
+        for metric in _METRICS:
+            text = cell("{%s} ± {%s_stderr:.2g}" % (metric, metric), row).removesuffix(" ±")  # noqa: UP031
+            figure = (said or {}).get(_PUBLISHED_NAMES.get(metric, metric))
+            line[metric] = text if figure is None else f"{text} [{figure:g}]"
+        shown.append(line)
+    return shown
+
+
+def _others(rows: Sequence[Row]) -> list[Row]:
+    """Published figures that stand beside no row."""
+    here = {(row["target"], row["method"], row.get("num_steps")) for row in rows}
+    targets = {row["target"] for row in rows}
+    return [
+        figure | {"values": ", ".join(f"{k} {v}" for k, v in figure.items() if k not in _LABELS)}
+        for figure in PUBLISHED["figures"]
+        if figure["target"] in targets
+        and (figure["target"], figure["method"], figure["num_steps"]) not in here
+    ]
+
+
+_LABELS = ("target", "method", "num_steps", "source")
+
+
+def _figure(rows: Sequence[Row]) -> Any:
+    from benchmarks.figures import lines
+
+    first: dict[Any, Row] = {}
+    for row in rows:
+        level = row["method"] in ("base", "nuts")
+        steps = None if level else row.get("num_steps")
+        first.setdefault(
+            (row["target"], row["method"], steps), row | {"network evaluations": steps}
+        )
+    return lines(
+        list(first.values()),
+        panel="target",
+        x="network evaluations",
+        y="sinkhorn",
+        line="method",
+        ylabel="Sinkhorn cost (lower is better)",
+    )
+
+
+BENCHMARK = Benchmark(
+    name="table",
+    names=lambda settings: list(TARGETS),
+    cases=_cases,
+    measure=measure,
+    options={
+        "name": {"choices": (*_ROWS, "row")},
+        "--budget-set": {"choices": ("quick", "full"), "default": "quick"},
+        "--jobs": (2, "rows at a time"),
+        "--method": {"choices": METHODS, "help": "of a single row"},
+        "--steps": {"type": int, "nargs": "+", "help": "network evaluations a draw, of a row"},
+        "--budget": ("2000it", "training iterations of a row"),
+        "--seeds": (1, "number of seeds, of a row"),
+        "--seed": (0, "first seed, of a row"),
+        "--num-samples": (4_000, "draws behind each line"),
+    },
+    file=lambda settings: f"table-{settings['name']}",
+    command=command,
+    report=Report(
+        doc=__doc__,
+        words=PUBLISHED["note"],
+        tables=(
+            Table(
+                """target: {target} | method: {method} | NFE: {num_steps} |
+                weights: {bound} {note} | ELBO: {elbo} | EUBO: {eubo} |
+                abs. error of log Z: {log_z_error} | ESS: {ess} | folded: {folded} |
+                Sinkhorn: {sinkhorn} | modes missed: {num_missed_modes} |
+                training s: {training_seconds} | drawing s: {sampling_seconds}""",
+                rows=_shown,
+            ),
+            Table(
+                """target: {target} | method: {method} | NFE: {num_steps} | source: {source} |
+                figures: {values}""",
+                "Published, with no row of the same kind above",
+                "; ".join(f"{key}: {text}" for key, text in PUBLISHED["sources"].items())
+                + ". Warnings: "
+                + "; ".join(f"{key}: {text}" for key, text in PUBLISHED["warnings"].items()),
+                _others,
+            ),
+        ),
+        figure=_figure,
+    ),
+)

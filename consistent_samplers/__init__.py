@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from consistent_samplers import (
         algorithms,
+        amortized,
         bases,
         bayes_factors,
         bracket,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from consistent_samplers.algorithms.progressive import progressive_distillation
     from consistent_samplers.algorithms.protocol import SamplerState
     from consistent_samplers.algorithms.scds import scds
+    from consistent_samplers.amortized import AmortizedSampler, amortize, load_family
     from consistent_samplers.checkpoint import CheckpointError
     from consistent_samplers.comparison import Comparison, compare
     from consistent_samplers.estimate import Evidence, evidence
@@ -69,6 +71,7 @@ _NAMES = {
         *("Algorithm", "SamplerState", "calibration", "progressive_distillation"),
         *("cdds", "dds", "dis", "osds", "pis", "scds"),
     ),
+    "amortized": ("AmortizedSampler", "amortize", "load_family"),
     "checkpoint": ("CheckpointError",),
     "comparison": ("Comparison", "compare"),
     "estimate": ("Evidence", "evidence"),
@@ -84,6 +87,7 @@ _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "Algorithm",
+    "AmortizedSampler",
     "CheckpointError",
     "Comparison",
     "Draws",
@@ -95,6 +99,8 @@ __all__ = [
     "TrainedSampler",
     "TrainingDivergedError",
     "algorithms",
+    "amortize",
+    "amortized",
     "as_prior",
     "bases",
     "bayes_factors",
@@ -114,6 +120,7 @@ __all__ = [
     "fit",
     "kernels",
     "load",
+    "load_family",
     "log_det",
     "losses",
     "maps",

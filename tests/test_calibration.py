@@ -15,22 +15,19 @@ from benchmarks import calibration
 RNG = np.random.default_rng(0)
 
 
-def results(shares):
-    row = {"model": "a", "levels": {"trusted": len(shares)}, "seconds": 1.0, "shares": shares}
-    return {"command": "run", "device": "cpu", "num": len(shares), "rows": [row]}
-
-
 def test_coverage_is_counted_by_parameter():
     # Ranks of a right sampler, and of one that is too sure of itself.
     right, narrow = (np.arange(1_000) + 0.5) / 1_000, np.repeat([0.001, 0.999], 500)
-    text = calibration.markdown(results(np.stack([right, narrow], axis=1)))
-    assert "| 25.0 (0, 50) | 40.0 (0, 80) | 47.5 (0, 95) | 1000 trusted |" in text
-    assert "1.6, 1.3, 0.7" in text
+    found = calibration.coverage(np.stack([right, narrow], axis=1))
+    expected = {"50": [25, 0, 50], "80": [40, 0, 80], "95": [47.5, 0, 95]}
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values)
 
 
 def excesses(shares):
     """Largest excess of each parameter's line, and the band's half width."""
-    (ax,) = calibration.figure(results(shares.tolist())).axes
+    row = {"target": "a", "num": len(shares), "shares": shares.tolist()}
+    (ax,) = calibration.figure([row]).axes
     lines = np.array([line.get_ydata() for line in ax.get_lines()])
     return np.abs(lines).max(axis=1), ax.patches[0].get_height() / 2.0
 

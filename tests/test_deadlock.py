@@ -92,9 +92,11 @@ def test_gradients_of_many_determinants_finish(script, dim):
 
 @pytest.mark.slow
 def test_no_density_hangs_the_recipe(tmp_path):
-    from benchmarks import hang
+    from benchmarks import case, hang
 
     # Each kind once, as the first, second or third target of its process; half two at a time.
-    found = hang.run(len(hang.KINDS), TRAINING_LIMIT, late=False, unguarded=False, output=tmp_path)
-    ends = {run["kind"]: run["end"] for run in found["runs"]}
+    settings = {"processes": len(hang.KINDS), "limit": TRAINING_LIMIT}
+    settings |= {"late": False, "unguarded": False}
+    rows = case.run(hang.BENCHMARK, settings, output=tmp_path)
+    ends = {row["target"]: row["end"] for row in rows}
     assert ends == dict.fromkeys(hang.KINDS, "done")

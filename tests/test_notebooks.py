@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.__main__ as command_line
-from benchmarks import notebooks
+from benchmarks import case, notebooks
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -21,8 +21,8 @@ def _source(cell):
     return "".join(cell["source"])
 
 
-def test_there_are_five():
-    assert [path.name[:2] for path in PATHS] == ["1_", "2_", "3_", "4_", "5_"]
+def test_there_are_six():
+    assert [path.name[:2] for path in PATHS] == ["1_", "2_", "3_", "4_", "5_", "6_"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -85,9 +85,8 @@ def test_full_run_keeps_copies_and_pictures(tmp_path, monkeypatch, capsys):
     command_line.main(["notebooks", "--names", "7_seven", *options])
     assert "42" in (tmp_path / "copies" / "7_seven.ipynb").read_text()
     assert (tmp_path / "copies" / "7_seven-1.png").read_bytes().startswith(b"\x89PNG")
-    results = json.loads((tmp_path / "results" / "notebooks.json").read_text())
-    (row,) = results["rows"]
-    assert (row["notebook"], row["num_pictures"], row["error"]) == ("7_seven", 1, None)
+    (row,) = case.read(tmp_path / "results" / "notebooks.jsonl")
+    assert (row["target"], row["pictures"], row.get("error")) == ("7_seven", 1, None)
     assert "| 7_seven | " in (tmp_path / "results" / "notebooks.md").read_text()
 
     # A cell that fails fails the command, and what was reached is kept.

@@ -164,7 +164,7 @@ def flatten_model(
     """
     check_arguments(name_of(model), (model_args, model_kwargs))
     trace = _trace(model, model_args, model_kwargs)
-    _check_trace(name_of(model), trace)
+    check_trace(name_of(model), trace)
 
     sites = []
     for site_name, site in trace.items():
@@ -292,7 +292,7 @@ def _constrain(functions: _Functions, data: ArrayTree, position: Array) -> Sampl
     return jax.lax.map(one, position, batch_size=chunk)
 
 
-def _check_trace(name: str, trace: dict[str, Any]) -> None:
+def check_trace(name: str, trace: dict[str, Any]) -> None:
     """Raises unless the model's density is continuous and complete, its data numbers."""
     sampled = [s for s in trace.values() if s["type"] == "sample"]
     latent = [s for s in sampled if not s["is_observed"]]

@@ -1,0 +1,248 @@
+"""Cases, what is measured of them, and the one loop that measures them and keeps their rows."""
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import os
+import platform
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Report, Row
+
+RESULTS = Path(__file__).parent / "results"
+Settings = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one measurement is of.
+
+    Attributes:
+      target: name of the density, the model or the part that is measured.
+      method: what samples it; "" where there is one only.
+      budget: what it may spend, in the benchmark's words; "" where it decides by itself.
+      seed: of everything; -1 where each has its own.
+      settings: other options of the command.
+    """
+
+    target: str
+    method: str = ""
+    budget: str = ""
+    seed: int = 0
+    settings: Settings = dataclasses.field(default_factory=dict, hash=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A command of ``python -m benchmarks``.
+
+    Attributes:
+      name: of the command and, unless `file` gives another, of its results.
+      names: ``settings -> names`` of what can be measured, in the order of the tables.
+      measure: ``case -> rows``.
+      report: tables, goals and figure.
+      cases: ``(settings, rows) -> cases`` for the names in ``settings["names"]``; rows are those
+        that are kept so far, to be looked at when a case is asked for. One a name if None.
+      options: of the command, beside names, output and keep: ``(default, help)`` each, or ``(type,
+        help)`` where there is no default, or what argparse takes.
+      by: fields that tell rows apart: a new row replaces those that agree with it in all of them.
+      file: ``settings -> name`` of the results.
+      command: ``case -> command line`` of a row, without its output folder.
+      aliases: flags that name what is measured.
+      strict: whether an error in a row is one of the command, once all is written.
+    """
+
+    name: str
+    names: Callable[[Settings], Iterable[str]]
+    measure: Callable[[Case], list[Row]]
+    report: Report
+    cases: Callable[[Settings, list[Row]], Iterable[Case]] | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    by: tuple[str, ...] = ("target", "method")
+    file: Callable[[Settings], str] | None = None
+    command: Callable[[Case], str] | None = None
+    strict: bool = False
+    aliases: tuple[str, ...] = ("--names",)
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Reads the command's options."""
+        parser = argparse.ArgumentParser(
+            prog=f"python -m benchmarks {self.name}", description=self.report.doc
+        )
+        add = parser.add_argument
+        for flag, given in self.options.items():
+            add(flag, **(given if isinstance(given, dict) else _option(*given)))
+        add(*self.aliases, nargs="+", help="what is measured; all if left out")
+        add("--output", type=Path, default=RESULTS, help="folder for the results")
+        add("--keep", action="store_true", help="leave rows of the same command and version")
+        return parser
+
+    def line_of(self, case: Case) -> str:
+        """The command line that measures a case."""
+        if self.command is not None:
+            return self.command(case)
+        parts, parser = ["python", "-m", "benchmarks", self.name], self.parser()
+        for flag in self.options:
+            name = flag.lstrip("-").replace("-", "_")
+            value = case.settings.get(name)
+            if value is None or value == parser.get_default(name):
+                continue
+            given = [] if value is True else [value] if isinstance(value, str) else value
+            flags = [flag] if flag.startswith("-") else []
+            parts += flags + list(map(str, given if isinstance(given, list | tuple) else [given]))
+        return shlex.join([*parts, "--names", case.target])
+
+
+def _option(default: Any, words: str) -> dict[str, Any]:
+    """What argparse is told of an option."""
+    if default is False:
+        return {"action": "store_true", "help": words}
+    if isinstance(default, type):
+        return {"type": default, "help": words}
+    if isinstance(default, tuple):
+        return {"nargs": "+", "type": type(default[0]), "default": default, "help": words}
+    return {"type": type(default), "default": default, "help": words}
+
+
+def one_a_name(settings: Settings, rows: Sequence[Row]) -> Iterator[Case]:
+    """A case for each name, with the command's seed where it has one."""
+    for name in settings["names"]:
+        seed = settings.get("seed", 0)
+        yield Case(name, seed=-1 if seed is None else seed, settings=settings)
+
+
+def run(
+    benchmark: Benchmark,
+    settings: Settings,
+    names: Sequence[str] | None = None,
+    output: Path = RESULTS,
+    keep: bool = False,
+) -> list[Row]:
+    """Measures cases; writes their rows, one by one, then the tables and the figure.
+
+    Args:
+      benchmark: what to run.
+      settings: values of its options.
+      names: of targets; all if None. Rows of others that the file holds are kept.
+      output: folder of NAME.jsonl, NAME.md and NAME.png.
+      keep: leave out cases whose rows come from the same command and version of the package.
+
+    Returns:
+      All rows of the file.
+
+    Raises:
+      ValueError: no such name, or what the benchmark refuses.
+      RuntimeError: a row has an error, and the benchmark is strict.
+    """
+    known = list(benchmark.names(settings))
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"names must be among {', '.join(known)}; got {', '.join(unknown)}.")
+    output.mkdir(parents=True, exist_ok=True)
+    file = benchmark.name if benchmark.file is None else benchmark.file(settings)
+    path, rows, about = output / f"{file}.jsonl", read(output / f"{file}.jsonl"), machine()
+    told = ("command", "versions", "method", "seed")
+    done = {tuple(row.get(name) for name in told) for row in rows} if keep else set()
+
+    def planned(case: Case) -> Row:
+        return _named(case) | {"command": benchmark.line_of(case)} | about
+
+    given = {**settings, "names": list(names or known), "output": output}
+    cases = (benchmark.cases or one_a_name)(given, rows)
+    wanted = (c for c in cases if tuple(planned(c).get(name) for name in told) not in done)
+    place = {name: i for i, name in enumerate(known)}
+
+    def identity(row: Row) -> tuple[Any, ...]:
+        return tuple(row.get(field) for field in benchmark.by)
+
+    for case, found in _measured(benchmark.measure, wanted):
+        new = [_plain(planned(case) | row) for row in found]
+        replaced = {identity(row) for row in new}
+        rows[:] = [row for row in rows if identity(row) not in replaced] + new
+        rows.sort(key=lambda row: place.get(row["target"], len(place)))
+        # After each case: a run of hours may end early.
+        write(path, rows)
+        print(benchmark.report.lines(new), flush=True)
+    save(benchmark.report, rows, output, file)
+    print(f"Saved {output / file}.jsonl and .md")
+    failed = [f"{row['target']}: {row['error']}" for row in rows if "error" in row]
+    if benchmark.strict and failed:
+        raise RuntimeError("; ".join(failed))
+    return rows
+
+
+def _measured(
+    measure: Callable[[Case], list[Row]], cases: Iterable[Case]
+) -> Iterator[tuple[Case, list[Row]]]:
+    """Cases one by one, or as many at a time as their settings say."""
+    for jobs, group in itertools.groupby(cases, lambda case: case.settings.get("jobs", 1)):
+        if jobs == 1:
+            yield from ((case, measure(case)) for case in group)
+            continue
+        at_a_time = list(group)
+        with ThreadPoolExecutor(jobs) as pool:
+            yield from zip(at_a_time, pool.map(measure, at_a_time), strict=True)
+
+
+def _named(case: Case) -> Row:
+    row: Row = {"target": case.target, "method": case.method, "seed": case.seed}
+    return {name: value for name, value in row.items() if value != ""}
+
+
+def save(report: Report, rows: Sequence[Row], output: Path, file: str) -> None:
+    """Writes the table of rows, and their figure where there is one to show."""
+    (output / f"{file}.md").write_text(report.text(rows))
+    if report.figure is not None and (figure := report.figure(rows)) is not None:
+        figure.savefig(output / f"{file}.png", dpi=110)
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a file; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Writes rows, one a line: NaN is null, infinities are the strings "inf" and "-inf"."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(_plain(r), allow_nan=False) + "\n" for r in rows))
+    partial.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Strict JSON, numbers to eight digits."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if not isinstance(value, float):
+        return value
+    if math.isfinite(value):
+        return float(f"{value:.8g}")
+    return None if math.isnan(value) else str(value)
+
+
+def machine() -> Row:
+    """What rows are measured with, on and when."""
+    import jax
+
+    found = {name: metadata.version(name) for name in ("jax", "numpyro")}
+    found = {"consistent_samplers": metadata.version("consistent_samplers")} | found
+    return {
+        "versions": ", ".join(f"{name} {version}" for name, version in found.items()),
+        "device": f"{jax.devices()[0].device_kind} ({platform.machine()}), {num_cores()} cores",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

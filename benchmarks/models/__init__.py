@@ -1,0 +1,1 @@
+"""What is sampled: NumPyro models and densities, with their data."""

@@ -1,0 +1,142 @@
+"""Models of which each user has many data sets, and what simulates these."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+
+class Family(NamedTuple):
+    """A model, what simulates its covariates, and how many rows a data set has."""
+
+    model: Callable[..., Any]
+    covariates: Callable[..., Any]
+    num_rows: int | tuple[int, int]
+
+
+def _schools(sigma: Any, y: Any = None) -> None:
+    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+    with numpyro.plate("schools", sigma.shape[0]):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def _standard_errors(rng_key: Any, num_rows: int) -> Any:
+    return (jax.random.uniform(rng_key, (num_rows,), minval=8.0, maxval=20.0),), {}
+
+
+def _logistic(X: Any, y: Any = None) -> None:
+    b = numpyro.sample("b", dist.Normal(jnp.zeros(X.shape[1]), 1.0).to_event(1))
+    with numpyro.plate("rows", X.shape[0]):
+        numpyro.sample("y", dist.Bernoulli(logits=X @ b), obs=y)
+
+
+def _regression(X: Any, y: Any = None) -> None:
+    b = numpyro.sample("b", dist.Normal(jnp.zeros(X.shape[1]), 1.0).to_event(1))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
+    with numpyro.plate("rows", X.shape[0]):
+        numpyro.sample("y", dist.Normal(X @ b, sigma), obs=y)
+
+
+def _some_columns(num_columns: int) -> Callable[..., Any]:
+    """Rows of standard normal columns, of which some are zero: their weights follow the prior."""
+
+    def covariates(rng_key: Any, num_rows: int) -> Any:
+        key_x, key_used = jax.random.split(rng_key)
+        used = jax.random.randint(key_used, (), 3, num_columns + 1)
+        X = jax.random.normal(key_x, (num_rows, num_columns))
+        return (X * (jnp.arange(num_columns) < used),), {}
+
+    return covariates
+
+
+def _poisson(exposure: Any, y: Any = None) -> None:
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("groups", exposure.shape[0]):
+        rate = numpyro.sample("rate", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Poisson(exposure * jnp.exp(rate)), obs=y)
+
+
+def _exposures(rng_key: Any, num_rows: int) -> Any:
+    return (jax.random.uniform(rng_key, (num_rows,), minval=0.5, maxval=5.0),), {}
+
+
+class _Wald(dist.Distribution):
+    """First passage of a Brownian motion with drift to a threshold, after a delay (Wald, 1947)."""
+
+    support = dist.constraints.positive
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, drift: Any, threshold: Any, delay: Any) -> None:
+        self.mean_time, self.shape_of, self.delay = drift, threshold, delay
+        super().__init__(jnp.broadcast_shapes(*map(jnp.shape, (drift, threshold, delay))))
+
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
+        """Draws by the transform of Michael, Schucany and Haas (1976)."""
+        shape = (*sample_shape, *self.batch_shape)
+        key_normal, key_uniform = jax.random.split(key)
+        mean, size = self.shape_of / self.mean_time, self.shape_of**2
+        square = jax.random.normal(key_normal, shape) ** 2
+        part = mean * square / (2.0 * size)
+        low = mean / (1.0 + part + jnp.sqrt(part * (part + 2.0)))
+        pick = jax.random.uniform(key_uniform, shape) <= mean / (mean + low)
+        return self.delay + jnp.where(pick, low, mean**2 / low)
+
+    def log_prob(self, value: Any) -> Any:
+        """Log density; next to none before the delay."""
+        time = jnp.maximum(value - self.delay, 1e-4)
+        away = (self.shape_of - self.mean_time * time) ** 2 / (2.0 * time)
+        inside = jnp.log(self.shape_of) - 0.5 * jnp.log(2.0 * jnp.pi * time**3) - away
+        return jnp.where(value > self.delay, inside, -1e3 * (1.0 + self.delay - value))
+
+
+def _diffusion(fast: Any, y: Any = None) -> None:
+    drift = numpyro.sample("drift", dist.LogNormal(jnp.zeros(2), 0.5).to_event(1))
+    threshold = numpyro.sample("threshold", dist.LogNormal(0.3, 0.3))
+    delay = numpyro.sample("delay", dist.LogNormal(-1.5, 0.3))
+    with numpyro.plate("trials", fast.shape[0]):
+        numpyro.sample("y", _Wald(drift[fast], threshold, delay), obs=y)
+
+
+def _conditions(rng_key: Any, num_rows: int) -> Any:
+    return (jax.random.bernoulli(rng_key, 0.5, (num_rows,)).astype(int),), {}
+
+
+def _dose(dose: Any, y: Any = None) -> None:
+    top = numpyro.sample("top", dist.LogNormal(0.0, 0.5))
+    half = numpyro.sample("half", dist.Normal(0.0, 1.0))  # log dose of half the effect
+    slope = numpyro.sample("slope", dist.LogNormal(0.5, 0.4))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(0.3))
+    with numpyro.plate("wells", dose.shape[0]):
+        effect = top * jax.nn.sigmoid(slope * (dose - half))
+        numpyro.sample("y", dist.Normal(effect, 0.02 + sigma), obs=y)
+
+
+def _doses(rng_key: Any, num_rows: int) -> Any:
+    return (jax.random.uniform(rng_key, (num_rows,), minval=-3.0, maxval=3.0),), {}
+
+
+def _mixture(num_rows: Any, y: Any = None) -> None:
+    loc = numpyro.sample("loc", dist.Normal(jnp.zeros(2), 3.0).to_event(1))
+    share = numpyro.sample("share", dist.Beta(5.0, 5.0))
+    with numpyro.plate("rows", num_rows):
+        weights = dist.Categorical(probs=jnp.stack([share, 1.0 - share]))
+        numpyro.sample("y", dist.MixtureSameFamily(weights, dist.Normal(loc, 1.0)), obs=y)
+
+
+FAMILIES = {
+    "schools": Family(_schools, _standard_errors, (8, 30)),
+    "logistic": Family(_logistic, _some_columns(10), (20, 200)),
+    "logistic_40x6": Family(_logistic, lambda k, n: ((jax.random.normal(k, (n, 6)),), {}), 40),
+    "regression": Family(_regression, _some_columns(6), (10, 100)),
+    "poisson": Family(_poisson, _exposures, (8, 30)),
+    "diffusion": Family(_diffusion, _conditions, (30, 150)),
+    "dose": Family(_dose, _doses, (8, 40)),
+    "mixture": Family(_mixture, lambda k, n: ((n,), {}), (20, 60)),
+}
+"""Families by the names of the rows."""

@@ -1,0 +1,100 @@
+"""Densities and models that call LAPACK or make Fourier transforms, several to a point."""
+
+from typing import Any
+
+# A child may use JAX before it imports the package: imports are where they are needed.
+
+LAPACK = ("triangular", "cholesky", "slogdet", "eigh", "inv", "mixture")
+MODELS = ("normals", "correlations", "latent_process", "components")
+KINDS = (*LAPACK, "process", "processes", "fourier", *MODELS, "fit")
+"""Log densities, NumPyro models, and a density that a user fits OSDS to and moves draws on."""
+_DIM = 8  # of points and of most matrices
+
+
+def density_of(kind: str) -> tuple[Any, int]:
+    """A log density and its dimension."""
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.nn import logsumexp
+    from jax.scipy.linalg import solve_triangular
+
+    rng = np.random.default_rng(0)
+    turns = jnp.asarray(rng.normal(size=(3, _DIM, _DIM)) / _DIM**0.5)
+    times, eye = jnp.linspace(0.0, 1.0, 24), jnp.eye(24)
+    series = jnp.asarray(rng.normal(size=(2, 24))) + jnp.sin(6.0 * times)
+
+    def terms(name: str, x: Any) -> Any:
+        found = []
+        for i, turn in enumerate(turns):  # three calls that do not depend on each other
+            side = jnp.tanh(turn @ x)
+            matrix = (1.0 + i) * jnp.eye(_DIM) + jnp.outer(side, side)
+            if name == "triangular":
+                found.append(-jnp.sum(solve_triangular(jnp.tril(matrix), x, lower=True) ** 2))
+            elif name == "cholesky":
+                found.append(-2.0 * jnp.log(jnp.diagonal(jnp.linalg.cholesky(matrix))).sum())
+            elif name == "slogdet":
+                found.append(-jnp.linalg.slogdet(matrix)[1])
+            elif name == "eigh":
+                found.append(-jnp.log(jnp.linalg.eigh(matrix)[0]).sum())
+            elif name == "fourier":
+                found.append(-1e-3 * (jnp.abs(jnp.fft.rfft(jnp.tile(side, 32))) ** 2).sum())
+            else:
+                found.append(-(x @ jnp.linalg.inv(matrix) @ x))
+        return jnp.stack(found)
+
+    def process(x: Any, y: Any) -> Any:
+        """Of the logarithms of a Gaussian process's amplitude, length and noise."""
+        squares = ((times[:, None] - times) / (0.3 * jnp.exp(x[1]))) ** 2
+        covariance = jnp.exp(2.0 * x[0] - 0.5 * squares) + jnp.exp(2.0 * x[2]) * eye
+        root = jnp.linalg.cholesky(covariance + 1e-3 * eye)
+        white = solve_triangular(root, y, lower=True)
+        return -0.5 * white @ white - jnp.log(jnp.diagonal(root)).sum()
+
+    def log_density(x: Any) -> Any:
+        if kind == "process":
+            value = process(x, series[0])
+        elif kind == "processes":  # of two, one for each series; or exchanged
+            one, other = process(x[:3], series[0]), process(x[3:], series[1])
+            swapped = process(x[3:], series[0]) + process(x[:3], series[1])
+            value = jnp.logaddexp(one + other, swapped)
+        elif kind == "mixture":
+            value = logsumexp(jnp.concatenate([terms(name, x) for name in LAPACK[:-1]]))
+        else:
+            value = terms(kind, x).sum() / 3.0
+        return value - 0.5 * x @ x
+
+    return log_density, {"process": 3, "processes": 6}.get(kind, _DIM)
+
+
+def model_of(kind: str) -> tuple[Any, tuple[Any, ...]]:
+    """A NumPyro model and its data."""
+    import jax.numpy as jnp
+    import numpy as np
+    import numpyro
+    import numpyro.distributions as dist
+
+    y = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    times = jnp.linspace(0.0, 1.0, 8)
+
+    def model(y: Any) -> None:
+        scale = numpyro.sample("scale", dist.HalfNormal(1.0).expand([4]).to_event(1))
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        if kind == "correlations":
+            root = scale[:, None] * numpyro.sample("root", dist.LKJCholesky(4, 2.0))
+            numpyro.sample("y", dist.MultivariateNormal(mean, scale_tril=root), obs=y)
+        elif kind == "latent_process":
+            squares = ((times[:, None] - times) / scale[0]) ** 2
+            covariance = scale[1] ** 2 * jnp.exp(-0.5 * squares) + 0.01 * jnp.eye(8)
+            f = numpyro.sample("f", dist.MultivariateNormal(mean[0], covariance))
+            numpyro.sample("y", dist.Normal(f, 0.1 + scale[2]), obs=y[:8, 0])
+        else:
+            near = jnp.outer(mean, mean) + jnp.diag(0.1 + scale**2)
+            normal = dist.MultivariateNormal(mean, near)
+            numpyro.deterministic("precision", jnp.linalg.inv(near))
+            if kind == "components":
+                weights = dist.Categorical(jnp.array([0.7, 0.3]))
+                wide = dist.MultivariateNormal(jnp.zeros(4), 4.0 * jnp.eye(4) + near)
+                normal = dist.MixtureGeneral(weights, [normal, wide])
+            numpyro.sample("y", normal, obs=y)
+
+    return model, (y,)

@@ -1,0 +1,199 @@
+"""What a network adds to the frames: a triangular map in their units, given the data set.
+
+Globals u and members v, each coordinate an increasing function of its own z, whose coefficients
+depend on the coordinates before it and on the features of the data set (of members: also on the
+globals and on each member's own features, by one network for all). So the map is injective, its
+density in closed form, and members may come in any number and order.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from consistent_samplers.amortized.frames import Frame, Members
+from consistent_samplers.amortized.linear import inverse_of, log_diagonal
+from consistent_samplers.maps.triangular import bounded, shape, unshape
+from consistent_samplers.simulate import standard_normal_log_prob
+from consistent_samplers.types import Array, Params, PRNGKey
+
+_CLIP = 6.0  # standardised features, and coordinates as inputs
+_NUM_COEFFICIENTS = 4  # shift, log scale, skewness, log tail
+_CONTEXT = 32
+
+
+class Standard(NamedTuple):
+    """Means and standard deviations ``[2, f]`` of features over simulated data sets."""
+
+    data_set: Array
+    member: Array
+
+
+class _Network(nn.Module):
+    """Two hidden layers; zero at the start where ``out`` is a map's coefficients."""
+
+    hidden: int
+    out: int
+    zero: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nn.gelu(nn.Dense(self.hidden)(x))
+        x = nn.gelu(nn.Dense(self.hidden)(x))
+        start = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        return nn.Dense(self.out, kernel_init=start)(x)
+
+
+class ConditionalMap(NamedTuple):
+    """The map's sizes; its parameters stay outside.
+
+    Attributes:
+      num_globals: g.
+      num_each: p.
+      hidden: width of the networks.
+    """
+
+    num_globals: int
+    num_each: int
+    hidden: int = 64
+
+    def init(self, rng_key: PRNGKey, num_features: int, num_member_features: int) -> Params:
+        """Parameters at which draws are those of the frames."""
+        keys = jax.random.split(rng_key, 2 + self.num_globals + self.num_each)
+        context = self._context.init(keys[0], jnp.zeros(num_features))
+        into = jnp.zeros(self.num_globals + _CONTEXT)
+        own = jnp.zeros(self.num_each + self.num_globals + num_member_features + _CONTEXT)
+        begin, end = 1, 1 + self.num_globals
+        of_globals = jax.vmap(lambda k: self._coordinate.init(k, into))(keys[begin:end])
+        params = {"context": context, "globals": of_globals}
+        if self.num_each:
+            params["members"] = jax.vmap(lambda k: self._coordinate.init(k, own))(keys[end:-1])
+        return params
+
+    def context(self, params: Any, standard: Standard, frame: Frame) -> Array:
+        """What the map knows of a data set, ``[c]``."""
+        seen = standardised(frame.features, standard.data_set)
+        known: Any = self._context.apply(params["context"], seen)
+        return nn.gelu(known)
+
+    def draw_globals(self, params: Any, context: Array, z: Array) -> Array:
+        """The u ``[g]`` that z ``[g]`` is taken to."""
+        index = jnp.arange(self.num_globals)
+
+        def next_one(u: Array, inputs: tuple[Any, Array, Array]) -> tuple[Array, None]:
+            own, i, z = inputs
+            before = jnp.where(index < i, u, 0.0)
+            coefficients = self._of_coordinate(own, _joined(before, context))
+            return jnp.where(index == i, _forward(coefficients, z), u), None
+
+        if not self.num_globals:
+            return z
+        return jax.lax.scan(next_one, jnp.zeros_like(z), (params["globals"], index, z))[0]
+
+    def log_prob_globals(self, params: Any, context: Array, u: Array) -> Array:
+        """Log density ``[]`` at u ``[g]``."""
+        if not self.num_globals:
+            return jnp.zeros(())
+        before = jnp.tril(jnp.ones((self.num_globals,) * 2), -1) * u
+        into = jax.vmap(lambda x: _joined(x, context))(before)
+        return _log_prob(jax.vmap(self._of_coordinate)(params["globals"], into), u).sum()
+
+    def draw_members(
+        self, params: Any, context: Array, u: Array, features: Array, z: Array
+    ) -> Array:
+        """The v ``[N, p]`` that z ``[N, p]`` is taken to."""
+        v = jnp.zeros_like(z)
+        for i in range(self.num_each):
+            own = jax.tree.map(lambda leaf, i=i: leaf[i], params["members"])
+            coefficients = self._of_coordinate(own, self._seen(context, u, features, v, i))
+            v = v.at[:, i].set(_forward(coefficients, z[:, i]))
+        return v
+
+    def log_prob_members(
+        self, params: Any, context: Array, u: Array, features: Array, v: Array
+    ) -> Array:
+        """Log density ``[N]`` of each member at v ``[N, p]``."""
+        total = jnp.zeros(len(v))
+        for i in range(self.num_each):
+            own = jax.tree.map(lambda leaf, i=i: leaf[i], params["members"])
+            coefficients = self._of_coordinate(own, self._seen(context, u, features, v, i))
+            total += _log_prob(coefficients, v[:, i])
+        return total
+
+    def _of_coordinate(self, own: Any, seen: Array) -> Array:
+        """Coefficients ``[..., 4]`` of one coordinate."""
+        found: Any = self._coordinate.apply(own, seen)
+        return found
+
+    def _seen(self, context: Array, u: Array, features: Array, v: Array, i: int) -> Array:
+        """Input of the networks of a member's coordinate i, ``[N, ...]``."""
+        shared = _joined(u, context)
+        before = jnp.where(jnp.arange(self.num_each) < i, v, 0.0)
+        shared = jnp.broadcast_to(shared, (len(v), len(shared)))
+        return jnp.concatenate([jnp.clip(before, -_CLIP, _CLIP), features, shared], -1)
+
+    @property
+    def _context(self) -> _Network:
+        return _Network(self.hidden, _CONTEXT, zero=False)
+
+    @property
+    def _coordinate(self) -> _Network:
+        return _Network(self.hidden // 2, _NUM_COEFFICIENTS)
+
+
+def standardised(features: Array, standard: Array) -> Array:
+    """Features in standard deviations over simulated data sets, none of them far out."""
+    return jnp.clip((features - standard[0]) / standard[1], -_CLIP, _CLIP)
+
+
+def member_features(members: Members, skewness: Array, standard: Standard) -> Array:
+    """What the map knows of each member, ``[N, f]``."""
+    return standardised(raw_member_features(members, skewness), standard.member)
+
+
+def raw_member_features(members: Members, skewness: Array) -> Array:
+    """Modes and log scales given the globals, and the skewness at their mode: ``[N, f]``."""
+    scales = jnp.log(jnp.diagonal(members.root, axis1=-2, axis2=-1))
+    return jnp.concatenate([members.mode, scales, skewness], -1)
+
+
+def to_globals(frame: Frame, u: Array) -> tuple[Array, Array]:
+    """Globals of units of the frame, and log |det|."""
+    return frame.mode + frame.to_unit.T @ u, -log_diagonal(frame.root)
+
+
+def from_globals(frame: Frame, at: Array) -> Array:
+    """Globals in units of the frame."""
+    return frame.root.T @ (at - frame.mode)
+
+
+def to_members(members: Members, v: Array) -> tuple[Array, Array]:
+    """Members of units of their frames, and log |det| ``[N]`` of each."""
+    away = jnp.einsum("jba,jb->ja", inverse_of(members.root), v)
+    return members.mode + away, -log_diagonal(members.root)
+
+
+def from_members(members: Members, at: Array) -> Array:
+    """Members in units of their frames."""
+    return jnp.einsum("jba,jb->ja", members.root, at - members.mode)
+
+
+def _joined(u: Array, context: Array) -> Array:
+    return jnp.concatenate([jnp.clip(u, -_CLIP, _CLIP), context], -1)
+
+
+def _forward(coefficients: Array, z: Array) -> Array:
+    shift, log_scale, skew, tail = jnp.moveaxis(coefficients, -1, 0)
+    shaped, _ = shape(z, 0.3 * skew, 0.3 * tail)
+    return shift + jnp.exp(bounded(log_scale)) * shaped
+
+
+def _log_prob(coefficients: Array, u: Array) -> Array:
+    """Log density of each coordinate."""
+    shift, log_scale, skew, tail = jnp.moveaxis(coefficients, -1, 0)
+    log_scale = bounded(log_scale)
+    z = unshape((u - shift) * jnp.exp(-log_scale), 0.3 * skew, 0.3 * tail)
+    _, log_slope = shape(z, 0.3 * skew, 0.3 * tail)
+    # Of each by itself.
+    return jax.vmap(standard_normal_log_prob)(z[..., None]) - log_slope - log_scale

@@ -1,0 +1,355 @@
+"""A family of data sets: one training for all of them, exact weights for each."""
+
+import dataclasses
+import functools
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from consistent_samplers import progress
+from consistent_samplers.amortized import fitting
+from consistent_samplers.amortized.blocks import in_blocks
+from consistent_samplers.amortized.conditional import ConditionalMap, Standard
+from consistent_samplers.amortized.coverage import MAX_MISSED, MUCH_MISSED
+from consistent_samplers.amortized.frames import frame_of
+from consistent_samplers.amortized.padded import Covariates, DataSet, PaddedModel
+from consistent_samplers.amortized.posterior import AMORTIZED, Posterior, Posteriors, judged_all
+from consistent_samplers.bases.iterating import folded, pair
+from consistent_samplers.checks import check_integer, check_key
+from consistent_samplers.diagnostics import Verdict
+from consistent_samplers.integrations.numpyro.sampler import OneStepSampler
+from consistent_samplers.recipe import Route
+from consistent_samplers.types import Array, Params, PRNGKey
+
+if TYPE_CHECKING:
+    from consistent_samplers.amortized.calibration import CalibrationCheck
+
+NUM_SAMPLES = 2_000
+"""Draws of each data set, unless asked for otherwise."""
+
+_AT_ONCE = 16
+_MAX_FLOATS = 2**22
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AmortizedSampler:
+    """Posteriors of a model for any data set of a family; made by `amortize` or `load_family`.
+
+    Attributes:
+      model: the model, with its shapes.
+      num_rows: least and most rows that were simulated.
+      map: the conditional map.
+      params: its parameters.
+      standard: how features are spread over simulated data sets.
+      starts: where searches for modes begin.
+      farthest: distance of features from the simulated ones beyond which a data set is unlike them.
+      missed: share of posterior mass, on average over simulated data sets, that the map misses.
+      probes: data sets, positions and their log densities, which the model is known by.
+      covariates: what simulated arguments; None of a family that was loaded.
+      history: mean loss of each hundred iterations, by stage.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> import numpyro, numpyro.distributions as dist
+      >>> def model(x, y=None):
+      ...     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+      ...     with numpyro.plate("rows", x.shape[0]):
+      ...         numpyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+      >>> def covariates(rng_key, num_rows):
+      ...     return (jax.random.normal(rng_key, (num_rows,)),), {}
+      >>> tiny = dict(num_data_sets=200, num_iterations=(5, 5), progress_bar=False)  # for a test
+      >>> family = cs.amortize(
+      ...     jax.random.key(0), model, covariates, num_rows=(3, 6), observed={"y": "y"}, **tiny
+      ... )
+      >>> one = family.condition(jax.random.key(1), jnp.ones(4), y=jnp.ones(4))
+      >>> one.get_samples()["slope"].shape, one.verdict.level, one.route.name
+      ((2000,), 'trusted', 'amortized')
+    """
+
+    model: PaddedModel
+    num_rows: tuple[int, int]
+    map: ConditionalMap
+    params: Params
+    standard: Standard
+    starts: tuple[Array, Array]
+    farthest: float
+    missed: float
+    probes: Any
+    covariates: Covariates | None = None
+    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    def condition(
+        self,
+        rng_key: PRNGKey,
+        *model_args: Any,
+        num_samples: int = NUM_SAMPLES,
+        escalate: bool = True,
+        progress_bar: bool = False,
+        **model_kwargs: Any,
+    ) -> Posterior:
+        """The posterior of one data set, given as the model's own arguments.
+
+        Where the weights of the family's draws are not to be used, a training of this data set
+        alone follows, with chains where that falls short, as of `OneStepSampler`.
+
+        Args:
+          rng_key: key.
+          *model_args: of the model.
+          num_samples: draws.
+          escalate: whether such a training may follow.
+          progress_bar: show it.
+          **model_kwargs: of the model, with what is observed.
+
+        Raises:
+          TypeError: ``rng_key`` is not a single key.
+          ValueError: the arguments are of another structure, shape or type than those simulated,
+            lack what is observed, or hold NaN.
+        """
+        check_key(rng_key)
+        key_draw, key_rest = pair(rng_key)
+        many = self.condition_many(
+            key_draw, [(model_args, model_kwargs)], num_samples=num_samples, progress_bar=False
+        )
+        first = jax.tree.map(lambda x: x[0], (many.samples, many.log_weight, many.evidence))
+        samples, log_weight, found = first
+        verdict, route = many.verdicts[0], many.routes[0]
+        sampler: OneStepSampler | None = None
+        if escalate and not many.trusted[0]:
+            sampler = self._own(key_rest, model_args, model_kwargs, num_samples, progress_bar)
+            found, verdict, own = sampler.evidence, sampler.verdict, sampler.route
+            route = _escalated(own, route)
+        samples = jax.device_put(samples)
+        return Posterior(key_rest, samples, jnp.asarray(log_weight), found, verdict, route, sampler)
+
+    def condition_many(
+        self,
+        rng_key: PRNGKey,
+        data_sets: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
+        *,
+        num_samples: int = NUM_SAMPLES,
+        escalate: bool = False,
+        progress_bar: bool = True,
+    ) -> Posteriors:
+        """The posteriors of many data sets, in batches.
+
+        Args:
+          rng_key: key.
+          data_sets: the model's arguments ``(args, kwargs)`` of each, with what is observed.
+          num_samples: draws of each.
+          escalate: whether a training of its own follows for each that is not to be used; see
+            `condition`.
+          progress_bar: show how far it is.
+
+        Raises:
+          TypeError: ``rng_key`` is not a single key, or the data sets are no such pairs.
+          ValueError: see `condition`.
+        """
+        check_key(rng_key)
+        check_integer("num_samples", num_samples, 100)
+        model, data = self._padded(data_sets)
+        key_draw, key_rest = pair(rng_key)
+        keys = jax.random.split(key_draw, len(data.mask))
+        with progress.stage("posteriors", progress_bar=progress_bar):
+            answer = self._answer(model, num_samples)
+            samples, log_weight, away = answer(keys, data)
+        found, verdicts = judged_all(log_weight)
+        log_weight = np.where(log_weight < np.inf, log_weight, -np.inf)
+        least, most = self.num_rows
+        sizes = data.mask.sum(1)
+        outside = (sizes < least) | (sizes > most) if self.model.has_rows else sizes < 0
+        unlike = ~(away <= self.farthest) | outside
+        for i in np.flatnonzero(unlike):
+            rows = f" of {sizes[i]} rows, {least} to {most} were simulated" if outside[i] else ""
+            verdicts[i] = _with_words(
+                verdicts[i],
+                f"This data set{rows} is unlike the simulated ones: the map was not trained for "
+                "it.",
+            )
+        if self.missed > MAX_MISSED:
+            verdicts = [self._lowered(verdict) for verdict in verdicts]
+        trusted = np.array([v.level != "not to be used" for v in verdicts])
+        shares = [float(x) for x in np.asarray(found.ess)]
+        reason = "one training for all data sets"
+        routes = [Route(AMORTIZED, reason, {AMORTIZED: share}) for share in shares]
+        many = Posteriors(
+            key_rest,
+            samples,
+            log_weight,
+            found,
+            tuple(verdicts),
+            tuple(routes),
+            trusted,
+            np.zeros(len(trusted), bool),
+            unlike,
+        )
+        return self._escalated(many, data_sets, progress_bar) if escalate else many
+
+    def calibration_check(
+        self, rng_key: PRNGKey, num_data_sets: int = 1_000, **settings: Any
+    ) -> "CalibrationCheck":
+        """Ranks of the truth over new simulated data sets; see `calibration_check`.
+
+        Args:
+          rng_key: key.
+          num_data_sets: to simulate.
+          **settings: of `calibration_check`.
+        """
+        from consistent_samplers.amortized.calibration import calibration_check
+
+        return calibration_check(rng_key, self, num_data_sets, **settings)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Keeps the family in a folder; see `load_family`.
+
+        Args:
+          path: the folder; made if it does not exist.
+
+        Raises:
+          CheckpointError: the folder cannot be written to.
+        """
+        from consistent_samplers.amortized.keeping import save
+
+        save(self, path)
+
+    def _lowered(self, verdict: Verdict) -> Verdict:
+        """A verdict that knows what the family misses."""
+        words = (
+            f"In at least {100 * self.missed:.2g} % of simulated data sets what they were "
+            "simulated from lies where this family hardly draws: a mode may be missing."
+        )
+        if self.missed > MUCH_MISSED:
+            return _with_words(verdict, words)._replace(level="not to be used")
+        level = "usable" if verdict.level == "trusted" else verdict.level
+        return _with_words(verdict, words)._replace(level=level)
+
+    def _padded(self, data_sets: Sequence[Any]) -> tuple[PaddedModel, DataSet]:
+        """Data sets as one, and the model for the largest of them."""
+        if not len(data_sets):
+            raise ValueError("data_sets is empty: give one pair (args, kwargs) or more.")
+        for i, given in enumerate(data_sets):
+            fine = isinstance(given, tuple | list) and len(given) == 2
+            if not fine or not isinstance(given[0], tuple | list) or not isinstance(given[1], dict):
+                raise TypeError(
+                    f"Data set {i} must be the model's arguments as (args, kwargs), such as "
+                    f"((X,), {{'y': y}}); got {type(given).__name__}."
+                )
+        most = max(self.model.rows_of(*given) for given in data_sets)
+        model = self.model
+        if most > model.max_rows:
+            model = _larger(model, most)
+        padded = [model.pad(tuple(args), dict(kwargs)) for args, kwargs in data_sets]
+        return model, jax.tree.map(lambda *xs: np.stack(xs), *padded)
+
+    def _answer(self, model: PaddedModel, num_samples: int) -> Callable[..., Any]:
+        """Samples, log weights and distance from the simulated ones, of data sets and keys."""
+        return _answer(self, model, num_samples)
+
+    def _own(
+        self,
+        rng_key: PRNGKey,
+        model_args: tuple[Any, ...],
+        model_kwargs: dict[str, Any],
+        num_samples: int,
+        progress_bar: bool,
+    ) -> OneStepSampler:
+        """A sampler trained on one data set alone."""
+        sampler = OneStepSampler(
+            self.model.model, num_samples=num_samples, progress_bar=progress_bar
+        )
+        with warnings.catch_warnings():
+            # What it warns of is in its verdict.
+            warnings.simplefilter("ignore")
+            sampler.run(rng_key, *model_args, **model_kwargs)
+        return sampler
+
+    def _escalated(
+        self, many: Posteriors, data_sets: Sequence[Any], progress_bar: bool
+    ) -> Posteriors:
+        """The same, with a training of its own for each data set that was not to be used."""
+        samples = {name: np.array(x) for name, x in many.samples.items()}
+        log_weight, trusted = np.array(many.log_weight), np.array(many.trusted)
+        verdicts, routes = list(many.verdicts), list(many.routes)
+        entries: dict[str, Any] = {
+            f.name: np.array(getattr(many.evidence, f.name), float)
+            for f in dataclasses.fields(many.evidence)
+            if getattr(many.evidence, f.name) is not None and f.metadata.get("pytree_node", True)
+        }
+        num_samples, escalated = log_weight.shape[1], ~many.trusted
+        for i in np.flatnonzero(escalated).tolist():
+            args, kwargs = data_sets[i]
+            key = folded(many.rng_key, i)
+            sampler = self._own(key, tuple(args), dict(kwargs), num_samples, progress_bar)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                drawn = sampler.get_samples()
+            for name, values in drawn.items():
+                _put(samples[name], i, np.asarray(values))
+            found = sampler.evidence
+            for entry, column in entries.items():
+                value = getattr(found, entry)
+                column[i] = np.nan if value is None else float(value)
+            log_weight[i] = float(found.log_z)
+            verdicts[i], routes[i] = sampler.verdict, _escalated(sampler.route, routes[i])
+            trusted[i] = sampler.verdict.level != "not to be used"
+        return dataclasses.replace(
+            many,
+            samples=samples,
+            log_weight=log_weight,
+            evidence=dataclasses.replace(many.evidence, **entries),
+            verdicts=tuple(verdicts),
+            routes=tuple(routes),
+            trusted=trusted,
+            escalated=escalated,
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _larger(model: PaddedModel, num_rows: int) -> PaddedModel:
+    """The model for more rows than were simulated."""
+    return model.with_rows(num_rows)
+
+
+@functools.lru_cache(maxsize=8)
+def _answer(family: AmortizedSampler, model: PaddedModel, num_samples: int) -> Callable[..., Any]:
+    def one(key: PRNGKey, data: DataSet) -> tuple[Any, ...]:
+        frame = frame_of(model, family.starts, data)
+        at_globals, members, log_weight = fitting.drawn(
+            key, model, family.map, family.params, family.standard, frame, data, num_samples
+        )
+        samples = jax.vmap(lambda *at: model.constrain(at, data))(at_globals, members)
+        return samples, log_weight, distance(frame.features, family.standard)
+
+    coordinates = model.num_globals + model.max_rows * max(model.num_each, 1)
+    at_once = max(1, min(_AT_ONCE, _MAX_FLOATS // (num_samples * coordinates)))
+    return in_blocks(one, at_once)
+
+
+def distance(features: Array, standard: Standard) -> Array:
+    """How far features ``[..., f]`` lie from those of simulated data sets, ``[...]``."""
+    away = (features - standard.data_set[0]) / standard.data_set[1]
+    return jnp.mean(jnp.log1p(away**2), -1)
+
+
+def _put(into: np.ndarray, index: int, values: np.ndarray) -> None:
+    """Draws of one data set among those of all, which may have more rows and draws."""
+    repeated = values[np.arange(into.shape[1]) % len(values)]
+    into[index] = np.nan if into.dtype.kind == "f" else 0
+    there: Any = (index, *(slice(n) for n in repeated.shape))
+    into[there] = repeated
+
+
+def _escalated(own: Route | None, before: Route) -> Route:
+    if own is None:
+        return before
+    reason = f"the family's draws were not to be used; {own.reason}"
+    return Route(own.name, reason, before.stages | own.stages)
+
+
+def _with_words(verdict: Verdict, line: str) -> Verdict:
+    found, *remedies = verdict.words.split("\nTo improve", 1)
+    return verdict._replace(words="\nTo improve".join([f"{found}\n{line}", *remedies]))

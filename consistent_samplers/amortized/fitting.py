@@ -1,0 +1,264 @@
+"""Training: maximum likelihood on simulated pairs, then the path gradient on exact densities.
+
+The first needs no density: frames of all pairs are computed once. It minimises the forward
+Kullback-Leibler divergence, averaged over data sets, and covers mass. The second draws from the
+map and minimises the reverse divergence on the densities of the same data sets; the score of the
+map's own density is left out (Roeder, Wu & Duvenaud, 2017), so that its variance vanishes where the
+map is right.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from consistent_samplers import progress
+from consistent_samplers.amortized import conditional
+from consistent_samplers.amortized.blocks import in_blocks
+from consistent_samplers.amortized.conditional import ConditionalMap, Standard
+from consistent_samplers.amortized.frames import Frame, frame_of, members_at
+from consistent_samplers.amortized.linear import log_diagonal
+from consistent_samplers.amortized.padded import DataSet, PaddedModel
+from consistent_samplers.amortized.simulated import Pairs
+from consistent_samplers.compilation import jit
+from consistent_samplers.types import Array, Params, PRNGKey
+
+NUM_STARTS = 4
+"""Prior draws that a search for the mode begins from, the best of them, beside their mean."""
+
+_CHUNK = 100
+_FRAMES_AT_ONCE = 128
+_BATCH = 256
+_PATH_BATCH, _PATH_DRAWS = 64, 4
+_LEARNING_RATE, _PATH_LEARNING_RATE = 3e-3, 1e-3
+_LEAST_SPREAD = 1e-3
+_FAR_BELOW = 5.0  # nats
+# Data sets whose frame is nowhere near teach nothing but to be wide.
+_FARTHEST = 30.0
+
+
+class Prepared(NamedTuple):
+    """Simulated data sets with their frames, and the pairs in units of these.
+
+    Attributes:
+      data: ``n`` data sets.
+      frame: of each.
+      members: their approximation at the globals that were simulated; ``[n, 0, ...]`` without.
+      u: ``[n, g]``.
+      v: ``[n, N, p]``.
+    """
+
+    data: DataSet
+    frame: Frame
+    members: Any
+    u: Array
+    v: Any
+
+
+def prepare(model: PaddedModel, starts: tuple[Array, Array], pairs: Pairs) -> Prepared:
+    """Frames of simulated data sets, and the pairs in them."""
+
+    def one(pair: Pairs) -> Prepared:
+        frame = frame_of(model, starts, pair.data)
+        u = conditional.from_globals(frame, pair.globals)
+        members = members_at(model, pair.data, pair.globals, frame.members)
+        v = conditional.from_members(members, pair.members)
+        return Prepared(pair.data, frame, members, u, v)
+
+    found: Prepared = in_blocks(one, _FRAMES_AT_ONCE)(pairs)
+    return found
+
+
+def near(prepared: Prepared) -> np.ndarray:
+    """Of which data sets what they were simulated from lies near their frames, ``[n]`` bool."""
+    far = np.abs(prepared.u).max(1, initial=0.0)
+    if prepared.v.size:
+        there = prepared.data.mask[:, :, None]
+        far = np.maximum(far, np.where(there, np.abs(prepared.v), 0.0).max((1, 2)))
+    return np.asarray(far < _FARTHEST)
+
+
+def starts_of(pairs: Pairs) -> tuple[Array, Array]:
+    """Where searches for modes begin: some draws of the prior and their mean; members' mean."""
+    some = np.concatenate([pairs.globals.mean(0, keepdims=True), pairs.globals[:NUM_STARTS]])
+    there = pairs.members[pairs.data.mask]
+    return jnp.asarray(some), jnp.asarray(there.mean(0))
+
+
+def standard_of(prepared: Prepared) -> Standard:
+    """How features are spread over simulated data sets."""
+
+    def spread(x: np.ndarray) -> Array:
+        if not x.size:
+            return jnp.stack([jnp.zeros(x.shape[-1]), jnp.ones(x.shape[-1])])
+        low, middle, high = np.quantile(x, (0.16, 0.5, 0.84), axis=0)
+        return jnp.asarray(np.stack([middle, np.maximum(0.5 * (high - low), _LEAST_SPREAD)]))
+
+    flat = jax.tree.map(_flat, (prepared.members, prepared.frame.skewness))
+    raw = np.asarray(conditional.raw_member_features(*flat))
+    there = np.asarray(prepared.data.mask).reshape(-1)
+    return Standard(spread(np.asarray(prepared.frame.features)), spread(raw[there]))
+
+
+def _flat(x: Array) -> Array:
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+
+def by_likelihood(
+    rng_key: PRNGKey,
+    made: ConditionalMap,
+    params: Params,
+    standard: Standard,
+    prepared: Prepared,
+    num_iterations: int,
+) -> tuple[Params, list[float]]:
+    """Parameters of most likelihood on the pairs, and the loss of each chunk of iterations."""
+
+    def loss(params: Params, key: PRNGKey, given: Any) -> Array:
+        prepared, standard = given
+        index = jax.random.randint(key, (_BATCH,), 0, len(prepared.u))
+        batch = jax.tree.map(lambda x: x[index], prepared)
+
+        return -jnp.mean(jax.vmap(lambda pair: log_prob(made, params, standard, pair))(batch))
+
+    # Of data sets nothing but the mask is needed.
+    data = prepared.data._replace(arrays=[], observed={})
+    given = jax.device_put((prepared._replace(data=data), standard))
+    return _minimised(rng_key, loss, params, given, num_iterations, _LEARNING_RATE, "likelihood")
+
+
+def log_prob(made: ConditionalMap, params: Params, standard: Standard, pair: Prepared) -> Array:
+    """Log density ``[]`` of the map at what a data set was simulated from."""
+    frame, mask = pair.frame, pair.data.mask
+    context = made.context(params, standard, frame)
+    value = made.log_prob_globals(params, context, pair.u) + log_diagonal(frame.root)
+    if made.num_each:
+        seen = conditional.member_features(pair.members, frame.skewness, standard)
+        each = made.log_prob_members(params, context, pair.u, seen, pair.v)
+        value += jnp.sum(jnp.where(mask, each + log_diagonal(pair.members.root), 0.0))
+    return value
+
+
+def by_path_gradient(
+    rng_key: PRNGKey,
+    model: PaddedModel,
+    made: ConditionalMap,
+    params: Params,
+    standard: Standard,
+    prepared: Prepared,
+    num_iterations: int,
+) -> tuple[Params, list[float]]:
+    """Parameters of most evidence lower bound on the densities of the data sets."""
+
+    def loss(params: Params, key: PRNGKey, given: Any) -> Array:
+        prepared, standard = given
+        key_index, key_draws = jax.random.split(key)
+        index = jax.random.randint(key_index, (_PATH_BATCH,), 0, len(prepared.u))
+        batch = jax.tree.map(lambda x: x[index], (prepared.data, prepared.frame))
+
+        def one(key: PRNGKey, data: DataSet, frame: Frame) -> Array:
+            log_weight = drawn(
+                key, model, made, params, standard, frame, data, _PATH_DRAWS, score=False
+            )[2]
+            return jnp.mean(_tamed(log_weight))
+
+        return -jnp.mean(jax.vmap(one)(jax.random.split(key_draws, _PATH_BATCH), *batch))
+
+    given = jax.device_put((prepared._replace(members=None, v=None), standard))
+    return _minimised(rng_key, loss, params, given, num_iterations, _PATH_LEARNING_RATE, "density")
+
+
+def _tamed(log_weight: Array) -> Array:
+    """Log weights with the gradients of those far below the others turned down."""
+    fine = jnp.isfinite(log_weight)
+    largest = jnp.max(jnp.where(fine, log_weight, -jnp.inf))
+    known = jnp.where(fine, log_weight, jnp.where(fine.any(), largest, 0.0))
+    below = jax.lax.stop_gradient(jnp.max(known) - known)
+    part = 1.0 / (1.0 + jnp.maximum(below - _FAR_BELOW, 0.0) / _FAR_BELOW)
+    return part * known + jax.lax.stop_gradient((1.0 - part) * jnp.max(known))
+
+
+def drawn(
+    rng_key: PRNGKey,
+    model: PaddedModel,
+    made: ConditionalMap,
+    params: Params,
+    standard: Standard,
+    frame: Frame,
+    data: DataSet,
+    num_samples: int,
+    *,
+    score: bool = True,
+) -> tuple[Array, Array, Array]:
+    """Draws of one data set's posterior with exact log weights.
+
+    Args:
+      rng_key: key.
+      model: the model.
+      made: the map.
+      params: its parameters.
+      standard: how features are spread.
+      frame: of the data set.
+      data: the data set.
+      num_samples: number of draws.
+      score: whether derivatives by ``params`` are those of the log weights; without, of the path.
+
+    Returns:
+      Globals ``[n, g]``, members ``[n, N, p]``, and log weights ``[n]``.
+    """
+    scored = params if score else jax.lax.stop_gradient(params)
+    context = made.context(params, standard, frame)
+    scored_context = made.context(scored, standard, frame)
+
+    def one(key: PRNGKey) -> tuple[Array, Array, Array]:
+        z = jax.random.normal(key, (made.num_globals + model.max_rows * made.num_each,))
+        u = made.draw_globals(params, context, z[: made.num_globals])
+        at, log_det = conditional.to_globals(frame, u)
+        log_q = made.log_prob_globals(scored, scored_context, u) - log_det
+        there = jnp.zeros((model.max_rows, 0))
+        if made.num_each:
+            members = members_at(model, data, at, frame.members)
+            seen = conditional.member_features(members, frame.skewness, standard)
+            z = z[made.num_globals :].reshape(model.max_rows, made.num_each)
+            v = made.draw_members(params, context, u, seen, z)
+            there, log_dets = conditional.to_members(members, v)
+            each = made.log_prob_members(scored, scored_context, u, seen, v) - log_dets
+            log_q += jnp.sum(jnp.where(data.mask, each, 0.0))
+            there = jnp.where(data.mask[:, None], there, 0.0)
+        return at, there, model.log_density((at, there), data) - log_q
+
+    return jax.vmap(one)(jax.random.split(rng_key, num_samples))
+
+
+def _minimised(
+    rng_key: PRNGKey,
+    loss: Callable[[Params, PRNGKey, Any], Array],
+    params: Params,
+    given: Any,
+    num_iterations: int,
+    learning_rate: float,
+    what: str,
+) -> tuple[Params, list[float]]:
+    """Parameters after Adam on an annealed learning rate, and the mean loss of each chunk."""
+    schedule = optax.cosine_decay_schedule(learning_rate, max(num_iterations, 1))
+    optimizer = optax.apply_if_finite(
+        optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule)), num_iterations
+    )
+
+    def step(carry: Any, index: Array) -> Any:
+        params, state, given = carry
+        value, grads = jax.value_and_grad(loss)(params, jax.random.fold_in(rng_key, index), given)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state, given), value
+
+    chunk = max(1, min(_CHUNK, num_iterations))
+    run = jit(lambda carry, begin: jax.lax.scan(step, carry, begin + jnp.arange(chunk)))
+    carry, losses = (params, optimizer.init(params), given), []
+    begins = range(0, num_iterations, chunk)
+    for begin in progress.counted(what, begins, len(begins)):
+        carry, values = run(carry, begin)
+        losses.append(float(jnp.nanmean(values)))
+    return carry[0], losses

@@ -1,0 +1,162 @@
+"""Answers of a family against closed forms, in all its forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from amortized_models import TINY, designs, regression
+
+import consistent_samplers as cs
+
+
+def linear_sets(sizes, seed=0):
+    random, found = np.random.default_rng(seed), []
+    for num in sizes:
+        X = random.normal(size=(num, 2))
+        y = X @ random.normal(size=2) + 0.5 * random.normal(size=num)
+        found.append(((X,), {"y": y}))
+    return found
+
+
+def school_sets(sizes, seed=0):
+    random, found = np.random.default_rng(seed), []
+    for num in sizes:
+        sigma = random.uniform(2.0, 6.0, num)
+        y = 5.0 * random.normal() + 3.0 * random.normal(size=num) + sigma * random.normal(size=num)
+        found.append(((sigma,), {"y": y}))
+    return found
+
+
+def log_normal(y, covariance):
+    return -0.5 * (
+        y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2.0 * np.pi * covariance)[1]
+    )
+
+
+def test_linear_regression_has_its_closed_form(linear):
+    sets = linear_sets((4, 6, 9, 5))
+    many = linear.condition_many(jax.random.key(1), sets, progress_bar=False)
+    for i, ((X,), kwargs) in enumerate(sets):
+        y = kwargs["y"]
+        exact = log_normal(y, 0.25 * np.eye(len(y)) + X @ X.T)
+        stderr = float(many.evidence.log_z_stderr[i])
+        np.testing.assert_allclose(many.evidence.log_z[i], exact, atol=5.0 * stderr + 1e-3)
+        precision = np.eye(2) + X.T @ X / 0.25
+        mean, covariance = np.linalg.solve(precision, X.T @ y / 0.25), np.linalg.inv(precision)
+        drawn = many.get_samples()["b"][i]
+        spread = np.sqrt(np.diag(covariance))
+        np.testing.assert_allclose(drawn.mean(0), mean, atol=5.0 * spread.max() / 2_000**0.5)
+        np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.15 * spread.max() ** 2)
+    assert many.trusted.all() and not many.escalated.any() and not many.unlike.any()
+    assert (np.asarray(many.evidence.ess) > 0.9).all()
+
+
+def test_members_drop_out_of_padded_data_sets(members):
+    sets = school_sets((3, 6, 4))
+    many = members.condition_many(jax.random.key(1), sets, progress_bar=False)
+    for i, ((sigma,), kwargs) in enumerate(sets):
+        exact = log_normal(kwargs["y"], np.diag(9.0 + sigma**2) + 25.0)
+        np.testing.assert_allclose(many.evidence.log_z[i], exact, atol=0.02)
+    # Members given globals are Gaussian, and so are globals: next to nothing is left to learn.
+    assert (np.asarray(many.evidence.ess) > 0.9).all()
+    theta = many.samples["theta"]
+    assert theta.shape == (3, 2_000, 6)
+    assert np.isnan(theta[0, :, 3:]).all() and np.isfinite(theta[0, :, :3]).all()
+
+
+def test_one_data_set_answers_as_a_sampler_does(linear):
+    ((X,), kwargs), *_ = linear_sets((6,))
+    one = linear.condition(jax.random.PRNGKey(3), X=X, **kwargs)
+    again = linear.condition(jax.random.PRNGKey(3), X, **kwargs)
+    np.testing.assert_array_equal(one.log_weight, again.log_weight)
+    assert one.get_samples()["b"].shape == (2_000, 2)
+    assert one.get_weighted_samples()[1].shape == (2_000,)
+    assert one.route.name == "amortized" and one.escalated is None
+    assert one.verdict.level == "trusted"
+    assert one.evidence.bound == "lower"
+
+
+def test_more_rows_than_were_simulated_are_weighed_exactly_and_said(linear):
+    ((X,), kwargs), *_ = sets = linear_sets((20,))
+    many = linear.condition_many(jax.random.key(0), sets, progress_bar=False)
+    exact = log_normal(kwargs["y"], 0.25 * np.eye(20) + X @ X.T)
+    np.testing.assert_allclose(many.evidence.log_z[0], exact, atol=0.02)
+    assert many.unlike.all() and "of 20 rows, 4 to 9 were simulated" in many.verdicts[0].words
+
+
+def test_data_unlike_the_simulated_are_said_to_be(linear):
+    ((X,), kwargs), *_ = linear_sets((6,))
+    far = linear.condition(jax.random.key(0), X, y=1_000.0 * kwargs["y"], escalate=False)
+    assert "unlike the simulated ones" in far.verdict.words
+
+
+def test_a_family_that_is_saved_answers_the_same(members, tmp_path):
+    sets = school_sets((5, 3))
+    members.save(tmp_path)
+    again = cs.load_family(tmp_path, members.model.model)
+    first, second = (
+        f.condition_many(jax.random.key(1), sets, progress_bar=False) for f in (members, again)
+    )
+    np.testing.assert_allclose(first.log_weight, second.log_weight, atol=1e-4)
+
+    def other(sigma, y=None):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        with numpyro.plate("schools", sigma.shape[0]):
+            theta = numpyro.sample("theta", dist.Normal(mu, 3.1))
+            numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    with pytest.raises(ValueError, match="another one: its log density is"):
+        cs.load_family(tmp_path, other)
+    with pytest.raises(ValueError, match="another one"):
+        cs.load_family(tmp_path, regression)
+
+
+def test_ranks_are_uniform_with_weights(linear):
+    check = linear.calibration_check(jax.random.key(5), 300, progress_bar=False)
+    assert list(check.ranks) == ["b[0]", "b[1]"]
+    assert check.is_uniform_weighted and check.num_used == 300
+    # Of draws that are too narrow they are not.
+    narrow = {name: np.clip(2.0 * (x - 0.5) + 0.5, 0.0, 1.0) for name, x in check.ranks.items()}
+    wrong = cs.amortized.CalibrationCheck(narrow, narrow, 300, check.limit, check.limit)
+    assert not wrong.is_uniform
+
+
+@pytest.mark.slow
+def test_a_data_set_that_is_not_to_be_used_has_a_training_of_its_own():
+    def model(x, y=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", x.shape[0]):
+            # Two modes far apart, which no single map from a Gaussian covers.
+            numpyro.sample("y", dist.Normal(20.0 * jnp.abs(a) + 0.0 * x, 1.0), obs=y)
+
+    def covariates(rng_key, num_rows):
+        return (jnp.zeros(num_rows),), {}
+
+    settings = TINY | dict(num_iterations=(0, 0))
+    with pytest.warns(RuntimeWarning, match="this family hardly draws"):
+        family = cs.amortize(
+            jax.random.key(0), model, covariates, num_rows=5, observed={"y": "y"}, **settings
+        )
+    assert family.missed > 0.2
+    x, y = jnp.zeros(5), jnp.full(5, 30.0)
+    alone = family.condition(jax.random.key(1), x, y=y, escalate=False)
+    assert alone.verdict.level == "not to be used"
+    assert "a mode may be missing" in alone.verdict.words
+    many = family.condition_many(
+        jax.random.key(1), [((x,), {"y": y})], escalate=True, progress_bar=False
+    )
+    assert many.escalated[0] and many.trusted[0] and many.routes[0].name != "amortized"
+    drawn = many.get_samples()["a"][0]
+    assert 0.3 < np.mean(drawn > 0) < 0.7
+    np.testing.assert_allclose(np.abs(drawn).mean(), 1.5, atol=0.02)
+
+
+def test_old_and_new_keys_train_alike():
+    settings = dict(num_rows=5, observed={"y": "y"}, **TINY | dict(num_iterations=(0, 0)))
+    first, second = (
+        cs.amortize(key, regression, designs, **settings)
+        for key in (jax.random.key(7), jax.random.PRNGKey(7))
+    )
+    np.testing.assert_array_equal(first.standard.data_set, second.standard.data_set)
