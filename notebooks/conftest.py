@@ -1,4 +1,4 @@
-"""How the test run executes the notebooks: with small budgets, each in a kernel of its own."""
+"""How the test runs execute the notebooks: with small budgets, each in a kernel of its own."""
 
 import os
 from collections.abc import Generator
@@ -7,6 +7,14 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first notebook is in the fast suite; all others are among the slow tests."""
+    for item in items:
+        if item.path.suffix == ".ipynb" and not item.path.name.startswith("1_"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -379,6 +379,7 @@ def test_nested_compilations_are_counted_once():
     assert timing.covered(intervals) == 6.0
 
 
+@pytest.mark.slow
 def test_first_draws_of_a_tiny_model_in_processes_of_their_own(tmp_path, capsys):
     line = ["first", "--models", "tiny", "--skip-nuts", "--repeats", "1", "--effective", "200"]
     command_line.main([*line, "--output", str(tmp_path)])

@@ -42,6 +42,7 @@ def _check(trained, elbo_gap, log_z_error):
     assert len(elbos) >= 2 and elbos == sorted(set(elbos))
 
 
+@pytest.mark.slow
 def test_seeds_evidence(seeds):
     _check(seeds, elbo_gap=0.05, log_z_error=0.02)
 
@@ -61,6 +62,7 @@ def test_funnel_evidence():
     assert float(evidence.folded or 0.0) <= 1e-3  # a hierarchical map cannot fold
 
 
+@pytest.mark.slow
 def test_seeds_moments_match_the_reference_draws(seeds):
     path = _DRAWS / "seeds.npz"
     if not path.exists():
@@ -72,6 +74,7 @@ def test_seeds_moments_match_the_reference_draws(seeds):
     assert np.all(np.abs(std / reference["std"] - 1.0) <= 0.1)
 
 
+@pytest.mark.slow
 def test_lower_bound_by_construction_holds_at_every_number_of_steps(seeds):
     truth = seeds.target.log_z
     for num_steps in (1, 4, 16):

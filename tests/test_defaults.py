@@ -47,7 +47,7 @@ def test_a_target_that_no_base_fits():
     assert float(std[0]) ** 2 == pytest.approx(variance, rel=0.05)
 
 
-@pytest.mark.parametrize("bend", [0.0, 1.0])
+@pytest.mark.parametrize("bend", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_in_double_precision(bend):
     """With a base that is taken as it is, and with one that is not."""
     with enable_x64(True):

@@ -123,6 +123,7 @@ def test_a_base_with_an_edge_is_judged_by_what_is_inside():
     assert 0.4 < fit.elbo < math.log(2.0)
 
 
+@pytest.mark.slow
 def test_the_tail_round_pulls_widened_draws_and_reports_the_others():
     target = cs.Target(lambda x: -0.5 * x @ x, 4)
     algorithm = cs.osds(target, base=cs.bases.standard_normal(4), max_steps=1, hidden=(8,))

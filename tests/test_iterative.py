@@ -300,6 +300,7 @@ def test_corrections_are_in_units_of_the_kernel():
     np.testing.assert_allclose(found.std, expected.std * jnp.exp(log_scale), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_learned_kernels_raise_the_elbo_of_few_steps():
     elbos = []
     for learned_kernels in (None, "both"):

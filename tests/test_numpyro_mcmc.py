@@ -94,8 +94,9 @@ def test_chains_follow_the_posterior_without_a_warm_up(sampler, chain_method):
 
 @pytest.mark.parametrize(
     "inner",
-    [pytest.param(NUTS, marks=pytest.mark.slow), functools.partial(HMC, trajectory_length=1.5)],
+    [NUTS, functools.partial(HMC, trajectory_length=1.5)],
 )
+@pytest.mark.slow
 def test_an_inner_kernel_explores_what_no_proposal_reaches(inner):
     """Proposals from a base that is far off are hardly ever accepted: the inner kernel works."""
     base = GaussianBase(jnp.array([2.5, 3.0, 0.0]), 0.3 * jnp.eye(3))

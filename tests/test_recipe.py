@@ -416,6 +416,7 @@ def test_targets_of_one_function_share_what_is_compiled():
 # ---- keys
 
 
+@pytest.mark.slow
 def test_both_styles_of_keys_give_the_same_sampler_and_draws():
     """``jax.random.key`` and ``jax.random.PRNGKey``, in training and in all that draws."""
     settings = {"base": cs.bases.standard_normal(2), "max_steps": 2, "hidden": (8,)}

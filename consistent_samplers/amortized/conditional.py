@@ -6,6 +6,7 @@ globals and on each member's own features, by one network for all). So the map i
 density in closed form, and members may come in any number and order.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,9 @@ from consistent_samplers.types import Array, Params, PRNGKey
 
 _CLIP = 6.0  # standardised features, and coordinates as inputs
 _NUM_COEFFICIENTS = 4  # shift, log scale, skewness, log tail
+# Posteriors of few rows have the tails of their priors. Some draws of each global are twice as wide:
+# a tenth, or as many as cost all globals together less than a third of the draws.
+_WIDTH, _MAX_WIDE, _WIDE_OF_ALL = 2.0, 0.1, 0.3
 _CONTEXT = 32
 
 
@@ -77,6 +81,15 @@ class ConditionalMap(NamedTuple):
         known: Any = self._context.apply(params["context"], seen)
         return nn.gelu(known)
 
+    def latent(self, rng_key: PRNGKey, max_rows: int) -> tuple[Array, Array]:
+        """Draws z of globals ``[g]``, some of them wider, and of members ``[N, p]``."""
+        key_normal, key_wide = jax.random.split(rng_key)
+        z = jax.random.normal(key_normal, (self.num_globals + max_rows * self.num_each,))
+        of_globals, of_members = z[: self.num_globals], z[self.num_globals :]
+        wide = jax.random.bernoulli(key_wide, self._share_wide, (self.num_globals,))
+        of_members = of_members.reshape(max_rows, self.num_each)
+        return of_globals * jnp.where(wide, _WIDTH, 1.0), of_members
+
     def draw_globals(self, params: Any, context: Array, z: Array) -> Array:
         """The u ``[g]`` that z ``[g]`` is taken to."""
         index = jnp.arange(self.num_globals)
@@ -97,7 +110,8 @@ class ConditionalMap(NamedTuple):
             return jnp.zeros(())
         before = jnp.tril(jnp.ones((self.num_globals,) * 2), -1) * u
         into = jax.vmap(lambda x: _joined(x, context))(before)
-        return _log_prob(jax.vmap(self._of_coordinate)(params["globals"], into), u).sum()
+        coefficients = jax.vmap(self._of_coordinate)(params["globals"], into)
+        return _log_prob(coefficients, u, self._share_wide).sum()
 
     def draw_members(
         self, params: Any, context: Array, u: Array, features: Array, z: Array
@@ -132,6 +146,11 @@ class ConditionalMap(NamedTuple):
         before = jnp.where(jnp.arange(self.num_each) < i, v, 0.0)
         shared = jnp.broadcast_to(shared, (len(v), len(shared)))
         return jnp.concatenate([jnp.clip(before, -_CLIP, _CLIP), features, shared], -1)
+
+    @property
+    def _share_wide(self) -> float:
+        """Of draws of a global that are wider."""
+        return min(_MAX_WIDE, _WIDE_OF_ALL / max(self.num_globals, 1))
 
     @property
     def _context(self) -> _Network:
@@ -189,11 +208,16 @@ def _forward(coefficients: Array, z: Array) -> Array:
     return shift + jnp.exp(bounded(log_scale)) * shaped
 
 
-def _log_prob(coefficients: Array, u: Array) -> Array:
-    """Log density of each coordinate."""
+def _log_prob(coefficients: Array, u: Array, share_wide: float = 0.0) -> Array:
+    """Log density of each coordinate, some of whose draws are wider."""
     shift, log_scale, skew, tail = jnp.moveaxis(coefficients, -1, 0)
     log_scale = bounded(log_scale)
     z = unshape((u - shift) * jnp.exp(-log_scale), 0.3 * skew, 0.3 * tail)
     _, log_slope = shape(z, 0.3 * skew, 0.3 * tail)
     # Of each by itself.
-    return jax.vmap(standard_normal_log_prob)(z[..., None]) - log_slope - log_scale
+    each = jax.vmap(standard_normal_log_prob)
+    log_base = each(z[..., None])
+    if share_wide:
+        wide = each(z[..., None] / _WIDTH) + math.log(share_wide / _WIDTH)
+        log_base = jnp.logaddexp(log_base + math.log1p(-share_wide), wide)
+    return log_base - log_slope - log_scale

@@ -26,8 +26,8 @@ from consistent_samplers.amortized.simulated import Pairs
 from consistent_samplers.compilation import jit
 from consistent_samplers.types import Array, Params, PRNGKey
 
-NUM_STARTS = 4
-"""Prior draws that a search for the mode begins from, the best of them, beside their mean."""
+NUM_STARTS = 32
+"""Prior draws that searches for the mode may begin from, beside their mean."""
 
 _CHUNK = 100
 _FRAMES_AT_ONCE = 128
@@ -214,16 +214,15 @@ def drawn(
     scored_context = made.context(scored, standard, frame)
 
     def one(key: PRNGKey) -> tuple[Array, Array, Array]:
-        z = jax.random.normal(key, (made.num_globals + model.max_rows * made.num_each,))
-        u = made.draw_globals(params, context, z[: made.num_globals])
+        z, z_members = made.latent(key, model.max_rows)
+        u = made.draw_globals(params, context, z)
         at, log_det = conditional.to_globals(frame, u)
         log_q = made.log_prob_globals(scored, scored_context, u) - log_det
         there = jnp.zeros((model.max_rows, 0))
         if made.num_each:
             members = members_at(model, data, at, frame.members)
             seen = conditional.member_features(members, frame.skewness, standard)
-            z = z[made.num_globals :].reshape(model.max_rows, made.num_each)
-            v = made.draw_members(params, context, u, seen, z)
+            v = made.draw_members(params, context, u, seen, z_members)
             there, log_dets = conditional.to_members(members, v)
             each = made.log_prob_members(scored, scored_context, u, seen, v) - log_dets
             log_q += jnp.sum(jnp.where(data.mask, each, 0.0))

@@ -26,6 +26,8 @@ _LEAST_GAIN = 1e-6  # relative: below it is rounding
 _ENOUGH = 1e-3  # Newton's step in standard deviations
 _MEMBER_STEPS = 6  # of members, where nothing is known of them
 _FEW_MEMBER_STEPS = 2  # from their modes at the globals' mode
+# Starts that are climbed from, those of the highest density; the best mode of these is taken.
+_NUM_CLIMBS = 4
 _PROBE = 2.0  # standard deviations
 # Globals up to which pairs of axes are looked along as well.
 _MAX_PAIRED = 10
@@ -68,7 +70,7 @@ def frame_of(model: PaddedModel, starts: tuple[Array, Array], data: DataSet) -> 
 
     Args:
       model: the model.
-      starts: globals ``[s, g]`` to start from, of which the best is taken, and members ``[p]``.
+      starts: globals ``[s, g]`` to start from, of which a few are, and members ``[p]``.
       data: one data set.
     """
     at_globals, start_members = starts
@@ -76,10 +78,16 @@ def frame_of(model: PaddedModel, starts: tuple[Array, Array], data: DataSet) -> 
     settled = functools.partial(_settled, model, data)
     tried = jax.vmap(lambda g: settled(g, members, _MEMBER_STEPS))(at_globals)
     values = jax.vmap(lambda g, m: _marginal(model, data, g, m))(at_globals, tried)
-    best = jnp.argmax(_or_least(values))
-    mode, members = at_globals[best], tried[best]
+    highest = jax.lax.top_k(_or_least(values), min(_NUM_CLIMBS, len(values)))[1]
     if model.num_globals:
-        mode, members = _maximised(model, data, mode, members)
+        # Few data lie in wait with modes that hold nothing: the one of most mass is taken.
+        climb = jax.vmap(lambda g, m: _maximised(model, data, g, m))
+        modes, settled_there = climb(at_globals[highest], tried[highest])
+        masses = jax.vmap(lambda g, m: _laplace_mass(model, data, g, m))(modes, settled_there)
+        best = jnp.argmax(_or_least(masses))
+        mode, members = modes[best], settled_there[best]
+    else:
+        mode, members = at_globals[highest[0]], tried[highest[0]]
     root = root_of(_precision(model, data, mode, members))
     to_unit = inverse_of(root)
     marginal = functools.partial(_marginal, model, data)
@@ -170,6 +178,12 @@ def _maximised(
     begin: tuple[Array, ...] = (mode, members, start, jnp.full((), jnp.inf), jnp.zeros((), int))
     mode, members, *_ = jax.lax.while_loop(unsettled, step, begin)
     return mode, members
+
+
+def _laplace_mass(model: PaddedModel, data: DataSet, at: Array, members: Array) -> Array:
+    """Logarithm of what a mode holds by Laplace's method, up to a constant."""
+    root = root_of(_precision(model, data, at, members))
+    return _marginal(model, data, at, members) - log_diagonal(root)
 
 
 def _marginal(model: PaddedModel, data: DataSet, at: Array, members: Array) -> Array:

@@ -1,0 +1,65 @@
+"""What maps start from: modes that hold the mass, and tails."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.stats as st
+
+from consistent_samplers.amortized import fitting, simulated
+from consistent_samplers.amortized.conditional import ConditionalMap
+from consistent_samplers.amortized.probing import padded_model
+
+
+def curve(dose, y=None):
+    """Searches from the prior's mean end in modes of much noise and no curve one time in seven."""
+    top = numpyro.sample("top", dist.LogNormal(0.0, 0.5))
+    half = numpyro.sample("half", dist.Normal(0.0, 1.0))
+    slope = numpyro.sample("slope", dist.LogNormal(0.5, 0.4))
+    noise = numpyro.sample("noise", dist.LogNormal(-2.0, 0.5))
+    with numpyro.plate("wells", dose.shape[0]):
+        effect = top * jax.nn.sigmoid(slope * (dose - half))
+        numpyro.sample("y", dist.Normal(effect, noise), obs=y)
+
+
+def doses(rng_key, num_rows):
+    return (jax.random.uniform(rng_key, (num_rows,), minval=-3.0, maxval=3.0),), {}
+
+
+def test_modes_are_those_that_hold_the_mass():
+    rows = (8, 20)
+    model = padded_model(curve, doses, rows, {"y": "y"})
+    pairs = simulated.simulate(jax.random.key(0), model, doses, rows, 500)
+    prepared = fitting.prepare(model, fitting.starts_of(pairs), pairs)
+    # What a data set was simulated from is a draw of its posterior.
+    away = np.linalg.norm(prepared.u, axis=1)
+    assert (away > 10.0).mean() < 0.02
+    assert np.median(away) < 1.3 * np.sqrt(st.chi2(4).median())
+
+
+def test_the_maps_density_is_that_of_its_draws():
+    """Some draws of a global are wider, and the density knows."""
+    made = ConditionalMap(2, 0, hidden=8)
+    params = made.init(jax.random.key(0), 3, 0)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(structure, moved)
+    context = jax.random.normal(jax.random.key(2), (32,))
+
+    def one(key):
+        z, _ = made.latent(key, 0)
+        u = made.draw_globals(params, context, z)
+        return z, u, made.log_prob_globals(params, context, u)
+
+    z, u, log_prob = jax.vmap(one)(jax.random.split(jax.random.key(3), 50_000))
+    # Four standard deviations, as a Gaussian has them six times in a hundred thousand.
+    share = 2.0 * (0.9 * st.norm.sf(4.0) + 0.1 * st.norm.sf(2.0))
+    assert (np.abs(z) > 4.0).mean() == pytest.approx(share, rel=0.1)
+    spread = jnp.std(u, 0)
+    normal = st.multivariate_normal(np.mean(u, 0), np.diag(spread**2))
+    weight = np.exp(normal.logpdf(u) - np.asarray(log_prob, float))
+    assert weight.mean() == pytest.approx(1.0, abs=5.0 * weight.std() / len(u) ** 0.5)
+    assert weight.std() < 3.0
