@@ -21,8 +21,8 @@ from consistent_samplers.types import Array, Params, PRNGKey
 
 _CLIP = 6.0  # standardised features, and coordinates as inputs
 _NUM_COEFFICIENTS = 4  # shift, log scale, skewness, log tail
-# Posteriors of few rows have the tails of their priors. Some draws of each global are twice as wide:
-# a tenth, or as many as cost all globals together less than a third of the draws.
+# Posteriors of few rows have the tails of their priors. Some draws of each global are twice as
+# wide: a tenth, or as many as cost all globals together less than a third of the draws.
 _WIDTH, _MAX_WIDE, _WIDE_OF_ALL = 2.0, 0.1, 0.3
 _CONTEXT = 32
 
