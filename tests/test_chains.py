@@ -369,6 +369,23 @@ def test_chains_go_on_until_they_have_mixed():
     np.testing.assert_array_equal(longer.position[:, :20], short.position)
 
 
+def test_steps_get_shorter_where_transitions_diverge():
+    """A step that fits a wide slope is too long for the wall at its end."""
+
+    def wall(x):
+        return -20.0 * jax.nn.softplus(-x[0]) - 0.5 * (x[0] / 100.0) ** 2 - 0.5 * x[1] ** 2
+
+    told = []
+    sampler, target = cs.Sampler.of_base(cs.bases.standard_normal(2, 50.0)), cs.Target(wall, 2)
+    run = functools.partial(
+        cs.corrections.latent_chains, KEY, target, sampler, num_warmup=200, num_samples=300
+    )
+    assert run().mixing.divergent > 5.0 * cs.diagnostics.MAX_DIVERGENT
+    calmer = run(max_samples=300, progress=told.append)
+    assert calmer.mixing.divergent < cs.diagnostics.MAX_DIVERGENT
+    assert calmer.position.shape == (4, 300, 2) and sum(told) == 200 + 300 + 50 + 300
+
+
 def test_what_some_draws_show_is_remembered_where_others_hide_it():
     """A needle that one set of draws met: draws without it must not be trusted afterwards."""
     base = cs.bases.standard_normal(1)

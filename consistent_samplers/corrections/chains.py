@@ -20,6 +20,7 @@ from consistent_samplers.compilation import jit
 from consistent_samplers.corrections.latent import weigh_latent
 from consistent_samplers.diagnostics import (
     ENOUGH_DRAWS,
+    MAX_DIVERGENT,
     MAX_ROUND_TRIP_ERROR,
     MIXED_R_HAT,
     ExplorationCheck,
@@ -37,6 +38,8 @@ _NUM_DRAWS = 4_096
 # Iterations of a dispatch: between two of them a chain can be shown, and stopped.
 _SEGMENT = 50
 _MAX_TREE_DEPTH, _ACCEPTANCE = 8, 0.9
+# By which steps get shorter where transitions diverged, twice where many did.
+_SHORTER, _MANY = 0.25, 0.1
 # Effective draws for each dimension from which on weighted moments are better than plain ones, and
 # those of chains from which on a covariance is better than standard deviations alone.
 _DRAWS_PER_MOMENT = 10.0
@@ -109,7 +112,9 @@ def latent_chains(
       num_warmup: iterations of each that are left out.
       num_samples: draws of each.
       max_samples: draws of each up to which chains go on, doubling them, while they are not mixed
-        (`diagnostics.MIXED_R_HAT`, `diagnostics.ENOUGH_DRAWS`); ``num_samples`` if None.
+        (`diagnostics.MIXED_R_HAT`, `diagnostics.ENOUGH_DRAWS`); ``num_samples`` if None. If it is
+        given and transitions diverge (`diagnostics.MAX_DIVERGENT`), chains start once more from
+        where they are, with a quarter of the shortest steps or, if many diverge, a sixteenth.
       gaussian: take the Gaussian in any case, as where the map's determinant is dear.
       progress: told the iterations that were done, some at a time.
 
@@ -151,7 +156,7 @@ def latent_chains(
 
     run = jit(lambda state: jax.lax.scan(step, state, length=_SEGMENT))
     kept: list[Any] = []
-    told = 0
+    told, calmer = 0, False
     while True:
         while (done := len(kept) * _SEGMENT) < num_warmup + num_samples:
             state, drawn = run(state)
@@ -164,6 +169,10 @@ def latent_chains(
             np.swapaxes(np.concatenate(parts)[num_warmup : num_warmup + num_samples], 0, 1)
             for parts in zip(*kept, strict=True)
         )
+        if max_samples is not None and not calmer and diverging.mean() > MAX_DIVERGENT:
+            state, calmer = _calmer(state, float(diverging.mean())), True
+            kept, told, num_warmup = [], 0, _SEGMENT
+            continue
         if 2 * num_samples > (max_samples or num_samples) or _are_mixed(latent):
             break
         num_samples *= 2
@@ -201,6 +210,17 @@ def smaller_error(of_map: Bridge, of_gaussian: Bridge) -> tuple[Bridge, bool]:
     """
     replaced = of_gaussian.log_z_stderr < of_map.log_z_stderr
     return (of_gaussian if replaced else of_map), replaced
+
+
+def _calmer(state: Any, divergent: float) -> Any:
+    """The state of chains, to go on with steps shorter than those of any of them.
+
+    By how much depends on the share of transitions that diverged.
+    """
+    adapted, shorter = state.adapt_state, _SHORTER**2 if divergent > _MANY else _SHORTER
+    steps = jnp.full_like(adapted.step_size, shorter * jnp.min(adapted.step_size))
+    adapted = adapted._replace(step_size=steps)
+    return state._replace(adapt_state=adapted)
 
 
 def _are_mixed(latent: np.ndarray) -> bool:
