@@ -18,9 +18,10 @@ from numpyro.infer.util import log_likelihood
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.diagnostics import Verdict
-from consistent_samplers.estimate import checked_log_weight, evidence, pareto_smooth
+from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
 from consistent_samplers.integrations.numpyro.table import Columns, chosen, label, table, wrapped
+from consistent_samplers.pareto import pareto_smooth
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.types import Array, Draws, PRNGKey
 
