@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 import consistent_samplers as cs
 from consistent_samplers.diagnostics import ExplorationCheck
-from consistent_samplers.recipe import calibrating, route, stages, training, warm_start
+from consistent_samplers.recipe import calibrating, looking, route, training, warm_start
 
 KEY = jax.random.key(0)
 # As many as the recipe compiles its sampler for.
@@ -45,7 +45,7 @@ def test_ctrl_c_during_the_last_look_keeps_what_was_trained(monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "exploration_check", interrupted)
+    monkeypatch.setattr(looking, "exploration_check", interrupted)
     budget = {"effort": "short", "num_calibration_iterations": 20, "hidden": (8,)}
     with pytest.warns(RuntimeWarning, match="look for missed modes was interrupted"):
         trained = cs.train_sampler(KEY, banana(), max_steps=1, progress_bar=False, **budget)

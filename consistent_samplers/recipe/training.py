@@ -23,8 +23,11 @@ from consistent_samplers.checks import check_choice, check_integer, check_key, c
 from consistent_samplers.compilation import as_partial
 from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe import chain_stage, route, warm_start
+from consistent_samplers.recipe.building import distillation
+from consistent_samplers.recipe.looking import NUM_PLACED
+from consistent_samplers.recipe.plan import Plan, Start
 from consistent_samplers.recipe.route import EFFORTS, Effort
-from consistent_samplers.recipe.stages import NUM_PLACED, Plan, Start, distillation, train
+from consistent_samplers.recipe.stages import train
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.schedules import check_max_steps
 from consistent_samplers.targets import Target, evaluation, rounding
