@@ -67,10 +67,11 @@ def train(
         return finish(alone, alone, stages, {}, found, taken), False
 
     algorithm, state = building.begun(key_fit, target, start, plan)
-    untrained, histories, interrupted = state, {}, False
+    untrained, interrupted = state, False
+    results: dict[str, FitResult] = {}
     if plan.distillation:
         rounds: tuple[int, ...] = (warm_start.num_iterations(plan.distillation, start.trained),)
-        distilled, interrupted = in_rounds(
+        results["distilled"], interrupted = in_rounds(
             key_fit,
             (algorithm,),
             state,
@@ -80,7 +81,7 @@ def train(
             folder=plan.folder,
             progress_bar=plan.progress_bar,
         )
-        state, histories["distilled"] = distilled.state, distilled.history
+        state = results["distilled"].state
 
     calibrated, ran, reason = state, 0, "interrupted"
     if not interrupted:
@@ -114,27 +115,30 @@ def train(
             result, interrupted = _mend_tail(
                 folded(key_check, 1), calibrating, result, worth_now, weigh, plan
             )
-        calibrated, histories["calibrated"] = result.state, result.history
+        calibrated, results["calibrated"] = result.state, result
         reason = reasons[-1] if reasons else "all of its iterations were run"
 
     samplers = {"distilled": algorithm.sampler(state)} if plan.distillation else {}
     samplers["calibrated"] = algorithm.sampler(calibrated)
     drawn: dict[str, Draws] = {} if draws is None else {"base": draws}
+    problem: ValueError | None = None
     for name, sampler in samplers.items():
         try:
             drawn[name] = sampler.sample(key_check, target, judging.NUM_CHECK_DRAWS, 1)
             stages[name] = evidence(drawn[name])
         except ValueError as error:
+            problem = error
             said = (
                 f"The {name} sampler of target {target.name!r} was trained, but its draws cannot "
                 f"be weighed: {error}"
             )
-            if not stages:
-                raise TrainingDivergedError(
-                    f"{said} The trained state is in this error's .result.state.",
-                    result if not interrupted else distilled,
-                ) from error
-            warnings.warn(f"{said} The one before is used instead.", stacklevel=3)
+            if stages:
+                warnings.warn(f"{said} The one before is used instead.", stacklevel=3)
+    if not stages:
+        raise TrainingDivergedError(
+            f"{said} The trained state is in this error's .result.state.",
+            list(results.values())[-1],
+        ) from problem
     best = judging.best_stage(stages)
     # A hierarchical map starts near its base, not at it.
     unmoved = alone if plan.network == "hierarchical" else algorithm.sampler(untrained)
@@ -151,6 +155,7 @@ def train(
             said = "The look for missed modes was interrupted: nothing is known of them."
             warnings.warn(said, RuntimeWarning, stacklevel=3)
     many_steps = algorithm.sampler(state)
+    histories = {name: result.history for name, result in results.items()}
     return finish(one_step, many_steps, stages, histories, found, taken), interrupted
 
 
