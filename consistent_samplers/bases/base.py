@@ -67,6 +67,40 @@ class Base(Protocol):
         """A log density on x as one on the z of a frame; over the frames, with the same log Z."""
 
 
+class OneFrame:
+    """What bases with a single frame share: its name ``()``, which tells nothing apart."""
+
+    loc: Array
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the space."""
+        return self.loc.shape[-1]
+
+    def draw_component(self, rng_key: PRNGKey) -> tuple[()]:
+        """The only one."""
+        return ()
+
+    def component_at(self, rng_key: PRNGKey, x: Array) -> tuple[()]:
+        """The only one."""
+        return ()
+
+    def features(self, component: tuple[()]) -> None:
+        """None: there is nothing to tell apart."""
+        return
+
+    def whitened_log_density(
+        self: Any, log_density: LogDensityFn, component: tuple[()] = ()
+    ) -> LogDensityFn:
+        """A log density on x as one on z, with the same log Z."""
+
+        def whitened(z: Array) -> Array:
+            x = self.unwhiten(z)
+            return log_density(x) + self.log_correction(x)
+
+        return whitened
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Itself:
     """Equal to what holds the same object: another's class may compare arrays, or not hash."""
