@@ -37,10 +37,11 @@ class Evidence:
 
     Attributes:
       log_z: ``[]``, importance-sampling estimate, log of the mean weight.
-      log_z_stderr: ``[]``, its standard error: ``sqrt(var(w) / n) / mean(w)``, by the delta method,
-        twice ``unseen``, and half the step between numbers of its size, in quadrature. On Pareto
-        weights the 95 % interval then covers log Z in more than 90 % of runs up to an index of 0.6;
-        it is meaningless much above 0.7.
+      log_z_stderr: ``[]``, its standard error, three parts in quadrature:
+        ``sqrt(var(w) / n) / mean(w)`` by the delta method, twice ``unseen``, and half the distance
+        between floating-point numbers of the size of log Z. On Pareto weights the 95 % interval
+        then covers log Z in more than 90 % of runs up to a tail index of 0.6; it is meaningless
+        much above 0.7.
       elbo: ``[]``, evidence lower bound, the mean log weight; -inf if any weight is zero.
       elbo_stderr: ``[]``, its standard error; +inf where the ELBO is -inf.
       ess: ``[]``, share of effective samples, in (0, 1].
@@ -51,9 +52,9 @@ class Evidence:
         deviations, or None where it was not measured (NaN instead of None under ``jax.jit``).
       num_samples: number of weights (static).
       outside: ``[]``, share of samples of weight zero, or None where it was not counted.
-      undefined: ``[]``, of them those whose density is NaN, which counts as zero.
-      unseen: ``[]``, part of Z that the tail of the weights lets expect beyond the largest of them,
-        or None where no tail was fitted.
+      undefined: ``[]``, share of samples whose density is NaN, which counts as zero; or None.
+      unseen: ``[]``, share of Z that is expected beyond the largest weight, by the distribution
+        fitted to the tail of the weights; or None where none was fitted.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -128,7 +129,7 @@ def effective_sample_size(log_weight: Array) -> Array:
 
 
 def evidence(draws: Draws) -> Evidence:
-    """Estimates log Z, the ELBO and their worth from draws with weights and a bound.
+    """Estimates of log Z and the ELBO from weighted draws, with errors and what they are worth.
 
     The weights are used raw: smoothing would cost the estimate of Z its unbiasedness.
 

@@ -72,7 +72,7 @@ class Sampler:
         return self.control.base
 
     def bound(self, method: Method) -> Bound:
-        """What the weights of a method are worth; a map injective by construction gives a bound."""
+        """The bound of a method's weights; ``"lower"`` of a map injective by construction."""
         return "lower" if method == "map" and self.control.injective else BOUND_OF[method]
 
     def sample(
@@ -86,7 +86,7 @@ class Sampler:
         weights: bool = True,
         mesh: Mesh | None = None,
     ) -> Draws:
-        """Draws ``num_samples`` points, weighted for a target.
+        """``num_samples`` draws, with weights for a target.
 
         Args:
           rng_key: key.
@@ -99,7 +99,7 @@ class Sampler:
 
         Raises:
           TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.
-          ValueError: a number of steps or draws, or a method, that it does not take.
+          ValueError: the sampler does not take this number of steps or draws, or this method.
         """
         num_steps, method = self._checked(num_steps, method)
         check_key(rng_key)
@@ -172,8 +172,8 @@ class Sampler:
     def weigh(self, target: Target, latent: Array) -> Draws:
         """Weighted draws of one step of the map from given points ``[n, dim]`` of the latent space.
 
-        The base must have a single frame, as a Gaussian has. Where points follow a standard normal,
-        these are the sampler's own draws.
+        The base must have a single frame, as a Gaussian has. If the points follow a standard
+        normal, the draws are the sampler's own.
         """
         self._checked(1, "map")
         density = as_partial(target.log_density)

@@ -46,7 +46,7 @@ def stream_evidence(
     *,
     chunk_size: int = CHUNK_SIZE,
 ) -> Evidence:
-    """Estimates log Z, the ELBO and their worth from draws made chunk by chunk.
+    """Estimates of log Z and the ELBO from draws made chunk by chunk, and what they are worth.
 
     The same figures as ``cs.evidence`` of all the draws at once, to rounding; the round-trip error
     is that of the first chunk.

@@ -100,7 +100,7 @@ def fit(
     mesh: Mesh | None = None,
     compile_effort: Effort = "less",
 ) -> FitResult:
-    """Trains an algorithm.
+    """The state of an algorithm after training, and its history.
 
     Iteration i uses the key ``fold_in(rng_key, i)``, so that the result does not depend on how
     the run is cut into chunks, continued from a state, or killed and resumed. Ctrl-C ends it with

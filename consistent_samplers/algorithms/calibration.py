@@ -50,7 +50,7 @@ class Calibration(Objective):
       num_steps: K, the number of steps of the map to calibrate.
       alpha: divergence that is minimised (`losses.pull_weight`): 0 the reverse KL, which ends in
         the tightest ELBO but may leave modes; 1 the importance-weighted forward KL, which covers
-        what the draws reach; values between them in between.
+        what the draws reach; values between 0 and 1 interpolate.
       monotonicity_weight: of the injectivity penalty; a fold gains up to log 2 nats of reverse KL.
       monotonicity_margin: smallest eigenvalue asked of the Jacobian's symmetric part.
       wide_scale: the penalty is also taken at base draws times this: folds start in the tails.
@@ -182,7 +182,7 @@ class Calibration(Objective):
 def calibration(
     algorithm: Algorithm, *, optimizer: optax.GradientTransformation | None = None, **settings: Any
 ) -> Algorithm:
-    """Turns a trained algorithm into one that calibrates its ``num_steps``-step map.
+    """The algorithm that calibrates the ``num_steps``-step map of a trained one.
 
     Start it from the trained state with ``calibrated.restart(state)``.
 

@@ -109,7 +109,7 @@ def hierarchical(
 
     Raises:
       TypeError: the base is of another kind.
-      ValueError: nothing was found that takes the target apart.
+      ValueError: the target's structure is dense: nothing takes it apart.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs

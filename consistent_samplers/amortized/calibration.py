@@ -31,7 +31,7 @@ _AT_ONCE = 16
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationCheck:
-    """Ranks of the truth among draws, of members the first one's.
+    """Ranks of the true values among draws; of members, those of the first one.
 
     Attributes:
       ranks: ``[sets]`` by coordinate, in [0, 1], among the draws of the map as they are.
@@ -109,12 +109,12 @@ def calibration_check(
     covariates: Covariates | None = None,
     progress_bar: bool = True,
 ) -> CalibrationCheck:
-    """Ranks of the truth over new simulated data sets.
+    """Ranks of the true values among draws, over new simulated data sets.
 
     Args:
       rng_key: key.
-      family: to check.
-      num_data_sets: to simulate.
+      family: the family to check.
+      num_data_sets: number of data sets to simulate.
       num_samples: draws of each.
       covariates: as of `amortize`; needed where the family was loaded.
       progress_bar: show how far it is.

@@ -100,9 +100,9 @@ class AmortizedSampler:
         Args:
           rng_key: key.
           *model_args: of the model.
-          num_samples: draws.
+          num_samples: number of draws.
           escalate: whether such a training may follow.
-          progress_bar: show it.
+          progress_bar: show its progress.
           **model_kwargs: of the model, with what is observed.
 
         Raises:
@@ -192,7 +192,7 @@ class AmortizedSampler:
     def calibration_check(
         self, rng_key: PRNGKey, num_data_sets: int = 1_000, **settings: Any
     ) -> "CalibrationCheck":
-        """Ranks of the truth over new simulated data sets; see `calibration_check`.
+        """Ranks of the true values over new simulated data sets; see `calibration_check`.
 
         Args:
           rng_key: key.

@@ -73,7 +73,7 @@ def prepare(model: PaddedModel, starts: tuple[Array, Array], pairs: Pairs) -> Pr
 
 
 def near(prepared: Prepared) -> np.ndarray:
-    """Of which data sets what they were simulated from lies near their frames, ``[n]`` bool."""
+    """Whether the values that each data set was simulated from lie near its frame: ``[n]`` bool."""
     far = np.abs(prepared.u).max(1, initial=0.0)
     if prepared.v.size:
         there = prepared.data.mask[:, :, None]
@@ -82,7 +82,7 @@ def near(prepared: Prepared) -> np.ndarray:
 
 
 def starts_of(pairs: Pairs) -> tuple[Array, Array]:
-    """Where searches for modes begin: some draws of the prior and their mean; members' mean."""
+    """Where searches for modes begin: globals, some draws of the prior and their mean; members."""
     some = np.concatenate([pairs.globals.mean(0, keepdims=True), pairs.globals[:NUM_STARTS]])
     there = pairs.members[pairs.data.mask]
     return jnp.asarray(some), jnp.asarray(there.mean(0))
@@ -115,7 +115,7 @@ def by_likelihood(
     prepared: Prepared,
     num_iterations: int,
 ) -> tuple[Params, list[float]]:
-    """Parameters of most likelihood on the pairs, and the loss of each chunk of iterations."""
+    """Parameters of the greatest likelihood on the pairs, and the loss of each chunk."""
 
     def loss(params: Params, key: PRNGKey, given: Any) -> Array:
         prepared, standard = given
@@ -151,7 +151,7 @@ def by_path_gradient(
     prepared: Prepared,
     num_iterations: int,
 ) -> tuple[Params, list[float]]:
-    """Parameters of most evidence lower bound on the densities of the data sets."""
+    """Parameters of the greatest ELBO over the data sets, and the loss of each chunk."""
 
     def loss(params: Params, key: PRNGKey, given: Any) -> Array:
         prepared, standard = given

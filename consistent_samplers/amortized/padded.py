@@ -183,7 +183,11 @@ class PaddedModel:
         return self.ravel({name: sites[name] for name in latent}), made
 
     def pad(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DataSet:
-        """One data set's arguments with their rows filled up, as arrays of NumPy; the errors."""
+        """One data set's arguments with their rows filled up, as arrays of NumPy.
+
+        Raises:
+          ValueError: see `AmortizedSampler.condition`.
+        """
         keywords = [keyword for _, keyword in self.observed]
         args, kwargs, values = normal_form(self.model, args, kwargs, keywords)
         drawn = {}

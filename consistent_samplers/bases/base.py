@@ -46,10 +46,10 @@ class Base(Protocol):
         """Log density at ``x``: ``[..., dim] -> [...]``."""
 
     def draw_component(self, rng_key: PRNGKey) -> Component:
-        """Draws k."""
+        """A component k, drawn with its probability π_k."""
 
     def component_at(self, rng_key: PRNGKey, x: Array) -> Component:
-        """Draws k given a point ``x [dim]``, from r(k | x)."""
+        """A component k, drawn given a point ``x [dim]`` from r(k | x)."""
 
     def features(self, component: Component) -> Array | None:
         """What a network is shown of a component: ``[num_features]``, of order one."""
@@ -68,7 +68,7 @@ class Base(Protocol):
 
 
 class OneFrame:
-    """What bases with a single frame share: its name ``()``, which tells nothing apart."""
+    """What bases with a single frame share: their only component is ``()``."""
 
     loc: Array
 
@@ -78,15 +78,15 @@ class OneFrame:
         return self.loc.shape[-1]
 
     def draw_component(self, rng_key: PRNGKey) -> tuple[()]:
-        """The only one."""
+        """The only component."""
         return ()
 
     def component_at(self, rng_key: PRNGKey, x: Array) -> tuple[()]:
-        """The only one."""
+        """The only component."""
         return ()
 
     def features(self, component: tuple[()]) -> None:
-        """None: there is nothing to tell apart."""
+        """None: a single component needs no features."""
         return
 
     def whitened_log_density(

@@ -72,7 +72,7 @@ def fit_diagonal(
     """A Gaussian with independent coordinates, fitted by reparametrised reverse KL.
 
     The precisions follow the mean curvature along each coordinate (Khan & Rue, 2023), and the mean
-    Adam's steps in units of the standard deviations, so that scales do not matter.
+    takes Adam's steps in units of the standard deviations, so that scales do not matter.
 
     Args:
       rng_key: key.

@@ -69,14 +69,14 @@ def fit(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None)
 
 
 def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None) -> FittedBase:
-    """Explores a target and fits a Gaussian, a mixture and a product of mixtures to it.
+    """The best of a Gaussian, a mixture and a product of mixtures, fitted to a target.
 
-    Where no dip of the density lies between the optima, and the particles see little more than the
-    Gaussian does, the Gaussian it is: one step of a flow shapes a single mode better than more
-    components do. Otherwise the best ELBO of all wins; it does not know of a mode that no
-    exploration met. Tempered particles are left out where more than nine tenths of the Gaussian's
-    own draws are effective, optimisers find no other mode, and draws at larger scales no mass that
-    lies farther out.
+    The target is explored first (`explore`). Where no dip of the density lies between the optima,
+    and the particles see little more than the Gaussian does, the Gaussian is taken: one step of a
+    flow shapes a single mode better than more components do. Otherwise the best ELBO of all wins;
+    it does not know of a mode that no exploration met. Tempered particles are left out where more
+    than nine tenths of the Gaussian's own draws are effective, optimisers find no other mode, and
+    draws at larger scales no mass that lies farther out.
 
     Args:
       rng_key: key.

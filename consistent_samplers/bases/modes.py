@@ -165,8 +165,8 @@ def climb(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where Adam or L-BFGS ends from starts, and the log densities there, the highest first.
 
-    From far away to the nearest mode takes Adam about the start's scale ``[n]``; the decay of the
-    step to zero settles.
+    Adam's steps are in proportion to each start's ``scale [n]``, which is about the distance to the
+    nearest mode. They shrink to zero, so that the climb settles.
     """
     if num_iterations:
         # In all up to five times the scale, whatever the number of iterations.

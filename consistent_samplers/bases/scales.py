@@ -51,7 +51,7 @@ class Farther(NamedTuple):
 
     @property
     def is_there(self) -> bool:
-        """Whether it is more than 1 % of Z, three standard errors taken off."""
+        """Whether the share, less three standard errors, is more than 1 %."""
         return self.share - _ERRORS * self.error > _LEAST
 
 
@@ -76,8 +76,8 @@ def mass_farther(
       loc: ``[dim]``, the mean.
       factor: ``[dim, dim]``, L, or ``[dim]``, its diagonal.
       log_z: log Z, in nats, as far as it is known.
-      position: ``[n, dim]``, draws: mass counts that lies farther out than all of them, together or
-        along a column; than 4,096 of the Gaussian if None.
+      position: ``[n, dim]``, draws: only mass farther out than all of them counts, by its distance
+        or along a column of L; 4,096 draws of the Gaussian if None.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np, consistent_samplers as cs

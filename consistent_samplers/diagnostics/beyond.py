@@ -23,8 +23,9 @@ _NUM_OUTERMOST = 8
 def share_beyond(draws: Draws, log_weight: np.ndarray, *, of_target: bool = False) -> float:
     """Share of points of the target that lie beyond where a sampler's draws come.
 
-    There their log weights exceed those that 99 % of the draws' mass has by more than half a nat;
-    a point that the sampler cannot reach at all has NaN.
+    A point does if its log weight exceeds those of 99 % of the draws' mass by more than half a nat,
+    or is NaN, as where the sampler cannot reach it at all. 1 % is taken off the share: so many
+    exact draws may lie there.
 
     Args:
       draws: weighted draws of the sampler.
@@ -47,8 +48,8 @@ def share_beyond(draws: Draws, log_weight: np.ndarray, *, of_target: bool = Fals
 def share_unseen(draws: Draws, log_weight: np.ndarray) -> float:
     """Share of points of the target whose log weights exceed those of all draws.
 
-    So much of Z such draws leave out, whatever Pareto's distribution makes of the tail that they
-    show; a point that the sampler cannot reach at all has NaN.
+    So much of Z the draws leave out, whatever the Pareto distribution fitted to their tail says. A
+    point that the sampler cannot reach at all has NaN, and counts.
 
     Args:
       draws: weighted draws of the sampler.
@@ -110,7 +111,7 @@ def open_directions(target: Target, position: Array, log_density: Array) -> np.n
 
 
 def mass_beyond(rng_key: PRNGKey, target: Target, position: Array, log_z: float) -> float:
-    """Mass farther out than all draws, relative to Z; 0 where there is none."""
+    """Mass farther out than all draws ``[n, dim]``, relative to Z; 0 where there is none."""
     points = np.asarray(position, np.float64)
     loc, scale = points.mean(0), points.std(0)
     if not (np.isfinite(scale).all() and (scale > 0.0).all()):

@@ -181,7 +181,7 @@ def exploration_check(
     known: Modes | None = None,
     num_starts: int = 512,
 ) -> ExplorationCheck:
-    """Compares the mass around modes that fresh optimiser starts find with what draws have there.
+    """What draws lack of the mass around modes that fresh optimiser starts find.
 
     Both sides are measured by draws, over the same ellipsoids, and with their errors: around a mode
     by a t-distribution of its Laplace covariance, and by the sampler's draws with their weights.

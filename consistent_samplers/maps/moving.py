@@ -1,4 +1,4 @@
-"""Compiled programs that move many points by a map: draws, given points, and both back again."""
+"""Compiled programs that move many points by a map: draws, given points, and the way back."""
 
 import functools
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def _limits() -> _Limits:
 
 
 def batch_size(dim: int, num_jacobians: int) -> int:
-    """Points that are moved at once, each with so many full Jacobians in memory."""
+    """Most points to move at once, each with ``num_jacobians`` full Jacobians in memory."""
     limit = _limits()
     most = min(limit.points, limit.floats // dim)
     if num_jacobians:
@@ -51,7 +51,7 @@ def batch_size(dim: int, num_jacobians: int) -> int:
 
 
 def block_size(num_samples: int, with_jacobians: bool) -> int:
-    """Draws of a block: the largest size of which the last block is not filled up for too much."""
+    """Draws of a block: the largest size at which filling up the last block costs little."""
     sizes = _limits().blocks if with_jacobians else _limits().cheap_blocks
     filled = {size: -(-num_samples // size) * size for size in sizes}
     enough = [size for size in sizes if filled[size] <= _MAX_FILLING * num_samples]

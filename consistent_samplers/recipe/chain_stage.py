@@ -157,9 +157,9 @@ def with_chains(
 
     Four chains, moved together: 1,000 draws of each after 300 iterations of warm-up, or down to 250
     after 150 where gradients are dear; up to four times as many where they have not mixed by then.
-    Where the map's would be dearer still, chains move in the
-    space of the Gaussian of its weighted draws. ``chains`` and ``route`` of what is returned are
-    theirs, and ``chains.exploration`` is what the look for modes found, read in their light.
+    Where gradients through the map would be dearer still, chains move in the latent space of the
+    Gaussian with the moments of its weighted draws. The sampler returned has them as ``chains``,
+    says so in its ``route``, and ``chains.exploration`` is what the look for modes means for them.
 
     Args:
       rng_key: key.

@@ -15,7 +15,7 @@ _COMPARED_TOLERANCE = 1e-3
 
 
 def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
-    """Reads what `TrainedSampler.save` kept, onto the devices of this process.
+    """The trained sampler that `TrainedSampler.save` kept, on the devices of this process.
 
     Args:
       path: the folder.
@@ -55,8 +55,8 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
         ) from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise checkpoint.CheckpointError(
-            f"The sampler in {path} is incomplete ({error!r}): it was not written by this version "
-            "of the package, or damaged on the way."
+            f"The sampler in {path} is incomplete ({error!r}): another version of the package "
+            "wrote it, or it was damaged. Train again."
         ) from error
     was = np.asarray(was, np.float64)
     now = np.asarray(evaluation.values(target.log_density, position), np.float64)

@@ -121,7 +121,7 @@ class TrainedSampler:
         mesh: Mesh | None = None,
         bound: Bound | None = _UNSET,
     ) -> Draws:
-        """Draws ``num_samples`` points in ``num_steps`` network evaluations each.
+        """``num_samples`` draws, in ``num_steps`` network evaluations each.
 
         Args:
           rng_key: key.
@@ -223,7 +223,7 @@ class TrainedSampler:
           ValueError: no chains were run.
         """
         if self.chains is None:
-            raise ValueError("There are no chains yet: see with_chains.")
+            raise ValueError("There are no chains yet: run cs.with_chains(rng_key, trained).")
         if self.stages:
             return self._chains_verdict(list(self.stages.values())[-1])
         rng_key = jax.random.key(0) if rng_key is None else rng_key

@@ -63,13 +63,13 @@ def train_sampler(
     progress_bar: bool = True,
     checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> TrainedSampler:
-    """Trains a one-step sampler: fits a base, and calibrates a single step from it where needed.
+    """A one-step sampler of a target: a fitted base and, where needed, one step calibrated from it.
 
     The cheapest route that gives the draws asked for is taken: the base alone if its weights can be
     trusted and drawing more of it is cheaper than training; else a short calibration of one step
     on its exact likelihood; else a long one; else chains in the map's latent space
-    (`recipe.route`). ``trained.route`` says which and
-    why. Asked for more steps, it first distils a sampler of all numbers of steps by OSDS.
+    (`recipe.route`). ``trained.route`` says which and why. Where ``max_steps`` asks for more steps
+    than one, a sampler of all numbers of steps is distilled first, by OSDS.
 
     Args:
       rng_key: key.
@@ -191,7 +191,9 @@ def train_sampler(
     # Built before minutes are spent, for what is wrong with network or optimiser.
     if network == "hierarchical":
         if num_iterations:
-            raise ValueError("A hierarchical map takes one step: leave max_steps at 1.")
+            raise ValueError(
+                "A hierarchical map takes one step: leave max_steps at 1 and num_iterations out."
+            )
     else:
         distillation(target, base or standard_normal(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.

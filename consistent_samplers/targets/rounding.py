@@ -1,9 +1,9 @@
 """Log densities whose terms are too large for single precision, computed in double where they are.
 
 The likelihood of a count of ten million is a sum of terms of 1e8 nats, which single precision has
-in steps of 8 nats, however moderate the sum. A few values in double precision tell: what others
-differ from them by in common is a constant of rounding, which would shift log Z unseen. The rest is
-noise, and where there is much of it, all values are computed anew.
+in steps of 8 nats, however moderate the sum. So a few values are computed in double precision too.
+Their mean difference is added to all values: it would shift log Z unseen. What the differences vary
+by is noise: where there is much of it, all values are computed anew.
 """
 
 import functools
@@ -72,9 +72,9 @@ def constant(log_density: LogDensityFn, points: Any, values: Any, *, warn: bool 
         return shift
     if warn:
         warnings.warn(
-            f"Single precision is off by {noise:.2g} nats in the log density, at every point by "
-            "another number, as its terms are too large (those of large counts, say): what is made "
-            'of it here is not to be trusted. Set jax.config.update("jax_enable_x64", True) first.',
+            f"Single precision is off by {noise:.2g} nats in the log density, differently at every "
+            "point, as its terms are too large (those of large counts, say): do not trust results "
+            'of it here. Set jax.config.update("jax_enable_x64", True) first.',
             RuntimeWarning,
             stacklevel=3,
         )
@@ -82,7 +82,7 @@ def constant(log_density: LogDensityFn, points: Any, values: Any, *, warn: bool 
 
 
 def _measure(log_density: LogDensityFn, points: Any, values: Any) -> tuple[float, float]:
-    """By how much values are too low at all of the first points alike, and beside that."""
+    """Mean and standard deviation of what the first values lack, in nats."""
     if is_traced((as_partial(log_density), points, values)) or values.dtype == np.float64:
         return 0.0, 0.0
     if not all(getattr(x, "is_fully_addressable", True) for x in (points, values)):
@@ -125,7 +125,7 @@ def _in_double(log_density: LogDensityFn, points: np.ndarray) -> np.ndarray:
 
 
 def double_precision() -> Any:
-    """A context in which JAX computes so; it has moved within JAX.
+    """A context in which JAX computes in double precision, wherever this version has it.
 
     Example:
       >>> import jax.numpy as jnp

@@ -2,8 +2,8 @@
 
 Where ∂²log ρ / ∂x_i ∂x_j is zero everywhere, x_i and x_j are independent given all others. Once a
 few coordinates (the globals) are taken out, the rest of a hierarchical model falls apart into
-members that are independent given them. So does a state space: every other state is independent of
-its like given those between, then every other one of these, and so on.
+members that are independent given them. So does a state space: given every second state the others
+are independent; of those that were given, every second one again, and so on.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class Structure:
     """Globals, and groups of members that depend on them.
 
     Attributes:
-      globals: ``[g]``, coordinates that depend on each other in ways not told.
+      globals: ``[g]``, coordinates that may all depend on each other.
       groups: parents before their members.
       dim: number of coordinates.
       depth: levels of members below the globals.
@@ -85,7 +85,7 @@ class Structure:
 
     @property
     def is_dense(self) -> bool:
-        """Whether nothing was found that would take it apart."""
+        """Whether all coordinates are globals: nothing falls apart."""
         return not self.groups
 
     @property

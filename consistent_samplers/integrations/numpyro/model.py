@@ -59,11 +59,11 @@ class FlatModel:
         return _constrain(self.functions, self.data, position)
 
     def has_changed(self) -> bool:
-        """Whether the model computes something else by now: it may look at what lies around it."""
+        """Whether the model computes something else than when traced: it may read variables."""
         return _fingerprint(self.functions, self.data) != self.functions.trace
 
     def digest(self) -> str:
-        """Of the data that the density depends on, for the names of files."""
+        """Sixteen characters that tell apart the data of the density, for the names of files."""
         constants = [leaf for _, _, leaf in self.functions.arguments.rest]
         told = [identify_leaf(leaf) for leaf in [*jax.tree.leaves(self.data), *constants]]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
@@ -151,7 +151,7 @@ class _Functions:
 def flatten_model(
     model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
 ) -> FlatModel:
-    """Traces a model and turns it into a density on R^dim.
+    """A model with its arguments as a density on R^dim, from a trace of it.
 
     This is ``numpyro.infer.initialize_model`` without its search for a starting point, which
     gives up on a density that is NaN without saying so; our own checks name the cause.

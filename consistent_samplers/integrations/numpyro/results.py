@@ -51,9 +51,9 @@ class Results:
         """The last run as ``arviz.InferenceData``, or ``xarray.DataTree`` with ArviZ 1.
 
         One chain, or the chains where these were run. Groups: the posterior as from `get_samples`;
-        ``log_weight`` of the one-step draws that they came from, or of the chains' with whether
-        they were ``diverging``, as sample statistics; log likelihood, posterior predictive draws
-        and observed data, unless the likelihood is a ``numpyro.factor``.
+        sample statistics, which are ``log_weight`` of the one-step draws, or ``log_weight`` and
+        ``diverging`` of the chains; and, unless the likelihood is a ``numpyro.factor``, log
+        likelihood, posterior predictive draws and observed data.
 
         Args:
           resampled: as in `get_samples`.
@@ -76,7 +76,7 @@ class Results:
         *,
         var_names: str | Sequence[str] | None = None,
     ) -> None:
-        """Prints a table in the habit of ``MCMC.print_summary``, then what it is worth.
+        """Prints a table like that of ``MCMC.print_summary``, then what the draws are worth.
 
         It is 100 characters wide. Above 60 rows long sites show their first and last ones only.
 
@@ -139,8 +139,8 @@ class Results:
             warnings.warn(
                 "These draws are not corrected by their importance weights, which are too uneven "
                 "for it: they follow the trained sampler, not exactly the posterior. "
-                f"{run.verdict.words} (get_samples(resampled=False) says that "
-                "this is wanted.)",
+                f"{run.verdict.words} (To take them as they are, without this "
+                "warning: get_samples(resampled=False).)",
                 stacklevel=3,
             )
         return run.reweighted if resampled is None else resampled
