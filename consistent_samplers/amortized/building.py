@@ -121,10 +121,10 @@ def amortize(
     prepared = jax.tree.map(lambda x: x[is_near], prepared)
     if is_near.mean() < _LEAST_NEAR:
         raise ValueError(
-            f"Of {100 * (1 - is_near.mean()):.0f} % of simulated data sets of model "
-            f"{padded.name!r} what they were simulated from lies far from the mode that was found: "
-            "posteriors have several modes, or none. Give the model tighter priors, or train "
-            "OneStepSampler on each data set."
+            f"For {100 * (1 - is_near.mean()):.0f} % of the data sets simulated from model "
+            f"{padded.name!r}, the values that they were simulated from lie far from the mode that "
+            "was found: posteriors have several modes, or none. Give the model tighter priors, or "
+            "train OneStepSampler on each data set."
         )
     standard = fitting.standard_of(prepared)
     made = ConditionalMap(padded.num_globals, padded.num_each, hidden)
@@ -140,9 +140,10 @@ def amortize(
         missed = missed_mass(keys[1], padded, made, params, standard, *apart)
     if missed > MAX_MISSED:
         warnings.warn(
-            f"In at least {100 * missed:.2g} % of simulated data sets what they were simulated "
-            "from lies where this family hardly draws: posteriors have more modes or heavier tails "
-            "than its map. Verdicts say so; condition(...) gives a data set a training of its own.",
+            f"In at least {100 * missed:.2g} % of simulated data sets the values that they were "
+            "simulated from lie where this family hardly draws: posteriors have more modes or "
+            "heavier tails than its map. Verdicts say so; condition(...) gives a data set a "
+            "training of its own.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -251,7 +251,7 @@ class TrainedSampler:
         asked_for = self.route and self.route.reason == ASKED_FOR
         if not asked_for and LEVELS.index(theirs.level) > LEVELS.index(own.level):
             return None, evidence, own
-        said = own.words.split("\nTo improve", 1)[0].splitlines()[0]
+        said = own.findings.splitlines()[0]
         words = f"{theirs.words}\nlog Z of one step alone {float(evidence.log_z):.3f}: {said}"
         log_z, stderr = (jnp.asarray(part, evidence.log_z.dtype) for part in chains.log_z)
         found = dataclasses.replace(evidence, log_z=log_z, log_z_stderr=stderr)
