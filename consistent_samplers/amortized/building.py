@@ -30,9 +30,9 @@ NUM_PROBES = 4
 MAX_APART = 1_000
 """Data sets that are simulated and not trained on, for the share of mass that is missed."""
 
-# Share of data sets to be trained on.
+# Least share of simulated data sets that lie near their frames: these are trained on.
 _LEAST_NEAR = 0.2
-# Share of simulated data sets that lie farther out than what is said to be unlike them.
+# Share of the simulated data sets that lie farther out than the others.
 _SHARE_UNLIKE = 0.001
 _MARGIN = 1.1
 

@@ -26,7 +26,7 @@ MAX_MISSED = 0.01
 MUCH_MISSED = 0.05
 """The same above which none is to be used."""
 
-_FACTOR = 100.0  # denser than the map by it: missed
+_FACTOR = 100.0  # where a posterior is so many times denser than the map, it misses mass
 _NUM_DRAWS, _AT_ONCE = 64, 32
 
 

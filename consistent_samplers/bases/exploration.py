@@ -260,7 +260,7 @@ def _resample(
 
 
 def _momentum(rng_key: PRNGKey, index: Array, x: Array) -> tuple[Array, Array]:
-    """Of a move: in units of the population's spread ``[n, dim]``; uniform numbers ``[n]``."""
+    """Momenta ``[n, dim]`` of a move, in spreads of the population; uniform numbers ``[n]``."""
     key_momentum, key_accept = jax.random.split(jax.random.fold_in(rng_key, index))
     momentum = jax.random.normal(key_momentum, x.shape, x.dtype)
     return momentum, jax.random.uniform(key_accept, x.shape[:1], x.dtype)

@@ -179,7 +179,7 @@ def _of_particles(particles: np.ndarray) -> GaussianBase:
 
 
 def _num_separate(target: Target, modes: Modes) -> int:
-    """Optima with mass, between which and the best one the density dips.
+    """Number of optima with mass that a dip of the density parts from the best one.
 
     Optimisers end in many places along a ridge or a flat neck, all of them in one mode.
     """
@@ -190,7 +190,7 @@ def _num_separate(target: Target, modes: Modes) -> int:
 
 
 def _num_spikes(target: Target, modes: Modes, gaussian: GaussianBase, elbo: float) -> int:
-    """Optima with mass, at which the density is far above what the Gaussian has: no dip need be."""
+    """Number of optima with mass whose density is far above the Gaussian's, dip or no dip."""
     loc = _with_mass(modes)
     if len(loc) <= 1:
         return 0

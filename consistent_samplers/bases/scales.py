@@ -157,7 +157,7 @@ def robust_covariance(points: np.ndarray) -> np.ndarray:
 
 
 def _log_prob(z: np.ndarray, scales: np.ndarray, along: np.ndarray) -> np.ndarray:
-    """Of the proposals, ``[n]``, at whitened points ``[n, dim]``."""
+    """Log density ``[n]`` of the proposals at whitened points ``[n, dim]``."""
     dim = z.shape[1]
     square = (z**2).sum(1)
     wide = -0.5 * square[:, None] / scales**2 - dim * np.log(scales)

@@ -26,8 +26,8 @@ _NUM_CHAINS = 4
 _MOST, _FEWEST = (300, 1_000), (150, 250)
 # Times as many draws as that up to which chains go on that have not mixed.
 _FURTHER = 4
-# Gradients of an iteration in a space that is nearly Gaussian; operations of all of them up to
-# which chains are long (ten seconds of two cores), in the map's space at all, and run unasked.
+# Gradients of an iteration in a space that is nearly Gaussian; operations of all gradients up to
+# which chains are long (ten seconds of two cores), move in the map's space, and are run unasked.
 _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
 # One-step draws that chains are held against, and nats above all of the chains' weights.
 _NUM_FRESH, _ABOVE = 10_000, 0.5
@@ -35,7 +35,7 @@ _NUM_FRESH, _ABOVE = 10_000, 0.5
 _NOTICEABLE = 0.05
 # By how much other draws of the same sampler may look worse.
 _MORE_K, _LESS = 0.03, 0.95
-# A gradient's operations for each one of a draw with its determinant.
+# Operations of a gradient, relative to those of a draw with its determinant.
 _MAP_GRADIENT = 3.0
 
 
@@ -217,7 +217,7 @@ def with_chains(
 
 
 def _operations(cost: float, iterations: tuple[int, int]) -> float:
-    """Of all chains, at the cost of a gradient."""
+    """Operations of all chains, of those of one gradient."""
     return _NUM_CHAINS * sum(iterations) * _GRADIENTS * cost
 
 

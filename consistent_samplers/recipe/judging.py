@@ -18,7 +18,8 @@ NUM_CHECK_DRAWS = 4_096
 
 # What a second look's key is folded with: a stage ends the training where two looks say so.
 _AGAIN = 2
-# Of a third, at many draws, where a density's value is cheap: at most, and operations for them.
+# A third look, at many draws, where a density is cheap: the number that its key is folded with, and
+# most draws and operations.
 _MANY, _MANY_DRAWS, _MANY_OPERATIONS = 3, 65_536, 2e9
 # Share of effective draws from which on a full calibration is not gone on with.
 _EFFECTIVE_ENOUGH = 0.9

@@ -10,7 +10,7 @@ from consistent_samplers import checkpoint, registry
 from consistent_samplers.recipe.trained import KIND, NUM_COMPARED, TrainedSampler
 from consistent_samplers.targets import Target, evaluation
 
-# Difference of two log densities, relative to one more than their size, that is no difference.
+# Two log densities agree that differ by no more than this, relative to one plus their size.
 _COMPARED_TOLERANCE = 1e-3
 
 
@@ -43,7 +43,8 @@ def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
         if header["dim"] != target.dim:
             raise checkpoint.CheckpointError(
                 f"The sampler in {path} has {header['dim']} dimensions (target "
-                f"{header['target']!r}), but the target {target.name!r} has {target.dim}."
+                f"{header['target']!r}), but the target {target.name!r} has {target.dim}: give the "
+                "target that it was trained on."
             )
         in_order = [arrays[str(i)] for i in range(len(arrays))]
         kept = registry.decode(header["sampler"], in_order)

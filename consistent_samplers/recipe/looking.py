@@ -26,7 +26,7 @@ from consistent_samplers.types import Draws, PRNGKey
 NUM_PLACED = 2_048
 """Particles that are looked up, at most."""
 
-# Nats of excess, and share of effective draws, at which they are.
+# They are from so many nats of excess on, or below this share of effective draws.
 _DOUBT, _UNEVEN = 0.25, 0.15
 
 

@@ -40,7 +40,7 @@ NUM_COMPARED = 8
 _UNSET: Any = object()
 # Seconds to wait for another process that saves to the same folder.
 _WAIT = 10.0
-# Times as many iterations as a full calibration had are recommended where it fell short.
+# Where a full calibration fell short, so many times its iterations are recommended.
 _FURTHER = 4
 
 

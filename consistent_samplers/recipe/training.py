@@ -249,8 +249,8 @@ def _or_hierarchical(
 ) -> tuple[TrainedSampler, bool, list[Draws] | None]:
     """The better of what was trained and, where that falls short, of a hierarchical map.
 
-    By the ELBO of draws that neither was trained on. Then, whether Ctrl-C came; and draws by which
-    what is returned falls short: none if it does not, None if nobody looked.
+    The better one by the ELBO of draws that neither was trained on; whether Ctrl-C came; and the
+    draws by which the sampler falls short, an empty list if it does not, None if nobody looked.
     """
     target = trained.target
     try:

@@ -22,8 +22,9 @@ from consistent_samplers.types import LogDensityFn
 
 # Noise, in nats, from which on all values are computed anew, or draws cannot be trusted.
 _MAX_NOISE = 0.05
-# Numbers in a density from which on it is measured, which takes half a second of compiling (of
-# smaller ones the rounding stays below a hundredth of a nat), or that it could not be is said.
+# Size of a density's numbers from which on rounding is measured, which takes half a second of
+# compiling (below it rounding costs less than a hundredth of a nat); and from which on a warning
+# says that it could not be measured.
 _LARGE, _TOO_LARGE = 1e4, 1e6
 # Numbers beyond it stand for infinity.
 _INFINITE = 1e30
@@ -162,7 +163,7 @@ def _program(structure: Any) -> Any:
 
 
 def _largest_number(log_density: LogDensityFn, dim: int, values: np.ndarray) -> float:
-    """Of the values, and of what the density is made with; a tenth of a sum counts as a number."""
+    """Largest size of the values and of the density's numbers, of which a tenth of a sum is one."""
     largest = np.max(np.abs(values), initial=0.0, where=np.isfinite(values))
     for number in evaluation.numbers(log_density, dim):
         size = np.abs(np.asarray(number, float))

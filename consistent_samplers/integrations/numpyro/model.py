@@ -256,7 +256,7 @@ def _flat_model(functions: _Functions, data: ArrayTree, arguments: Call) -> Flat
 
 
 def _fingerprint(functions: _Functions, data: ArrayTree) -> str | None:
-    """Of all that is computed, constants around the model included.
+    """A hash of all that the model computes, constants around it included.
 
     None where the model cannot be traced without looking at what its arrays hold.
     """
