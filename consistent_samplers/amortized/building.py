@@ -9,7 +9,7 @@ import numpy as np
 
 from consistent_samplers import progress
 from consistent_samplers.amortized import fitting, simulated
-from consistent_samplers.amortized.conditional import ConditionalMap
+from consistent_samplers.amortized.conditional import ConditionalMap, Fitted
 from consistent_samplers.amortized.coverage import MAX_MISSED, missed_mass
 from consistent_samplers.amortized.family import AmortizedSampler, distance
 from consistent_samplers.amortized.padded import Covariates
@@ -129,15 +129,14 @@ def amortize(
     standard = fitting.standard_of(prepared)
     made = ConditionalMap(padded.num_globals, padded.num_each, hidden)
     params = made.init(keys[1], standard.data_set.shape[1], standard.member.shape[1])
+    fitted = Fitted(made, params, standard)
     first, second = num_iterations
     with progress.stage("train on pairs", progress_bar=progress_bar):
-        params, likelihood = fitting.by_likelihood(keys[2], made, params, standard, prepared, first)
+        fitted, likelihood = fitting.by_likelihood(keys[2], fitted, prepared, first)
     with progress.stage("train on densities", progress_bar=progress_bar):
-        params, density = fitting.by_path_gradient(
-            keys[3], padded, made, params, standard, prepared, second
-        )
+        fitted, density = fitting.by_path_gradient(keys[3], padded, fitted, prepared, second)
     with progress.stage("check", progress_bar=progress_bar):
-        missed = missed_mass(keys[1], padded, made, params, standard, *apart)
+        missed = missed_mass(keys[1], padded, fitted, *apart)
     if missed > MAX_MISSED:
         warnings.warn(
             f"In at least {100 * missed:.2g} % of simulated data sets the values that they were "
@@ -153,9 +152,7 @@ def amortize(
     return AmortizedSampler(
         padded,
         (least, most),
-        made,
-        params,
-        standard,
+        *fitted,
         starts,
         float(_MARGIN * np.quantile(away, 1.0 - _SHARE_UNLIKE)),
         missed,

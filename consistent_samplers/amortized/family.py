@@ -14,7 +14,7 @@ import numpy as np
 from consistent_samplers import progress
 from consistent_samplers.amortized import fitting
 from consistent_samplers.amortized.blocks import in_blocks
-from consistent_samplers.amortized.conditional import ConditionalMap, Standard
+from consistent_samplers.amortized.conditional import ConditionalMap, Fitted, Standard
 from consistent_samplers.amortized.coverage import MAX_MISSED, MUCH_MISSED
 from consistent_samplers.amortized.frames import frame_of
 from consistent_samplers.amortized.padded import Covariates, DataSet, PaddedModel
@@ -310,12 +310,12 @@ def _larger(model: PaddedModel, num_rows: int) -> PaddedModel:
 @functools.lru_cache(maxsize=8)
 def answers(family: AmortizedSampler, model: PaddedModel, num_samples: int) -> Callable[..., Any]:
     """A function of keys and data sets: samples, log weights, distance from the simulated ones."""
+    fitted = Fitted(family.map, family.params, family.standard)
 
     def one(key: PRNGKey, data: DataSet) -> tuple[Any, ...]:
         frame = frame_of(model, family.starts, data)
-        at_globals, members, log_weight = fitting.drawn(
-            key, model, family.map, family.params, family.standard, frame, data, num_samples
-        )
+        drawn = fitting.drawn(key, model, fitted, frame, data, num_samples)
+        at_globals, members, log_weight = drawn
         samples = jax.vmap(lambda *at: model.constrain(at, data))(at_globals, members)
         return samples, log_weight, distance(frame.features, family.standard)
 
