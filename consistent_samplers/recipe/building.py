@@ -35,7 +35,7 @@ def distillation(target: Target, base: Base, plan: Plan) -> Algorithm:
     return build(target, objective, control=control, optimizer=plan.optimizer)
 
 
-def begun(
+def begin(
     rng_key: PRNGKey, target: Target, start: Start, plan: Plan
 ) -> tuple[Algorithm, SamplerState]:
     """The recipe's algorithm and the state that it starts from, warm or cold."""

@@ -30,7 +30,7 @@ NUM_PLACED = 2_048
 _DOUBT, _UNEVEN = 0.25, 0.15
 
 
-def missed_mass(
+def look_for_missed_mass(
     rng_key: PRNGKey,
     target: Target,
     start: Start,

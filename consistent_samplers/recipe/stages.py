@@ -41,7 +41,9 @@ def train(
     structured = plan.network in _BY_PARTS or hasattr(plan.network, "split")
     density = evaluation.cost(target.log_density, target.dim)
     cost = route.costs(target.dim, plan.hidden, structured, density)
-    look = functools.partial(looking.missed_mass, key_explore, target, start, plan.progress_bar)
+    look = functools.partial(
+        looking.look_for_missed_mass, key_explore, target, start, plan.progress_bar
+    )
     base_suffices = functools.partial(
         judging.why_base_is_enough,
         rng_key=key_check,
@@ -66,7 +68,7 @@ def train(
         taken = Route("base", enough, {"base": float(worth.ess)})
         return finish(alone, alone, stages, {}, found, taken), False
 
-    algorithm, state = building.begun(key_fit, target, start, plan)
+    algorithm, state = building.begin(key_fit, target, start, plan)
     untrained, interrupted = state, False
     results: dict[str, FitResult] = {}
     if plan.distillation:
