@@ -1,7 +1,6 @@
-"""Samples from unnormalised densities in one or a few network evaluations.
+"""Draws from unnormalised densities in one or a few network evaluations, and what they are worth.
 
-And says how far its numbers can be trusted. Public names load on first use, so that importing
-the package stays cheap.
+Public names load on first use, so that importing the package stays cheap.
 """
 
 import importlib

@@ -50,9 +50,10 @@ class CheckpointError(ValueError):
 
 @contextlib.contextmanager
 def reserved(folder: str | os.PathLike[str], wait_seconds: float = 0.0) -> Iterator[None]:
-    """A context in which nobody else writes to a folder; raises where somebody does after a while.
+    """A context in which no other process writes to a folder.
 
-    The operating system holds the lock and drops it with the process, however that ends.
+    A CheckpointError where one still does after ``wait_seconds``. The operating system holds the
+    lock and drops it with the process, however that ends.
     """
     folder, until = Path(folder), time.monotonic() + wait_seconds
     lock, file = folder / _LOCK, None
@@ -104,7 +105,7 @@ def _cannot_write(folder: Path, error: OSError) -> CheckpointError:
 
 
 def write(folder: str | os.PathLike[str], kind: str, header: dict[str, Any], arrays: Any) -> None:
-    """Writes a checkpoint of what ``kind`` says, replacing one of the same folder.
+    """Writes a checkpoint of some kind, in place of the one that the folder holds.
 
     ``header`` is what JSON can hold, ``arrays`` nested dictionaries of NumPy arrays by strings. The
     folder is to be `reserved`.

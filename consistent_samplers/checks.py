@@ -12,7 +12,7 @@ _OLD_SHAPES = ((2,), (4,))
 
 
 def check_integer(name: str, value: Any, minimum: int = 1) -> None:
-    """Raises a ValueError unless the argument of that name is a whole number, large enough."""
+    """Raises a ValueError unless an argument is a whole number of at least ``minimum``."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if whole and value >= minimum:
         return
@@ -43,6 +43,6 @@ def check_key(rng_key: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raises a ValueError unless an option has one of its values."""
+    """Raises a ValueError unless an argument is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}.")

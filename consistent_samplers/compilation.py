@@ -32,7 +32,7 @@ def as_partial(function: Callable[..., Any]) -> Partial:
 def compiler_options(effort: Effort) -> dict[str, Any]:
     """What XLA is told for an effort, on this backend; a flag of the user's wins.
 
-    Its scheduler as well, where the flags came too late: see `consistent_samplers.guard`.
+    XLA's scheduler is among it where the process's flags came too late (`guard`).
     """
     own_flags = os.environ.get("XLA_FLAGS", "")
     return {
@@ -64,7 +64,7 @@ def jit(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
 
 
 def in_turn(program: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled function that is waited for, where several at once could wait for ever.
+    """A compiled function that ends before the next begins, where both could wait for ever.
 
     That is where flags came too late: see `consistent_samplers.guard`.
     """

@@ -15,16 +15,13 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import sem
 
 from consistent_samplers.kernels import kernel
+from consistent_samplers.pareto import MAX_TAIL_K as MAX_TAIL_K
+from consistent_samplers.pareto import MIN_TAIL as MIN_TAIL
+from consistent_samplers.pareto import judge_tail as judge_tail
+from consistent_samplers.pareto import pareto_smooth as pareto_smooth
+from consistent_samplers.pareto import shift_by_max
+from consistent_samplers.pareto import tail_size as tail_size
 from consistent_samplers.types import BOUNDS, Array, Bound, Draws, FlowDiagnostics
-
-MIN_TAIL = 5
-"""Fewest tail weights a generalised Pareto distribution is fitted to (as in loo and ArviZ)."""
-
-MAX_TAIL_K = 0.95
-"""Pareto k that the mean beyond the largest weight is computed with at most; infinite at 1."""
-
-# Nats of rounding in log weights above which nothing is said of a tail that it covers.
-_MAX_ROUNDING = 0.5
 
 BOUND_IN_WORDS: dict[str, str] = {
     "lower": "a lower bound on log Z by construction",
@@ -40,10 +37,11 @@ class Evidence:
 
     Attributes:
       log_z: ``[]``, importance-sampling estimate, log of the mean weight.
-      log_z_stderr: ``[]``, its standard error: ``sqrt(var(w) / n) / mean(w)``, by the delta method,
-        twice ``unseen``, and half the step between numbers of its size, in quadrature. On Pareto
-        weights the 95 % interval then covers log Z in more than 90 % of runs up to an index of 0.6;
-        it is meaningless much above 0.7.
+      log_z_stderr: ``[]``, its standard error, three parts in quadrature:
+        ``sqrt(var(w) / n) / mean(w)`` by the delta method, twice ``unseen``, and half the distance
+        between floating-point numbers of the size of log Z. On Pareto weights the 95 % interval
+        then covers log Z in more than 90 % of runs up to a tail index of 0.6; it is meaningless
+        much above 0.7.
       elbo: ``[]``, evidence lower bound, the mean log weight; -inf if any weight is zero.
       elbo_stderr: ``[]``, its standard error; +inf where the ELBO is -inf.
       ess: ``[]``, share of effective samples, in (0, 1].
@@ -54,9 +52,9 @@ class Evidence:
         deviations, or None where it was not measured (NaN instead of None under ``jax.jit``).
       num_samples: number of weights (static).
       outside: ``[]``, share of samples of weight zero, or None where it was not counted.
-      undefined: ``[]``, of them those whose density is NaN, which counts as zero.
-      unseen: ``[]``, part of Z that the tail of the weights lets expect beyond the largest of them,
-        or None where no tail was fitted.
+      undefined: ``[]``, share of samples whose density is NaN, which counts as zero; or None.
+      unseen: ``[]``, share of Z that is expected beyond the largest weight, by the distribution
+        fitted to the tail of the weights; or None where none was fitted.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -125,115 +123,13 @@ def effective_sample_size(log_weight: Array) -> Array:
       >>> round(float(estimate.effective_sample_size(log_weight)), 3)  # (1 + 1 + 2)² / (3 · 6)
       0.889
     """
-    shifted, _ = _shift_by_max(log_weight)
+    shifted, _ = shift_by_max(log_weight)
     log_ess = 2.0 * logsumexp(shifted) - logsumexp(2.0 * shifted) - math.log(log_weight.shape[0])
     return jnp.where(jnp.all(log_weight == -jnp.inf), 0.0, jnp.minimum(jnp.exp(log_ess), 1.0))
 
 
-@kernel(effort="least")
-def pareto_smooth(log_weight: Array) -> tuple[Array, Array]:
-    """Pareto-smoothed importance sampling (Vehtari et al. 2024, JMLR 25:72).
-
-    The `tail_size` largest weights are replaced by the expected order statistics of a generalised
-    Pareto distribution fitted to them, capped at the largest raw weight. The weights keep their
-    scale. Weights that span hundreds of nats do not underflow. ``arviz_stats.psislw`` takes the
-    negated log weights; the sign of k is the same.
-
-    Returns:
-      ``(smoothed [n], pareto_k [])``. Above k = 0.7 the mean of the weights is unreliable. Two
-      cases leave the weights as they are: k = 0 if the tail is constant up to rounding (exact
-      draws), and k = +inf ("cannot be judged") if fewer than 25 weights, or fewer than `MIN_TAIL`
-      distinct from the threshold, are given.
-
-    Example:
-      >>> import jax
-      >>> from consistent_samplers import estimate
-      >>> smoothed, k = estimate.pareto_smooth(0.5 * jax.random.normal(jax.random.key(0), (400,)))
-      >>> smoothed.shape, bool(k < 0.7)
-      ((400,), True)
-    """
-    n = log_weight.shape[0]
-    num = tail_size(n)
-    if num < MIN_TAIL:
-        return log_weight, jnp.full((), jnp.inf, log_weight.dtype)
-    shifted, largest = _shift_by_max(log_weight)
-    order = jnp.argsort(shifted)
-    where = order[n - num :]
-    k, tail, fitted, _ = _smooth_tail(shifted[where], shifted[order[n - num - 1]], largest)
-    return log_weight.at[where].set(jnp.where(fitted, tail + largest, log_weight[where])), k
-
-
-def tail_size(num_samples: int) -> int:
-    """How many of the largest weights make the tail: min(n/5, 3 √n), as in loo and ArviZ.
-
-    Example:
-      >>> from consistent_samplers import estimate
-      >>> estimate.tail_size(10_000)
-      300
-    """
-    return int(min(num_samples / 5.0, 3.0 * math.sqrt(num_samples)))
-
-
-@kernel(effort="least")
-def judge_tail(tail: Array, cutoff: Array) -> tuple[Array, Array]:
-    """Pareto k of n weights, as `pareto_smooth` finds it, and the log weight beyond the largest.
-
-    The largest alone tell them: ``tail [tail_size(n)]``, ascending, and ``cutoff []``, the next
-    smaller log weight. Beyond the largest weight, which one draw in n is expected to exceed, the
-    fitted tail expects (σ + k x) / (1 - k) more, x being its excess over the cutoff; of the sum of
-    all weights that much is yet unseen.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers import estimate
-      >>> weight = jnp.linspace(1.0, 2.0, 400)  # a tail of 60
-      >>> k, log_beyond = estimate.judge_tail(jnp.log(weight[-60:]), jnp.log(weight[-61]))
-      >>> bool(k < 0.0), bool(log_beyond < 0.0)
-      (True, True)
-    """
-    if tail.shape[0] < MIN_TAIL:
-        return jnp.full((), jnp.inf, tail.dtype), jnp.full((), -jnp.inf, tail.dtype)
-    k, _, _, log_beyond = _smooth_tail(tail - tail[-1], cutoff - tail[-1], tail[-1])
-    return k, log_beyond + tail[-1]
-
-
-def _smooth_tail(tail: Array, cutoff: Array, largest: Array) -> tuple[Array, ...]:
-    """``(k [], smoothed tail [m], where it is smoothed [m], log excess [])`` of m log weights.
-
-    The excess is what the tail expects beyond the largest weight, see `judge_tail`. The ascending
-    ``tail`` and ``cutoff``, the next smaller one, are relative to ``largest``.
-    """
-    num = tail.shape[0]
-    # Weights tied with the threshold stay in the body, so the tail's length is only known at
-    # run time: a mask over the static tail.
-    above = tail > cutoff
-    length = jnp.sum(above)
-    rounding = 8.0 * jnp.finfo(tail.dtype).eps * jnp.maximum(1.0, jnp.abs(largest))
-    # Weights that differ by rounding only are even, unless rounding hides what they differ by.
-    even = (tail[-1] - cutoff <= rounding) & (rounding <= _MAX_ROUNDING)
-    constant = jnp.isfinite(cutoff) & even
-    fitted = ~constant & (length >= MIN_TAIL)
-    # Any harmless numbers where nothing is fitted: their results are discarded below.
-    ramp = jnp.linspace(0.5, 1.0, num, dtype=tail.dtype)
-    above = jnp.where(fitted, above, True)
-    length = jnp.where(fitted, length, num)
-    gap = jnp.where(fitted & above, cutoff - jnp.where(above, tail, 0.0), -1.0)
-    log_exceedance = jnp.where(fitted, tail + jnp.log(-jnp.expm1(gap)), jnp.log(ramp))
-
-    k, log_sigma = _fit_generalised_pareto(log_exceedance, above, length)
-    rank = jnp.arange(num) - (num - length)
-    probability = jnp.where(above, (rank + 0.5) / length, 0.5)
-    log_quantile = log_sigma + _log_standard_quantile(probability, k)
-    smoothed_tail = jnp.minimum(jnp.logaddexp(cutoff, log_quantile), 0.0)
-    positive = jnp.clip(k, 1e-6, MAX_TAIL_K)
-    log_excess = jnp.log(positive) + jnp.log(-jnp.expm1(jnp.where(fitted, cutoff, -1.0)))
-    log_beyond = jnp.logaddexp(log_sigma, log_excess) - jnp.log1p(-positive)
-    k = jnp.where(fitted, k, jnp.where(constant, 0.0, jnp.inf))
-    return k, smoothed_tail, fitted & above, jnp.where(fitted, log_beyond, -jnp.inf)
-
-
 def evidence(draws: Draws) -> Evidence:
-    """Estimates log Z, the ELBO and their worth from draws with weights and a bound.
+    """Estimates of log Z and the ELBO from weighted draws, with errors and what they are worth.
 
     The weights are used raw: smoothing would cost the estimate of Z its unbiasedness.
 
@@ -309,7 +205,7 @@ def checked_log_weight(draws: Draws) -> Array:
 def _estimates(log_weight: Array) -> dict[str, Any]:
     """The entries of Evidence made from the raw weights."""
     n = log_weight.shape[0]
-    shifted, largest = _shift_by_max(log_weight)
+    shifted, largest = shift_by_max(log_weight)
     log_mean = logsumexp(shifted) - math.log(n)
     relative = jnp.exp(shifted - jnp.where(jnp.isfinite(log_mean), log_mean, 0.0))
     any_zero = jnp.any(log_weight == -jnp.inf)
@@ -377,53 +273,3 @@ def _flow_summary(flow: FlowDiagnostics) -> tuple[Array, Array]:
     num_measured = jnp.sum(~jnp.isnan(error))
     rank = jnp.ceil(0.99 * (num_measured - 1)).astype(int)
     return jnp.mean(flow.folded, dtype=error.dtype), error[jnp.maximum(rank, 0)]
-
-
-def _shift_by_max(log_weight: Array) -> tuple[Array, Array]:
-    """Log weights less the largest, which keeps the digits of differences, and the largest."""
-    largest = jnp.max(log_weight)
-    largest = jnp.where(largest == -jnp.inf, 0.0, largest)
-    return log_weight - largest, largest
-
-
-def _fit_generalised_pareto(
-    log_exceedance: Array, mask: Array, length: Array
-) -> tuple[Array, Array]:
-    """``(k, log sigma)`` fitted to the last ``length`` of ascending ``log_exceedance [m]``.
-
-    Posterior mean of Zhang & Stephens (2009, Technometrics 51:316), with the prior on k of Vehtari
-    et al. (2024), as in loo and ArviZ: 10 observations at k = 0.5, not for sigma.
-    """
-    m = log_exceedance.shape[0]
-    num_grid = 30 + int(math.sqrt(m))
-    first_quartile = log_exceedance[m - length + (length / 4.0 + 0.5).astype(int) - 1]
-    # In units of the first quartile theta stays O(1); theta > 0 only for short tails.
-    log_x = jnp.where(mask, log_exceedance - first_quartile, 0.0)
-    grid = (1.0 - jnp.sqrt(num_grid / (jnp.arange(1, num_grid + 1) - 0.5))) / 3.0
-    theta = jnp.exp(-log_x[-1]) + grid.astype(log_x.dtype)
-    theta = jnp.where(theta == 0.0, jnp.finfo(log_x.dtype).eps, theta)
-
-    def shape(theta: Array) -> Array:
-        # Mean of log(1 - theta x), without forming x where it is large.
-        negative = theta < 0
-        heavy = jnp.logaddexp(0.0, jnp.log(jnp.where(negative, -theta, 1.0)) + log_x)
-        light = jnp.log1p(-jnp.where(negative, 0.0, theta) * jnp.exp(jnp.minimum(log_x, 20.0)))
-        return jnp.sum(jnp.where(mask, jnp.where(negative, heavy, light), 0.0)) / length
-
-    k_grid = jax.vmap(shape)(theta)
-    log_likelihood = length * (jnp.log(-theta / k_grid) - k_grid - 1.0)
-    theta_mean = jnp.sum(theta * jax.nn.softmax(log_likelihood))
-    theta_mean = jnp.where(theta_mean == 0.0, jnp.finfo(log_x.dtype).eps, theta_mean)
-    k = shape(theta_mean)
-    log_sigma = jnp.log(-k / theta_mean) + first_quartile
-    return (length * k + 5.0) / (length + 10.0), log_sigma
-
-
-def _log_standard_quantile(probability: Array, k: Array) -> Array:
-    """Log quantile of the generalised Pareto distribution with sigma = 1."""
-    # log(expm1(k a) / k), arranged to neither overflow for large k nor lose digits around k = 0.
-    a = -jnp.log1p(-probability)
-    size = jnp.abs(k) * a
-    safe = jnp.maximum(size, 1e-4)
-    log_ratio = jnp.where(size < 1e-4, -size / 2.0, jnp.log(-jnp.expm1(-safe) / safe))
-    return jnp.log(a) + log_ratio + jnp.maximum(k, 0.0) * a

@@ -197,7 +197,7 @@ def slogdet(matrices: Jacobian) -> LogDet:
 
 
 def solve(matrix: Jacobian, rhs: Array) -> Array:
-    """Solves one linear system ``[dim, dim]`` for ``rhs [dim]``, as `slogdet` factorises it.
+    """Solution of one linear system ``[dim, dim]`` for ``rhs [dim]``, factorised as by `slogdet`.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -212,7 +212,7 @@ def solve(matrix: Jacobian, rhs: Array) -> Array:
 
 
 def solve_triangular(triangle: Array, rhs: Array, gain: Array | float = 1.0) -> Array:
-    """Solves (I + diag(gain) triangle) w = rhs ``[rank]``, the triangle zero below its diagonal.
+    """The w ``[rank]`` with (I + diag(gain) triangle) w = rhs, the triangle an upper one.
 
     A batch in which only ``gain`` and ``rhs`` differ needs no matrix of its own for each point.
 

@@ -61,7 +61,7 @@ def predict(
     Args:
       samplers: by name.
       sites: names of the observed sites of each, in the order in which their values are those of
-        the others; a sampler without is passed over.
+        the others; a sampler without an entry is left out.
 
     Example:
       >>> from consistent_samplers.prediction import predict

@@ -48,7 +48,7 @@ def prepare(
     structure: Any,
     leaves: list[Any],
 ) -> Callable[..., Any] | None:
-    """A compiled function of the leaves: one that is kept, or is from now on, or None.
+    """The compiled function of the leaves, from disk or kept there from now on; None if neither.
 
     Args:
       function: where the source is.

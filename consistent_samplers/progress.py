@@ -77,7 +77,7 @@ def counted(what: str, items: Iterable[_Item], total: int) -> Iterator[_Item]:
     """The items of a loop, which the line of the stage that runs counts, if there is one.
 
     Args:
-      what: they are, in words.
+      what: what the items are, in words.
       items: to go through; the loop may end before all of them.
       total: how many there usually are, for the time that is left.
     """

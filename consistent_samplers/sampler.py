@@ -6,8 +6,7 @@ every other; draw i depends on the key and on i alone, whatever the blocks and d
 
 import functools
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -18,12 +17,10 @@ from jax.tree_util import Partial
 
 from consistent_samplers.bases import Base
 from consistent_samplers.checks import check_choice, check_integer, check_key
-from consistent_samplers.compilation import as_partial, is_traced, jit
-from consistent_samplers.kernels import kernel
-from consistent_samplers.maps import Control, Identity, Proposal
+from consistent_samplers.compilation import as_partial, is_traced
+from consistent_samplers.maps import Control, Identity, Proposal, moving
 from consistent_samplers.schedules import check_num_steps
-from consistent_samplers.sharding import check_mesh, map_over_mesh, num_devices, replicate
-from consistent_samplers.simulate import standard_normal_log_prob
+from consistent_samplers.sharding import check_mesh, replicate
 from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.types import (
     BOUND_OF,
@@ -31,46 +28,11 @@ from consistent_samplers.types import (
     Bound,
     Draws,
     FlowDiagnostics,
-    GradientFn,
     LogDensityFn,
     Method,
     Params,
     PRNGKey,
 )
-
-
-class _Limits(NamedTuple):
-    """The most that is computed at once, and sizes of blocks of draws."""
-
-    points: int
-    floats: int  # of one array of points, or of their full Jacobians
-    blocks: tuple[int, ...]  # with full Jacobians
-    cheap_blocks: tuple[int, ...]  # without
-
-
-# On CPUs a few arrays of a chunk, and its Jacobians (1 MiB), have to fit the caches: beyond them a
-# weighted draw takes twice the time. Other devices idle over small batches.
-_LIMITS = {"cpu": _Limits(8_192, 2**18, (256, 4_096), (256, 4_096, 65_536))}
-_LIMITS_ELSEWHERE = _Limits(2**17, 2**26, (1_024, 2**17), (1_024, 2**17))
-# What filling up the last block may cost, relative to the draws asked for.
-_MAX_FILLING = 1.3
-_NUM_ROUND_TRIPS = 256
-
-
-class _Mover(NamedTuple):
-    """What moves points: a control with its parameters, the density of a guided one's target."""
-
-    density: LogDensityFn | None
-    control: Control | Identity
-    params: Params
-
-    @property
-    def gradient(self) -> GradientFn | None:
-        density = self.density if self.control.guided else None
-        return None if density is None else jax.grad(lambda x: density(x))
-
-    def draw(self, rng_key: PRNGKey, num_steps: int, method: Method, weights: bool) -> Proposal:
-        return self.control.draw(self.params, rng_key, num_steps, method, weights, self.gradient)
 
 
 @flax.struct.dataclass
@@ -110,7 +72,7 @@ class Sampler:
         return self.control.base
 
     def bound(self, method: Method) -> Bound:
-        """What the weights of a method are worth; a map injective by construction gives a bound."""
+        """The bound of a method's weights; ``"lower"`` of a map injective by construction."""
         return "lower" if method == "map" and self.control.injective else BOUND_OF[method]
 
     def sample(
@@ -124,7 +86,7 @@ class Sampler:
         weights: bool = True,
         mesh: Mesh | None = None,
     ) -> Draws:
-        """Draws ``num_samples`` points, weighted for a target.
+        """``num_samples`` draws, with weights for a target.
 
         Args:
           rng_key: key.
@@ -137,7 +99,7 @@ class Sampler:
 
         Raises:
           TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.
-          ValueError: a number of steps or draws, or a method, that it does not take.
+          ValueError: the sampler does not take this number of steps or draws, or this method.
         """
         num_steps, method = self._checked(num_steps, method)
         check_key(rng_key)
@@ -149,7 +111,9 @@ class Sampler:
             check_mesh(mesh)
             settings |= {"num_samples": num_samples, "mesh": mesh}
             # Results of stored programs are bound to the device that they were made on.
-            drawn, values = _on_mesh(*replicate((density, self, rng_key), mesh), **settings)
+            drawn, values = moving.propose_on_mesh(
+                *replicate((density, self._mover(None), rng_key), mesh), **settings
+            )
         else:
             drawn, values = self._draw(rng_key, density, num_samples, settings), None
         if not weights:
@@ -159,10 +123,7 @@ class Sampler:
         values = rounding.mended(density, drawn.position, values)
         xp = _arrays_on(rng_key)
         values, log_ratio = xp.asarray(values), xp.asarray(drawn.log_ratio)
-        # A point of zero density has weight zero, whatever the arithmetic around it made of it.
-        # One where it is NaN counts as outside; `log_density` keeps the NaN.
-        outside = xp.isneginf(values) | xp.isnan(values)
-        log_weight = xp.where(outside, -xp.inf, values + log_ratio)
+        log_weight = _log_weight(values, log_ratio, xp)
         flow = None
         if drawn.folded is not None:
             flow = self._diagnostics(rng_key, density, drawn.folded, num_steps, xp)
@@ -200,7 +161,7 @@ class Sampler:
         density = as_partial(target.log_density)
         settings: dict[str, Any] = {"num_steps": num_steps, "method": method}
         settings["batch_size"] = self._batch_size(num_steps, method, True)
-        log_ratio = _reverse(self._mover(density), rng_key, position, **settings)
+        log_ratio = moving.reverse(self._mover(density), rng_key, position, **settings)
         values = rounding.values(density, position)
         if is_traced((values, log_ratio)):
             return values + log_ratio
@@ -211,20 +172,18 @@ class Sampler:
     def weigh(self, target: Target, latent: Array) -> Draws:
         """Weighted draws of one step of the map from given points ``[n, dim]`` of the latent space.
 
-        The base must have a single frame, as a Gaussian has. Where points follow a standard normal,
-        these are the sampler's own draws.
+        The base must have a single frame, as a Gaussian has. If the points follow a standard
+        normal, the draws are the sampler's own.
         """
         self._checked(1, "map")
         density = as_partial(target.log_density)
-        position, log_ratio, folded = _carry(
+        position, log_ratio, folded = moving.carry(
             self._mover(density), latent, batch_size=self._batch_size(1, "map", True)
         )
         values = rounding.values(density, position)
-        outside = jnp.isneginf(values) | jnp.isnan(values)
-        log_weight = jnp.where(outside, -jnp.inf, values + log_ratio)
         unmeasured = jnp.full(log_ratio.shape, jnp.nan, log_ratio.dtype)
         flow = FlowDiagnostics(folded, unmeasured)
-        return Draws(position, log_weight, values, flow, self.bound("map"))
+        return Draws(position, _log_weight(values, log_ratio), values, flow, self.bound("map"))
 
     def map_cost(self) -> float:
         """Floating-point operations of a draw with its determinant, as the compiler counts them.
@@ -248,21 +207,21 @@ class Sampler:
         """One weighted draw, ``position [dim]``: pure, for chains that JAX traces."""
         drawn = self._mover(log_density).draw(rng_key, num_steps, method, True)
         value = log_density(drawn.position)
-        outside = jnp.isneginf(value) | jnp.isnan(value)
-        log_weight = jnp.where(outside, -jnp.inf, value + drawn.log_ratio)
+        log_weight = _log_weight(value, drawn.log_ratio)
         return Draws(drawn.position, log_weight, value, None, self.bound(method))
 
-    def _mover(self, density: LogDensityFn | None) -> _Mover:
-        return _Mover(density if self.control.guided else None, self.control, self.params)
+    def _mover(self, density: LogDensityFn | None) -> moving.Mover:
+        return moving.Mover(density if self.control.guided else None, self.control, self.params)
 
     def _draw(
         self, rng_key: PRNGKey, density: Partial, num_samples: int, settings: dict[str, Any]
     ) -> Proposal:
         """Proposals in blocks, the last one cut."""
-        propose = functools.partial(_propose, self._mover(density), rng_key)
+        propose = functools.partial(moving.propose, self._mover(density), rng_key)
         if is_traced((rng_key, self.params, density)):
             return propose(np.int32(0), size=num_samples, **settings)
-        size = self._block_size(num_samples, settings)
+        with_jacobians = self._has_jacobians(settings["method"], settings["weights"])
+        size = moving.block_size(num_samples, with_jacobians)
         begins = map(np.int32, range(0, num_samples, size))
         blocks = [propose(begin, size=size, **settings) for begin in begins]
         xp = _arrays_on(rng_key)
@@ -275,7 +234,8 @@ class Sampler:
     ) -> FlowDiagnostics:
         """Folds of all draws and round trips of the first ones."""
         settings = {"num_steps": num_steps, "batch_size": self._batch_size(1, "map", True)}
-        errors = xp.asarray(_round_trips(self._mover(density), rng_key, **settings))[: len(folded)]
+        measured = moving.round_trips(self._mover(density), rng_key, **settings)
+        errors = xp.asarray(measured)[: len(folded)]
         unmeasured = xp.full(len(folded) - len(errors), xp.nan, errors.dtype)
         return FlowDiagnostics(*_on_device((folded, xp.concatenate([errors, unmeasured]))))
 
@@ -294,19 +254,8 @@ class Sampler:
         return weights and method == "map" and not self.control.structured
 
     def _batch_size(self, num_steps: int, method: Method, weights: bool) -> int:
-        limit = _LIMITS.get(jax.default_backend(), _LIMITS_ELSEWHERE)
-        most = min(limit.points, limit.floats // self.base.dim)
-        if self._has_jacobians(method, weights):
-            most = min(most, limit.floats // (num_steps * self.base.dim**2))
-        return max(1, most)
-
-    def _block_size(self, num_samples: int, settings: dict[str, Any]) -> int:
-        limit = _LIMITS.get(jax.default_backend(), _LIMITS_ELSEWHERE)
-        dear = self._has_jacobians(settings["method"], settings["weights"])
-        sizes = limit.blocks if dear else limit.cheap_blocks
-        filled = {size: -(-num_samples // size) * size for size in sizes}
-        enough = [size for size in sizes if filled[size] <= _MAX_FILLING * num_samples]
-        return max(enough) if enough else min(sizes, key=filled.__getitem__)
+        has_jacobians = self._has_jacobians(method, weights)
+        return moving.batch_size(self.base.dim, num_steps if has_jacobians else 0)
 
 
 def method_of_bound(bound: Bound | None, method: Method | None) -> tuple[Method | None, bool]:
@@ -334,106 +283,13 @@ def method_of_bound(bound: Bound | None, method: Method | None) -> tuple[Method 
 _METHOD_OF: dict[Bound, Method] = {bound: method for method, bound in BOUND_OF.items()}
 
 
-@kernel(static=("size", "num_steps", "method", "weights", "batch_size"), effort="less")
-def _propose(
-    mover: _Mover,
-    rng_key: PRNGKey,
-    begin: Array,
-    *,
-    size: int,
-    num_steps: int,
-    method: Method,
-    weights: bool,
-    batch_size: int,
-) -> Proposal:
-    """Draws ``begin`` to ``begin + size``."""
+def _log_weight(log_density: Any, log_ratio: Any, xp: Any = jnp) -> Any:
+    """Log weights of draws: those without a density have weight zero, whatever their log ratio.
 
-    def one(index: Array) -> Proposal:
-        return mover.draw(jax.random.fold_in(rng_key, index), num_steps, method, weights)
-
-    return _in_chunks(one, begin + jnp.arange(size, dtype=jnp.int32), batch_size)
-
-
-@kernel(static=("batch_size",), effort="less")
-def _carry(mover: _Mover, latent: Array, *, batch_size: int) -> tuple[Array, Array, Array]:
-    """Where the map takes points ``[n, dim]``, their log ratios and whether it folds: ``[n]``."""
-
-    def one(z: Array) -> tuple[Array, Array, Array]:
-        control = mover.control
-        end, log_det, folded = control.carry(mover.params, z, (), 1, mover.gradient)
-        position, correction = control.place(end)
-        return position, log_det + correction - standard_normal_log_prob(z), folded
-
-    return _in_chunks(one, latent, batch_size)
-
-
-@kernel(static=("num_steps", "batch_size"), effort="least")
-def _round_trips(mover: _Mover, rng_key: PRNGKey, *, num_steps: int, batch_size: int) -> Array:
-    """What the inverse misses of the first draws: ``[_NUM_ROUND_TRIPS]``."""
-
-    def one(index: Array) -> Array:
-        key = jax.random.fold_in(rng_key, index)
-        return mover.control.round_trip(mover.params, key, num_steps, mover.gradient)
-
-    return _in_chunks(one, jnp.arange(_NUM_ROUND_TRIPS, dtype=jnp.int32), batch_size)
-
-
-@kernel(static=("num_steps", "method", "batch_size"), effort="less")
-def _reverse(
-    mover: _Mover, rng_key: PRNGKey, ends: Array, *, num_steps: int, method: Method, batch_size: int
-) -> Array:
-    """Log ratios of draws that end at given points ``[n, dim]``: ``[n]``."""
-    keys = jax.random.split(rng_key, ends.shape[0])
-
-    def one(inputs: tuple[PRNGKey, Array]) -> Array:
-        of, gradient = mover.control, mover.gradient
-        return of.reverse(mover.params, *inputs, num_steps, method, gradient=gradient)
-
-    return _in_chunks(one, (keys, ends), batch_size)
-
-
-@functools.partial(
-    jit, static_argnames=("num_samples", "mesh", "num_steps", "method", "weights", "batch_size")
-)
-def _on_mesh(
-    density: Partial,
-    sampler: Sampler,
-    rng_key: PRNGKey,
-    *,
-    num_samples: int,
-    mesh: Mesh,
-    batch_size: int,
-    **settings: Any,
-) -> tuple[Proposal, Array | None]:
-    """Proposals and log densities, each device making its share."""
-
-    def draw(density: Partial, sampler: Sampler, rng_key: PRNGKey, index: Array) -> Any:
-        mover = sampler._mover(density)
-
-        def one(index: Array) -> tuple[Proposal, Array | None]:
-            drawn = mover.draw(jax.random.fold_in(rng_key, index), **settings)
-            return drawn, density(drawn.position) if settings["weights"] else None
-
-        return _in_chunks(one, index, batch_size)
-
-    # The last draw again, as often as it takes for every device to have as many.
-    filled = num_samples + -num_samples % num_devices(mesh)
-    index = jnp.minimum(jnp.arange(filled, dtype=jnp.int32), num_samples - 1)
-    drawn = map_over_mesh(draw, mesh, 3)(density, sampler, rng_key, index)
-    return jax.tree.map(lambda x: x[:num_samples], drawn)
-
-
-def _in_chunks(function: Callable[[Any], Any], inputs: Any, most: int) -> Any:
-    """``jax.lax.map`` in chunks of the same size, at most ``most``."""
-    num = jax.tree.leaves(inputs)[0].shape[0]
-    num_chunks = -(-num // most)
-    size = -(-num // num_chunks)
-    if num_chunks == 1:
-        return jax.vmap(function)(inputs)
-    # Filled up with the last input: a rest of another size would have all compiled a second time.
-    index = jnp.minimum(jnp.arange(num_chunks * size), num - 1).reshape(num_chunks, size)
-    outputs = jax.lax.map(lambda i: jax.vmap(function)(jax.tree.map(lambda x: x[i], inputs)), index)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num], outputs)
+    A density that is NaN counts as zero; `Draws.log_density` keeps the NaN.
+    """
+    outside = xp.isneginf(log_density) | xp.isnan(log_density)
+    return xp.where(outside, -xp.inf, log_density + log_ratio)
 
 
 def _on_device(tree: Any) -> Any:

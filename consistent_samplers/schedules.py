@@ -100,7 +100,7 @@ class _Brownian:
 
 
 def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> NoisingRate:
-    """β per unit of time falls linearly, from ``beta_max`` at the base to ``beta_min``.
+    """A rate per unit of time that falls linearly, from ``beta_max`` at the base to ``beta_min``.
 
     The variance-preserving schedule of Song et al. (2021), eq. 32, in generative time.
 
@@ -116,7 +116,7 @@ def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> NoisingRate:
 
 
 def cosine(beta_min: float = 0.01, beta_max: float = 10.0) -> NoisingRate:
-    """β falls as cos²(πt/2), the OSDS release's; arguments and error as in `linear`.
+    """A rate that falls as cos²(πt/2), as in the OSDS paper's code; arguments as in `linear`.
 
     Example:
       >>> import consistent_samplers as cs

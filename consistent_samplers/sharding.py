@@ -41,10 +41,10 @@ def num_devices(mesh: Mesh) -> int:
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh | None) -> Iterator[None]:
-    """Within it, what `shard_batch` is given is spread over a mesh; over none where that is None.
+    """A context in which `shard_batch` spreads batches over a mesh; without one, nothing changes.
 
     Raises:
-      TypeError: it is no mesh.
+      TypeError: ``mesh`` is neither a mesh nor None.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -59,9 +59,10 @@ def on_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 
 def shard_batch(batch: ArrayTree) -> ArrayTree:
-    """Spreads leading axes over the mesh in use; where one does not divide, all compute all of it.
+    """The batch with its leading axes spread over the devices of the mesh in use.
 
-    For code under ``jax.jit``: the compiler then splits what follows, and sums what is shared.
+    Where the number of devices does not divide an axis, each device computes all of it. For code
+    under ``jax.jit``: the compiler then splits what follows, and sums what is shared.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers import estimate
+from consistent_samplers import estimate, pareto
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.types import Array, Draws, PRNGKey
@@ -46,7 +46,7 @@ def stream_evidence(
     *,
     chunk_size: int = CHUNK_SIZE,
 ) -> Evidence:
-    """Estimates log Z, the ELBO and their worth from draws made chunk by chunk.
+    """Estimates of log Z and the ELBO from draws made chunk by chunk, and what they are worth.
 
     The same figures as ``cs.evidence`` of all the draws at once, to rounding; the round-trip error
     is that of the first chunk.
@@ -73,7 +73,7 @@ def stream_evidence(
     check_key(rng_key)
     check_integer("num_samples", num_samples, 2)
     check_integer("chunk_size", chunk_size)
-    num_top = estimate.tail_size(num_samples) + 1
+    num_top = pareto.tail_size(num_samples) + 1
     top = np.zeros(0)
     sums = []
     for i in range(-(-num_samples // chunk_size)):
@@ -157,7 +157,7 @@ def _combine(sums: _Sums, top: np.ndarray, bound: Any) -> Evidence:
         elbo = float((sums.num * means).sum() / num)
         deviation = float((sums.deviation + sums.num * (means - elbo) ** 2).sum())
         elbo_stderr = math.sqrt(deviation / (num - 1) / num)
-    k, log_beyond = estimate.judge_tail(jnp.asarray(top[1:]), jnp.asarray(top[0]))
+    k, log_beyond = pareto.judge_tail(jnp.asarray(top[1:]), jnp.asarray(top[0]))
     unseen = math.exp(float(log_beyond) - largest) / weights
     log_z = jnp.asarray(largest + math.log(weights / num))
     half_step = 0.5 * float(jnp.finfo(log_z.dtype).eps * log_z)

@@ -13,17 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 from tqdm.auto import tqdm
 
 from consistent_samplers import checkpoint, progress
 from consistent_samplers.algorithms.base import Algorithm
-from consistent_samplers.algorithms.learning import learn
-from consistent_samplers.algorithms.protocol import Now, SamplerState
+from consistent_samplers.algorithms.iterations import run_inside, run_outside
+from consistent_samplers.algorithms.protocol import SamplerState
 from consistent_samplers.bases.iterating import pair
 from consistent_samplers.checks import check_integer, check_key
-from consistent_samplers.compilation import Effort, as_partial, compiler_options
-from consistent_samplers.sharding import on_mesh, replicate, share, spans_hosts, wait_for_hosts
+from consistent_samplers.compilation import Effort
+from consistent_samplers.sharding import on_mesh, replicate, spans_hosts, wait_for_hosts
 from consistent_samplers.types import PRNGKey
 
 MAX_SKIPPED_SHARE = 0.1
@@ -101,7 +100,7 @@ def fit(
     mesh: Mesh | None = None,
     compile_effort: Effort = "less",
 ) -> FitResult:
-    """Trains an algorithm.
+    """The state of an algorithm after training, and its history.
 
     Iteration i uses the key ``fold_in(rng_key, i)``, so that the result does not depend on how
     the run is cut into chunks, continued from a state, or killed and resumed. Ctrl-C ends it with
@@ -147,8 +146,8 @@ def fit(
         state = algorithm.init(key_init)
     # On CPUs with the density outside, compiled by itself; elsewhere many iterations a dispatch.
     outside = algorithm.asks_outside and mesh is None and jax.default_backend() == "cpu"
-    inside = functools.partial(_inside, chunk_size=chunk_size, effort=compile_effort, mesh=mesh)
-    run_chunk = _outside if outside else inside
+    inside = functools.partial(run_inside, chunk_size=chunk_size, effort=compile_effort, mesh=mesh)
+    run_chunk = run_outside if outside else inside
 
     def info_like() -> Any:
         return jax.eval_shape(algorithm.step, key_steps, state)[1]
@@ -223,72 +222,6 @@ def fit(
             stacklevel=2,
         )
     return run.result(info_like)
-
-
-def _outside(
-    algorithm: Algorithm, rng_key: PRNGKey, state: SamplerState, num_run: int
-) -> tuple[SamplerState, Any]:
-    """Iterations of three calls each: our points, the user's density, our update."""
-    infos = []
-    for _ in range(num_run):
-        state, info = algorithm.advance(rng_key, state)
-        infos.append(info)
-    # Read at the end only: a value that is read is waited for.
-    return state, jax.tree.map(lambda *x: np.stack([*map(np.asarray, x)]), *infos)
-
-
-def _inside(
-    algorithm: Algorithm,
-    rng_key: PRNGKey,
-    state: SamplerState,
-    num_run: int,
-    *,
-    chunk_size: int,
-    effort: Effort,
-    mesh: Mesh | None,
-) -> tuple[SamplerState, Any]:
-    """Iterations in one compiled computation that holds the density."""
-    density = as_partial(algorithm.target.log_density)
-    compiled = _chunk_program(effort, jax.tree.structure(density))
-    parts = {"objective": algorithm.objective, "optimizer": algorithm.optimizer}
-    now = Now(rng_key, algorithm.control, state, algorithm.extra)
-    if mesh is not None:
-        # Results of stored programs are bound to the device that they were made on.
-        density, now = replicate((density, now), mesh)
-    state, infos = compiled(density, now, jnp.asarray(num_run), **parts, chunk_size=chunk_size)
-    return state, jax.tree.map(lambda x: np.asarray(x)[:num_run], infos)
-
-
-# Programs of the last densities are kept; of a process that meets hundreds, not all.
-@functools.lru_cache(maxsize=16)
-def _chunk_program(effort: Effort, structure: Any) -> Any:
-    return jax.jit(
-        functools.partial(_chunk),
-        static_argnames=("objective", "optimizer", "chunk_size"),
-        compiler_options=compiler_options(effort) or None,
-    )
-
-
-def _chunk(
-    density: Partial, now: Now, num_run: jax.Array, *, chunk_size: int, **parts: Any
-) -> tuple[SamplerState, Any]:
-    """The first ``num_run`` iterations of a chunk, and room for the infos of all of them.
-
-    How many is not part of what is compiled: one compilation serves the last chunk as well.
-    """
-
-    def step(state: SamplerState) -> tuple[SamplerState, Any]:
-        return learn(density, None, now._replace(state=state), fold=True, **parts)
-
-    info = jax.eval_shape(step, now.state)[1]
-    infos = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), info)
-
-    def iterate(i: jax.Array, carry: tuple[SamplerState, Any]) -> tuple[SamplerState, Any]:
-        state, infos = carry
-        state, info = step(state)
-        return state, jax.tree.map(lambda all_of, one: all_of.at[i].set(one), infos, info)
-
-    return share(jax.lax.fori_loop(0, num_run, iterate, (now.state, infos)))
 
 
 def _is_bad(info: Any) -> np.ndarray:

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import consistent_samplers as cs
-from consistent_samplers import sampler as sampling
 from consistent_samplers.algorithms.learning import _updated
 from consistent_samplers.bases import GaussianBase
+from consistent_samplers.maps import moving
 from consistent_samplers.types import BOUND_OF, METHODS
 
 MEAN = np.array([1.0, -0.5])
@@ -397,11 +397,11 @@ def test_draws_in_blocks_of_other_sizes_are_the_same():
 
 def test_blocks_of_draws_are_the_draws(monkeypatch):
     """Draws in blocks, the last one filled up, are those that are made at once."""
-    small = sampling._LIMITS["cpu"]._replace(points=50, blocks=(64,), cheap_blocks=(64,))
+    small = moving._LIMITS["cpu"]._replace(points=50, blocks=(64,), cheap_blocks=(64,))
     algorithm, state = build("osds"), perturbed(initial_state("osds"), 0.3)
     for num in (32, 64, 150):
         with monkeypatch.context() as patch:
-            patch.setitem(sampling._LIMITS, "cpu", small)
+            patch.setitem(moving._LIMITS, "cpu", small)
             blocks = algorithm.sample(KEY, state, num)
         # Inside of what JAX compiles there are none.
         at_once = jax.jit(lambda key, num=num: algorithm.sample(key, state, num))(KEY)
@@ -443,10 +443,10 @@ def test_numbers_of_draws_share_what_is_compiled():
 
 
 def test_more_draws_than_a_block_and_a_chunk_hold():
-    num, limits = 130_000, sampling._LIMITS["cpu"]
+    num, limits = 130_000, moving._LIMITS["cpu"]
     # Two of the largest blocks, the last one cut, each of several chunks.
     assert num > limits.cheap_blocks[-1] > limits.points
-    assert num > 2 * limits.cheap_blocks[-1] / sampling._MAX_FILLING
+    assert num > 2 * limits.cheap_blocks[-1] / moving._MAX_FILLING
     draws = build("osds").sample(KEY, initial_state("osds"), num, weights=False)
     assert draws.position.shape == (num, 2)
     np.testing.assert_allclose(draws.position.mean(0), BASE.loc, atol=0.04)

@@ -280,6 +280,19 @@ def test_stochastic_trajectories_end_at_the_draws(mixture_sampler):
     np.testing.assert_allclose(paths[:, -1], draws.position, rtol=1e-4, atol=1e-4)
 
 
+def test_trajectories_of_a_hierarchical_map_end_at_the_draws():
+    target = cs.Target(lambda x: -0.5 * (x[0] ** 2 + jnp.sum((x[1:] - x[0]) ** 2)), dim=11)
+    base = cs.bases.DiagonalBase(jnp.zeros(11), jnp.ones(11))
+    algorithm = cs.algorithms.hierarchical(target, base=base)
+    key, state = jax.random.key(3), algorithm.init(jax.random.key(0))
+    moved = jax.tree.map(lambda x: x + 0.1, state.ema_params)
+    state = state._replace(ema_params=moved)
+    paths = plotting.trajectories(key, algorithm, 5, 1, state=state)
+    draws = algorithm.sample(key, state, 5, 1, weights=False)
+    np.testing.assert_allclose(paths[:, -1], draws.position, rtol=1e-4, atol=1e-4)
+    assert np.abs(paths[:, -1] - paths[:, 0]).max() > 1e-2
+
+
 def test_bad_trajectories(mixture_sampler):
     algorithm, state = mixture_sampler
     key = jax.random.key(0)

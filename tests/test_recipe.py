@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 import consistent_samplers as cs
 from consistent_samplers.diagnostics import ExplorationCheck
-from consistent_samplers.recipe import calibrating, route, stages, training, warm_start
+from consistent_samplers.recipe import calibrating, looking, route, stages, training, warm_start
 
 KEY = jax.random.key(0)
 # As many as the recipe compiles its sampler for.
@@ -45,7 +45,7 @@ def test_ctrl_c_during_the_last_look_keeps_what_was_trained(monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "exploration_check", interrupted)
+    monkeypatch.setattr(looking, "exploration_check", interrupted)
     budget = {"effort": "short", "num_calibration_iterations": 20, "hidden": (8,)}
     with pytest.warns(RuntimeWarning, match="look for missed modes was interrupted"):
         trained = cs.train_sampler(KEY, banana(), max_steps=1, progress_bar=False, **budget)
@@ -198,6 +198,38 @@ def test_draws_that_cannot_be_weighed_do_not_lose_the_training():
             progress_bar=False,
         )
     assert caught.value.result.state.iteration == 3
+
+
+def test_ctrl_c_before_draws_that_cannot_be_weighed_does_not_lose_the_training(monkeypatch):
+    """Calibration is interrupted, and nothing was distilled; the error has what was reached."""
+
+    def cut_short(*args, **kwargs):
+        return calibrating.in_rounds(*args, **kwargs)[0], True
+
+    monkeypatch.setattr(stages, "in_rounds", cut_short)
+    spiked = cs.Target(lambda x: jnp.where(x[0] > 3.3, jnp.inf, -0.5 * x @ x), 2, "spiked")
+    settings = {"base": cs.bases.standard_normal(2), "hidden": (8,), "progress_bar": False}
+    with pytest.raises(cs.TrainingDivergedError, match="'spiked' was trained") as caught:
+        cs.train_sampler(KEY, spiked, num_calibration_iterations=3, **settings)
+    assert caught.value.result.state.iteration == 3
+
+
+def test_draws_of_one_stage_that_cannot_be_weighed_leave_the_other(monkeypatch):
+    """Draws of the base and of the distilled sampler are refused, those of the calibrated not."""
+    sample, calls = cs.Sampler.sample, []
+
+    def refused_twice(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) <= 2:
+            raise ValueError("refused")
+        return sample(self, *args, **kwargs)
+
+    monkeypatch.setattr(cs.Sampler, "sample", refused_twice)
+    settings = {"max_steps": 2, "num_iterations": 2, "num_calibration_iterations": 3}
+    settings |= {"hidden": (8,), "base": cs.bases.standard_normal(2), "progress_bar": False}
+    monkeypatch.setattr(stages.judging, "worth_of", lambda *_: None)
+    trained = cs.train_sampler(KEY, banana(), **settings)
+    assert list(trained.stages) == ["calibrated"]
 
 
 def test_a_structured_network_on_request():

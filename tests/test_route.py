@@ -11,7 +11,7 @@ import consistent_samplers as cs
 from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.integrations.numpyro import OneStepSampler
 from consistent_samplers.maps import Control, Identity
-from consistent_samplers.recipe import Route, base_stage, route, stages
+from consistent_samplers.recipe import Route, base_stage, judging, route
 
 KEY = jax.random.key(0)
 QUICK = {"hidden": (8,), "explore": False, "progress_bar": False}
@@ -227,7 +227,7 @@ def test_a_base_is_not_taken_where_many_draws_show_more(monkeypatch):
     monkeypatch.setattr(route, "many_bear_out", never)
     trained = cs.train_sampler(KEY, bent(), **QUICK)
     assert trained.route.name != "base" and set(judged) == {65_536}
-    monkeypatch.setattr(stages, "_MANY_OPERATIONS", 0.0)
+    monkeypatch.setattr(judging, "_MANY_OPERATIONS", 0.0)
     judged.clear()
     cs.train_sampler(KEY, bent(), **QUICK)
     assert not judged

@@ -407,7 +407,7 @@ def test_a_recipe_that_was_cut_short_goes_on(trained, tmp_path, monkeypatch):
 
     arguments = {"explore": False, "checkpoint_dir": tmp_path, **TINY}
     with monkeypatch.context() as patched:
-        patched.setattr(cs.recipe.stages, "calibration", dead)
+        patched.setattr(cs.recipe.building, "calibration", dead)
         with pytest.raises(MemoryError):
             cs.train_sampler(KEY, bent(), **arguments)
     again = cs.train_sampler(KEY, bent(), **arguments)

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 
 import consistent_samplers as cs
 from consistent_samplers.recipe import training
-from consistent_samplers.recipe.stages import Start
+from consistent_samplers.recipe.plan import Start
 from consistent_samplers.targets import structure
 
 KEY = jax.random.key(0)

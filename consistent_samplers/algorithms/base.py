@@ -77,7 +77,10 @@ class Algorithm:
         return self._from_params(init_params(self.control, rng_key) | own)
 
     def restart(self, state: SamplerState) -> SamplerState:
-        """A fresh optimiser on the moving average of a trained state, of any with this network."""
+        """A state to train on from: the moving average of another, with a fresh optimiser.
+
+        The other state may be that of any algorithm with this network.
+        """
         return self._from_params(state.ema_params)
 
     def step(self, rng_key: PRNGKey, state: SamplerState) -> tuple[SamplerState, Any]:
@@ -105,7 +108,7 @@ class Algorithm:
         mesh: Mesh | None = None,
         bound: Bound | None = _UNSET,
     ) -> Draws:
-        """Draws ``num_samples`` points; see `Sampler.sample`.
+        """``num_samples`` draws of a state; see `Sampler.sample`.
 
         ``bound`` is the earlier spelling of ``method`` and warns.
         """

@@ -159,7 +159,7 @@ class Constructor:
         return self._make(target, **settings)
 
     def paper(self, target: Target, **overrides: Any) -> Algorithm:
-        """Builds it with the settings of its paper: N(0, I) as the base unless one is given."""
+        """The algorithm with the settings of its paper; the base is N(0, I) unless one is given."""
         self._check(overrides)
         algorithm = self._make(target, **(self._paper(target, overrides) | overrides))
         return dataclasses.replace(algorithm, name=f"{algorithm.name}.paper")

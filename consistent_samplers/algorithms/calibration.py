@@ -23,6 +23,7 @@ import optax
 from consistent_samplers import losses, simulate
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import choose_optimizer
+from consistent_samplers.algorithms.objectives import antithetic_draws
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases import Component
 from consistent_samplers.log_det import Jacobian
@@ -49,7 +50,7 @@ class Calibration(Objective):
       num_steps: K, the number of steps of the map to calibrate.
       alpha: divergence that is minimised (`losses.pull_weight`): 0 the reverse KL, which ends in
         the tightest ELBO but may leave modes; 1 the importance-weighted forward KL, which covers
-        what the draws reach; values between them in between.
+        what the draws reach; values between 0 and 1 interpolate.
       monotonicity_weight: of the injectivity penalty; a fold gains up to log 2 nats of reverse KL.
       monotonicity_margin: smallest eigenvalue asked of the Jacobian's symmetric part.
       wide_scale: the penalty is also taken at base draws times this: folds start in the tails.
@@ -89,12 +90,10 @@ class Calibration(Objective):
         """The reverse KL along its path gradient, or in full, and the injectivity penalty."""
         control, process, stop = now.control, now.control.process, jax.lax.stop_gradient
         key_base, key_probe = jax.random.split(now.rng_key)
-        half = jax.random.normal(key_base, ((self.batch_size + 1) // 2, control.dim))
-        own = jnp.arange(len(half)) >= round(self.tail_share * len(half))
-        if self.tail_share:
-            half = jnp.where(own[:, None], half, (1.0 + 2.0 / control.dim**0.5) * half)
-        x0 = shard_batch(jnp.concatenate([half, -half])[: self.batch_size])
-        own = jnp.concatenate([own, own])[: self.batch_size]
+        wider = jnp.asarray(1.0 + 2.0 / control.dim**0.5)
+        x0, own = antithetic_draws(
+            key_base, self.batch_size, control.dim, wider=wider, tail_share=self.tail_share
+        )
         component = control.draw_components(jax.random.fold_in(key_base, 1), self.batch_size)
 
         def landing(x0: Array, component: Component) -> Array:
@@ -183,7 +182,7 @@ class Calibration(Objective):
 def calibration(
     algorithm: Algorithm, *, optimizer: optax.GradientTransformation | None = None, **settings: Any
 ) -> Algorithm:
-    """Turns a trained algorithm into one that calibrates its ``num_steps``-step map.
+    """The algorithm that calibrates the ``num_steps``-step map of a trained one.
 
     Start it from the trained state with ``calibrated.restart(state)``.
 

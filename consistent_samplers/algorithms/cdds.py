@@ -52,7 +52,8 @@ class CDDS(Objective):
       teacher_paths: where the points lie: on the teacher's probability flow, or on its stochastic
         paths, from each of which the flow leads to the neighbour.
       num_points: points of a path, both ends included.
-      target_network: whose f(x_{n+1}) is aimed at, the student's or its moving average's.
+      target_network: which parameters give the aim f(x_{n+1}): the student's own, or their moving
+        average.
       skip: scalings of the student, see `maps.DenoisingProcess`.
       max_steps: most steps of denoising and renoising, a power of two.
     """
@@ -128,7 +129,7 @@ def _cdds(
     optimizer: optax.GradientTransformation | None = None,
     **settings: Any,
 ) -> Algorithm:
-    """Consistency distillation of a diffusion sampler, with defaults of ours.
+    """The algorithm of consistency distillation of a diffusion sampler, with defaults of ours.
 
     With one step its weights are those of the map f(·, 0); with more, of the chain of renoising
     kernels and the last map.

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import choose_optimizer
+from consistent_samplers.algorithms.objectives import antithetic_draws
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases.diagonal import DiagonalBase, fit_diagonal
 from consistent_samplers.maps.hierarchical import HierarchicalMap, hierarchical_map
-from consistent_samplers.sharding import shard_batch
 from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Params
@@ -58,15 +58,13 @@ class Hierarchical(Objective):
         """The reverse KL along its path gradient."""
         control, stop = now.control, jax.lax.stop_gradient
         assert isinstance(control, HierarchicalMap)
-        half = jax.random.normal(now.rng_key, ((self.batch_size + 1) // 2, control.dim))
-        own = jnp.arange(len(half)) >= round(self.tail_share * len(half))
         num = control.globals.shape[0]
         wider = jnp.full(control.dim, 1.0 + 2.0 / control.dim**0.5)
         # Of the globals' tails a batch sees little, and every member hangs on them.
         wider = wider.at[:num].set(min(1.0 + 2.0 / max(num, 1) ** 0.5, _WIDEST))
-        half = jnp.where(own[:, None], half, wider * half)
-        z = shard_batch(jnp.concatenate([half, -half])[: self.batch_size])
-        own = jnp.concatenate([own, own])[: self.batch_size]
+        z, own = antithetic_draws(
+            now.rng_key, self.batch_size, control.dim, wider=wider, tail_share=self.tail_share
+        )
         y, log_det = jax.vmap(control.forward, (None, 0))(params, z)
         x = jax.vmap(control.base.unwhiten, (0, None))(y, ())
         correction = control.base.log_correction(x[0], ())
@@ -111,7 +109,7 @@ def hierarchical(
 
     Raises:
       TypeError: the base is of another kind.
-      ValueError: nothing was found that takes the target apart.
+      ValueError: the target's structure is dense: nothing takes it apart.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs

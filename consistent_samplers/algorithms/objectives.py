@@ -33,6 +33,20 @@ _LOG_Z_RATE = 10.0
 _NUM_START_DRAWS = 512
 
 
+def antithetic_draws(
+    rng_key: PRNGKey, batch_size: int, dim: int, *, wider: Array, tail_share: float
+) -> tuple[Array, Array]:
+    """Latent points ``[batch_size, dim]`` in pairs z and -z, and which are the base's own draws.
+
+    The others, a part ``tail_share`` of them, are ``wider`` times the base's: for its tails.
+    """
+    half = jax.random.normal(rng_key, ((batch_size + 1) // 2, dim))
+    own = jnp.arange(len(half)) >= round(tail_share * len(half))
+    half = jnp.where(own[:, None], half, wider * half)
+    points = shard_batch(jnp.concatenate([half, -half])[:batch_size])
+    return points, jnp.concatenate([own, own])[:batch_size]
+
+
 class PathBatch(NamedTuple):
     """Paths simulated for one iteration; no gradient."""
 

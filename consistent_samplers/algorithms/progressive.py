@@ -95,7 +95,7 @@ def progressive_distillation(
     optimizer: optax.GradientTransformation | None = None,
     **settings: Any,
 ) -> Algorithm:
-    """Halves a trained sampler's steps, round by round.
+    """The algorithm that halves a trained sampler's steps, round by round.
 
     The student of all rounds is one step-conditioned network, which starts as the teacher's.
 

@@ -28,7 +28,7 @@ def init(capacity: int, dim: int) -> ReplayBuffer:
 
 
 def add(buffer: ReplayBuffer, position: Array, log_weight: Array) -> ReplayBuffer:
-    """Puts n points, at most the capacity, in the place of the oldest.
+    """The buffer with n points, at most its capacity, in place of the oldest.
 
     Those without a finite weight are never drawn.
     """
@@ -45,7 +45,7 @@ def add(buffer: ReplayBuffer, position: Array, log_weight: Array) -> ReplayBuffe
 def draw(
     rng_key: PRNGKey, buffer: ReplayBuffer, num_samples: int, rank_offset: float = 0.01
 ) -> Array:
-    """Draws points ``[num_samples, dim]`` with replacement, by the rank of their weight.
+    """Points ``[num_samples, dim]`` drawn with replacement, by the rank of their weight.
 
     With probability 1 / (rank_offset · capacity + rank), the heaviest first (Tripp et al., 2020);
     ranks, since weights early in training span hundreds of nats.

@@ -11,9 +11,7 @@ from consistent_samplers.compilation import jit
 from consistent_samplers.types import ArrayTree
 
 
-def in_blocks(
-    function: Callable[..., Any], size: int, what: str = "data sets"
-) -> Callable[..., ArrayTree]:
+def in_blocks(function: Callable[..., Any], size: int) -> Callable[..., ArrayTree]:
     """A function of trees with a leading axis; its result is on the host.
 
     The last block is filled up by its last entry, so that nothing is compiled anew for it.
@@ -24,7 +22,7 @@ def in_blocks(
         num = len(jax.tree.leaves(trees)[0])
         block = min(size, num)
         begins, parts = list(range(0, num, block)), []
-        for begin in progress.counted(what, begins, len(begins)):
+        for begin in progress.counted("data sets", begins, len(begins)):
             index = np.minimum(np.arange(begin, begin + block), num - 1)
             parts.append(jax.device_get(run(*jax.tree.map(lambda x, i=index: x[i], trees))))
         return jax.tree.map(lambda *xs: np.concatenate(xs)[:num], *parts)

@@ -9,7 +9,7 @@ import numpy as np
 
 from consistent_samplers import progress
 from consistent_samplers.amortized import fitting, simulated
-from consistent_samplers.amortized.conditional import ConditionalMap
+from consistent_samplers.amortized.conditional import ConditionalMap, Fitted
 from consistent_samplers.amortized.coverage import MAX_MISSED, missed_mass
 from consistent_samplers.amortized.family import AmortizedSampler, distance
 from consistent_samplers.amortized.padded import Covariates
@@ -30,9 +30,9 @@ NUM_PROBES = 4
 MAX_APART = 1_000
 """Data sets that are simulated and not trained on, for the share of mass that is missed."""
 
-# Share of data sets to be trained on.
+# Least share of simulated data sets that lie near their frames: these are trained on.
 _LEAST_NEAR = 0.2
-# Share of simulated data sets that lie farther out than what is said to be unlike them.
+# Share of the simulated data sets that lie farther out than the others.
 _SHARE_UNLIKE = 0.001
 _MARGIN = 1.1
 
@@ -121,28 +121,28 @@ def amortize(
     prepared = jax.tree.map(lambda x: x[is_near], prepared)
     if is_near.mean() < _LEAST_NEAR:
         raise ValueError(
-            f"Of {100 * (1 - is_near.mean()):.0f} % of simulated data sets of model "
-            f"{padded.name!r} what they were simulated from lies far from the mode that was found: "
-            "posteriors have several modes, or none. Give the model tighter priors, or train "
-            "OneStepSampler on each data set."
+            f"For {100 * (1 - is_near.mean()):.0f} % of the data sets simulated from model "
+            f"{padded.name!r}, the values that they were simulated from lie far from the mode that "
+            "was found: posteriors have several modes, or none. Give the model tighter priors, or "
+            "train OneStepSampler on each data set."
         )
     standard = fitting.standard_of(prepared)
     made = ConditionalMap(padded.num_globals, padded.num_each, hidden)
     params = made.init(keys[1], standard.data_set.shape[1], standard.member.shape[1])
+    fitted = Fitted(made, params, standard)
     first, second = num_iterations
     with progress.stage("train on pairs", progress_bar=progress_bar):
-        params, likelihood = fitting.by_likelihood(keys[2], made, params, standard, prepared, first)
+        fitted, likelihood = fitting.by_likelihood(keys[2], fitted, prepared, first)
     with progress.stage("train on densities", progress_bar=progress_bar):
-        params, density = fitting.by_path_gradient(
-            keys[3], padded, made, params, standard, prepared, second
-        )
+        fitted, density = fitting.by_path_gradient(keys[3], padded, fitted, prepared, second)
     with progress.stage("check", progress_bar=progress_bar):
-        missed = missed_mass(keys[1], padded, made, params, standard, *apart)
+        missed = missed_mass(keys[1], padded, fitted, *apart)
     if missed > MAX_MISSED:
         warnings.warn(
-            f"In at least {100 * missed:.2g} % of simulated data sets what they were simulated "
-            "from lies where this family hardly draws: posteriors have more modes or heavier tails "
-            "than its map. Verdicts say so; condition(...) gives a data set a training of its own.",
+            f"In at least {100 * missed:.2g} % of simulated data sets the values that they were "
+            "simulated from lie where this family hardly draws: posteriors have more modes or "
+            "heavier tails than its map. Verdicts say so; condition(...) gives a data set a "
+            "training of its own.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -152,9 +152,7 @@ def amortize(
     return AmortizedSampler(
         padded,
         (least, most),
-        made,
-        params,
-        standard,
+        *fitted,
         starts,
         float(_MARGIN * np.quantile(away, 1.0 - _SHARE_UNLIKE)),
         missed,

@@ -15,7 +15,7 @@ import numpy as np
 from consistent_samplers import progress
 from consistent_samplers.amortized import simulated
 from consistent_samplers.amortized.blocks import in_blocks
-from consistent_samplers.amortized.family import NUM_SAMPLES, AmortizedSampler
+from consistent_samplers.amortized.family import NUM_SAMPLES, AmortizedSampler, answers
 from consistent_samplers.amortized.padded import Covariates, PaddedModel
 from consistent_samplers.amortized.posterior import judged_all
 from consistent_samplers.checks import check_integer, check_key
@@ -31,7 +31,7 @@ _AT_ONCE = 16
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationCheck:
-    """Ranks of the truth among draws, of members the first one's.
+    """Ranks of the true values among draws; of members, those of the first one.
 
     Attributes:
       ranks: ``[sets]`` by coordinate, in [0, 1], among the draws of the map as they are.
@@ -109,12 +109,12 @@ def calibration_check(
     covariates: Covariates | None = None,
     progress_bar: bool = True,
 ) -> CalibrationCheck:
-    """Ranks of the truth over new simulated data sets.
+    """Ranks of the true values among draws, over new simulated data sets.
 
     Args:
       rng_key: key.
-      family: to check.
-      num_data_sets: to simulate.
+      family: the family to check.
+      num_data_sets: number of data sets to simulate.
       num_samples: draws of each.
       covariates: as of `amortize`; needed where the family was loaded.
       progress_bar: show how far it is.
@@ -150,7 +150,7 @@ def calibration_check(
     truth = in_blocks(model.constrain, _AT_ONCE)((pairs.globals, pairs.members), pairs.data)
     with progress.stage("calibration", progress_bar=progress_bar):
         keys = jax.random.split(keys[1], len(pairs))
-        samples, log_weight, _ = family._answer(model, num_samples)(keys, pairs.data)
+        samples, log_weight, _ = answers(family, model, num_samples)(keys, pairs.data)
     _, verdicts = judged_all(log_weight)
     log_weight = np.where(log_weight < np.inf, log_weight, -np.inf)
     weight = np.exp(log_weight - np.maximum(log_weight.max(1, keepdims=True), -1e30))

@@ -161,6 +161,24 @@ class ConditionalMap(NamedTuple):
         return _Network(self.hidden // 2, _NUM_COEFFICIENTS)
 
 
+class Fitted(NamedTuple):
+    """A conditional map with its parameters.
+
+    Attributes:
+      map: the map.
+      params: its parameters.
+      standard: how features are spread over simulated data sets.
+    """
+
+    map: ConditionalMap
+    params: Any
+    standard: Standard
+
+    def context(self, frame: Frame) -> Array:
+        """What the map knows of a data set, ``[c]``."""
+        return self.map.context(self.params, self.standard, frame)
+
+
 def standardised(features: Array, standard: Array) -> Array:
     """Features in standard deviations over simulated data sets, none of them far out."""
     return jnp.clip((features - standard[0]) / standard[1], -_CLIP, _CLIP)

@@ -15,10 +15,10 @@ from jax.scipy.special import logsumexp
 
 from consistent_samplers.amortized import fitting
 from consistent_samplers.amortized.blocks import in_blocks
-from consistent_samplers.amortized.conditional import ConditionalMap, Standard
+from consistent_samplers.amortized.conditional import Fitted
 from consistent_samplers.amortized.fitting import Prepared
 from consistent_samplers.amortized.padded import PaddedModel
-from consistent_samplers.types import Array, Params, PRNGKey
+from consistent_samplers.types import Array, PRNGKey
 
 MAX_MISSED = 0.01
 """Share of missed mass above which no data set of a family is better than usable."""
@@ -26,16 +26,14 @@ MAX_MISSED = 0.01
 MUCH_MISSED = 0.05
 """The same above which none is to be used."""
 
-_FACTOR = 100.0  # denser than the map by it: missed
+_FACTOR = 100.0  # where a posterior is so many times denser than the map, it misses mass
 _NUM_DRAWS, _AT_ONCE = 64, 32
 
 
 def missed_mass(
     rng_key: PRNGKey,
     model: PaddedModel,
-    made: ConditionalMap,
-    params: Params,
-    standard: Standard,
+    fitted: Fitted,
     prepared: Prepared,
     pairs: Any,
 ) -> float:
@@ -46,19 +44,17 @@ def missed_mass(
     Args:
       rng_key: key.
       model: the model.
-      made: the map.
-      params: its parameters.
-      standard: how features are spread.
+      fitted: the map.
       prepared: simulated data sets that it was not trained on.
       pairs: the same as `simulated.Pairs`.
     """
 
     def one(key: PRNGKey, prepared: Prepared, at: tuple[Array, Array]) -> Array:
         data, frame = prepared.data, prepared.frame
-        drawn = fitting.drawn(key, model, made, params, standard, frame, data, _NUM_DRAWS)
+        drawn = fitting.drawn(key, model, fitted, frame, data, _NUM_DRAWS)
         log_weight = jnp.where(drawn[2] < jnp.inf, drawn[2], -jnp.inf)
         log_z = logsumexp(log_weight) - math.log(_NUM_DRAWS)
-        log_q = fitting.log_prob(made, params, standard, prepared)
+        log_q = fitting.log_prob(fitted, prepared)
         return model.log_density(at, data) - log_q - log_z
 
     keys = jax.random.split(rng_key, len(prepared.u))

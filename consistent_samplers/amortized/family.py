@@ -14,7 +14,7 @@ import numpy as np
 from consistent_samplers import progress
 from consistent_samplers.amortized import fitting
 from consistent_samplers.amortized.blocks import in_blocks
-from consistent_samplers.amortized.conditional import ConditionalMap, Standard
+from consistent_samplers.amortized.conditional import ConditionalMap, Fitted, Standard
 from consistent_samplers.amortized.coverage import MAX_MISSED, MUCH_MISSED
 from consistent_samplers.amortized.frames import frame_of
 from consistent_samplers.amortized.padded import Covariates, DataSet, PaddedModel
@@ -100,9 +100,9 @@ class AmortizedSampler:
         Args:
           rng_key: key.
           *model_args: of the model.
-          num_samples: draws.
+          num_samples: number of draws.
           escalate: whether such a training may follow.
-          progress_bar: show it.
+          progress_bar: show its progress.
           **model_kwargs: of the model, with what is observed.
 
         Raises:
@@ -155,8 +155,7 @@ class AmortizedSampler:
         key_draw, key_rest = pair(rng_key)
         keys = jax.random.split(key_draw, len(data.mask))
         with progress.stage("posteriors", progress_bar=progress_bar):
-            answer = self._answer(model, num_samples)
-            samples, log_weight, away = answer(keys, data)
+            samples, log_weight, away = answers(self, model, num_samples)(keys, data)
         found, verdicts = judged_all(log_weight)
         log_weight = np.where(log_weight < np.inf, log_weight, -np.inf)
         least, most = self.num_rows
@@ -165,10 +164,8 @@ class AmortizedSampler:
         unlike = ~(away <= self.farthest) | outside
         for i in np.flatnonzero(unlike):
             rows = f" of {sizes[i]} rows, {least} to {most} were simulated" if outside[i] else ""
-            verdicts[i] = _with_words(
-                verdicts[i],
-                f"This data set{rows} is unlike the simulated ones: the map was not trained for "
-                "it.",
+            verdicts[i] = verdicts[i].with_finding(
+                f"This data set{rows} is unlike the simulated ones: the map was not trained for it."
             )
         if self.missed > MAX_MISSED:
             verdicts = [self._lowered(verdict) for verdict in verdicts]
@@ -192,7 +189,7 @@ class AmortizedSampler:
     def calibration_check(
         self, rng_key: PRNGKey, num_data_sets: int = 1_000, **settings: Any
     ) -> "CalibrationCheck":
-        """Ranks of the truth over new simulated data sets; see `calibration_check`.
+        """Ranks of the true values over new simulated data sets; see `calibration_check`.
 
         Args:
           rng_key: key.
@@ -219,13 +216,13 @@ class AmortizedSampler:
     def _lowered(self, verdict: Verdict) -> Verdict:
         """A verdict that knows what the family misses."""
         words = (
-            f"In at least {100 * self.missed:.2g} % of simulated data sets what they were "
-            "simulated from lies where this family hardly draws: a mode may be missing."
+            f"In at least {100 * self.missed:.2g} % of simulated data sets the values that they "
+            "were simulated from lie where this family hardly draws: a mode may be missing."
         )
-        if self.missed > MUCH_MISSED:
-            return _with_words(verdict, words)._replace(level="not to be used")
         level = "usable" if verdict.level == "trusted" else verdict.level
-        return _with_words(verdict, words)._replace(level=level)
+        if self.missed > MUCH_MISSED:
+            level = "not to be used"
+        return verdict.with_finding(words)._replace(level=level)
 
     def _padded(self, data_sets: Sequence[Any]) -> tuple[PaddedModel, DataSet]:
         """Data sets as one, and the model for the largest of them."""
@@ -244,10 +241,6 @@ class AmortizedSampler:
             model = _larger(model, most)
         padded = [model.pad(tuple(args), dict(kwargs)) for args, kwargs in data_sets]
         return model, jax.tree.map(lambda *xs: np.stack(xs), *padded)
-
-    def _answer(self, model: PaddedModel, num_samples: int) -> Callable[..., Any]:
-        """Samples, log weights and distance from the simulated ones, of data sets and keys."""
-        return _answer(self, model, num_samples)
 
     def _own(
         self,
@@ -315,12 +308,14 @@ def _larger(model: PaddedModel, num_rows: int) -> PaddedModel:
 
 
 @functools.lru_cache(maxsize=8)
-def _answer(family: AmortizedSampler, model: PaddedModel, num_samples: int) -> Callable[..., Any]:
+def answers(family: AmortizedSampler, model: PaddedModel, num_samples: int) -> Callable[..., Any]:
+    """A function of keys and data sets: samples, log weights, distance from the simulated ones."""
+    fitted = Fitted(family.map, family.params, family.standard)
+
     def one(key: PRNGKey, data: DataSet) -> tuple[Any, ...]:
         frame = frame_of(model, family.starts, data)
-        at_globals, members, log_weight = fitting.drawn(
-            key, model, family.map, family.params, family.standard, frame, data, num_samples
-        )
+        drawn = fitting.drawn(key, model, fitted, frame, data, num_samples)
+        at_globals, members, log_weight = drawn
         samples = jax.vmap(lambda *at: model.constrain(at, data))(at_globals, members)
         return samples, log_weight, distance(frame.features, family.standard)
 
@@ -348,8 +343,3 @@ def _escalated(own: Route | None, before: Route) -> Route:
         return before
     reason = f"the family's draws were not to be used; {own.reason}"
     return Route(own.name, reason, before.stages | own.stages)
-
-
-def _with_words(verdict: Verdict, line: str) -> Verdict:
-    found, *remedies = verdict.words.split("\nTo improve", 1)
-    return verdict._replace(words="\nTo improve".join([f"{found}\n{line}", *remedies]))

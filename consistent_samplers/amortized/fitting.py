@@ -18,7 +18,7 @@ import optax
 from consistent_samplers import progress
 from consistent_samplers.amortized import conditional
 from consistent_samplers.amortized.blocks import in_blocks
-from consistent_samplers.amortized.conditional import ConditionalMap, Standard
+from consistent_samplers.amortized.conditional import Fitted, Standard
 from consistent_samplers.amortized.frames import Frame, frame_of, members_at
 from consistent_samplers.amortized.linear import log_diagonal
 from consistent_samplers.amortized.padded import DataSet, PaddedModel
@@ -73,7 +73,7 @@ def prepare(model: PaddedModel, starts: tuple[Array, Array], pairs: Pairs) -> Pr
 
 
 def near(prepared: Prepared) -> np.ndarray:
-    """Of which data sets what they were simulated from lies near their frames, ``[n]`` bool."""
+    """Whether the values that each data set was simulated from lie near its frame: ``[n]`` bool."""
     far = np.abs(prepared.u).max(1, initial=0.0)
     if prepared.v.size:
         there = prepared.data.mask[:, :, None]
@@ -82,7 +82,7 @@ def near(prepared: Prepared) -> np.ndarray:
 
 
 def starts_of(pairs: Pairs) -> tuple[Array, Array]:
-    """Where searches for modes begin: some draws of the prior and their mean; members' mean."""
+    """Where searches for modes begin: globals, some draws of the prior and their mean; members."""
     some = np.concatenate([pairs.globals.mean(0, keepdims=True), pairs.globals[:NUM_STARTS]])
     there = pairs.members[pairs.data.mask]
     return jnp.asarray(some), jnp.asarray(there.mean(0))
@@ -108,32 +108,25 @@ def _flat(x: Array) -> Array:
 
 
 def by_likelihood(
-    rng_key: PRNGKey,
-    made: ConditionalMap,
-    params: Params,
-    standard: Standard,
-    prepared: Prepared,
-    num_iterations: int,
-) -> tuple[Params, list[float]]:
-    """Parameters of most likelihood on the pairs, and the loss of each chunk of iterations."""
+    rng_key: PRNGKey, fitted: Fitted, prepared: Prepared, num_iterations: int
+) -> tuple[Fitted, list[float]]:
+    """The map of the greatest likelihood on the pairs, and the loss of each chunk."""
 
-    def loss(params: Params, key: PRNGKey, given: Any) -> Array:
-        prepared, standard = given
+    def loss(fitted: Fitted, key: PRNGKey, prepared: Prepared) -> Array:
         index = jax.random.randint(key, (_BATCH,), 0, len(prepared.u))
         batch = jax.tree.map(lambda x: x[index], prepared)
-
-        return -jnp.mean(jax.vmap(lambda pair: log_prob(made, params, standard, pair))(batch))
+        return -jnp.mean(jax.vmap(lambda pair: log_prob(fitted, pair))(batch))
 
     # Of data sets nothing but the mask is needed.
     data = prepared.data._replace(arrays=[], observed={})
-    given = jax.device_put((prepared._replace(data=data), standard))
-    return _minimised(rng_key, loss, params, given, num_iterations, _LEARNING_RATE, "likelihood")
+    given = prepared._replace(data=data)
+    return _minimised(rng_key, loss, fitted, given, num_iterations, _LEARNING_RATE, "likelihood")
 
 
-def log_prob(made: ConditionalMap, params: Params, standard: Standard, pair: Prepared) -> Array:
+def log_prob(fitted: Fitted, pair: Prepared) -> Array:
     """Log density ``[]`` of the map at what a data set was simulated from."""
-    frame, mask = pair.frame, pair.data.mask
-    context = made.context(params, standard, frame)
+    frame, mask, (made, params, standard) = pair.frame, pair.data.mask, fitted
+    context = fitted.context(frame)
     value = made.log_prob_globals(params, context, pair.u) + log_diagonal(frame.root)
     if made.num_each:
         seen = conditional.member_features(pair.members, frame.skewness, standard)
@@ -143,32 +136,23 @@ def log_prob(made: ConditionalMap, params: Params, standard: Standard, pair: Pre
 
 
 def by_path_gradient(
-    rng_key: PRNGKey,
-    model: PaddedModel,
-    made: ConditionalMap,
-    params: Params,
-    standard: Standard,
-    prepared: Prepared,
-    num_iterations: int,
-) -> tuple[Params, list[float]]:
-    """Parameters of most evidence lower bound on the densities of the data sets."""
+    rng_key: PRNGKey, model: PaddedModel, fitted: Fitted, prepared: Prepared, num_iterations: int
+) -> tuple[Fitted, list[float]]:
+    """The map of the greatest ELBO over the data sets, and the loss of each chunk."""
 
-    def loss(params: Params, key: PRNGKey, given: Any) -> Array:
-        prepared, standard = given
+    def loss(fitted: Fitted, key: PRNGKey, prepared: Prepared) -> Array:
         key_index, key_draws = jax.random.split(key)
         index = jax.random.randint(key_index, (_PATH_BATCH,), 0, len(prepared.u))
         batch = jax.tree.map(lambda x: x[index], (prepared.data, prepared.frame))
 
         def one(key: PRNGKey, data: DataSet, frame: Frame) -> Array:
-            log_weight = drawn(
-                key, model, made, params, standard, frame, data, _PATH_DRAWS, score=False
-            )[2]
+            _, _, log_weight = drawn(key, model, fitted, frame, data, _PATH_DRAWS, score=False)
             return jnp.mean(_tamed(log_weight))
 
         return -jnp.mean(jax.vmap(one)(jax.random.split(key_draws, _PATH_BATCH), *batch))
 
-    given = jax.device_put((prepared._replace(members=None, v=None), standard))
-    return _minimised(rng_key, loss, params, given, num_iterations, _PATH_LEARNING_RATE, "density")
+    given = prepared._replace(members=None, v=None)
+    return _minimised(rng_key, loss, fitted, given, num_iterations, _PATH_LEARNING_RATE, "density")
 
 
 def _tamed(log_weight: Array) -> Array:
@@ -184,9 +168,7 @@ def _tamed(log_weight: Array) -> Array:
 def drawn(
     rng_key: PRNGKey,
     model: PaddedModel,
-    made: ConditionalMap,
-    params: Params,
-    standard: Standard,
+    fitted: Fitted,
     frame: Frame,
     data: DataSet,
     num_samples: int,
@@ -198,20 +180,20 @@ def drawn(
     Args:
       rng_key: key.
       model: the model.
-      made: the map.
-      params: its parameters.
-      standard: how features are spread.
+      fitted: the map.
       frame: of the data set.
       data: the data set.
       num_samples: number of draws.
-      score: whether derivatives by ``params`` are those of the log weights; without, of the path.
+      score: whether derivatives by the map's parameters are those of the log weights, or of the
+        path alone.
 
     Returns:
       Globals ``[n, g]``, members ``[n, N, p]``, and log weights ``[n]``.
     """
+    made, params, standard = fitted
     scored = params if score else jax.lax.stop_gradient(params)
-    context = made.context(params, standard, frame)
-    scored_context = made.context(scored, standard, frame)
+    context = fitted.context(frame)
+    scored_context = fitted._replace(params=scored).context(frame)
 
     def one(key: PRNGKey) -> tuple[Array, Array, Array]:
         z, z_members = made.latent(key, model.max_rows)
@@ -234,30 +216,36 @@ def drawn(
 
 def _minimised(
     rng_key: PRNGKey,
-    loss: Callable[[Params, PRNGKey, Any], Array],
-    params: Params,
-    given: Any,
+    loss: Callable[[Fitted, PRNGKey, Prepared], Array],
+    fitted: Fitted,
+    prepared: Prepared,
     num_iterations: int,
     learning_rate: float,
     what: str,
-) -> tuple[Params, list[float]]:
-    """Parameters after Adam on an annealed learning rate, and the mean loss of each chunk."""
+) -> tuple[Fitted, list[float]]:
+    """The map after Adam on an annealed learning rate, and the mean loss of each chunk."""
     schedule = optax.cosine_decay_schedule(learning_rate, max(num_iterations, 1))
     optimizer = optax.apply_if_finite(
         optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule)), num_iterations
     )
 
     def step(carry: Any, index: Array) -> Any:
-        params, state, given = carry
-        value, grads = jax.value_and_grad(loss)(params, jax.random.fold_in(rng_key, index), given)
+        params, state, (standard, prepared) = carry
+
+        def of(params: Params) -> Array:
+            key = jax.random.fold_in(rng_key, index)
+            return loss(Fitted(fitted.map, params, standard), key, prepared)
+
+        value, grads = jax.value_and_grad(of)(params)
         updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state, given), value
+        return (optax.apply_updates(params, updates), state, (standard, prepared)), value
 
     chunk = max(1, min(_CHUNK, num_iterations))
     run = jit(lambda carry, begin: jax.lax.scan(step, carry, begin + jnp.arange(chunk)))
-    carry, losses = (params, optimizer.init(params), given), []
+    given = jax.device_put((fitted.standard, prepared))
+    carry, losses = (fitted.params, optimizer.init(fitted.params), given), []
     begins = range(0, num_iterations, chunk)
     for begin in progress.counted(what, begins, len(begins)):
         carry, values = run(carry, begin)
         losses.append(float(jnp.nanmean(values)))
-    return carry[0], losses
+    return fitted._replace(params=carry[0]), losses

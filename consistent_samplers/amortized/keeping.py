@@ -17,7 +17,7 @@ from consistent_samplers.integrations.numpyro.arguments import name_of
 
 _KIND = "amortized family"
 _OURS = ("model", "covariates")
-# Of log densities between machines and versions, relative and in nats.
+# By how much log densities may differ between machines and versions, relative and in nats.
 _TOLERANCE = 1e-3
 
 

@@ -182,12 +182,16 @@ class PaddedModel:
         sites = unconstrain_fn(handlers.seed(self.model, 0), args, kwargs, latent)
         return self.ravel({name: sites[name] for name in latent}), made
 
-    def pad(self, args: tuple[Any, ...], kwargs: dict[str, Any], observed: bool = True) -> DataSet:
-        """One data set's arguments with their rows filled up, as arrays of NumPy; the errors."""
+    def pad(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DataSet:
+        """One data set's arguments with their rows filled up, as arrays of NumPy.
+
+        Raises:
+          ValueError: see `AmortizedSampler.condition`.
+        """
         keywords = [keyword for _, keyword in self.observed]
         args, kwargs, values = normal_form(self.model, args, kwargs, keywords)
         drawn = {}
-        for site, keyword in self.observed if observed else ():
+        for site, keyword in self.observed:
             if values.get(keyword) is None:
                 raise ValueError(
                     f"A data set of model {self.name!r} lacks {keyword}=, what is observed at "
@@ -213,7 +217,6 @@ class PaddedModel:
         filled = {
             name: self._filled(drawn[name], (shape, dtype, axis), num_rows, f"Site {name!r}")
             for name, shape, dtype, axis in self.data
-            if observed
         }
         return DataSet(arrays, filled, np.arange(self.max_rows) < num_rows)
 

@@ -10,10 +10,11 @@ import numpy as np
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.compilation import jit
 from consistent_samplers.diagnostics import Verdict
-from consistent_samplers.estimate import Evidence, evidence, pareto_smooth
+from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.integrations.numpyro.model import Samples
 from consistent_samplers.integrations.numpyro.sampler import OneStepSampler
 from consistent_samplers.integrations.numpyro.table import table, wrapped
+from consistent_samplers.pareto import pareto_smooth
 from consistent_samplers.recipe import Route
 from consistent_samplers.types import Array, Draws, PRNGKey
 

@@ -22,7 +22,7 @@ from consistent_samplers.amortized.padded import (
     split_constants,
 )
 from consistent_samplers.integrations.numpyro.arguments import name_of
-from consistent_samplers.integrations.numpyro.model import check_trace
+from consistent_samplers.integrations.numpyro.checking import check_trace
 from consistent_samplers.types import PRNGKey
 
 

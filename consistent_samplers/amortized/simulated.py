@@ -21,7 +21,7 @@ MAX_UNUSABLE = 0.5
 
 _SIMULATED_AT_ONCE = 1_024
 _CHECKED = 3
-# Of the padded density against that of the data set itself, in nats and relative.
+# By how much the padded density may differ from that of the data set itself, in nats and relative.
 _TOLERANCE = 2e-3
 
 

@@ -46,10 +46,10 @@ class Base(Protocol):
         """Log density at ``x``: ``[..., dim] -> [...]``."""
 
     def draw_component(self, rng_key: PRNGKey) -> Component:
-        """Draws k."""
+        """A component k, drawn with its probability π_k."""
 
     def component_at(self, rng_key: PRNGKey, x: Array) -> Component:
-        """Draws k given a point ``x [dim]``, from r(k | x)."""
+        """A component k, drawn given a point ``x [dim]`` from r(k | x)."""
 
     def features(self, component: Component) -> Array | None:
         """What a network is shown of a component: ``[num_features]``, of order one."""
@@ -65,6 +65,40 @@ class Base(Protocol):
 
     def whitened_log_density(self, log_density: LogDensityFn, component: Component) -> LogDensityFn:
         """A log density on x as one on the z of a frame; over the frames, with the same log Z."""
+
+
+class OneFrame:
+    """What bases with a single frame share: their only component is ``()``."""
+
+    loc: Array
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the space."""
+        return self.loc.shape[-1]
+
+    def draw_component(self, rng_key: PRNGKey) -> tuple[()]:
+        """The only component."""
+        return ()
+
+    def component_at(self, rng_key: PRNGKey, x: Array) -> tuple[()]:
+        """The only component."""
+        return ()
+
+    def features(self, component: tuple[()]) -> None:
+        """None: a single component needs no features."""
+        return
+
+    def whitened_log_density(
+        self: Any, log_density: LogDensityFn, component: tuple[()] = ()
+    ) -> LogDensityFn:
+        """A log density on x as one on z, with the same log Z."""
+
+        def whitened(z: Array) -> Array:
+            x = self.unwhiten(z)
+            return log_density(x) + self.log_correction(x)
+
+        return whitened
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

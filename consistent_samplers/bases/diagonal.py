@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers.bases import iterating
+from consistent_samplers.bases.base import OneFrame
 from consistent_samplers.bases.laplace import check_starts, usable_everywhere
 from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+from consistent_samplers.types import Array, PRNGKey
 
 _BATCH = 128  # draws of an iteration, in antithetic pairs
 _START_SCALE = 0.3
@@ -23,7 +24,7 @@ _DECAY, _SQUARE_DECAY = 0.9, 0.95  # of the averages of gradients and of their s
 
 
 @flax.struct.dataclass
-class DiagonalBase:
+class DiagonalBase(OneFrame):
     """N(m, diag(s²)) on R^dim.
 
     Attributes:
@@ -40,11 +41,6 @@ class DiagonalBase:
     loc: Array
     scale: Array
 
-    @property
-    def dim(self) -> int:
-        """Dimension of the space."""
-        return self.loc.shape[-1]
-
     def sample(self, rng_key: PRNGKey, num_samples: int) -> Array:
         """Draws ``[num_samples, dim]``."""
         return self.unwhiten(jax.random.normal(rng_key, (num_samples, self.dim)))
@@ -52,18 +48,6 @@ class DiagonalBase:
     def log_prob(self, x: Array) -> Array:
         """Log density at ``x``: ``[..., dim] -> [...]``."""
         return jax.scipy.stats.norm.logpdf(x, self.loc, self.scale).sum(-1)
-
-    def draw_component(self, rng_key: PRNGKey) -> tuple[()]:
-        """The only one."""
-        return ()
-
-    def component_at(self, rng_key: PRNGKey, x: Array) -> tuple[()]:
-        """The only one."""
-        return ()
-
-    def features(self, component: tuple[()]) -> None:
-        """None: there is nothing to tell apart."""
-        return
 
     def unwhiten(self, z: Array, component: tuple[()] = ()) -> Array:
         """The point x = m + s z: ``[dim] -> [dim]``."""
@@ -77,12 +61,6 @@ class DiagonalBase:
         """What the frame adds to a log density: the sum of log s, ``[]``."""
         return jnp.log(self.scale).sum()
 
-    def whitened_log_density(
-        self, log_density: LogDensityFn, component: tuple[()] = ()
-    ) -> LogDensityFn:
-        """A log density on x as one on z, with the same log Z."""
-        return lambda z: log_density(self.unwhiten(z)) + jnp.log(self.scale).sum()
-
 
 def fit_diagonal(
     rng_key: PRNGKey,
@@ -94,7 +72,7 @@ def fit_diagonal(
     """A Gaussian with independent coordinates, fitted by reparametrised reverse KL.
 
     The precisions follow the mean curvature along each coordinate (Khan & Rue, 2023), and the mean
-    Adam's steps in units of the standard deviations, so that scales do not matter.
+    takes Adam's steps in units of the standard deviations, so that scales do not matter.
 
     Args:
       rng_key: key.

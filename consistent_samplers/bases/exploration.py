@@ -51,7 +51,7 @@ _Wide: TypeAlias = tuple[Array, Array]
 
 
 class Exploration(NamedTuple):
-    """What a look around found.
+    """What a look for a target's mass found.
 
     Attributes:
       modes: optima; there may be none. The evidence of several is the mass around each, measured
@@ -82,7 +82,7 @@ def explore(
     num_starts: int = NUM_STARTS,
     num_particles: int = NUM_PARTICLES,
 ) -> Exploration:
-    """Looks for the target's mass by optimiser starts and tempered SMC.
+    """Where a target has mass: its optima, and particles of a tempered SMC.
 
     Expensive densities get fewer starts, as in `find_modes`, and 512 particles at least, or none
     where even these would take more than 400 Gflop.
@@ -152,8 +152,8 @@ def tempered_particles(
     An adaptive tempered SMC: from a wide Gaussian around the optima that carry mass, by
     temperatures that leave 70 % of the particles inside effective, and moves of Hamiltonian Monte
     Carlo, its steps and masses taken from the population (Del Moral et al., 2006; Buchholz et al.,
-    2021). Log Z is NaN without particles, and where temperatures come to no end: they are then of
-    one on the way.
+    2021). Log Z is NaN without particles, and where the temperatures do not reach the target: the
+    particles are then those of the last one.
     """
     # The density is met between compiled steps of our own, as BlackJAX's kernel compiles it with
     # them. BlackJAX's are the search for the temperature and the resampling.
@@ -260,7 +260,7 @@ def _resample(
 
 
 def _momentum(rng_key: PRNGKey, index: Array, x: Array) -> tuple[Array, Array]:
-    """Of a move: in units of the population's spread ``[n, dim]``; uniform numbers ``[n]``."""
+    """Momenta ``[n, dim]`` of a move, in spreads of the population; uniform numbers ``[n]``."""
     key_momentum, key_accept = jax.random.split(jax.random.fold_in(rng_key, index))
     momentum = jax.random.normal(key_momentum, x.shape, x.dtype)
     return momentum, jax.random.uniform(key_accept, x.shape[:1], x.dtype)

@@ -69,14 +69,14 @@ def fit(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None)
 
 
 def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None) -> FittedBase:
-    """Explores a target and fits a Gaussian, a mixture and a product of mixtures to it.
+    """The best of a Gaussian, a mixture and a product of mixtures, fitted to a target.
 
-    Where no dip of the density lies between the optima, and the particles see little more than the
-    Gaussian does, the Gaussian it is: one step of a flow shapes a single mode better than more
-    components do. Otherwise the best ELBO of all wins; it does not know of a mode that no
-    exploration met. Tempered particles are left out where more than nine tenths of the Gaussian's
-    own draws are effective, optimisers find no other mode, and draws at larger scales no mass that
-    lies farther out.
+    The target is explored first (`explore`). Where no dip of the density lies between the optima,
+    and the particles see little more than the Gaussian does, the Gaussian is taken: one step of a
+    flow shapes a single mode better than more components do. Otherwise the best ELBO of all wins;
+    it does not know of a mode that no exploration met. Tempered particles are left out where more
+    than nine tenths of the Gaussian's own draws are effective, optimisers find no other mode, and
+    draws at larger scales no mass that lies farther out.
 
     Args:
       rng_key: key.
@@ -179,7 +179,7 @@ def _of_particles(particles: np.ndarray) -> GaussianBase:
 
 
 def _num_separate(target: Target, modes: Modes) -> int:
-    """Optima with mass, between which and the best one the density dips.
+    """Number of optima with mass that a dip of the density parts from the best one.
 
     Optimisers end in many places along a ridge or a flat neck, all of them in one mode.
     """
@@ -190,7 +190,7 @@ def _num_separate(target: Target, modes: Modes) -> int:
 
 
 def _num_spikes(target: Target, modes: Modes, gaussian: GaussianBase, elbo: float) -> int:
-    """Optima with mass, at which the density is far above what the Gaussian has: no dip need be."""
+    """Number of optima with mass whose density is far above the Gaussian's, dip or no dip."""
     loc = _with_mass(modes)
     if len(loc) <= 1:
         return 0

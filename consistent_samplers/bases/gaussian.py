@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consistent_samplers.bases.base import OneFrame
 from consistent_samplers.checks import check_integer
-from consistent_samplers.types import Array, LogDensityFn, PRNGKey
+from consistent_samplers.types import Array, PRNGKey
 
 
 @flax.struct.dataclass
-class GaussianBase:
+class GaussianBase(OneFrame):
     """N(m, L Lᵀ) on R^dim.
 
     Attributes:
@@ -29,11 +30,6 @@ class GaussianBase:
 
     loc: Array
     scale_tril: Array
-
-    @property
-    def dim(self) -> int:
-        """Dimension of the space."""
-        return self.loc.shape[-1]
 
     @property
     def log_abs_det(self) -> Array:
@@ -57,18 +53,6 @@ class GaussianBase:
         z = jnp.vectorize(self.whiten, signature="(d)->(d)")(jnp.asarray(x, self.loc.dtype))
         return jax.scipy.stats.norm.logpdf(z).sum(-1) - self.log_abs_det
 
-    def draw_component(self, rng_key: PRNGKey) -> tuple[()]:
-        """The only one."""
-        return ()
-
-    def component_at(self, rng_key: PRNGKey, x: Array) -> tuple[()]:
-        """The only one."""
-        return ()
-
-    def features(self, component: tuple[()]) -> None:
-        """None: there is nothing to tell apart."""
-        return
-
     def unwhiten(self, z: Array, component: tuple[()] = ()) -> Array:
         """The point x = m + L z: ``[dim] -> [dim]``."""
         # Accelerators' default precision is too low for weights that subtract log densities.
@@ -81,12 +65,6 @@ class GaussianBase:
     def log_correction(self, x: Array, component: tuple[()] = ()) -> Array:
         """What the frame adds to a log density: log |det L|, ``[]``."""
         return self.log_abs_det
-
-    def whitened_log_density(
-        self, log_density: LogDensityFn, component: tuple[()] = ()
-    ) -> LogDensityFn:
-        """A log density on x as one on z, with the same log Z."""
-        return lambda z: log_density(self.unwhiten(z)) + self.log_abs_det
 
 
 def standard_normal(dim: int, scale: float = 1.0) -> GaussianBase:

@@ -41,13 +41,13 @@ def evaluated(target: Target, points: Array) -> Evaluated:
 
 @kernel(effort="least")
 def split(rng_key: PRNGKey) -> tuple[PRNGKey, ...]:
-    """Five keys of one: always as many, as every number is a program of its own."""
+    """Five keys made of one. Always five: each number of keys would be a program of its own."""
     return tuple(jax.random.split(rng_key, 5))
 
 
 @kernel(effort="least")
 def pair(rng_key: PRNGKey) -> tuple[PRNGKey, PRNGKey]:
-    """``jax.random.split(rng_key)``, of which JAX compiles two programs in every process."""
+    """Two keys made of one: ``jax.random.split(rng_key)`` as a program that is kept."""
     first, second = jax.random.split(rng_key)
     return first, second
 

@@ -90,8 +90,8 @@ def weighed(rng_key: PRNGKey, target: Target, modes: Modes) -> Modes:
 def masses_around(rng_key: PRNGKey, target: Target, modes: Modes) -> Masses:
     """The mass in each optimum's ellipsoid, by draws from a t-distribution around it.
 
-    Of a density so expensive that they would take too long, fewer draws; none for the optima of
-    the smallest Laplace evidence where even 32 for each are too many.
+    An expensive density gets fewer draws; where even 32 for each optimum would take too long, the
+    optima of the smallest Laplace evidence get none.
 
     Args:
       rng_key: key.

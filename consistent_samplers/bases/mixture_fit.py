@@ -46,7 +46,7 @@ def fit_mixture(
     batch_size: int = _BATCH_SIZE,
     learning_rate: float = _LEARNING_RATE,
 ) -> MixtureBase:
-    """A mixture of Gaussians for a target of several modes; their number is found.
+    """A mixture of Gaussians fitted to a target of several modes, its size included.
 
     Two starts: Laplace approximations at the distinct optima, weighted by their evidence (mass by
     draws, from `explore`), and a mixture fitted to tempered particles by EM, its number of

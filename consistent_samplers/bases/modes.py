@@ -165,8 +165,8 @@ def climb(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where Adam or L-BFGS ends from starts, and the log densities there, the highest first.
 
-    From far away to the nearest mode takes Adam about the start's scale ``[n]``; the decay of the
-    step to zero settles.
+    Adam's steps are in proportion to each start's ``scale [n]``, which is about the distance to the
+    nearest mode. They shrink to zero, so that the climb settles.
     """
     if num_iterations:
         # In all up to five times the scale, whatever the number of iterations.
@@ -251,7 +251,7 @@ def distinct(
     return Modes(np.stack(locs)[order], np.stack(factors)[order], np.asarray(log_evidence)[order])
 
 
-def merged(modes: Modes, others: Modes, max_modes: int = MAX_MODES) -> Modes:
+def merged(modes: Modes, others: Modes) -> Modes:
     """Modes of two looks, each once: ``modes``, and of the others those that are not among them."""
     dim = modes.loc.shape[1]
     new = np.ones(len(others.loc), bool)
@@ -259,7 +259,7 @@ def merged(modes: Modes, others: Modes, max_modes: int = MAX_MODES) -> Modes:
         z = np.linalg.solve(factor, (others.loc - loc).T)
         new &= np.linalg.norm(z, axis=0) >= _SAME_MODE * np.sqrt(dim)
     both = Modes(*(np.concatenate([a, b[new]]) for a, b in zip(modes, others, strict=True)))
-    order = np.argsort(-both.log_evidence)[:max_modes]
+    order = np.argsort(-both.log_evidence)[:MAX_MODES]
     return Modes(*(part[order] for part in both))
 
 

@@ -51,7 +51,7 @@ class Farther(NamedTuple):
 
     @property
     def is_there(self) -> bool:
-        """Whether it is more than 1 % of Z, three standard errors taken off."""
+        """Whether the share, less three standard errors, is more than 1 %."""
         return self.share - _ERRORS * self.error > _LEAST
 
 
@@ -76,8 +76,8 @@ def mass_farther(
       loc: ``[dim]``, the mean.
       factor: ``[dim, dim]``, L, or ``[dim]``, its diagonal.
       log_z: log Z, in nats, as far as it is known.
-      position: ``[n, dim]``, draws: mass counts that lies farther out than all of them, together or
-        along a column; than 4,096 of the Gaussian if None.
+      position: ``[n, dim]``, draws: only mass farther out than all of them counts, by its distance
+        or along a column of L; 4,096 draws of the Gaussian if None.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np, consistent_samplers as cs
@@ -157,7 +157,7 @@ def robust_covariance(points: np.ndarray) -> np.ndarray:
 
 
 def _log_prob(z: np.ndarray, scales: np.ndarray, along: np.ndarray) -> np.ndarray:
-    """Of the proposals, ``[n]``, at whitened points ``[n, dim]``."""
+    """Log density ``[n]`` of the proposals at whitened points ``[n, dim]``."""
     dim = z.shape[1]
     square = (z**2).sum(1)
     wide = -0.5 * square[:, None] / scales**2 - dim * np.log(scales)

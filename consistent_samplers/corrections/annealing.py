@@ -23,7 +23,7 @@ from consistent_samplers.types import Array, Draws, FlowDiagnostics, PRNGKey
 
 
 class AnnealedDraws(NamedTuple):
-    """Draws that came by a detour, and how it went.
+    """Draws of `annealed` or `resampled_paths`, and how evenly they came along.
 
     Attributes:
       draws: weighted draws with E[w] = Z.

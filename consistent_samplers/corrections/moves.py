@@ -27,7 +27,7 @@ def move(
     num_moves: int = 5,
     **parameters: Any,
 ) -> tuple[_Points, Array]:
-    """Moves each draw by transitions of a BlackJAX kernel that leaves the target as it is.
+    """Draws after transitions of a BlackJAX kernel that leaves the target as it is.
 
     Draws that follow the target still do afterwards; others come closer, as far as the kernel gets;
     copies of one draw part (resample-move, Gilks & Berzuini 2001). Weights stay with their draws,
@@ -55,6 +55,7 @@ def move(
 
     Example:
       >>> import jax, jax.numpy as jnp, blackjax
+      >>> from consistent_samplers.corrections import move
       >>> x, log_density = jax.random.normal(jax.random.key(0), (100, 2)), lambda x: -0.5 * x @ x
       >>> moved, rate = move(jax.random.key(1), x, log_density, blackjax.mala, step_size=0.3)
       >>> moved.shape, bool(rate > 0.7)

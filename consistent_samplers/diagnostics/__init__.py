@@ -1,5 +1,6 @@
 """What a sampler is worth: a verdict on its weights, distances to a reference, modes it reaches."""
 
+from consistent_samplers.diagnostics.beyond import open_directions, share_beyond, share_unseen
 from consistent_samplers.diagnostics.distances import (
     MAX_MEDIAN_POINTS,
     RELATIVE_REGULARISATION,
@@ -12,9 +13,6 @@ from consistent_samplers.diagnostics.exploring import (
     ExplorationCheck,
     exploration_check,
     informed,
-    open_directions,
-    share_beyond,
-    share_unseen,
 )
 from consistent_samplers.diagnostics.members import (
     MembersFound,

@@ -13,15 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers.bases import Modes, find_modes
-from consistent_samplers.bases.iterating import MAX_DENSE_DIM, folded
+from consistent_samplers.bases.iterating import folded
 from consistent_samplers.bases.masses import ellipsoid_distances, masses_around
 from consistent_samplers.bases.modes import merged
-from consistent_samplers.bases.scales import mass_farther, robust_covariance
 from consistent_samplers.compilation import is_traced
+from consistent_samplers.diagnostics.beyond import mass_beyond
 from consistent_samplers.estimate import Evidence
-from consistent_samplers.targets import evaluation
 from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, Draws, PRNGKey
+from consistent_samplers.types import Array, PRNGKey
 
 # A mode with a smaller share of Z counts as none in words.
 _MIN_SHARE = 0.01
@@ -34,18 +33,6 @@ _EXCESS = 1.0
 # Share of particles in places that the sampler hardly reaches, above which it misses them: what
 # a thousand particles tell.
 _MAX_UNCOVERED = 0.1
-# Part of the draws' mass whose weights are so large, and nats that weights elsewhere may exceed it.
-_TOP, _MARGIN = 0.01, 0.5
-
-
-# Distances along a ray, in spreads of the draws: where they are, and far out; and the nats that the
-# mass has to fall by in between.
-_NEAR, _FAR, _FALL = (
-    np.array([0.01, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0]),
-    1e6 * np.array([1.0, 1.37, 2.11]),
-    5.0,
-)
-_NUM_OUTERMOST = 8
 
 
 class ExplorationCheck(NamedTuple):
@@ -152,49 +139,6 @@ class ExplorationCheck(NamedTuple):
         return f"{found[0].upper()}{found[1:]}. The figures stand for the part that was found."
 
 
-def share_beyond(draws: Draws, log_weight: np.ndarray, *, of_target: bool = False) -> float:
-    """Share of points of the target that lie beyond where a sampler's draws come.
-
-    There their log weights exceed those that 99 % of the draws' mass has by more than half a nat;
-    a point that the sampler cannot reach at all has NaN.
-
-    Args:
-      draws: weighted draws of the sampler.
-      log_weight: ``[n]``, of the points, by `Sampler.log_weight`.
-      of_target: the draws follow the target, as those of chains do, and count alike.
-
-    Example:
-      >>> import jax.numpy as jnp, numpy as np, consistent_samplers as cs
-      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
-      >>> cs.diagnostics.share_beyond(draws, np.array([0.0, 0.0, 5.0, np.nan]))
-      0.49
-    """
-    own = np.sort(np.asarray(draws.log_weight, np.float64))
-    mass = np.cumsum(np.ones(len(own)) if of_target else np.exp(own - own[-1]))
-    top = own[np.searchsorted(mass, (1.0 - _TOP) * mass[-1])]
-    beyond = np.isnan(log_weight) | (log_weight > top + _MARGIN)
-    return max(float(np.mean(beyond)) - _TOP, 0.0)
-
-
-def share_unseen(draws: Draws, log_weight: np.ndarray) -> float:
-    """Share of points of the target whose log weights exceed those of all draws.
-
-    So much of Z such draws leave out, whatever Pareto's distribution makes of the tail that they
-    show; a point that the sampler cannot reach at all has NaN.
-
-    Args:
-      draws: weighted draws of the sampler.
-      log_weight: ``[n]``, of the points, by `Sampler.log_weight`.
-
-    Example:
-      >>> import jax.numpy as jnp, numpy as np, consistent_samplers as cs
-      >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
-      >>> cs.diagnostics.share_unseen(draws, np.array([-1.0, 0.0, 0.1, np.nan]))
-      0.5
-    """
-    return float(np.mean(~(log_weight <= np.max(np.asarray(draws.log_weight)))))
-
-
 def informed(evidence: Evidence, exploration: ExplorationCheck | None) -> Evidence:
     """The same evidence, its standard error wide enough for what particles say its weights hide.
 
@@ -225,52 +169,6 @@ def informed(evidence: Evidence, exploration: ExplorationCheck | None) -> Eviden
     return dataclasses.replace(evidence, unseen=unseen, log_z_stderr=stderr)
 
 
-def open_directions(target: Target, position: Array, log_density: Array) -> np.ndarray:
-    """Directions ``[n, dim]`` along which the mass far out is as large as where the draws are.
-
-    Along a ray from the best draw, by coordinate axes, principal axes of the draws and towards the
-    outermost of them, log density plus log distance tells the mass at each scale. A million times
-    as far out as the draws spread it must have fallen by 5 nats; along a power law it does so from
-    an exponent of 1.4 on.
-
-    Args:
-      target: the target.
-      position: ``[n, dim]``, draws.
-      log_density: ``[n]``, of the target there.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
-      >>> from consistent_samplers.diagnostics.exploring import open_directions
-      >>> target = cs.Target(lambda x: -0.5 * x[0] ** 2, dim=2)  # flat in the second coordinate
-      >>> x = jax.random.normal(jax.random.key(0), (200, 2))
-      >>> bool(len(open_directions(target, x, jax.vmap(target.log_density)(x))))
-      True
-    """
-    points = np.asarray(position, np.float64)
-    values = np.asarray(log_density, np.float64)
-    centre = points[np.argmax(np.where(np.isnan(values), -np.inf, values))]
-    away = points - np.median(points, axis=0)
-    directions = [away[np.argsort(-(away**2).sum(1))[:_NUM_OUTERMOST]]]
-    if target.dim <= MAX_DENSE_DIM:
-        # Ranks of the coordinates apart from their scales: a heavy tail has no covariance.
-        directions += [np.eye(target.dim), np.linalg.svd(away, full_matrices=False)[2]]
-    along = np.concatenate(directions)
-    length = np.linalg.norm(along, axis=1, keepdims=True)
-    along = np.unique(np.round(along[length[:, 0] > 0] / length[length > 0][:, None], 6), axis=0)
-    along = np.concatenate([along, -along])
-    spread = np.quantile(np.abs(away @ along.T), 0.75, axis=0)
-    distance = spread[:, None] * np.concatenate([_NEAR, _FAR])
-    rays = centre + distance[..., None] * along[:, None]
-    flat = rays.reshape(-1, target.dim).astype(jnp.result_type(float))
-    found = np.asarray(evaluation.values(target.log_density, flat), np.float64)
-    found = np.where(np.isnan(found), -np.inf, found).reshape(distance.shape)
-    with np.errstate(divide="ignore"):
-        mass = found + np.log(distance)
-    near, far = mass[:, : len(_NEAR)].max(1), mass[:, len(_NEAR) :].max(1)
-    is_open: np.ndarray = along[(far > near - _FALL) & np.isfinite(far)]
-    return is_open
-
-
 def exploration_check(
     rng_key: PRNGKey,
     target: Target,
@@ -283,7 +181,7 @@ def exploration_check(
     known: Modes | None = None,
     num_starts: int = 512,
 ) -> ExplorationCheck:
-    """Compares the mass around modes that fresh optimiser starts find with what draws have there.
+    """What draws lack of the mass around modes that fresh optimiser starts find.
 
     Both sides are measured by draws, over the same ellipsoids, and with their errors: around a mode
     by a t-distribution of its Laplace covariance, and by the sampler's draws with their weights.
@@ -341,19 +239,3 @@ def exploration_check(
     missed = modes.loc[lacking] if lacking.any() else None
     num_missed = int(lacking.sum())
     return ExplorationCheck(num_modes, num_missed, share, excess, missed=missed, farther=farther)
-
-
-def mass_beyond(rng_key: PRNGKey, target: Target, position: Array, log_z: float) -> float:
-    """Mass farther out than all draws, relative to Z; 0 where there is none."""
-    points = np.asarray(position, np.float64)
-    loc, scale = points.mean(0), points.std(0)
-    if not (np.isfinite(scale).all() and (scale > 0.0).all()):
-        return 0.0
-    factor = scale
-    if target.dim <= MAX_DENSE_DIM:
-        correlation = robust_covariance((points - loc) / scale)
-        factor = scale[:, None] * np.linalg.cholesky(correlation + 1e-6 * np.eye(target.dim))
-    found = mass_farther(rng_key, target, loc, factor, log_z, points)
-    # As much lies beyond the outermost of so many draws, along one of the columns or in all.
-    found = found._replace(share=found.share - (target.dim + 1) / len(points))
-    return found.share if found.is_there else 0.0

@@ -49,7 +49,7 @@ class Mixing(NamedTuple):
       r_hat: largest over the coordinates, of ranks, and of ranks of distances from the median.
       bulk: effective draws of the coordinate that has fewest.
       tail: the same for 5 % and 95 % quantiles.
-      divergent: share of the transitions.
+      divergent: share of the transitions that diverged.
 
     Example:
       >>> from consistent_samplers.diagnostics import Mixing
@@ -75,7 +75,7 @@ def mixing(position: np.ndarray, divergent: float = 0.0) -> Mixing:
 
     Args:
       position: their draws; at least four of each chain.
-      divergent: share of the transitions that were.
+      divergent: share of the transitions that diverged.
 
     Example:
       >>> import numpy as np, consistent_samplers as cs

@@ -3,7 +3,7 @@
 import numpy as np
 from jax.typing import ArrayLike
 
-from consistent_samplers.estimate import tail_size
+from consistent_samplers.pareto import tail_size
 
 PROBABILITIES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of the quantiles that are looked at."""

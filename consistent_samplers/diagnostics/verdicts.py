@@ -69,6 +69,10 @@ REMEDIES = {
 """What can be done about findings; a sampler that knows better gives its own (see `verdict`)."""
 
 
+# What the remedies begin with, behind the findings.
+_TO_IMPROVE = "\nTo improve"
+
+
 class Verdict(NamedTuple):
     """What numbers are worth.
 
@@ -88,6 +92,17 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.level}: {self.words}"
+
+    @property
+    def findings(self) -> str:
+        """The words without what to do about them."""
+        return self.words.partition(_TO_IMPROVE)[0]
+
+    def with_finding(self, line: str, *, first: bool = False) -> "Verdict":
+        """The verdict with one more line, as the first or the last of its findings."""
+        found, *remedies = self.words.partition(_TO_IMPROVE)
+        lines = [line, found] if first else [found, line]
+        return self._replace(words="".join(["\n".join(lines), *remedies]))
 
 
 def pareto_k_threshold(num_samples: int) -> float:
@@ -239,9 +254,8 @@ def verdict(
     if (outside := float(evidence.outside or 0.0)) > MAX_OUTSIDE:
         lines.append(f"{100 * outside:.0f} % of the samples lie outside of the support.")
     known = [remedies[name] for name in dict.fromkeys(wanted) if name in remedies]
-    if known:
-        lines.append(f"To improve: {'; or '.join(known)}.")
-    return Verdict(level, "\n".join(lines))
+    to_improve = f"{_TO_IMPROVE}: {'; or '.join(known)}." if known else ""
+    return Verdict(level, "\n".join(lines) + to_improve)
 
 
 def _findings(evidence: Evidence) -> tuple[list[str], list[str], list[str]]:

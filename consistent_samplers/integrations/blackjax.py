@@ -61,7 +61,7 @@ class OneStepMHInfo(NamedTuple):
     """What happened in one transition.
 
     Attributes:
-      acceptance_rate: ``[]``, probability that the proposal was to be accepted with.
+      acceptance_rate: ``[]``, probability with which the proposal was accepted.
       is_accepted: ``[]`` bool.
       proposal: the state that was proposed.
 

@@ -24,10 +24,10 @@ from consistent_samplers.maps.conditionals import (
     members_forward,
     members_inverse,
 )
-from consistent_samplers.maps.identity import Map, Proposal
+from consistent_samplers.maps.identity import Map
 from consistent_samplers.maps.triangular import globals_forward, globals_inverse, init_globals
 from consistent_samplers.targets.structure import Structure
-from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
+from consistent_samplers.types import Array, GradientFn, Params, PRNGKey
 
 
 @flax.struct.dataclass
@@ -106,33 +106,6 @@ class HierarchicalMap(Map):
     ) -> tuple[Array, Array, Array]:
         """The map in its frame; see `Map.carry`."""
         return *self.forward(params, z), jnp.zeros((), bool)
-
-    def draw(
-        self,
-        params: Params,
-        rng_key: PRNGKey,
-        num_steps: int,
-        method: Method,
-        weights: bool = True,
-        gradient: GradientFn | None = None,
-    ) -> Proposal:
-        """One draw; see `Map.draw`."""
-        z, component = self._start(jax.random.split(rng_key)[0])
-        y, log_det = self.forward(params, z)
-        log_ratio = log_det - simulate.standard_normal_log_prob(z) if weights else None
-        return self._landed(y, component, log_ratio)
-
-    def reverse(
-        self,
-        params: Params,
-        rng_key: PRNGKey,
-        position: Array,
-        num_steps: int,
-        method: Method,
-        gradient: GradientFn | None = None,
-    ) -> Array:
-        """Log ratio of the draw that ends at a point; see `Map.reverse`."""
-        return -self.log_prob(params, position)
 
     def log_prob(self, params: Params, position: Array) -> Array:
         """Log density ``[]`` of the draws at a point ``[dim]``."""

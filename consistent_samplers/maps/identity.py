@@ -73,8 +73,9 @@ class Map:
     ) -> Proposal:
         """One draw; without ``weights`` its log ratio is not computed."""
         z, component = self._start(jax.random.split(rng_key)[0])
-        log_ratio = -simulate.standard_normal_log_prob(z) if weights else None
-        return self._landed(z, component, log_ratio)
+        end, log_det, _ = self.carry(params, z, component, num_steps, gradient)
+        log_ratio = log_det - simulate.standard_normal_log_prob(z) if weights else None
+        return self._landed(end, component, log_ratio)
 
     def reverse(
         self,
@@ -89,7 +90,7 @@ class Map:
 
         The path back to the base is made up by the backward kernels, or by inverting the map.
         """
-        return -self.base.log_prob(position)
+        return -self.log_prob(params, position)
 
     def log_prob(self, params: Params, position: Array) -> Array:
         """Log density ``[]`` of the draws of one step at a point ``[dim]``; differentiable."""

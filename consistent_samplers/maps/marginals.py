@@ -19,10 +19,11 @@ from consistent_samplers.types import Params
 def marginal(
     control: Control | Identity | HierarchicalMap, params: Params, index: np.ndarray
 ) -> tuple[Any, Params] | None:
-    """A map and its parameters, whose draws are some coordinates of another's; None without one.
+    """A map and its parameters whose draws are some coordinates of another map's; None if none is.
 
-    All coordinates of any map with a density (`Control.log_prob`); any of a base alone, but of a
-    mixture with heavy tails; the globals of a hierarchical map, which come first in its triangle.
+    There is one for all coordinates of a map with a density (`Control.log_prob`), for any
+    coordinates of a base alone, but of a mixture with heavy tails, and for the globals of a
+    hierarchical map, which come first in its triangle.
 
     Args:
       control: the map.

@@ -210,7 +210,7 @@ class ScalarMLP(nn.Module):
 
 
 def clip_norm(x: Array, max_norm: Array | float) -> Array:
-    """Scales a vector down to norm at most ``max_norm``, direction kept.
+    """A vector scaled down to norm at most ``max_norm``, its direction kept.
 
     Smooth, unlike a clip of each coordinate, so that a map built on it stays differentiable.
 

@@ -19,6 +19,10 @@ Samples: TypeAlias = Array | np.ndarray | Mapping[str, Any]
 _TAILS = (0.01, 0.99)
 
 
+# Labels that a message names.
+_MAX_LISTED = 6
+
+
 class _Layer(NamedTuple):
     """Draws of one kind, and how they are shown."""
 
@@ -250,9 +254,9 @@ def _shares(log_weight: Array | np.ndarray | None, num: int) -> np.ndarray:
     return weight / weight.sum()
 
 
-def _listed(labels: Sequence[str], most: int = 6) -> str:
-    more = ", ..." if len(labels) > most else ""
-    return ", ".join(map(repr, labels[:most])) + more if labels else "none"
+def _listed(labels: Sequence[str]) -> str:
+    more = ", ..." if len(labels) > _MAX_LISTED else ""
+    return ", ".join(map(repr, labels[:_MAX_LISTED])) + more if labels else "none"
 
 
 def _draw_marginal(axis: "Axes", shown: list[_Layer], index: int, num_bins: int) -> None:

@@ -12,7 +12,7 @@ from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.checks import check_integer
 from consistent_samplers.compilation import jit
-from consistent_samplers.maps import Identity
+from consistent_samplers.maps import Control
 from consistent_samplers.plotting import style
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.schedules import check_num_steps, time_grid
@@ -83,8 +83,9 @@ def trajectories(
         key_base, key_path = jax.random.split(key)
         component = control.base.draw_component(jax.random.fold_in(key_base, 1))
         z = jax.random.normal(key_base, (control.dim,))[None]
-        if isinstance(control, Identity):
-            z = jnp.concatenate([z, z])
+        if not isinstance(control, Control):  # one step, by no control function
+            end, *_ = control.carry(params, z[0], component)
+            z = jnp.concatenate([z, end[None]])
         elif stochastic:
             kernels = control.kernels(params, component, gradient)
             z, _ = simulate.simulate_path(key_path, z[0], kernels, num_steps)

@@ -14,7 +14,8 @@ from consistent_samplers.diagnostics import (
     standard_error_is_reliable,
     weights_are_reliable,
 )
-from consistent_samplers.estimate import Evidence, evidence, pareto_smooth, tail_size
+from consistent_samplers.estimate import Evidence, evidence
+from consistent_samplers.pareto import pareto_smooth, tail_size
 from consistent_samplers.plotting import style
 from consistent_samplers.types import Array, Draws
 
@@ -40,7 +41,7 @@ def plot_weights(
 
     Left: the histogram of log w - log Z, with Z the mean weight; the ELBO is its mean. Right: the
     share of weights above each of the largest; the line is the distribution that
-    `estimate.pareto_smooth` fits to them (Vehtari et al. 2024, JMLR 25:72), the dotted ones the
+    `pareto.pareto_smooth` fits to them (Vehtari et al. 2024, JMLR 25:72), the dotted ones the
     same tail from its median on if k were at the limits: `FINITE_VARIANCE_K`, above which the
     standard error of log Z is too small, and `pareto_k_threshold`, above which log Z is unreliable.
 

@@ -14,7 +14,7 @@ from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import pair
 from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.diagnostics import ExplorationCheck
-from consistent_samplers.diagnostics.exploring import mass_beyond, share_beyond
+from consistent_samplers.diagnostics.beyond import mass_beyond, share_beyond
 from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.recipe.trained import TrainedSampler
@@ -26,8 +26,8 @@ _NUM_CHAINS = 4
 _MOST, _FEWEST = (300, 1_000), (150, 250)
 # Times as many draws as that up to which chains go on that have not mixed.
 _FURTHER = 4
-# Gradients of an iteration in a space that is nearly Gaussian; operations of all of them up to
-# which chains are long (ten seconds of two cores), in the map's space at all, and run unasked.
+# Gradients of an iteration in a space that is nearly Gaussian; operations of all gradients up to
+# which chains are long (ten seconds of two cores), move in the map's space, and are run unasked.
 _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
 # One-step draws that chains are held against, and nats above all of the chains' weights.
 _NUM_FRESH, _ABOVE = 10_000, 0.5
@@ -35,7 +35,7 @@ _NUM_FRESH, _ABOVE = 10_000, 0.5
 _NOTICEABLE = 0.05
 # By how much other draws of the same sampler may look worse.
 _MORE_K, _LESS = 0.03, 0.95
-# A gradient's operations for each one of a draw with its determinant.
+# Operations of a gradient, relative to those of a draw with its determinant.
 _MAP_GRADIENT = 3.0
 
 
@@ -157,9 +157,9 @@ def with_chains(
 
     Four chains, moved together: 1,000 draws of each after 300 iterations of warm-up, or down to 250
     after 150 where gradients are dear; up to four times as many where they have not mixed by then.
-    Where the map's would be dearer still, chains move in the
-    space of the Gaussian of its weighted draws. ``chains`` and ``route`` of what is returned are
-    theirs, and ``chains.exploration`` is what the look for modes found, read in their light.
+    Where gradients through the map would be dearer still, chains move in the latent space of the
+    Gaussian with the moments of its weighted draws. The sampler returned has them as ``chains``,
+    says so in its ``route``, and ``chains.exploration`` is what the look for modes means for them.
 
     Args:
       rng_key: key.
@@ -217,7 +217,7 @@ def with_chains(
 
 
 def _operations(cost: float, iterations: tuple[int, int]) -> float:
-    """Of all chains, at the cost of a gradient."""
+    """Operations of all chains, of those of one gradient."""
     return _NUM_CHAINS * sum(iterations) * _GRADIENTS * cost
 
 

@@ -38,10 +38,11 @@ are yet to be seen, and log Z comes out low by several of its standard errors.""
 TAIL_ITERATIONS = 250
 """Iterations on widened draws, where the weights' tail is too heavy to be relied on."""
 
-# A map's draw with its Jacobian, forwards and backwards, and its inverse: in draws.
+# What a point costs in training, in draws: one with its Jacobian, forwards and backwards, and its
+# inverse.
 _DRAWS_PER_POINT = 4.0
 _BATCH = 128
-# What compiling a calibration costs beside it, as operations.
+# What compiling a calibration costs, in operations.
 _COMPILING = 2e10
 # The base's Pareto k must stay this far below its limit, as the best of several widths was taken.
 _MARGIN = 0.05
@@ -83,7 +84,7 @@ class Costs(NamedTuple):
     density: float
 
     def calibration(self, num_iterations: int) -> float:
-        """Of some iterations of calibration."""
+        """Operations of so many iterations of calibration."""
         point = _DRAWS_PER_POINT * self.map_draw + self.density
         return num_iterations * _BATCH * point + _COMPILING
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import warnings
 from typing import Any
 
 import jax
@@ -32,14 +31,16 @@ from consistent_samplers.streaming import CHUNK_SIZE, stream_evidence
 from consistent_samplers.targets import Target, evaluation
 from consistent_samplers.types import Bound, Draws, LogDensityFn, Method, PRNGKey
 
-_KIND = "trained sampler"
-# Points at which a target is compared with the one that a sampler was trained on.
-_NUM_COMPARED = 8
-_COMPARED_TOLERANCE = 1e-3
+KIND = "trained sampler"
+"""What a folder that keeps one says of itself."""
+
+NUM_COMPARED = 8
+"""Points at which a target is compared with the one that a sampler was trained on."""
+
 _UNSET: Any = object()
 # Seconds to wait for another process that saves to the same folder.
 _WAIT = 10.0
-# Times as many iterations as a full calibration had are recommended where it fell short.
+# Where a full calibration fell short, so many times its iterations are recommended.
 _FURTHER = 4
 
 
@@ -120,7 +121,7 @@ class TrainedSampler:
         mesh: Mesh | None = None,
         bound: Bound | None = _UNSET,
     ) -> Draws:
-        """Draws ``num_samples`` points in ``num_steps`` network evaluations each.
+        """``num_samples`` draws, in ``num_steps`` network evaluations each.
 
         Args:
           rng_key: key.
@@ -222,7 +223,7 @@ class TrainedSampler:
           ValueError: no chains were run.
         """
         if self.chains is None:
-            raise ValueError("There are no chains yet: see with_chains.")
+            raise ValueError("There are no chains yet: run cs.with_chains(rng_key, trained).")
         if self.stages:
             return self._chains_verdict(list(self.stages.values())[-1])
         rng_key = jax.random.key(0) if rng_key is None else rng_key
@@ -250,7 +251,7 @@ class TrainedSampler:
         asked_for = self.route and self.route.reason == ASKED_FOR
         if not asked_for and LEVELS.index(theirs.level) > LEVELS.index(own.level):
             return None, evidence, own
-        said = own.words.split("\nTo improve", 1)[0].splitlines()[0]
+        said = own.findings.splitlines()[0]
         words = f"{theirs.words}\nlog Z of one step alone {float(evidence.log_z):.3f}: {said}"
         log_z, stderr = (jnp.asarray(part, evidence.log_z.dtype) for part in chains.log_z)
         found = dataclasses.replace(evidence, log_z=log_z, log_z_stderr=stderr)
@@ -284,7 +285,7 @@ class TrainedSampler:
           CheckpointError: the folder cannot be written to, or another process trains in it.
           TypeError: a base or a network whose class is not registered.
         """
-        compared = self.base.sample(jax.random.key(0), _NUM_COMPARED)
+        compared = self.base.sample(jax.random.key(0), NUM_COMPARED)
         kept = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "target"
         }
@@ -293,66 +294,4 @@ class TrainedSampler:
         header = {"target": self.target.name, "dim": self.target.dim, "sampler": described}
         numbered = {str(i): np.asarray(array) for i, array in enumerate(arrays)}
         with checkpoint.reserved(path, wait_seconds=_WAIT):
-            checkpoint.write(path, _KIND, header, numbered)
-
-
-def load(path: str | os.PathLike[str], target: Target) -> TrainedSampler:
-    """Reads what `TrainedSampler.save` kept, onto the devices of this process.
-
-    Args:
-      path: the folder.
-      target: what the sampler was trained on. Another density of the same dimension is taken too,
-        with a warning: weights are always those of the target given here.
-
-    Raises:
-      CheckpointError: the folder holds no trained sampler, a damaged one, one of a newer version of
-        this package, one of another dimension, or a base or network whose class is not registered
-        in this process.
-
-    Example:
-      >>> import tempfile, jax, jax.numpy as jnp, consistent_samplers as cs
-      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
-      >>> algorithm = cs.osds(target, base=base, max_steps=2, hidden=(8,), guidance=None)
-      >>> trained = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     trained.save(folder)
-      ...     again = cs.load(folder, target)
-      >>> again.one_step.control.network == trained.one_step.control.network
-      True
-    """
-    header, arrays = checkpoint.read(path, _KIND)
-    try:
-        if header["dim"] != target.dim:
-            raise checkpoint.CheckpointError(
-                f"The sampler in {path} has {header['dim']} dimensions (target "
-                f"{header['target']!r}), but the target {target.name!r} has {target.dim}."
-            )
-        in_order = [arrays[str(i)] for i in range(len(arrays))]
-        kept = registry.decode(header["sampler"], in_order)
-        position, was = kept.pop("compared")
-        trained = TrainedSampler(target, **kept)
-    except registry.EncodeError as error:
-        raise checkpoint.CheckpointError(
-            f"The sampler in {path} cannot be read: {error}"
-        ) from error
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise checkpoint.CheckpointError(
-            f"The sampler in {path} is incomplete ({error!r}): it was not written by this version "
-            "of the package, or damaged on the way."
-        ) from error
-    was = np.asarray(was, np.float64)
-    now = np.asarray(evaluation.values(target.log_density, position), np.float64)
-    with np.errstate(invalid="ignore"):  # two that are -inf agree
-        difference = np.where(now == was, 0.0, np.abs(now - was))
-    same = difference <= _COMPARED_TOLERANCE * (1.0 + np.abs(was))
-    if not np.all(same | (np.isnan(now) & np.isnan(was))):
-        warnings.warn(
-            f"The density of target {target.name!r} is not the one that the sampler in {path} was "
-            f"trained on: they differ by up to {np.nanmax(difference):.3g} nats at "
-            f"{_NUM_COMPARED} points. Its draws are weighted for the new one; train again where "
-            "the weights turn out uneven.",
-            stacklevel=2,
-        )
-        # What was looked for and measured belongs to the other density.
-        return dataclasses.replace(trained, stages={}, exploration=None, route=None, chains=None)
-    return trained
+            checkpoint.write(path, KIND, header, numbered)

@@ -23,8 +23,11 @@ from consistent_samplers.checks import check_choice, check_integer, check_key, c
 from consistent_samplers.compilation import as_partial
 from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe import chain_stage, route, warm_start
+from consistent_samplers.recipe.building import distillation
+from consistent_samplers.recipe.looking import NUM_PLACED
+from consistent_samplers.recipe.plan import Plan, Start
 from consistent_samplers.recipe.route import EFFORTS, Effort
-from consistent_samplers.recipe.stages import NUM_PLACED, Plan, Start, distillation, train
+from consistent_samplers.recipe.stages import train
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.schedules import check_max_steps
 from consistent_samplers.targets import Target, evaluation, rounding
@@ -60,13 +63,13 @@ def train_sampler(
     progress_bar: bool = True,
     checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> TrainedSampler:
-    """Trains a one-step sampler: fits a base, and calibrates a single step from it where needed.
+    """A one-step sampler of a target: a fitted base and, where needed, one step calibrated from it.
 
     The cheapest route that gives the draws asked for is taken: the base alone if its weights can be
     trusted and drawing more of it is cheaper than training; else a short calibration of one step
     on its exact likelihood; else a long one; else chains in the map's latent space
-    (`recipe.route`). ``trained.route`` says which and
-    why. Asked for more steps, it first distils a sampler of all numbers of steps by OSDS.
+    (`recipe.route`). ``trained.route`` says which and why. Where ``max_steps`` asks for more steps
+    than one, a sampler of all numbers of steps is distilled first, by OSDS.
 
     Args:
       rng_key: key.
@@ -188,7 +191,9 @@ def train_sampler(
     # Built before minutes are spent, for what is wrong with network or optimiser.
     if network == "hierarchical":
         if num_iterations:
-            raise ValueError("A hierarchical map takes one step: leave max_steps at 1.")
+            raise ValueError(
+                "A hierarchical map takes one step: leave max_steps at 1 and num_iterations out."
+            )
     else:
         distillation(target, base or standard_normal(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.
@@ -244,8 +249,8 @@ def _or_hierarchical(
 ) -> tuple[TrainedSampler, bool, list[Draws] | None]:
     """The better of what was trained and, where that falls short, of a hierarchical map.
 
-    By the ELBO of draws that neither was trained on. Then, whether Ctrl-C came; and draws by which
-    what is returned falls short: none if it does not, None if nobody looked.
+    The better one by the ELBO of draws that neither was trained on; whether Ctrl-C came; and the
+    draws by which the sampler falls short, an empty list if it does not, None if nobody looked.
     """
     target = trained.target
     try:

@@ -1,4 +1,4 @@
-"""A training for what it compiles."""
+"""A training whose only use is what it compiles."""
 
 import warnings
 from typing import Any

@@ -321,7 +321,7 @@ def invert_step(
 
 
 def invert_flow(control: ControlFn, process: OrnsteinUhlenbeck, x1: Array, num_steps: int) -> Array:
-    """Inverts `flow_map` step by step, last first, by `invert_step`: ``[dim] -> [dim]``.
+    """The point that `flow_map` takes to ``x1``, by `invert_step`, last step first: ``[dim]``.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs

@@ -79,7 +79,7 @@ def stochastic_path(
     *,
     density_kernels: PathKernels | None = None,
 ) -> StochasticPath:
-    """Simulates the generative SDE and weighs the path against its noising.
+    """A path of the generative SDE, weighed against its noising.
 
     log w = log ρ(x_K) - log p0(x_0) + Σ_k [log B(x_k | x_{k+1}) - log F(x_{k+1} | x_k)], with
     E[w] = Z for any kernels and any number of steps (Richter & Berner, 2024, in discrete time).
@@ -141,10 +141,10 @@ def simulate_path(
 
 
 def backward_path(rng_key: PRNGKey, x1: Array, kernels: PathKernels, num_steps: int) -> Array:
-    """Carries ``x1 [dim]`` back to the base by the backward kernels: ``[num_steps + 1, dim]``.
+    """A path from ``x1 [dim]`` back to the base by the backward kernels: ``[num_steps + 1, dim]``.
 
-    In generative order, x1 last. Weighed by `path_log_ratio`, paths from exact draws of the target
-    give the evidence upper bound E[log w] (Blessing et al., 2024).
+    Its points are in generative order, x1 last. Weighed by `path_log_ratio`, paths from exact draws
+    of the target give the evidence upper bound E[log w] (Blessing et al., 2024).
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs

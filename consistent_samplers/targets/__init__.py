@@ -1,6 +1,6 @@
 """Target densities: the class, and ready-made ones with what is known of them.
 
-Those with arguments raise a ValueError where one is out of range.
+Ready-made targets raise a ValueError where an argument is out of range.
 """
 
 from consistent_samplers.targets.base import Target, check_density

@@ -135,8 +135,9 @@ def _check_intensity(array: ArrayLike) -> np.ndarray:
     return intensity
 
 
-def _drawing(size: int = 64) -> np.ndarray:
-    """Five shapes on black, ``[size, size]`` in [0, 1], with edges about a pixel soft."""
+def _drawing() -> np.ndarray:
+    """Five shapes on black, ``[64, 64]`` in [0, 1], with edges about a pixel soft."""
+    size = 64
     axis = np.linspace(-1, 1, size)
     x, y = np.meshgrid(axis, -axis)
 

@@ -126,8 +126,8 @@ def student_t_mixture(dim: int = 50) -> Target:
 
     Equal components, each a product of Student's t with two degrees of freedom around its means
     (univariate factors, not the multivariate t); normalised, log Z = 0. The means are U(-10, 10)
-    from the key of ``gmm40``, with its argument and error. Second moments are infinite: compare
-    quantiles. From Blessing et al., Beyond ELBOs (arXiv:2406.07423).
+    from the key of ``gmm40``; the argument and the error are as there. Second moments are infinite:
+    compare quantiles. From Blessing et al., Beyond ELBOs (arXiv:2406.07423).
 
     Example:
       >>> import consistent_samplers as cs

@@ -33,7 +33,7 @@ class Table(NamedTuple):
 
 
 def tabulate(grid: np.ndarray, log_density: np.ndarray) -> Table:
-    """Integrates a density by the trapezoid rule on an even grid, in float64 on the host.
+    """A density integrated by the trapezoid rule on an even grid, in float64 on the host.
 
     For a smooth density that is flat (zero slope) or vanishes at both ends the rule converges
     faster than any power of the spacing; a few thousand points leave rounding error only.
@@ -45,6 +45,6 @@ def tabulate(grid: np.ndarray, log_density: np.ndarray) -> Table:
 
 
 def inverse_cdf(table: Table, uniform: Array) -> Array:
-    """Maps uniforms in [0, 1) to draws from a tabulated density, any shape."""
+    """Draws from a tabulated density, made of uniforms in [0, 1) of any shape."""
     dtype = uniform.dtype
     return jnp.interp(uniform, jnp.asarray(table.cdf, dtype), jnp.asarray(table.grid, dtype))

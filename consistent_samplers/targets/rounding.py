@@ -1,9 +1,9 @@
 """Log densities whose terms are too large for single precision, computed in double where they are.
 
 The likelihood of a count of ten million is a sum of terms of 1e8 nats, which single precision has
-in steps of 8 nats, however moderate the sum. A few values in double precision tell: what others
-differ from them by in common is a constant of rounding, which would shift log Z unseen. The rest is
-noise, and where there is much of it, all values are computed anew.
+in steps of 8 nats, however moderate the sum. So a few values are computed in double precision too.
+Their mean difference is added to all values: it would shift log Z unseen. What the differences vary
+by is noise: where there is much of it, all values are computed anew.
 """
 
 import functools
@@ -22,8 +22,9 @@ from consistent_samplers.types import LogDensityFn
 
 # Noise, in nats, from which on all values are computed anew, or draws cannot be trusted.
 _MAX_NOISE = 0.05
-# Numbers in a density from which on it is measured, which takes half a second of compiling (of
-# smaller ones the rounding stays below a hundredth of a nat), or that it could not be is said.
+# Size of a density's numbers from which on rounding is measured, which takes half a second of
+# compiling (below it rounding costs less than a hundredth of a nat); and from which on a warning
+# says that it could not be measured.
 _LARGE, _TOO_LARGE = 1e4, 1e6
 # Numbers beyond it stand for infinity.
 _INFINITE = 1e30
@@ -72,9 +73,9 @@ def constant(log_density: LogDensityFn, points: Any, values: Any, *, warn: bool 
         return shift
     if warn:
         warnings.warn(
-            f"Single precision is off by {noise:.2g} nats in the log density, at every point by "
-            "another number, as its terms are too large (those of large counts, say): what is made "
-            'of it here is not to be trusted. Set jax.config.update("jax_enable_x64", True) first.',
+            f"Single precision is off by {noise:.2g} nats in the log density, differently at every "
+            "point, as its terms are too large (those of large counts, say): do not trust results "
+            'of it here. Set jax.config.update("jax_enable_x64", True) first.',
             RuntimeWarning,
             stacklevel=3,
         )
@@ -82,7 +83,7 @@ def constant(log_density: LogDensityFn, points: Any, values: Any, *, warn: bool 
 
 
 def _measure(log_density: LogDensityFn, points: Any, values: Any) -> tuple[float, float]:
-    """By how much values are too low at all of the first points alike, and beside that."""
+    """Mean and standard deviation of what the first values lack, in nats."""
     if is_traced((as_partial(log_density), points, values)) or values.dtype == np.float64:
         return 0.0, 0.0
     if not all(getattr(x, "is_fully_addressable", True) for x in (points, values)):
@@ -125,7 +126,7 @@ def _in_double(log_density: LogDensityFn, points: np.ndarray) -> np.ndarray:
 
 
 def double_precision() -> Any:
-    """A context in which JAX computes so; it has moved within JAX.
+    """A context in which JAX computes in double precision, wherever this version has it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -162,7 +163,7 @@ def _program(structure: Any) -> Any:
 
 
 def _largest_number(log_density: LogDensityFn, dim: int, values: np.ndarray) -> float:
-    """Of the values, and of what the density is made with; a tenth of a sum counts as a number."""
+    """Largest size of the values and of the density's numbers, of which a tenth of a sum is one."""
     largest = np.max(np.abs(values), initial=0.0, where=np.isfinite(values))
     for number in evaluation.numbers(log_density, dim):
         size = np.abs(np.asarray(number, float))

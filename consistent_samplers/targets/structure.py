@@ -2,18 +2,17 @@
 
 Where ∂²log ρ / ∂x_i ∂x_j is zero everywhere, x_i and x_j are independent given all others. Once a
 few coordinates (the globals) are taken out, the rest of a hierarchical model falls apart into
-members that are independent given them. So does a state space: every other state is independent of
-its like given those between, then every other one of these, and so on.
+members that are independent given them. So does a state space: given every second state the others
+are independent; of those that were given, every second one again, and so on.
 """
 
 import dataclasses
 import itertools
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sparse
-from jax.typing import ArrayLike
 
 from consistent_samplers.targets import evaluation
 from consistent_samplers.types import LogDensityFn
@@ -32,6 +31,7 @@ _MAX_OWN = 16  # parents of a member that others do not share
 _FEW_MEMBERS = 3  # fewer make no group
 _NEGLIGIBLE = 1e-6  # relative to the geometric mean of the two diagonal entries
 _NUM_POINTS = 2
+_MAX_NAMED = 8  # coordinates in words
 _NUM_COLOURINGS, _NUM_COLOURS = 8, 128
 
 
@@ -62,7 +62,7 @@ class Structure:
     """Globals, and groups of members that depend on them.
 
     Attributes:
-      globals: ``[g]``, coordinates that depend on each other in ways not told.
+      globals: ``[g]``, coordinates that may all depend on each other.
       groups: parents before their members.
       dim: number of coordinates.
       depth: levels of members below the globals.
@@ -85,7 +85,7 @@ class Structure:
 
     @property
     def is_dense(self) -> bool:
-        """Whether nothing was found that would take it apart."""
+        """Whether all coordinates are globals: nothing falls apart."""
         return not self.groups
 
     @property
@@ -104,25 +104,24 @@ class Structure:
             lines.append(f"{num} members of {size}: {self._named(group.members[0])}{known}")
         return "\n".join(lines)
 
-    def _named(self, index: np.ndarray, most: int = 8) -> str:
+    def _named(self, index: np.ndarray) -> str:
         sites = self.sites or (("x", self.dim),)
         begins = np.cumsum([0, *(size for _, size in sites)])
         names = []
-        for i in index[:most]:
+        for i in index[:_MAX_NAMED]:
             k = int(np.searchsorted(begins, i, side="right")) - 1
             name, size = sites[k]
             names.append(name if size == 1 else f"{name}[{i - begins[k]}]")
-        return ", ".join(names) + (", ..." if len(index) > most else "")
+        return ", ".join(names) + (", ..." if len(index) > _MAX_NAMED else "")
 
 
 def find_structure(
     log_density: LogDensityFn,
     dim: int,
     *,
-    points: ArrayLike | None = None,
     sites: tuple[tuple[str, int], ...] = (),
 ) -> Structure:
-    """The structure of a density: what a few Hessians show.
+    """The structure of a density: what its Hessians at two random points show.
 
     Up to `MAX_DENSE` dimensions all of their entries are looked at, and above random sums of their
     columns, of which a sparse row shows where its entries are (group testing).
@@ -130,8 +129,6 @@ def find_structure(
     Args:
       log_density: of one point, ``[dim] -> []``.
       dim: number of coordinates.
-      points: ``[n, dim]``, where to look; random ones if None. Two at which the Hessian is finite
-        are used.
       sites: names and sizes of the parts of a point.
 
     Example:
@@ -141,8 +138,7 @@ def find_structure(
       >>> [len(group.members) for group in find_structure(walk, 50).groups]
       [3, 6, 13, 25]
     """
-    where: Any = _random_points(dim) if points is None else points
-    where = np.asarray(where, jnp.result_type(float))
+    where = _random_points(dim).astype(jnp.result_type(float))
     values, grads = evaluation.values_and_grads(log_density, where)
     finite = np.isfinite(np.asarray(values)) & np.isfinite(np.asarray(grads)).all(1)
     if not finite.any():

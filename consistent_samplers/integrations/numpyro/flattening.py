@@ -37,7 +37,7 @@ class Placed(constraints.Constraint):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the site."""
+        """Shape of the site."""
         return tuple(biject_to(self.support).forward_shape(jnp.shape(self.loc)))
 
     def __call__(self, x: Array) -> Array:

@@ -109,7 +109,7 @@ class OneStepMH(MCMCKernel):
         return "z"
 
     def get_diagnostics_str(self, state: OneStepMHState) -> str:
-        """For the progress bar."""
+        """The mean acceptance probability, for the progress bar."""
         return f"acc. prob={float(state.mean_accept_prob):.2f}"
 
     def init(

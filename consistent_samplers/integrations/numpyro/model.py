@@ -28,10 +28,9 @@ from consistent_samplers.integrations.numpyro.arguments import (
     name_of,
     split_arrays,
 )
-from consistent_samplers.kernels import kernel
-from consistent_samplers.targets import evaluation
-from consistent_samplers.targets.base import Target, check_density
-from consistent_samplers.types import Array, ArrayTree, PRNGKey
+from consistent_samplers.integrations.numpyro.checking import check_trace
+from consistent_samplers.targets.base import Target
+from consistent_samplers.types import Array, ArrayTree
 
 Samples: TypeAlias = dict[str, Array]
 """Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
@@ -39,11 +38,6 @@ Samples: TypeAlias = dict[str, Array]
 # Outputs of one chunk of constrained draws held at once: floats (16 MiB), and draws.
 _MAX_CHUNK_FLOATS = 2**22
 _MAX_CHUNK = 16_384
-
-# NumPyro's own radius; and how many of the random points are tried and kept as starts.
-_INIT_RADIUS = 2.0
-_NUM_INIT_TRIED = 64
-_NUM_INIT_KEPT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +59,11 @@ class FlatModel:
         return _constrain(self.functions, self.data, position)
 
     def has_changed(self) -> bool:
-        """Whether the model computes something else by now: it may look at what lies around it."""
+        """Whether the model computes something else than when traced: it may read variables."""
         return _fingerprint(self.functions, self.data) != self.functions.trace
 
     def digest(self) -> str:
-        """Of the data that the density depends on, for the names of files."""
+        """Sixteen characters that tell apart the data of the density, for the names of files."""
         constants = [leaf for _, _, leaf in self.functions.arguments.rest]
         told = [identify_leaf(leaf) for leaf in [*jax.tree.leaves(self.data), *constants]]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
@@ -157,7 +151,7 @@ class _Functions:
 def flatten_model(
     model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
 ) -> FlatModel:
-    """Traces a model and turns it into a density on R^dim.
+    """A model with its arguments as a density on R^dim, from a trace of it.
 
     This is ``numpyro.infer.initialize_model`` without its search for a starting point, which
     gives up on a density that is NaN without saying so; our own checks name the cause.
@@ -262,7 +256,7 @@ def _flat_model(functions: _Functions, data: ArrayTree, arguments: Call) -> Flat
 
 
 def _fingerprint(functions: _Functions, data: ArrayTree) -> str | None:
-    """Of all that is computed, constants around the model included.
+    """A hash of all that the model computes, constants around it included.
 
     None where the model cannot be traced without looking at what its arrays hold.
     """
@@ -290,100 +284,3 @@ def _constrain(functions: _Functions, data: ArrayTree, position: Array) -> Sampl
     num_floats = sum(math.prod(output.shape) for output in outputs)
     chunk = max(1, min(_MAX_CHUNK, _MAX_CHUNK_FLOATS // max(1, num_floats)))
     return jax.lax.map(one, position, batch_size=chunk)
-
-
-def check_trace(name: str, trace: dict[str, Any]) -> None:
-    """Raises unless the model's density is continuous and complete, its data numbers."""
-    sampled = [s for s in trace.values() if s["type"] == "sample"]
-    latent = [s for s in sampled if not s["is_observed"]]
-    for site in (s for s in sampled if s["is_observed"]):
-        value = site["value"]
-        about = f"Observed site {site['name']!r} of model {name!r}"
-        if not isinstance(value, np.ndarray | np.generic | jax.Array | float | int):
-            raise TypeError(
-                f"{about} holds a {type(value).__name__}, and NumPyro takes arrays: give "
-                "jax.numpy.asarray of it."
-            )
-        dtype = getattr(value, "dtype", np.dtype(float))
-        if getattr(dtype, "kind", "f") not in "biufcV":
-            raise TypeError(f"{about} holds {dtype.type.__name__}, not numbers. Encode them first.")
-        if isinstance(value, np.ndarray | np.generic | int) and _overflows(value):
-            raise TypeError(
-                f"{about} holds whole numbers of 2**31 and more, which JAX would wrap around: give "
-                "them as floats."
-            )
-    for site in latent:
-        if isinstance(site["fn"], dist.Delta):
-            raise ValueError(
-                f"Latent site {site['name']!r} of model {name!r} has a Delta distribution, which "
-                "has no density. Use numpyro.deterministic for a value that is computed."
-            )
-        if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"Latent site {site['name']!r} of model {name!r} is discrete "
-                f"({type(site['fn']).__name__}); only continuous sites can be sampled. Sum it out "
-                "in the model, e.g. with numpyro.distributions.MixtureSameFamily; enumeration by "
-                "numpyro.contrib.funsor is not supported."
-            )
-    for site in (s for s in trace.values() if s["type"] == "plate"):
-        size, subsample_size = site["args"]
-        if subsample_size is not None and subsample_size < size:
-            raise ValueError(
-                f"Plate {site['name']!r} of model {name!r} is subsampled ({subsample_size} of "
-                f"{size}), so the density would change from call to call. Leave out subsample_size."
-            )
-    if not latent:
-        raise ValueError(
-            f"Model {name!r} has no latent site, so there is nothing to sample: every "
-            "numpyro.sample in it is observed."
-        )
-
-
-def _overflows(value: Any) -> bool:
-    """Whether whole numbers change as JAX takes them over."""
-    value = np.asarray(value)
-    if value.dtype.kind not in "iu" or not value.size:
-        return False
-    limits = np.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
-    return bool(value.max() > limits.max or value.min() < limits.min)
-
-
-def starting_points(rng_key: PRNGKey, model: FlatModel) -> Array:
-    """The densest of some random points as NumPyro's ``init_to_uniform`` takes them."""
-    target = model.target
-    # On the host: every small operation on arrays would be compiled by itself.
-    points = np.asarray(_uniform_points(rng_key, dim=target.dim))
-    values = np.asarray(evaluation.values(target.log_density, points))
-    finite = np.isfinite(values)
-    if not finite.any():
-        for observed in _impossible_data(model):
-            raise ValueError(f"Model {target.name!r} has no density anywhere: {observed}")
-        check_density(target, jnp.asarray(points[:_NUM_INIT_KEPT]))
-    order = np.argsort(-np.where(finite, values, -np.inf))
-    return jnp.asarray(points[order[: min(_NUM_INIT_KEPT, int(finite.sum()))]])
-
-
-@kernel(static=("dim",), effort="least")
-def _uniform_points(rng_key: PRNGKey, *, dim: int) -> Array:
-    shape = (_NUM_INIT_TRIED, dim)
-    return jax.random.uniform(rng_key, shape, minval=-_INIT_RADIUS, maxval=_INIT_RADIUS)
-
-
-def _impossible_data(model: FlatModel) -> Iterator[str]:
-    """Observed sites with values that their distributions cannot give, in words."""
-    seeded, args, kwargs = model.functions.of(model.data)
-    initialised = handlers.substitute(seeded, substitute_fn=init_to_uniform)
-    for name, site in handlers.trace(initialised).get_trace(*args, **kwargs).items():
-        if site["type"] != "sample" or not site["is_observed"]:
-            continue
-        value, fn = np.asarray(site["value"]), site["fn"]
-        if value.dtype.kind == "f" and np.isnan(value).any():
-            yield (
-                f"the observed site {name!r} holds {np.isnan(value).sum()} NaN of {value.size} "
-                "values. Leave them out, mask them (numpyro.handlers.mask), or impute them."
-            )
-        elif not (possible := np.asarray(fn.support(value))).all():
-            yield (
-                f"{(~possible).sum()} of {possible.size} values of the observed site {name!r} lie "
-                f"outside the support of {type(fn).__name__} ({fn.support}). Check the data."
-            )

@@ -17,10 +17,10 @@ from numpyro.infer.util import log_likelihood
 
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.bases.iterating import folded
-from consistent_samplers.diagnostics import Verdict
-from consistent_samplers.estimate import checked_log_weight, evidence, pareto_smooth
+from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
 from consistent_samplers.integrations.numpyro.table import Columns, chosen, label, table, wrapped
+from consistent_samplers.pareto import pareto_smooth
 from consistent_samplers.recipe import TrainedSampler
 from consistent_samplers.types import Array, Draws, PRNGKey
 
@@ -80,14 +80,13 @@ class Run:
         order = np.argsort(-shifts)
         named = [names[i] for i in order if shifts[i] > diagnostics.MAX_SHIFT]
         self.distrusted = tuple(named)
-        found, *remedies = self.verdict.words.split("\nTo improve", 1)
         if len(named) == len(names):
             line = (
                 "No quantiles are to be relied on: what the weights' tail may hide would move each "
                 f"by {shifts.min():.2g} standard deviations or more."
             )
-            words = "\nTo improve".join([f"{line}\n{found}", *remedies])
-            self.verdict = Verdict("not to be used", words)
+            found = self.verdict.with_finding(line, first=True)
+            self.verdict = found._replace(level="not to be used")
             return
         kept = f"by {shifts[order[len(named) :]].max():.2g} standard deviations at most"
         line = f"Quantiles of every site would move {kept} if that came."
@@ -95,8 +94,7 @@ class Run:
             shown = ", ".join(named[:_MAX_NAMED]) + (", ..." if len(named) > _MAX_NAMED else "")
             others = f"Those of the {len(names) - len(named)} others would move {kept}."
             line = f"Quantiles not to be relied on: {shown}. {others}"
-        words = "\nTo improve".join([f"{found}\n{line}", *remedies])
-        self.verdict = self.verdict._replace(words=words)
+        self.verdict = self.verdict.with_finding(line)
 
     def samples(self, resampled: bool) -> tuple[Samples, Array]:
         """Constrained samples, made when first asked for, and log weights of their draws."""

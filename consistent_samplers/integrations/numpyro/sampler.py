@@ -9,27 +9,24 @@ import dataclasses
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, overload
-
-import numpy as np
 
 from consistent_samplers.bases.iterating import folded, pair
 from consistent_samplers.bracket import Bracket
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.corrections import Reweighted
-from consistent_samplers.diagnostics import Verdict
-from consistent_samplers.estimate import Evidence
 from consistent_samplers.integrations.numpyro.arguments import identify, name_of
 from consistent_samplers.integrations.numpyro.model import (
     FlatModel,
     Samples,
     flatten_model,
-    starting_points,
 )
+from consistent_samplers.integrations.numpyro.results import Results
 from consistent_samplers.integrations.numpyro.reweighting import reweight, sensitivity
-from consistent_samplers.integrations.numpyro.run import MAX_OVERSAMPLING, Run
+from consistent_samplers.integrations.numpyro.run import Run
+from consistent_samplers.integrations.numpyro.starting import starting_points
 from consistent_samplers.recipe import Route, TrainedSampler, load, train_sampler
 from consistent_samplers.recipe.chain_stage import where_needed
 from consistent_samplers.schedules import check_num_steps
@@ -41,7 +38,7 @@ _OURS = ("rng_key", "target", "init_position", "num_samples", "start", "progress
 _TRAIN_SETTINGS = tuple(name for name in _TRAIN_PARAMETERS if name not in _OURS)
 
 
-class OneStepSampler:
+class OneStepSampler(Results):
     """Posterior draws of a NumPyro model in one network evaluation each.
 
     Works with every model whose latent sites are continuous, those under
@@ -113,7 +110,6 @@ class OneStepSampler:
         self._train_settings = train_settings
         # What was trained, and on the model of which arguments.
         self._training: tuple[FlatModel, TrainedSampler] | None = None
-        self._run: Run | None = None
 
     def run(self, rng_key: PRNGKey, *model_args: Any, **model_kwargs: Any) -> None:
         """Draws ``num_samples`` weighted samples, after training where these arguments need it.
@@ -184,56 +180,6 @@ class OneStepSampler:
         trained = load(path, model.target)
         check_num_steps(self.num_steps, trained.many_steps.max_steps)
         self._training, self._run = (model, trained), None
-
-    def get_samples(self, *, resampled: bool | None = None) -> Samples:
-        """Sites by name, ``[num_samples, ...]``: equally weighted draws of the last run.
-
-        Where the weights allow it (see `reweighted`), the draws are resampled with Pareto-smoothed
-        importance weights, from up to ten times as many candidates so that few draws appear
-        twice. Where chains had to be run (`route`), they are those of the chains, one chain after
-        the other, as many as these have. Elsewhere they are what the trained sampler gives, and a
-        warning says so.
-
-        Args:
-          resampled: True always corrects one-step draws, False never does.
-        """
-        run = self._last_run("get_samples")
-        if resampled is None and run.chains is not None:
-            return dict(run.chain_samples())
-        return dict(run.samples(self._resampled(run, resampled))[0])
-
-    def get_weighted_samples(self) -> tuple[Samples, Array]:
-        """The last run's one-step draws as they are, with their log weights ``[num_samples]``."""
-        samples, log_weight = self._last_run("get_weighted_samples").samples(False)
-        return dict(samples), log_weight
-
-    def to_arviz(
-        self,
-        *,
-        resampled: bool | None = None,
-        log_likelihood: bool = True,
-        rng_key: PRNGKey | None = None,
-    ) -> Any:
-        """The last run as ``arviz.InferenceData``, or ``xarray.DataTree`` with ArviZ 1.
-
-        One chain, or the chains where these were run. Groups: the posterior as from `get_samples`;
-        ``log_weight`` of the one-step draws that they came from, or of the chains' with whether
-        they were ``diverging``, as sample statistics; log likelihood, posterior predictive draws
-        and observed data, unless the likelihood is a ``numpyro.factor``.
-
-        Args:
-          resampled: as in `get_samples`.
-          log_likelihood: whether to compute it.
-          rng_key: key of the posterior predictive draws; the run's own if None.
-
-        Raises:
-          ImportError: ArviZ is not installed.
-        """
-        run = self._last_run("to_arviz")
-        if resampled is not None or run.chains is None:
-            resampled = self._resampled(run, resampled)
-        key = folded(run.rng_key, MAX_OVERSAMPLING + 1) if rng_key is None else rng_key
-        return run.to_arviz(resampled, key, log_likelihood)
 
     @overload
     def draw(
@@ -322,70 +268,6 @@ class OneStepSampler:
         """
         return sensitivity(self._last_run("sensitivity"), alphas)
 
-    def print_summary(
-        self,
-        prob: float = 0.9,
-        exclude_deterministic: bool = True,
-        *,
-        var_names: str | Sequence[str] | None = None,
-    ) -> None:
-        """Prints a table in the habit of ``MCMC.print_summary``, then what it is worth.
-
-        It is 100 characters wide. Above 60 rows long sites show their first and last ones only.
-
-        Args:
-          prob: mass of the highest-density interval.
-          exclude_deterministic: leave out deterministic sites.
-          var_names: which sites, with all their rows: a name or a sequence of names, which may
-            have ``*`` and ``?`` as in file names. One that begins with ``~`` leaves out instead:
-            ``["a*", "~a_raw"]``, or ``"~theta"`` for all but one.
-
-        Raises:
-          ValueError: ``var_names`` has a name of no site, or leaves none.
-        """
-        print(self._last_run("print_summary").summary(prob, exclude_deterministic, var_names))
-
-    def diagnostics(self) -> dict[str, Any]:
-        """What the last run's draws are worth, as plain numbers.
-
-        ``ess`` (share), ``pareto_k``, ``folded`` (share), ``round_trip_error`` (None where not
-        measured), ``bound``, ``reweighted``, ``level`` and ``verdict``, ``training_seconds``;
-        ``distrusted``: sites whose quantiles the weights' tail may change; ``stage_elbos``: the
-        one-step ELBO after each stage of training; ``route``: how far training went;
-        ``warm_started``: whether it went on from a sampler of other data; of chains ``r_hat``,
-        ``bulk`` and ``tail``, their least effective draws, and ``divergent``, a share (else None).
-        """
-        return self._last_run("diagnostics").diagnostics()
-
-    @property
-    def evidence(self) -> Evidence:
-        """Evidence from the last run's weighted draws."""
-        return self._last_run("evidence").evidence
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the last run's draws are worth: ``level`` and ``words``."""
-        return self._last_run("verdict").verdict
-
-    @property
-    def reweighted(self) -> bool:
-        """Whether `get_samples` corrects the last run's draws by their weights.
-
-        It does if at least `MIN_RESAMPLED_EFFECTIVE` draws are effective and
-        `diagnostics.weights_are_reliable`.
-        """
-        return self._last_run("reweighted").reweighted
-
-    @property
-    def observed(self) -> dict[str, np.ndarray]:
-        """Values of the last run's observed sites by name; none of a ``numpyro.factor``."""
-        return self._last_run("observed").observed()
-
-    @property
-    def improper(self) -> tuple[str, ...]:
-        """Latent sites of the last run with improper priors, with which there is no evidence."""
-        return self._last_run("improper").improper()
-
     @property
     def trained(self) -> TrainedSampler:
         """The trained sampler on the flattened space."""
@@ -430,23 +312,6 @@ class OneStepSampler:
             **settings,
         )
         self._training, self._run = (model, trained), None
-
-    def _resampled(self, run: Run, resampled: bool | None) -> bool:
-        """Whether draws are to be corrected, with a warning where they cannot be."""
-        if resampled is None and not run.reweighted:
-            warnings.warn(
-                "These draws are not corrected by their importance weights, which are too uneven "
-                "for it: they follow the trained sampler, not exactly the posterior. "
-                f"{run.verdict.words} (get_samples(resampled=False) says that "
-                "this is wanted.)",
-                stacklevel=3,
-            )
-        return run.reweighted if resampled is None else resampled
-
-    def _last_run(self, what: str) -> Run:
-        if self._run is None:
-            raise RuntimeError(f"No draws yet: call run(rng_key, ...) before {what}.")
-        return self._run
 
     def _trained_or_raise(self, what: str) -> tuple[FlatModel, TrainedSampler]:
         if self._training is None:

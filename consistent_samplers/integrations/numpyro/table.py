@@ -19,7 +19,7 @@ WIDTH = 100
 MOST_ROWS = 60
 """Rows of a table that is not shortened."""
 
-# Of a table that is: rows of a site before the dots, and of the whole table before and after them.
+# Of a shortened table: rows of a site before the dots; rows of the whole before and after them.
 _OF_A_SITE, _BEFORE, _AFTER = 5, 40, 15
 _LONGEST_NUMBER = 12
 _INDENT = 10  # of what the lines below the table say

@@ -1,0 +1,77 @@
+"""The recipe's look for mass that a stage missed, by what that stage does not know."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from consistent_samplers import progress
+from consistent_samplers.diagnostics import (
+    ExplorationCheck,
+    exploration_check,
+    mass_elsewhere,
+    members_left_out,
+    open_directions,
+    share_beyond,
+    share_unseen,
+    standard_error_is_reliable,
+)
+from consistent_samplers.estimate import Evidence
+from consistent_samplers.maps import HierarchicalMap
+from consistent_samplers.recipe.plan import Start
+from consistent_samplers.sampler import Sampler
+from consistent_samplers.targets import Target
+from consistent_samplers.types import Draws, PRNGKey
+
+NUM_PLACED = 2_048
+"""Particles that are looked up, at most."""
+
+# They are from so many nats of excess on, or below this share of effective draws.
+_DOUBT, _UNEVEN = 0.25, 0.15
+
+
+def look_for_missed_mass(
+    rng_key: PRNGKey,
+    target: Target,
+    start: Start,
+    progress_bar: bool,
+    sampler: Sampler,
+    draws: Draws,
+    worth: Evidence,
+    modes: Any,
+) -> ExplorationCheck | None:
+    """What a look finds that draws do not show; None where modes were not to be looked for.
+
+    ``modes`` are those of an earlier look from fresh starts; None has it look again.
+    """
+    if not start.explored:
+        return None
+    with progress.stage("look for missed modes", progress_bar=progress_bar):
+        found = exploration_check(
+            rng_key,
+            target,
+            draws.position,
+            float(worth.log_z),
+            log_weight=draws.log_weight,
+            particle_log_z=start.particle_log_z,
+            modes=modes,
+            known=start.known,
+        )
+        assert draws.log_density is not None
+        num_open = len(open_directions(target, draws.position, draws.log_density))
+        found = found._replace(num_open=num_open)
+        if isinstance(sampler.control, HierarchicalMap):
+            weighed = np.isfinite(np.asarray(draws.log_weight))
+            left_out = members_left_out(target, sampler, draws.position[weighed])
+            elsewhere = mass_elsewhere(rng_key, target, sampler)
+            found = found._replace(num_members=left_out.num_members, elsewhere=elsewhere)
+        doubtful = found.num_modes > 1 or found.log_z_excess > _DOUBT or float(worth.ess) < _UNEVEN
+        heavy = not standard_error_is_reliable(worth)
+        if start.particles is None or not (doubtful or heavy):
+            return found
+        # The particles' log Z may be off itself: where are they?
+        particles = jax.device_put(start.particles[:NUM_PLACED])
+        there = np.asarray(sampler.log_weight(rng_key, target, particles, 1))
+        return found._replace(
+            uncovered=share_beyond(draws, there), hidden=share_unseen(draws, there)
+        )
