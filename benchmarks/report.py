@@ -115,17 +115,25 @@ class Report:
 
     Attributes:
       doc: title and text of the page, as a module's docstring has them.
-      words: below it, with the summary's values in braces.
-      tables: the first one also says on the screen what was measured.
+      table: also says on the screen what was measured; a template alone is one of all rows.
+      words: below the text, with the summary's values in braces.
       summary: ``rows -> values`` for the words, and for README and documentation.
       figure: ``rows -> figure`` or None.
+      more: tables below the first one.
     """
 
     doc: str
-    tables: tuple[Table, ...]
+    table: str | Table
     words: str = ""
     summary: Callable[[Sequence[Row]], Row] = lambda rows: {}
     figure: Callable[[Sequence[Row]], Any] | None = None
+    more: tuple[Table, ...] = ()
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables."""
+        first = Table(self.table) if isinstance(self.table, str) else self.table
+        return (first, *self.more)
 
     def values(self, rows: Sequence[Row]) -> Row:
         """The summary, and how many goals are met."""
