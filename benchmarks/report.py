@@ -22,13 +22,20 @@ def goal(value: float, sense: str, limit: float) -> Row:
     return {"sense": sense, "limit": limit, "met": bool(met)}
 
 
+def grouped(rows: Iterable[Row], *by: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of some of their fields, in the order that these first come in."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(name) for name in by), []).append(row)
+    return found
+
+
 def wide(rows: Iterable[Row], across: str = "method") -> list[Row]:
     """One row a target (and seed), which holds the rows of its methods by their names."""
-    found: dict[Any, Row] = {}
-    for row in rows:
-        key = (row["target"], row.get("seed"))
-        found.setdefault(key, {"target": row["target"]})[row[across]] = row
-    return list(found.values())
+    return [
+        {"target": target} | {row[across]: row for row in of}
+        for (target, _), of in grouped(rows, "target", "seed").items()
+    ]
 
 
 class _Cells(string.Formatter):
@@ -47,6 +54,8 @@ class _Cells(string.Formatter):
             value = float(value)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
+        if isinstance(value, str):
+            return format({"<=": "≤", ">=": "≥"}.get(value, value), format_spec)
         if isinstance(value, list | tuple):
             return ", ".join(self.format_field(part, format_spec) for part in value)
         if isinstance(value, float) and not format_spec:
