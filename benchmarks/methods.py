@@ -203,6 +203,13 @@ def train(
     return found, time.perf_counter() - start, note
 
 
+def shaken(rng_key: Array, params: Any, scale: float) -> Any:
+    """Parameters with normal noise of a scale."""
+    leaves, tree = jax.tree.flatten(params)
+    pairs = zip(leaves, jax.random.split(rng_key, len(leaves)), strict=True)
+    return jax.tree.unflatten(tree, [x + scale * jax.random.normal(k, x.shape) for x, k in pairs])
+
+
 def _chains(target: Target, rng_key: Array, num: int) -> Array:
     """Draws ``[num, dim]`` of NUTS."""
     block = -(-num // (2 * race.CHAINS))

@@ -9,6 +9,7 @@ import numpy as np
 
 import consistent_samplers as cs
 from benchmarks import registry
+from benchmarks.methods import shaken
 from benchmarks.report import Row, goal
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
@@ -110,9 +111,5 @@ def timed(
     settings = {"max_steps": 16, "network": "general", "guidance": None} | more
     algorithm = cs.osds(built, base=base, hidden=hidden, **settings)
     state = algorithm.init(jax.random.key(0))
-    # Away from their zeros.
-    leaves, structure = jax.tree.flatten(state.params)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    moved = [x + 0.01 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(structure, moved)
+    params = shaken(jax.random.key(3), state.params, 0.01)  # away from their zeros
     return Timed(algorithm, state._replace(params=params, ema_params=params))
