@@ -1,6 +1,6 @@
 """Figures of rows: lines against a size, and dots a target."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.report import Row, number
+from benchmarks.report import Row, fill, number, value_at
 
 _COLORS = ("#d1495b", "#30638e", "#edae49", "#66a182", "#7a5195", "#00798c", "#8c1c13", "#888888")
 
@@ -43,22 +43,20 @@ def lines(
     return figure
 
 
-def dots(
-    rows: Sequence[Row],
-    labels: Sequence[str],
-    series: Mapping[str, Callable[[Row], Any]],
-    xlabel: str,
-) -> Figure | None:
-    """A line a row, with a dot for each series in a logarithmic scale; below 1e-4 shown there."""
+def dots(rows: Sequence[Row], label: str, series: Mapping[str, str], xlabel: str) -> Figure | None:
+    """A line a row, labelled as `fill` does it, with a dot for each series: a name and its field.
+
+    In a logarithmic scale; what is below 1e-4 is shown there.
+    """
     if not rows:
         return None
     figure, axis = plt.subplots(figsize=(10, 0.32 * len(rows) + 1.4), layout="constrained")
-    for (name, value), color in zip(series.items(), _COLORS, strict=False):
-        found = [(max(number(value(row)), 1e-4), i) for i, row in enumerate(rows)]
+    for (name, field), color in zip(series.items(), _COLORS, strict=False):
+        found = [(max(number(value_at(row, field)), 1e-4), i) for i, row in enumerate(rows)]
         points = [point for point in found if np.isfinite(point[0])]
         if points:
             axis.plot(*zip(*points, strict=True), "o", color=color, label=name)
-    axis.set_yticks(range(len(rows)), labels, fontsize=8)
+    axis.set_yticks(range(len(rows)), [fill(label, row) for row in rows], fontsize=8)
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel=xlabel)
     axis.grid(axis="y", alpha=0.3)

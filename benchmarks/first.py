@@ -13,7 +13,6 @@ seconds a draw of the quickest further block. Ours is never extrapolated.
 
 import tempfile
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -90,22 +89,22 @@ def goals(name: str, row: Row) -> dict[str, Row]:
     }
 
 
-def ours(name: str, seed: int, effective: float, train: dict[str, Any] | None = None) -> Row:
+def ours(name: str, seed: int, effective: float) -> Row:
     """In the child: trains, and draws until enough draws are effective."""
     import jax
 
-    row = race.ours(subject(name), jax.random.key(seed), effective, **(train or {})).row
+    row = race.ours(subject(name), jax.random.key(seed), effective).row
     if row["effective"] < effective and row["route"] != "chains":
         raise RuntimeError(f"{row['effective']:.0f} of {row['draws']} draws are effective.")
     return row
 
 
-def nuts(name: str, seed: int, effective: float, **sizes: Any) -> Row:
+def nuts(name: str, seed: int, effective: float) -> Row:
     """In the child: NUTS until its rate is known, and the seconds missing to enough draws."""
     import jax
 
-    sizes = {"warm_up": 500, "block": 500, "enough": min(2_000, effective)} | sizes
-    return race.nuts(subject(name), jax.random.key(seed), effective=effective, **sizes).row
+    sizes = {"warm_up": 500, "block": 500, "effective": effective, "enough": min(2_000, effective)}
+    return race.nuts(subject(name), jax.random.key(seed), **sizes).row
 
 
 def subject(name: str) -> race.Subject:

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks import race, truth
 from benchmarks.case import Benchmark, Case
 from benchmarks.process import isolated
-from benchmarks.report import Report, Row, Table, wide
+from benchmarks.report import Report, Row, Table, value_at, wide
 
 # A child imports JAX after its settings: it is imported where it is needed.
 
@@ -46,11 +46,11 @@ def _beside(rows: Sequence[Row]) -> list[Row]:
     """A row a model, with how much faster further draws come than NUTS's."""
     found = wide(rows)
     for row in found:
-        rates = [row.get(method, {}).get("rate") for method in ("ours", "nuts")]
+        rates = [value_at(row, path) for path in ("ours.rate", "nuts.rate")]
         if all(rates):
             row["ratio"] = rates[0] / rates[1]
-        if "error" in row.get("ours", {}):
-            row["error"] = row["ours"]["error"]
+        if error := value_at(row, "ours.error"):
+            row["error"] = error
     return found
 
 

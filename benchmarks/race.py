@@ -34,12 +34,7 @@ class Found(NamedTuple):
 
 
 def ours(
-    subject: Subject,
-    rng_key: Any,
-    effective: float = 0.0,
-    num_samples: int = 10_000,
-    progress_bar: bool = False,
-    **train: Any,
+    subject: Subject, rng_key: Any, effective: float = 0.0, num_samples: int = 10_000, **train: Any
 ) -> Found:
     """Trains and draws, until enough draws are effective; then draws again, with all compiled.
 
@@ -48,8 +43,7 @@ def ours(
       rng_key: key.
       effective: draws to reach; those that `num_samples` has if it is zero.
       num_samples: draws at once, of which the row's evidence is.
-      progress_bar: whether to show progress.
-      **train: settings of `OneStepSampler` or `train_sampler`.
+      **train: settings of `OneStepSampler` or `train_sampler`; without a progress bar if not given.
     """
     from benchmarks import timing
 
@@ -58,7 +52,7 @@ def ours(
 
     import consistent_samplers as cs
 
-    begin, train = time.perf_counter(), train | {"progress_bar": progress_bar}
+    begin, train = time.perf_counter(), {"progress_bar": False} | train
     if isinstance(subject.model, cs.Target):
         trained = cs.train_sampler(rng_key, subject.model, **train)
         sampler: Any = trained

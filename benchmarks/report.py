@@ -38,14 +38,18 @@ def wide(rows: Iterable[Row], across: str = "method") -> list[Row]:
     ]
 
 
+def value_at(row: Any, path: str) -> Any:
+    """What a row holds at a dotted name such as ``nuts.seconds``; None if nothing."""
+    for name in path.split("."):
+        row = row.get(name) if isinstance(row, Mapping) else None
+    return row
+
+
 class _Cells(string.Formatter):
     """Formats with dotted names such as ``{nuts.seconds:.0f}``; what is missing is empty."""
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
-        value: Any = kwargs
-        for name in field_name.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return value, field_name
+        return value_at(kwargs, field_name), field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if isinstance(value, bool):
