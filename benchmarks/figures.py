@@ -20,17 +20,18 @@ def lines(
     points: Iterable[tuple[str, str, float | None, Any]], xlabel: str, ylabel: str
 ) -> Figure | None:
     """Values against sizes in log-log, by panel and line; of a size that is None, a level."""
-    shown = [(*point, number(value)) for *point, value in points]
-    shown = [point for point in shown if np.isfinite(point[3])]
+    numbers = ((panel, name, x, number(y)) for panel, name, x, y in points)
+    shown = [point for point in numbers if np.isfinite(point[3])]
     if not shown:
         return None
-    panels, names = (list(dict.fromkeys(point[i] for point in shown)) for i in (0, 1))
+    panels = list(dict.fromkeys(point[0] for point in shown))
+    names = list(dict.fromkeys(point[1] for point in shown))
     size = (4.0 * len(panels) + 1.5, 4.0)
     figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
     handles: dict[str, Any] = {}
     for axis, panel in zip(axes[0], panels, strict=True):
         for i, name in enumerate(names):
-            found = [(x, y) for *label, x, y in shown if label == [panel, name]]
+            found = [point[2:] for point in shown if point[:2] == (panel, name)]
             color, style = _COLORS[i % len(_COLORS)], "-" if i < len(_COLORS) else "--"
             if along := [point for point in found if point[0] is not None]:
                 (handles[name],) = axis.plot(*zip(*along, strict=True), f"o{style}", color=color)

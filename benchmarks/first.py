@@ -13,6 +13,7 @@ seconds a draw of the quickest further block. Ours is never extrapolated.
 
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -103,8 +104,8 @@ def nuts(name: str, seed: int, effective: float) -> Row:
     """In the child: NUTS until its rate is known, and the seconds missing to enough draws."""
     import jax
 
-    sizes = {"warm_up": 500, "block": 500, "effective": effective, "enough": min(2_000, effective)}
-    return race.nuts(subject(name), jax.random.key(seed), **sizes).row
+    sizes: dict[str, Any] = {"warm_up": 500, "block": 500, "enough": min(2_000, effective)}
+    return race.nuts(subject(name), jax.random.key(seed), effective=effective, **sizes).row
 
 
 def subject(name: str) -> race.Subject:

@@ -169,7 +169,7 @@ class Trainer:
         """A method with its settings on this target."""
         method = METHODS[name]
         assert method.build is not None
-        settings = {"batch_size": method.batch_size, "learning_rate": method.rate}
+        settings: dict[str, Any] = {"batch_size": method.batch_size, "learning_rate": method.rate}
         settings |= method.settings
         if self.target.dim > _MANY_DIMENSIONS and "base" in given and not name.endswith(".paper"):
             settings |= {"network": "structured", "guidance": None}

@@ -43,7 +43,7 @@ def isolated(
     changed = dict(variables or {})
     environment = {k: v for k, v in (importing() | changed).items() if changed.get(k) != ""}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "found.json"
+        path = f"{folder}/found.json"
         command = [sys.executable, "-m", "benchmarks.process", function, json.dumps(given), path]
         settings: dict[str, Any] = {"cwd": folder, "env": environment, "timeout": limit}
         begin = time.time()
@@ -56,7 +56,7 @@ def isolated(
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "Error" in line.split(":")[0]]
             return {"error": (errors or ["killed"])[-1], "seconds": end - begin}
-        found = json.loads(path.read_text()) or {}
+        found = json.loads(Path(path).read_text()) or {}
         return found | {"seconds": found.pop("end", end) - begin}
 
 

@@ -1,5 +1,6 @@
 """Peak resident memory of evidence from few and many draws, and of training in 1,600 dimensions."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,8 +37,8 @@ def _child(function: str, **given: Any) -> Row:
 def train(name: str, iterations: int) -> Row:
     """In the child: ``train_sampler`` with few iterations, which take as much memory as many."""
     target = getattr(cs.targets, name)()
-    numbers = dict.fromkeys(("num_iterations", "num_calibration_iterations"), iterations)
-    cs.train_sampler(jax.random.key(0), target, progress_bar=False, **numbers)
+    train = partial(cs.train_sampler, num_iterations=iterations, progress_bar=False)
+    train(jax.random.key(0), target, num_calibration_iterations=iterations)
     return {"dim": target.dim, "peak_bytes": peak_bytes()}
 
 
