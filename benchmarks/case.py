@@ -106,9 +106,8 @@ class Benchmark:
             value = case.settings.get(name)
             if value is None or value == parser.get_default(name):
                 continue
-            given = [] if value is True else [value] if isinstance(value, str) else value
-            flags = [flag] if flag.startswith("-") else []
-            parts += flags + list(map(str, given if isinstance(given, list | tuple) else [given]))
+            given = value if isinstance(value, list | tuple) else [] if value is True else [value]
+            parts += [flag] * flag.startswith("-") + [str(part) for part in given]
         return shlex.join([*parts, "--names", case.target])
 
 

@@ -31,11 +31,11 @@ _Z95, _WORKS = 1.96, "meant to work"
 
 
 @functools.cache
-def _plan() -> tuple[honest.Case, ...]:
+def _plan() -> tuple[honest.Plan, ...]:
     return tuple(honest.cases())
 
 
-def name_of(plan: honest.Case) -> str:
+def name_of(plan: honest.Plan) -> str:
     """A target by its name and dimension."""
     return f"{plan.target.name}, {plan.target.dim}-d"
 

@@ -21,7 +21,7 @@ _FREE = {"monotonicity_weight": 0.0, "learning_rate": 3e-2}  # nothing keeps the
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Plan:
     """Runs of one kind.
 
     Attributes:
@@ -41,38 +41,38 @@ class Case:
     untrained: float = 0.0
 
 
-def cases() -> list[Case]:
+def cases() -> list[Plan]:
     """All of them."""
     funnel, banana, wells = cs.targets.funnel(5), cs.targets.rosenbrock(2), cs.targets.many_well(8)
     gmm9, rings = cs.targets.gmm9(), cs.targets.rings()
     return [
-        Case(_correlated(5), _gaussian),
-        Case(_correlated(20), _gaussian, iterations=100),
-        Case(_student(3, 8.0), _gaussian),
-        Case(_student(10, 8.0), _gaussian),
-        Case(funnel, _gaussian, iterations=600),
-        Case(banana, _gaussian, iterations=600),
-        Case(gmm9, cs.bases.fit_mixture),
-        Case(cs.targets.gmm40(2), cs.bases.fit_mixture, iterations=100),
-        Case(_two_modes(5, 8.0, 0.5), cs.bases.fit_mixture),
-        Case(cs.targets.double_wells(5, 2, 3.0), cs.bases.fit_mixture),
-        *(Case(target, _gaussian) for target in _of_one_mode()),
-        *(Case(target, cs.bases.fit_mixture) for target in _of_several_modes()),
-        Case(wells, _gaussian, "a Gaussian on many modes"),
-        Case(gmm9, _wide(5.0), "a Gaussian on many modes"),
-        Case(rings, _wide(3.0), "a Gaussian on many modes"),
-        Case(_two_modes(2, 12.0, 0.5), _at(6.0), "a missed mode"),
-        Case(_two_modes(10, 12.0, 0.5), _at(6.0), "a missed mode"),
-        Case(_two_modes(5, 12.0, 0.2), _at(6.0), "a missed mode"),
-        Case(_student(2, 1.5), _wide(1.0), "heavy tails"),
-        Case(_student(10, 2.0), _wide(1.0), "heavy tails"),
-        Case(_student(20, 2.0), _gaussian, "heavy tails"),
-        Case(_correlated(10), _wide(1.0), "a cut budget", iterations=20),
-        Case(funnel, _wide(1.0), "a cut budget", iterations=20),
-        Case(banana, _wide(1.0), "a cut budget", iterations=20),
-        Case(gmm9, _wide(4.0), "a folded map", untrained=0.6),
-        Case(_correlated(5), _at(0.0), "a folded map", untrained=0.6),
-        Case(rings, _wide(3.0), "a folded map", settings=_FREE),
+        Plan(_correlated(5), _gaussian),
+        Plan(_correlated(20), _gaussian, iterations=100),
+        Plan(_student(3, 8.0), _gaussian),
+        Plan(_student(10, 8.0), _gaussian),
+        Plan(funnel, _gaussian, iterations=600),
+        Plan(banana, _gaussian, iterations=600),
+        Plan(gmm9, cs.bases.fit_mixture),
+        Plan(cs.targets.gmm40(2), cs.bases.fit_mixture, iterations=100),
+        Plan(_two_modes(5, 8.0, 0.5), cs.bases.fit_mixture),
+        Plan(cs.targets.double_wells(5, 2, 3.0), cs.bases.fit_mixture),
+        *(Plan(target, _gaussian) for target in _of_one_mode()),
+        *(Plan(target, cs.bases.fit_mixture) for target in _of_several_modes()),
+        Plan(wells, _gaussian, "a Gaussian on many modes"),
+        Plan(gmm9, _wide(5.0), "a Gaussian on many modes"),
+        Plan(rings, _wide(3.0), "a Gaussian on many modes"),
+        Plan(_two_modes(2, 12.0, 0.5), _at(6.0), "a missed mode"),
+        Plan(_two_modes(10, 12.0, 0.5), _at(6.0), "a missed mode"),
+        Plan(_two_modes(5, 12.0, 0.2), _at(6.0), "a missed mode"),
+        Plan(_student(2, 1.5), _wide(1.0), "heavy tails"),
+        Plan(_student(10, 2.0), _wide(1.0), "heavy tails"),
+        Plan(_student(20, 2.0), _gaussian, "heavy tails"),
+        Plan(_correlated(10), _wide(1.0), "a cut budget", iterations=20),
+        Plan(funnel, _wide(1.0), "a cut budget", iterations=20),
+        Plan(banana, _wide(1.0), "a cut budget", iterations=20),
+        Plan(gmm9, _wide(4.0), "a folded map", untrained=0.6),
+        Plan(_correlated(5), _at(0.0), "a folded map", untrained=0.6),
+        Plan(rings, _wide(3.0), "a folded map", settings=_FREE),
     ]
 
 
