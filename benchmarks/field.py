@@ -114,7 +114,7 @@ def reference(folder: str, name: str) -> Row:
             np.savez(f"out/{name}.ref.npz", **draws)  # type: ignore[arg-type]
             module.symmetrise()
             draws = dict(np.load(f"out/{name}.ref.npz"))
-    return found | truth.known(draws, sizes)
+    return found | truth.of_draws(draws, sizes)
 
 
 def _density(folder: str, name: str) -> tuple[Any, int, float]:

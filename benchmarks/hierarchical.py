@@ -78,7 +78,7 @@ def reference(name: str) -> Row:
 
     jax.config.update("jax_enable_x64", True)
     module = types.SimpleNamespace(model=_model(name), args=(), kwargs={})
-    return truth.known(*truth.long_nuts(module))
+    return truth.of_draws(*truth.long_nuts(module))
 
 
 def _model(name: str) -> Any:

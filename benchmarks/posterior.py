@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks import race
 from benchmarks.case import Benchmark, Case
-from benchmarks.models.posteriors import POSTERIORS, Posterior
-from benchmarks.report import Report, Row
+from benchmarks.models.posteriors import POSTERIORS
+from benchmarks.report import Report, Row, fill
 from benchmarks.timing import timed
 from consistent_samplers.corrections import weighted_moments
 from consistent_samplers.types import Draws
@@ -24,6 +24,10 @@ _READ = (
     *("folded", "level", "route", "call_seconds", "training_seconds", "rate"),
 )
 _READ_OF_NUTS = ("rate", "first_seconds", "r_hat", "divergences")
+_TITLE = (
+    "{target}: log Z {log_z:.3f} ± {log_z_stderr:.3f} (true {true_log_z:.3f}), ESS {ess:.0%}, "
+    "trained in {training_seconds:.0f} s"
+)
 
 
 def measure(case: Case) -> list[Row]:
@@ -40,10 +44,10 @@ def measure(case: Case) -> list[Row]:
     sampler.draw(key, _MILLION)
     _, million_seconds = timed(lambda: sampler.draw(jax.random.key(1), _MILLION))
     row = {name: ours.row[name] for name in _READ}
-    row |= {"true_log_z": posterior.log_z, "million_seconds": million_seconds}
+    row |= {"true_log_z": posterior.target.log_z, "million_seconds": million_seconds}
     row["nuts"] = {name: nuts.row[name] for name in _READ_OF_NUTS}
     row |= _compare(sampler, race.flat_sites(nuts.samples))
-    _figure(case, posterior, row, ours, nuts)
+    _figure(case, posterior.shown, row, ours, nuts)
     return [row]
 
 
@@ -62,7 +66,7 @@ def _compare(sampler: Any, theirs: dict[str, np.ndarray]) -> Row:
     return dict(worst)
 
 
-def _figure(case: Case, posterior: Posterior, row: Row, *found: race.Found) -> None:
+def _figure(case: Case, shown: tuple[str, ...], row: Row, *found: race.Found) -> None:
     """Saves NAME.png: marginals and pairs of some coordinates."""
     import matplotlib as mpl
 
@@ -70,14 +74,11 @@ def _figure(case: Case, posterior: Posterior, row: Row, *found: race.Found) -> N
     from consistent_samplers import plotting
 
     flat = [race.flat_sites(of.samples) for of in found]
-    ours, nuts = (np.stack([of[name] for name in posterior.shown], axis=1) for of in flat)
+    ours, nuts = (np.stack([of[name] for name in shown], axis=1) for of in flat)
     words: dict[str, Any] = {"label": "one step", "reference_label": "NUTS"}
-    panels = plotting.plot_pairs(ours, nuts, names=posterior.shown, **words)
-    panels[0, 0].figure.suptitle(
-        f"{case.target}: log Z {row['log_z']:.3f} ± {row['log_z_stderr']:.3f} (true "
-        f"{posterior.log_z:.3f}), ESS {row['ess']:.0%}, trained in {row['training_seconds']:.0f} s"
-    )
-    panels[0, 0].figure.savefig(case.settings["output"] / f"{case.target}.png", dpi=110)
+    figure = plotting.plot_pairs(ours, nuts, names=shown, **words)[0, 0].figure
+    figure.suptitle(fill(_TITLE, row | {"target": case.target}))
+    figure.savefig(case.settings["output"] / f"{case.target}.png", dpi=110)
 
 
 BENCHMARK = Benchmark(

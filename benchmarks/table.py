@@ -71,8 +71,8 @@ def _cases(settings: Settings, rows: list[Row]) -> Iterator[Case]:
             given = {**settings, "steps": steps, "jobs": 1}
             yield Case(target, settings["method"], budget, settings["seed"], given)
         return
-    for target, methods in _ROWS[name].items():
-        for of in methods if target in settings["names"] else ():
+    for target in settings["names"]:
+        for of in _ROWS[name].get(target, ()):
             method = METHODS[of]
             steps, num = method.steps if full else method.quick, method.iterations[full]
             if name == "kernels":
@@ -106,9 +106,9 @@ def command(case: Case) -> str:
 
 def measure(case: Case) -> list[Row]:
     """The lines of a row, from a process of its own where it is one of a table."""
-    given: Row = {name: case.settings[name] for name in ("steps", "seeds", "num_samples")}
-    given |= {"target": case.target, "method": case.method, "seed": case.seed}
-    given["iterations"] = iterations_of(case.budget)
+    given: Row = {"target": case.target, "method": case.method, "seed": case.seed}
+    given |= {"iterations": iterations_of(case.budget), "num": case.settings["num_samples"]}
+    given |= {name: case.settings[name] for name in ("steps", "seeds")}
     if case.settings["name"] == "row":
         return lines(**given)["lines"]
     found = isolated("benchmarks.table:lines", given)
@@ -116,13 +116,7 @@ def measure(case: Case) -> list[Row]:
 
 
 def lines(
-    target: str,
-    method: str,
-    iterations: int,
-    seed: int,
-    steps: Sequence[int],
-    seeds: int,
-    num_samples: int,
+    target: str, method: str, iterations: int, seed: int, steps: Sequence[int], seeds: int, num: int
 ) -> dict[str, list[Row]]:
     """Trains and measures a method: a line for each number of steps and kind of weights.
 
@@ -148,25 +142,21 @@ def lines(
                 position = sampler.chains(key, _NUM_POINTS)
                 found.append(common | distances(position, entry, reference))
             for of in sampler.methods:
-                row, draws = evidence(key, sampler, built, num_samples, num_steps, of)
+                row, draws = evidence(key, sampler, num, num_steps, of)
                 row |= distances(draws.position[:_NUM_POINTS], entry, reference)
                 found.append(common | row)
     return {"lines": [about | line for line in summarised(found, ("num_steps", "bound"), _METRICS)]}
 
 
 def evidence(
-    rng_key: Array,
-    sampler: Sampler,
-    target: cs.Target,
-    num_samples: int,
-    num_steps: int,
-    method: Transitions,
+    rng_key: Array, sampler: Sampler, num: int, num_steps: int, method: Transitions
 ) -> tuple[Row, Draws]:
     """Evidence of one kind of transitions at one number of steps, and the draws behind it."""
     key_compile, key_draw, key_reverse = jax.random.split(rng_key, 3)
+    target = sampler.trained.target
     draw = functools.partial(sampler.trained.sample, method=method)
-    timed(lambda: draw(key_compile, num_samples, num_steps))  # compiles
-    draws, seconds = timed(lambda: draw(key_draw, num_samples, num_steps))
+    jax.block_until_ready(draw(key_compile, num, num_steps))
+    draws, seconds = timed(lambda: draw(key_draw, num, num_steps))
     row: Row = {"bound": draws.bound, "sampling_seconds": seconds}
     try:
         e = cs.evidence(draws)

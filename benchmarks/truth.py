@@ -87,7 +87,7 @@ def answered(found: race.Found, samples: dict[str, Any] | None = None) -> Row:
     return found.row | {"quantiles": {k: (q, e) for k, (q, _, e) in sites.items()}}
 
 
-def known(draws: dict[str, np.ndarray], sizes: dict[str, float]) -> Row:
+def of_draws(draws: dict[str, np.ndarray], sizes: dict[str, float]) -> Row:
     """A truth by quantiles, of the coordinates whose effective numbers are given."""
     return {
         "quantiles": {k: _quantiles(v, sizes[k]) for k, v in draws.items() if k in sizes},

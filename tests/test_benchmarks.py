@@ -222,7 +222,7 @@ def test_base_weights_are_importance_weights():
     base, words = registry.build_base(entry, target)
     assert "1.5²" in words
     sampler = Trainer("base", target, base, 1, (1,)).train(0)
-    row, draws = table.evidence(jax.random.key(0), sampler, target, 4_000, 1, "map")
+    row, draws = table.evidence(jax.random.key(0), sampler, 4_000, 1, "map")
     expected = target.log_density(draws.position[0]) - jnp.sum(
         jax.scipy.stats.norm.logpdf(draws.position[0], scale=1.5)
     )

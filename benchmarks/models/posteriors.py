@@ -20,12 +20,6 @@ class Posterior(NamedTuple):
     target: Target
     shown: tuple[str, ...]
 
-    @property
-    def log_z(self) -> float:
-        """The true log evidence."""
-        assert self.target.log_z is not None
-        return self.target.log_z
-
 
 def _seeds(germinated: Any, total: Any, seed_type: Any, extract: Any) -> None:
     """Random-effects logistic regression of the Seeds data (Crowder, 1978; WinBUGS vol. 1)."""
