@@ -10,65 +10,46 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
+from numpyro import plate, sample
 from scipy.stats import kstwo
 
 from benchmarks.case import Benchmark, Case
-from benchmarks.report import Report, Row, Table
+from benchmarks.models.regressions import SCHOOLS, groups, regression
+from benchmarks.report import Report, Row
 from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
 
 PROBABILITIES = (0.5, 0.8, 0.95)
-_X = jnp.asarray(np.random.default_rng(0).normal(size=(40, 2)), jnp.float32)
-_SCALES = jnp.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])  # of the eight schools
-
-
-def _regression(family: Callable[[Any], Any]) -> Callable[..., None]:
-    def model(y: Any = None) -> None:
-        beta = numpyro.sample("beta", dist.Normal(0.0, 0.7).expand([2]).to_event(1))
-        level = numpyro.sample("level", dist.Normal(0.5, 0.5))
-        numpyro.sample("y", family(level + _X @ beta).to_event(1), obs=y)
-
-    return model
-
-
-def _groups(scales: Any, spread: float, centred: bool) -> Callable[..., None]:
-    def model(y: Any = None) -> None:
-        mean = numpyro.sample("mean", dist.Normal(0.0, spread))
-        tau = numpyro.sample("tau", dist.HalfNormal(spread))
-        with numpyro.plate("groups", scales.shape[0]):
-            own = numpyro.sample("own", dist.Normal(mean, tau) if centred else dist.Normal())
-            level = own if centred else mean + tau * own
-            numpyro.sample("y", dist.Normal(level, scales), obs=y)
-
-    return model
+_X = np.insert(np.random.default_rng(0).normal(size=(40, 2)), 0, 1.0, axis=1).astype(np.float32)
+# Of the coefficients, that of the level first.
+_LOC, _SPREAD = np.array([0.5, 0.0, 0.0]), np.array([0.5, 0.7, 0.7])
 
 
 def _mixture(y: Any = None) -> None:
-    share = numpyro.sample("share", dist.Beta(2.0, 2.0))
-    low = numpyro.sample("low", dist.Normal(-2.0, 0.5))
-    gap = numpyro.sample("gap", dist.Gamma(8.0, 2.0))
+    share = sample("share", dist.Beta(2.0, 2.0))
+    low = sample("low", dist.Normal(-2.0, 0.5))
+    gap = sample("gap", dist.Gamma(8.0, 2.0))
     parts = dist.Normal(jnp.stack([low, low + gap]), 1.0)
     chosen = dist.Categorical(jnp.stack([share, 1.0 - share]))
-    with numpyro.plate("rows", 50):
-        numpyro.sample("y", dist.MixtureSameFamily(chosen, parts), obs=y)
+    with plate("rows", 50):
+        sample("y", dist.MixtureSameFamily(chosen, parts), obs=y)
 
 
+_regression = partial(regression, _X, loc=_LOC, spread=_SPREAD)
+_groups = partial(groups, scale=dist.HalfNormal)
 MODELS: dict[str, tuple[Callable[..., None], int]] = {
-    "schools": (_groups(_SCALES, 5.0, centred=False), 8),
-    "linear": (
-        _regression(lambda mean: dist.Normal(mean, numpyro.sample("scale", dist.HalfNormal()))),
-        40,
-    ),
-    "logistic": (_regression(lambda mean: dist.Bernoulli(logits=mean)), 40),
-    "poisson": (_regression(lambda mean: dist.Poisson(jnp.exp(mean))), 40),
+    "schools": (partial(_groups, SCHOOLS[1], centred=False), 8),
+    "linear": (_regression, 40),
+    "logistic": (partial(_regression, family="logistic"), 40),
+    "poisson": (partial(_regression, family="poisson"), 40),
     "mixture": (_mixture, 50),
-    "groups": (_groups(0.3 * jnp.ones(20), 1.0, centred=True), 20),
+    "groups": (partial(_groups, np.full(20, 0.3, np.float32), spread=1.0), 20),
 }
 """Models of data ``y``, simulated without, and how many values these have."""
 
@@ -91,8 +72,8 @@ def calibrated(name: str, num: int, num_samples: int, seed: int) -> dict[str, An
             levels[sampler.verdict.level] += 1
             # As many of one step as of chains, whose neighbours are alike.
             thin = {k: np.asarray(v)[:: len(v) // num_samples] for k, v in drawn.items()}
-            groups = {"posterior": {k: v[None, :num_samples] for k, v in thin.items()}}
-            return from_dict(groups)["posterior"]
+            kept = {k: v[None, :num_samples] for k, v in thin.items()}
+            return from_dict({"posterior": kept})["posterior"]
 
     begin = time.perf_counter()
     found = Calibration(OneStepMH(sampler), num, seed=seed, data_dir={"y": np.zeros(size)})
@@ -100,8 +81,7 @@ def calibrated(name: str, num: int, num_samples: int, seed: int) -> dict[str, An
     ranks = {k: np.asarray(v)[0] for k, v in found.simulations["prior_sbc"].items()}
     flat = np.concatenate([r.reshape(num, -1) for r in ranks.values()], axis=1)
     shares = (flat + 0.5) / (num_samples + 1)
-    row = {"levels": dict(levels), "seconds": time.perf_counter() - begin}
-    return row | {"shares": shares}
+    return {"levels": dict(levels), "seconds": time.perf_counter() - begin, "shares": shares}
 
 
 def coverage(shares: Any) -> dict[str, list[float]]:
@@ -150,15 +130,11 @@ BENCHMARK = Benchmark(
         "--seed": (0, "of the data sets"),
     },
     report=Report(
-        doc=__doc__,
-        words="""Coverage in per cent of central intervals: of all parameters together, then the
+        __doc__,
+        """model: {target} | data sets: {num} | 50 %: {50:.0f} | 80 %: {80:.0f} | 95 %: {95:.0f} |
+        errors: {errors} | verdicts: {verdicts} | seconds: {seconds:.0f}""",
+        """Coverage in per cent of central intervals: of all parameters together, then the
         least and the most of one. Errors: the binomial ones of one parameter.""",
         figure=figure,
-        tables=(
-            Table(
-                """model: {target} | data sets: {num} | 50 %: {50:.0f} | 80 %: {80:.0f} |
-                95 %: {95:.0f} | errors: {errors} | verdicts: {verdicts} | seconds: {seconds:.0f}"""
-            ),
-        ),
     ),
 )

@@ -50,7 +50,9 @@ class Benchmark:
       measure: ``case -> rows``.
       report: tables, goals and figure.
       cases: ``(settings, rows) -> cases`` for the names in ``settings["names"]``; rows are those
-        that are kept so far, to be looked at when a case is asked for. One a name if None.
+        that are kept so far, to be looked at when a case is asked for. One a name and method, with
+        the command's seed where it has one, if None.
+      methods: of each name.
       options: of the command, beside names, output and keep: ``(default, help)`` each, or ``(type,
         help)`` where there is no default, or what argparse takes.
       by: fields that tell rows apart: a new row replaces those that agree with it in all of them.
@@ -65,6 +67,7 @@ class Benchmark:
     measure: Callable[[Case], list[Row]]
     report: Report
     cases: Callable[[Settings, list[Row]], Iterable[Case]] | None = None
+    methods: tuple[str, ...] = ("",)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     by: tuple[str, ...] = ("target", "method")
     file: Callable[[Settings], str] | None = None
@@ -85,6 +88,14 @@ class Benchmark:
         add("--keep", action="store_true", help="leave rows of the same command and version")
         return parser
 
+    def planned(self, settings: Settings, rows: list[Row]) -> Iterable[Case]:
+        """What is to be measured."""
+        if self.cases is not None:
+            return self.cases(settings, rows)
+        seed = settings.get("seed", 0)
+        names = itertools.product(settings["names"], self.methods)
+        return (Case(*name, seed=-1 if seed is None else seed, settings=settings) for name in names)
+
     def line_of(self, case: Case) -> str:
         """The command line that measures a case."""
         if self.command is not None:
@@ -95,9 +106,8 @@ class Benchmark:
             value = case.settings.get(name)
             if value is None or value == parser.get_default(name):
                 continue
-            given = [] if value is True else [value] if isinstance(value, str) else value
-            flags = [flag] if flag.startswith("-") else []
-            parts += flags + list(map(str, given if isinstance(given, list | tuple) else [given]))
+            given = value if isinstance(value, list | tuple) else [] if value is True else [value]
+            parts += [flag] * flag.startswith("-") + [str(part) for part in given]
         return shlex.join([*parts, "--names", case.target])
 
 
@@ -107,16 +117,8 @@ def _option(default: Any, words: str) -> dict[str, Any]:
         return {"action": "store_true", "help": words}
     if isinstance(default, type):
         return {"type": default, "help": words}
-    if isinstance(default, tuple):
-        return {"nargs": "+", "type": type(default[0]), "default": default, "help": words}
-    return {"type": type(default), "default": default, "help": words}
-
-
-def one_a_name(settings: Settings, rows: Sequence[Row]) -> Iterator[Case]:
-    """A case for each name, with the command's seed where it has one."""
-    for name in settings["names"]:
-        seed = settings.get("seed", 0)
-        yield Case(name, seed=-1 if seed is None else seed, settings=settings)
+    several = {"nargs": "+", "type": type(default[0])} if isinstance(default, tuple) else {}
+    return {"type": type(default), "default": default, "help": words} | several
 
 
 def run(
@@ -126,7 +128,7 @@ def run(
     output: Path = RESULTS,
     keep: bool = False,
 ) -> list[Row]:
-    """Measures cases; writes their rows, one by one, then the tables and the figure.
+    """All rows of the file: measures cases, writes rows one by one, then tables and figure.
 
     Args:
       benchmark: what to run.
@@ -134,9 +136,6 @@ def run(
       names: of targets; all if None. Rows of others that the file holds are kept.
       output: folder of NAME.jsonl, NAME.md and NAME.png.
       keep: leave out cases whose rows come from the same command and version of the package.
-
-    Returns:
-      All rows of the file.
 
     Raises:
       ValueError: no such name, or what the benchmark refuses.
@@ -149,28 +148,30 @@ def run(
     file = benchmark.name if benchmark.file is None else benchmark.file(settings)
     path, rows, about = output / f"{file}.jsonl", read(output / f"{file}.jsonl"), machine()
     told = ("command", "versions", "method", "seed")
-    done = {tuple(row.get(name) for name in told) for row in rows} if keep else set()
 
-    def planned(case: Case) -> Row:
-        return _named(case) | {"command": benchmark.line_of(case)} | about
+    def fields(row: Row, wanted: Iterable[str]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in wanted)
 
+    def expected(case: Case) -> Row:
+        row: Row = {"target": case.target, "method": case.method, "seed": case.seed}
+        row = {name: value for name, value in row.items() if value != ""}
+        return row | {"command": benchmark.line_of(case)} | about
+
+    done = {fields(row, told) for row in rows} if keep else set()
     given = {**settings, "names": list(names or known), "output": output}
-    cases = (benchmark.cases or one_a_name)(given, rows)
-    wanted = (c for c in cases if tuple(planned(c).get(name) for name in told) not in done)
+    cases = (c for c in benchmark.planned(given, rows) if fields(expected(c), told) not in done)
     place = {name: i for i, name in enumerate(known)}
-
-    def identity(row: Row) -> tuple[Any, ...]:
-        return tuple(row.get(field) for field in benchmark.by)
-
-    for case, found in _measured(benchmark.measure, wanted):
-        new = [_plain(planned(case) | row) for row in found]
-        replaced = {identity(row) for row in new}
-        rows[:] = [row for row in rows if identity(row) not in replaced] + new
+    for case, found in _measured(benchmark.measure, cases):
+        new = [_plain(expected(case) | row) for row in found]
+        replaced = {fields(row, benchmark.by) for row in new}
+        rows[:] = [row for row in rows if fields(row, benchmark.by) not in replaced] + new
         rows.sort(key=lambda row: place.get(row["target"], len(place)))
         # After each case: a run of hours may end early.
         write(path, rows)
         print(benchmark.report.lines(new), flush=True)
-    save(benchmark.report, rows, output, file)
+    path.with_suffix(".md").write_text(benchmark.report.text(rows))
+    if (draw := benchmark.report.figure) is not None and (figure := draw(rows)) is not None:
+        figure.savefig(path.with_suffix(".png"), dpi=110)
     print(f"Saved {output / file}.jsonl and .md")
     failed = [f"{row['target']}: {row['error']}" for row in rows if "error" in row]
     if benchmark.strict and failed:
@@ -189,18 +190,6 @@ def _measured(
         at_a_time = list(group)
         with ThreadPoolExecutor(jobs) as pool:
             yield from zip(at_a_time, pool.map(measure, at_a_time), strict=True)
-
-
-def _named(case: Case) -> Row:
-    row: Row = {"target": case.target, "method": case.method, "seed": case.seed}
-    return {name: value for name, value in row.items() if value != ""}
-
-
-def save(report: Report, rows: Sequence[Row], output: Path, file: str) -> None:
-    """Writes the table of rows, and their figure where there is one to show."""
-    (output / f"{file}.md").write_text(report.text(rows))
-    if report.figure is not None and (figure := report.figure(rows)) is not None:
-        figure.savefig(output / f"{file}.png", dpi=110)
 
 
 def read(path: Path) -> list[Row]:
@@ -232,17 +221,11 @@ def machine() -> Row:
     """What rows are measured with, on and when."""
     import jax
 
-    found = {name: metadata.version(name) for name in ("jax", "numpyro")}
-    found = {"consistent_samplers": metadata.version("consistent_samplers")} | found
+    names = ("consistent_samplers", "jax", "numpyro")
+    # Those that this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "versions": ", ".join(f"{name} {version}" for name, version in found.items()),
-        "device": f"{jax.devices()[0].device_kind} ({platform.machine()}), {num_cores()} cores",
+        "versions": ", ".join(f"{name} {metadata.version(name)}" for name in names),
+        "device": f"{jax.devices()[0].device_kind} ({platform.machine()}), {cores} cores",
         "date": datetime.date.today().isoformat(),
     }
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -12,15 +12,15 @@ seconds a draw of the quickest further block. Ours is never extrapolated.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from benchmarks import race
-from benchmarks.case import Benchmark, Case
+from benchmarks.case import Benchmark, Case, Settings
 from benchmarks.process import isolated
-from benchmarks.report import Report, Row, Table, goal
+from benchmarks.report import Report, Row, goal
 
 # What a process imports is part of what is measured: the rest is imported where it is needed.
 
@@ -39,7 +39,7 @@ NUTS over those of a second process at least, seconds that they compile at most,
 effective draws a second over NUTS's at least."""
 
 
-def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
+def _cases(settings: Settings, rows: list[Row]) -> Iterator[Case]:
     if min(settings["repeats"], settings["effective"]) < 1:
         raise ValueError("Repeats and effective draws must be positive.")
     for name in settings["names"]:
@@ -50,15 +50,16 @@ def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
 
 def measure(case: Case) -> list[Row]:
     """All processes of a row: medians of its repetitions."""
-    effective, skip = case.settings["effective"], case.settings["skip_nuts"]
-    runs: dict[str, list[Row]] = {"first": [], "second": [], "nuts": []}
+    functions = {"first": "ours", "second": "ours"}
+    functions |= {} if case.settings["skip_nuts"] else {"nuts": "nuts"}
+    runs: dict[str, list[Row]] = {kind: [] for kind in functions}
+    given: Row = {"name": case.target, "effective": case.settings["effective"]}
     for seed in range(case.settings["repeats"]):
         with tempfile.TemporaryDirectory() as folder:
             variables = {"CONSISTENT_SAMPLERS_CACHE": folder, "JAX_COMPILATION_CACHE_DIR": ""}
-            for kind in list(runs)[: 2 if skip else 3]:
-                function = "benchmarks.first:nuts" if kind == "nuts" else "benchmarks.first:ours"
-                given = {"name": case.target, "seed": seed, "effective": effective}
-                found = isolated(function, given, variables=variables)
+            for kind, function in functions.items():
+                name = f"benchmarks.first:{function}"
+                found = isolated(name, given | {"seed": seed}, variables=variables)
                 if "error" in found:
                     return [{"error": f"{kind}: {found['error']}"}]
                 runs[kind].append(found)
@@ -67,14 +68,14 @@ def measure(case: Case) -> list[Row]:
     row = {name: last[name] for name in ("dim", "route", "log_z", "log_z_stderr")}
     row["least_effective"] = min(found["effective"] for found in runs["first"] + runs["second"])
     seconds = {kind: np.array([run["seconds"] for run in found]) for kind, found in runs.items()}
-    row |= {kind: float(np.median(found)) for kind, found in seconds.items() if len(found)}
-    if not skip:
+    row |= {kind: float(np.median(found)) for kind, found in seconds.items()}
+    if "nuts" in runs:
         row["rates"] = [runs[kind][0]["rate"] for kind in ("second", "nuts")]
         row["over_rate"] = row["rates"][0] / row["rates"][1]
     for kind in ("first", "second"):
         compiling = [run["compile_seconds"] for run in runs[kind]]
         row[f"{kind}_compiling"] = float(np.median(compiling))
-        if not skip:
+        if "nuts" in runs:
             row[f"over_{kind}"] = float(np.median(seconds["nuts"] / seconds[kind]))
     row["goals"] = goals(case.target, row)
     return [row]
@@ -89,21 +90,21 @@ def goals(name: str, row: Row) -> dict[str, Row]:
     }
 
 
-def ours(name: str, seed: int, effective: float, train: dict[str, Any] | None = None) -> Row:
+def ours(name: str, seed: int, effective: float) -> Row:
     """In the child: trains, and draws until enough draws are effective."""
     import jax
 
-    row = race.ours(subject(name), jax.random.key(seed), effective, **(train or {})).row
+    row = race.ours(subject(name), jax.random.key(seed), effective).row
     if row["effective"] < effective and row["route"] != "chains":
         raise RuntimeError(f"{row['effective']:.0f} of {row['draws']} draws are effective.")
     return row
 
 
-def nuts(name: str, seed: int, effective: float, **sizes: Any) -> Row:
+def nuts(name: str, seed: int, effective: float) -> Row:
     """In the child: NUTS until its rate is known, and the seconds missing to enough draws."""
     import jax
 
-    sizes = {"warm_up": 500, "block": 500, "enough": min(2_000, effective)} | sizes
+    sizes: dict[str, Any] = {"warm_up": 500, "block": 500, "enough": min(2_000, effective)}
     return race.nuts(subject(name), jax.random.key(seed), effective=effective, **sizes).row
 
 
@@ -131,17 +132,13 @@ BENCHMARK = Benchmark(
         "--effective": (10_000, "effective draws to reach"),
     },
     report=Report(
-        doc=__doc__,
-        words="{met} of {goals} goals are met.",
-        tables=(
-            Table(
-                """model: {target} | dim: {dim} | route: {route} | first: {first}@first |
-                first, compiling: {first_compiling}@first_compiling | second: {second}@second |
-                second, compiling: {second_compiling}@second_compiling | NUTS: {nuts} |
-                NUTS over first: {over_first} | NUTS over second: {over_second}@over_second |
-                further draws a second over NUTS's: {over_rate}@over_rate |
-                log Z: {log_z:.3f} ± {log_z_stderr:.2g}"""
-            ),
-        ),
+        __doc__,
+        """model: {target} | dim: {dim} | route: {route} | first: {first}@first |
+        first, compiling: {first_compiling}@first_compiling | second: {second}@second |
+        second, compiling: {second_compiling}@second_compiling | NUTS: {nuts} |
+        NUTS over first: {over_first} | NUTS over second: {over_second}@over_second |
+        further draws a second over NUTS's: {over_rate}@over_rate |
+        log Z: {log_z:.3f} ± {log_z_stderr:.2g}""",
+        "{met} of {goals} goals are met.",
     ),
 )

@@ -9,26 +9,25 @@ Seconds are those of the processes that ended.
 
 import functools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.case import Benchmark, Case
+from benchmarks.case import Benchmark, Case, Settings
 from benchmarks.models.lapack import KINDS, LAPACK, MODELS, density_of, model_of
 from benchmarks.process import isolated
-from benchmarks.report import Report, Row, Table
+from benchmarks.report import Report, Row, Table, grouped
 
 # A child may use JAX before it imports the package: the rest is imported where it is needed.
 
 
-def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
+def _cases(settings: Settings, rows: list[Row]) -> Iterator[Case]:
     number, limit, kinds = settings["processes"], settings["limit"], settings["names"]
     if number < 1 or limit <= 0:
         raise ValueError(f"Numbers must be positive, got {number} and {limit}.")
     rows.clear()
     for i in range(number):
-        jobs = 1 if i < (number + 1) // 2 else 2
-        before = (i + i // len(kinds)) % 3
-        plan = {"number": i, "before": before, "jobs": jobs}
+        plan = {"number": i, "before": (i + i // len(kinds)) % 3}
+        plan["jobs"] = 1 if i < (number + 1) // 2 else 2
         yield Case(kinds[i % len(kinds)], settings={**settings, **plan})
 
 
@@ -43,13 +42,9 @@ def measure(case: Case) -> list[Row]:
     from consistent_samplers import guard
 
     settings = case.settings
+    variables = {"JAX_PLATFORMS": "cpu", "CONSISTENT_SAMPLERS_CACHE": _programs().name}
     # Flags of a shell would hide the fault, and so would another platform.
-    flags = f"--{guard.FLAG}=true" if settings["unguarded"] else ""
-    variables = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": flags,
-        "CONSISTENT_SAMPLERS_CACHE": _programs().name,
-    }
+    variables["XLA_FLAGS"] = f"--{guard.FLAG}=true" if settings["unguarded"] else ""
     given = {"kind": case.target, "before": settings["before"], "late": settings["late"]}
     found = isolated("benchmarks.hang:train", given, settings["limit"], variables)
     end = "hang" if found.get("hung") else found.get("error", "done")
@@ -97,14 +92,12 @@ def train(kind: str, before: int, late: bool) -> None:
 def _kinds(rows: Sequence[Row]) -> list[Row]:
     """A row a kind."""
     found = []
-    for kind in dict.fromkeys(row["target"] for row in rows):
-        of = [row for row in rows if row["target"] == kind]
+    for (kind,), of in grouped(rows, "target").items():
         ended = sorted(row["seconds"] for row in of if row["end"] != "hang")
         row: Row = {"target": kind, "runs": len(of), "hung": len(of) - len(ended)}
         row["two"] = sum(row["jobs"] == 2 for row in of)
-        found.append(
-            row | ({"seconds": ended[len(ended) // 2], "most": ended[-1]} if ended else {})
-        )
+        row |= {"seconds": ended[len(ended) // 2], "most": ended[-1]} if ended else {}
+        found.append(row)
     return found
 
 
@@ -128,15 +121,13 @@ BENCHMARK = Benchmark(
     },
     file=lambda s: "hang" + "-late" * s["late"] + "-unguarded" * s["unguarded"],
     report=Report(
-        doc=__doc__,
-        words="{hung} of {rows} processes hung, and {failed} failed.",
-        tables=(
-            Table(
-                """kind: {target} | runs: {runs} | of them two at a time: {two} | hung: {hung} |
-                seconds, median: {seconds:.0f} | largest: {most:.0f}""",
-                rows=_kinds,
-            ),
+        __doc__,
+        Table(
+            """kind: {target} | runs: {runs} | of them two at a time: {two} | hung: {hung} |
+            seconds, median: {seconds:.0f} | largest: {most:.0f}""",
+            rows=_kinds,
         ),
-        summary=_summary,
+        "{hung} of {rows} processes hung, and {failed} failed.",
+        _summary,
     ),
 )

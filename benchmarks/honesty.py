@@ -8,7 +8,7 @@ knows of. A run passes if its verdict is "trusted" or "usable". Off is what is w
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,33 +17,34 @@ import numpy as np
 import optax
 
 import consistent_samplers as cs
-from benchmarks.case import Benchmark, Case
+from benchmarks.case import Benchmark, Case, Settings
+from benchmarks.methods import shaken
 from benchmarks.models import honest
-from benchmarks.report import Report, Row, Table
+from benchmarks.report import Report, Row, Table, grouped
 from consistent_samplers.bases import GaussianBase
 from consistent_samplers.bases.exploration import find_modes
 from consistent_samplers.types import Draws, PRNGKey
 
 # Nats of error, and standard errors, that no run should pass the diagnostics with.
 SILENT_ERROR, SILENT_STDERRS = 0.05, 5.0
-_Z95 = 1.96
+_Z95, _WORKS = 1.96, "meant to work"
 
 
 @functools.cache
-def _plan() -> tuple[honest.Case, ...]:
+def _plan() -> tuple[honest.Plan, ...]:
     return tuple(honest.cases())
 
 
-def name_of(plan: honest.Case) -> str:
+def name_of(plan: honest.Plan) -> str:
     """A target by its name and dimension."""
     return f"{plan.target.name}, {plan.target.dim}-d"
 
 
-def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
+def _cases(settings: Settings, rows: list[Row]) -> Iterator[Case]:
     for number, plan in enumerate(_plan()):
         if (name := name_of(plan)) in settings["names"]:
             given = {**settings, "number": number}
-            yield Case(name, plan.fails or "meant to work", seed=settings["seed"], settings=given)
+            yield Case(name, plan.fails or _WORKS, seed=settings["seed"], settings=given)
 
 
 def measure(case: Case) -> list[Row]:
@@ -56,15 +57,12 @@ def measure(case: Case) -> list[Row]:
         algorithm = cs.osds(target, base=base, guidance=None, hidden=(32, 32))
         state = algorithm.init(key_fit)
         if plan.untrained:
-            state = state._replace(ema_params=_shaken(key_fit, state.ema_params, plan.untrained))
+            state = state._replace(ema_params=shaken(key_fit, state.ema_params, plan.untrained))
         else:
             rate = optax.cosine_decay_schedule(1e-2, plan.iterations)
             step = cs.calibration(algorithm, **({"learning_rate": rate} | plan.settings))
-            state, _ = jax.lax.scan(
-                lambda state, key: (step.step(key, state)[0], None),
-                step.restart(state),
-                jax.random.split(key_fit, plan.iterations),
-            )
+            keys, start = jax.random.split(key_fit, plan.iterations), step.restart(state)
+            state, _ = jax.lax.scan(lambda s, key: (step.step(key, s)[0], None), start, keys)
         return algorithm.sample(key_draw, state, case.settings["num_samples"])
 
     with jax.enable_x64(double):
@@ -78,18 +76,16 @@ def measure(case: Case) -> list[Row]:
         keys = jnp.stack([pair[1] for pair in pairs])
         draws = jax.jit(jax.vmap(train, (0, over)))(keys, bases)
         every = [jax.tree.map(lambda leaf, i=i: leaf[i], draws) for i in range(len(keys))]
-        modes = _modes(next(i for i in range(double, number + 1, 2) if _same(i, number)))
+        modes = _modes(name_of(plan), double)
         return [_row(target, seed, run, modes) for seed, run in enumerate(every)]
 
 
-def _same(i: int, j: int) -> bool:
-    return name_of(_plan()[i]) == name_of(_plan()[j])
-
-
 @functools.cache
-def _modes(number: int) -> Any:
-    """What is found from fresh starts on the target of a case."""
-    return find_modes(jax.random.key(2**20), _plan()[number].target)
+def _modes(name: str, double: bool) -> Any:
+    """What is found from fresh starts on a target, in the precision of now."""
+    numbered = enumerate(_plan())
+    plan = next(of for i, of in numbered if i % 2 == double and name_of(of) == name)
+    return find_modes(jax.random.key(2**20), plan.target)
 
 
 def _row(target: cs.Target, seed: int, draws: Draws, modes: Any) -> Row:
@@ -99,23 +95,10 @@ def _row(target: cs.Target, seed: int, draws: Draws, modes: Any) -> Row:
         jax.random.key(seed), target, position, float(e.log_z), log_weight=log_weight, modes=modes
     )
     error, stderr = float(e.log_z) - float(target.log_z or 0.0), float(e.log_z_stderr)
-    return {
-        "run": seed,
-        "double": draws.position.dtype == jnp.float64,
-        "error": error,
-        "log_z_stderr": stderr,
-        "covered": abs(error) <= _Z95 * stderr + 1e-4,
-        "level": cs.diagnostics.verdict(e, exploration).level,
-        "weights_passed": bool(cs.diagnostics.is_trustworthy(e)),
-        "ess": float(e.ess),
-    }
-
-
-def _shaken(key: PRNGKey, params: Any, scale: float) -> Any:
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    pairs = zip(leaves, keys, strict=True)
-    return jax.tree.unflatten(tree, [x + scale * jax.random.normal(k, x.shape) for x, k in pairs])
+    row = {"run": seed, "double": draws.position.dtype == jnp.float64, "ess": float(e.ess)}
+    row |= {"error": error, "log_z_stderr": stderr, "covered": abs(error) <= _Z95 * stderr + 1e-4}
+    row["level"] = cs.diagnostics.verdict(e, exploration).level
+    return row | {"weights_passed": bool(cs.diagnostics.is_trustworthy(e))}
 
 
 def _passed(row: Row) -> bool:
@@ -129,7 +112,7 @@ def _is_off(row: Row) -> bool:
 def _summary(rows: Sequence[Row]) -> Row:
     """The figures asked for."""
     passed, off = ([row for row in rows if f(row)] for f in (_passed, _is_off))
-    works = [row for row in rows if row["method"] == "meant to work"]
+    works = [row for row in rows if row["method"] == _WORKS]
     covered = sum(row["covered"] for row in passed)
     return {
         "densities": len({row["target"] for row in rows}),
@@ -151,12 +134,11 @@ def _summary(rows: Sequence[Row]) -> Row:
 def _kinds(rows: Sequence[Row]) -> list[Row]:
     """A row a case."""
     found = []
-    for target, method in dict.fromkeys((row["target"], row["method"]) for row in rows):
-        of = [row for row in rows if (row["target"], row["method"]) == (target, method)]
+    for (target, method), of in grouped(rows, "target", "method").items():
         row = _summary(of) | {"target": target, "method": method, "runs": len(of)}
         row["usable"] = row["passed"] - row["trusted"]
-        row["error"] = float(np.median([run["error"] for run in of]))
-        found.append(row | {"ess": float(np.median([run["ess"] for run in of]))})
+        row |= {name: float(np.median([run[name] for run in of])) for name in ("error", "ess")}
+        found.append(row)
     return found
 
 
@@ -171,8 +153,14 @@ BENCHMARK = Benchmark(
         "--num-samples": (4_000, "weighted draws of each run"),
     },
     report=Report(
-        doc=__doc__,
-        words="""{rows} runs on {densities} densities, {double} of them in double precision and \
+        __doc__,
+        Table(
+            """target: {target} | meant to fail by: {method} | runs: {runs} | trusted: {trusted} |
+            usable: {usable} | covered of those: {covered} | off: {off} |
+            of those flagged: {flagged} | median error: {error:+.3g} | median ESS: {ess:.2g}""",
+            rows=_kinds,
+        ),
+        """{rows} runs on {densities} densities, {double} of them in double precision and \
 {fails} of them meant to fail.
 
 - {passed} runs pass, {trusted} of them trusted; the 95 % interval of log Z covers the truth in \
@@ -181,15 +169,6 @@ BENCHMARK = Benchmark(
 {blind}.
 - Of {off} runs that are off, {flagged} are flagged.
 - Of {works} runs that are meant to work, {cried} are right and flagged.""",
-        tables=(
-            Table(
-                """target: {target} | meant to fail by: {method} | runs: {runs} |
-                trusted: {trusted} | usable: {usable} | covered of those: {covered} |
-                off: {off} | of those flagged: {flagged} | median error: {error:+.3g} |
-                median ESS: {ess:.2g}""",
-                rows=_kinds,
-            ),
-        ),
-        summary=_summary,
+        _summary,
     ),
 )

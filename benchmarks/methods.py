@@ -102,62 +102,51 @@ class Sampler(NamedTuple):
     chains: Callable[[Array, int], Array] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
 class Trainer:
     """Trains one method on one target, for any number of seeds: what they share compiles once.
 
-    Args:
-      method: its name in `METHODS`.
+    Attributes:
+      name: of the method, in `METHODS`.
       target: the target.
       base: where it starts.
       iterations: of each training.
       steps: numbers of steps that will be asked for.
-
-    Raises:
-      ValueError: no such method.
     """
 
-    def __init__(
-        self,
-        method: str,
-        target: Target,
-        base: GaussianBase,
-        iterations: int,
-        steps: Sequence[int] = (1,),
-    ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
-        self._name, self._method, self._target, self._base = method, METHODS[method], target, base
-        self._iterations, self._steps = iterations, steps
+    name: str
+    target: Target
+    base: GaussianBase
+    iterations: int
+    steps: Sequence[int] = (1,)
+
+    def __post_init__(self) -> None:
+        if self.name not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.name!r}.")
 
     def train(self, seed: int) -> Sampler:
         """Trains with one seed."""
-        key, target, method, total = (
-            jax.random.key(seed),
-            self._target,
-            self._method,
-            self._iterations,
-        )
-        if self._name in ("base", "nuts"):
+        key, method, total = jax.random.key(seed), METHODS[self.name], self.iterations
+        if self.name in ("base", "nuts"):
             # What every other method has to beat: importance sampling from the base alone.
-            alone = cs.Sampler.of_base(self._base)
-            trained = cs.TrainedSampler(target, alone, alone)
-            if self._name == "base":
+            alone = cs.Sampler.of_base(self.base)
+            trained = cs.TrainedSampler(self.target, alone, alone)
+            if self.name == "base":
                 return Sampler(trained, 0.0, alone.methods)
-            return Sampler(trained, 0.0, (), chains=functools.partial(_chains, target))
-        if self._name == "recipe":
+            return Sampler(trained, 0.0, (), chains=functools.partial(_chains, self.target))
+        if self.name == "recipe":
             # It chooses its own base, as it does for a user; its rows show few-step draws as well.
             split: dict[str, Any] = {"num_iterations": max(1, total // 6), "max_steps": 16}
             split["num_calibration_iterations"] = max(1, total - total // 6)
-            trained = cs.train_sampler(key, target, progress_bar=False, **split)
+            trained = cs.train_sampler(key, self.target, progress_bar=False, **split)
             return _measurable(trained, trained.training_seconds, "")
         seconds, note, algorithm = 0.0, "", self._algorithm
         if method.teacher is not None:
             key_teacher, key = jax.random.split(key)
             taught, seconds, note = train(key_teacher, algorithm, total)
             # Each seed has a student of its own: its teacher's parameters are part of it.
-            given: dict[str, Any] = {"teacher": algorithm, "teacher_state": taught}
             total *= 3
-            algorithm = self._build(self._name, total, **given)
+            algorithm = self._build(self.name, total, teacher=algorithm, teacher_state=taught)
         own = total // 2 if method.calibrated else total
         state, taken, told = train(key, algorithm, own)
         one_step, seconds, note = state, seconds + taken, note + told
@@ -167,30 +156,28 @@ class Trainer:
             one_step, taken, told = train(key, step, total - own, start)
             seconds, note = seconds + taken, note + told
         samplers = algorithm.sampler(one_step), algorithm.sampler(state)
-        return _measurable(cs.TrainedSampler(target, *samplers), seconds, note)
+        return _measurable(cs.TrainedSampler(self.target, *samplers), seconds, note)
 
     @functools.cached_property
     def _algorithm(self) -> Algorithm:
         """What is trained first: the teacher of a student."""
-        share = self._iterations // 2 if self._method.calibrated else self._iterations
-        return self._build(self._method.teacher or self._name, share, base=self._base)
+        method = METHODS[self.name]
+        share = self.iterations // 2 if method.calibrated else self.iterations
+        return self._build(method.teacher or self.name, share, base=self.base)
 
     def _build(self, name: str, iterations: int, **given: Any) -> Algorithm:
         """A method with its settings on this target."""
         method = METHODS[name]
         assert method.build is not None
-        settings = {
-            "batch_size": method.batch_size,
-            "learning_rate": method.rate,
-            **method.settings,
-        }
-        if self._target.dim > _MANY_DIMENSIONS and "base" in given and not name.endswith(".paper"):
+        settings: dict[str, Any] = {"batch_size": method.batch_size, "learning_rate": method.rate}
+        settings |= method.settings
+        if self.target.dim > _MANY_DIMENSIONS and "base" in given and not name.endswith(".paper"):
             settings |= {"network": "structured", "guidance": None}
         settings |= {k: round(share * iterations) for k, share in method.warmup.items()}
         if name == "dis-learned":
-            powers = {k for k in self._steps if k > 1} | {128}
+            powers = {k for k in self.steps if k > 1} | {128}
             settings |= {"train_steps": tuple(sorted(powers)), "max_steps": 128}
-        return method.build(self._target, **_scheduled(settings, iterations), **given)
+        return method.build(self.target, **_scheduled(settings, iterations), **given)
 
 
 def train(
@@ -216,6 +203,13 @@ def train(
     return found, time.perf_counter() - start, note
 
 
+def shaken(rng_key: Array, params: Any, scale: float) -> Any:
+    """Parameters with normal noise of a scale."""
+    leaves, tree = jax.tree.flatten(params)
+    pairs = zip(leaves, jax.random.split(rng_key, len(leaves)), strict=True)
+    return jax.tree.unflatten(tree, [x + scale * jax.random.normal(k, x.shape) for x, k in pairs])
+
+
 def _chains(target: Target, rng_key: Array, num: int) -> Array:
     """Draws ``[num, dim]`` of NUTS."""
     block = -(-num // (2 * race.CHAINS))
@@ -224,9 +218,8 @@ def _chains(target: Target, rng_key: Array, num: int) -> Array:
 
 def _scheduled(settings: dict[str, Any], iterations: int) -> dict[str, Any]:
     """Settings with the learning rate as a cosine over the iterations."""
-    return settings | {
-        "learning_rate": optax.cosine_decay_schedule(settings["learning_rate"], max(1, iterations))
-    }
+    rate = optax.cosine_decay_schedule(settings["learning_rate"], max(1, iterations))
+    return settings | {"learning_rate": rate}
 
 
 def _measurable(trained: cs.TrainedSampler, seconds: float, note: str) -> Sampler:

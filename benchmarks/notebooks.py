@@ -1,13 +1,12 @@
 """The notebooks in full: that they run, and seconds from the start of a kernel to its last cell."""
 
 import base64
-import os
 import time
 from typing import Any
 
 from benchmarks.case import Benchmark, Case
-from benchmarks.process import ROOT
-from benchmarks.report import Report, Row, Table
+from benchmarks.process import ROOT, importing
+from benchmarks.report import Report, Row
 
 SOURCES = ROOT / "notebooks"
 _QUICK = "CONSISTENT_SAMPLERS_QUICK"
@@ -24,10 +23,8 @@ def measure(case: Case) -> list[Row]:
     folder.mkdir(parents=True, exist_ok=True)
     path = SOURCES / f"{name}.ipynb"
     book = nbformat.read(path, as_version=4)
-    # The package that runs this command, installed or not; and nothing small.
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    environment.pop(_QUICK, None)
+    environment = importing()
+    environment.pop(_QUICK, None)  # nothing small
     resources = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(book, timeout=_CELL_SECONDS, resources=resources)
     begin, row = time.perf_counter(), dict[str, Any]()
@@ -53,12 +50,7 @@ BENCHMARK = Benchmark(
     options={"--folder": (ROOT / "build" / "notebooks", "for executed copies and pictures")},
     strict=True,
     report=Report(
-        doc=__doc__,
-        tables=(
-            Table(
-                """notebook: {target} | seconds: {seconds:.0f} | pictures: {pictures} |
-                error: {error}"""
-            ),
-        ),
+        __doc__,
+        "notebook: {target} | seconds: {seconds:.0f} | pictures: {pictures} | error: {error}",
     ),
 )

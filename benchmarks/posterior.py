@@ -4,7 +4,6 @@ One network evaluation a draw, nothing compiled before. "Base alone" is the fitt
 network. Effective draws a second leave out training and warm-up.
 """
 
-import time
 from typing import Any
 
 import jax
@@ -13,8 +12,9 @@ import numpy as np
 
 from benchmarks import race
 from benchmarks.case import Benchmark, Case
-from benchmarks.models.posteriors import POSTERIORS, Posterior
-from benchmarks.report import Report, Row, Table
+from benchmarks.models.posteriors import POSTERIORS
+from benchmarks.report import Report, Row, fill
+from benchmarks.timing import timed
 from consistent_samplers.corrections import weighted_moments
 from consistent_samplers.types import Draws
 
@@ -22,6 +22,11 @@ _MILLION = 1_000_000
 _READ = (
     *("dim", "base_elbo", "elbo", "elbo_stderr", "log_z", "log_z_stderr", "ess", "pareto_k"),
     *("folded", "level", "route", "call_seconds", "training_seconds", "rate"),
+)
+_READ_OF_NUTS = ("rate", "first_seconds", "r_hat", "divergences")
+_TITLE = (
+    "{target}: log Z {log_z:.3f} ± {log_z_stderr:.3f} (true {true_log_z:.3f}), ESS {ess:.0%}, "
+    "trained in {training_seconds:.0f} s"
 )
 
 
@@ -32,24 +37,17 @@ def measure(case: Case) -> list[Row]:
     steps = {"num_steps": num_steps, "max_steps": num_steps}
     num, key = case.settings["num_samples"], jax.random.key(case.seed)
     ours = race.ours(subject, key, num_samples=num, progress_bar=True, **steps)
-    print(
-        f"\nNUTS on {case.target}: 4 chains, 1,000 warm-up and blocks of 2,500 draws ...",
-        flush=True,
-    )
+    about = "4 chains, 1,000 warm-up and blocks of 2,500 draws"
+    print(f"\nNUTS on {case.target}: {about} ...", flush=True)
     nuts = race.nuts(subject, jax.random.key(case.seed))
     sampler = ours.sampler
     sampler.draw(key, _MILLION)
-    start = time.perf_counter()
-    jax.block_until_ready(sampler.draw(jax.random.key(1), _MILLION))
-    row = {name: ours.row[name] for name in _READ} | {
-        "true_log_z": posterior.log_z,
-        "nuts": {
-            name: nuts.row[name] for name in ("rate", "first_seconds", "r_hat", "divergences")
-        },
-        "million_seconds": time.perf_counter() - start,
-    }
+    _, million_seconds = timed(lambda: sampler.draw(jax.random.key(1), _MILLION))
+    row = {name: ours.row[name] for name in _READ}
+    row |= {"true_log_z": posterior.target.log_z, "million_seconds": million_seconds}
+    row["nuts"] = {name: nuts.row[name] for name in _READ_OF_NUTS}
     row |= _compare(sampler, race.flat_sites(nuts.samples))
-    _figure(case, posterior, row, ours, nuts)
+    _figure(case, posterior.shown, row, ours, nuts)
     return [row]
 
 
@@ -68,7 +66,7 @@ def _compare(sampler: Any, theirs: dict[str, np.ndarray]) -> Row:
     return dict(worst)
 
 
-def _figure(case: Case, posterior: Posterior, row: Row, *found: race.Found) -> None:
+def _figure(case: Case, shown: tuple[str, ...], row: Row, *found: race.Found) -> None:
     """Saves NAME.png: marginals and pairs of some coordinates."""
     import matplotlib as mpl
 
@@ -76,14 +74,11 @@ def _figure(case: Case, posterior: Posterior, row: Row, *found: race.Found) -> N
     from consistent_samplers import plotting
 
     flat = [race.flat_sites(of.samples) for of in found]
-    ours, nuts = (np.stack([of[name] for name in posterior.shown], axis=1) for of in flat)
+    ours, nuts = (np.stack([of[name] for name in shown], axis=1) for of in flat)
     words: dict[str, Any] = {"label": "one step", "reference_label": "NUTS"}
-    panels = plotting.plot_pairs(ours, nuts, names=posterior.shown, **words)
-    panels[0, 0].figure.suptitle(
-        f"{case.target}: log Z {row['log_z']:.3f} ± {row['log_z_stderr']:.3f} (true "
-        f"{posterior.log_z:.3f}), ESS {row['ess']:.0%}, trained in {row['training_seconds']:.0f} s"
-    )
-    panels[0, 0].figure.savefig(case.settings["output"] / f"{case.target}.png", dpi=110)
+    figure = plotting.plot_pairs(ours, nuts, names=shown, **words)[0, 0].figure
+    figure.suptitle(fill(_TITLE, row | {"target": case.target}))
+    figure.savefig(case.settings["output"] / f"{case.target}.png", dpi=110)
 
 
 BENCHMARK = Benchmark(
@@ -97,18 +92,13 @@ BENCHMARK = Benchmark(
         "--num-steps": (1, "network evaluations a draw"),
     },
     report=Report(
-        doc=__doc__,
-        tables=(
-            Table(
-                """posterior: {target} | dim: {dim} | true log Z: {true_log_z:.3f} |
-                ELBO, base alone: {base_elbo:.3f} |
-                **ELBO**: **{elbo:.3f}** ± {elbo_stderr:.3f} |
-                log Z estimate: {log_z:.3f} ± {log_z_stderr:.3f} | ESS: {ess:.0%} |
-                Pareto k: {pareto_k:.2f} | det J ≤ 0: {folded:.0%} |
-                call of `run` to samples: {call_seconds:.0f} s |
-                effective draws/s: {rate:,.0f} | NUTS effective draws/s: {nuts.rate:,.0f} |
-                seconds of a million draws: {million_seconds:.1f}"""
-            ),
-        ),
+        __doc__,
+        """posterior: {target} | dim: {dim} | true log Z: {true_log_z:.3f} |
+        ELBO, base alone: {base_elbo:.3f} | **ELBO**: **{elbo:.3f}** ± {elbo_stderr:.3f} |
+        log Z estimate: {log_z:.3f} ± {log_z_stderr:.3f} | ESS: {ess:.0%} |
+        Pareto k: {pareto_k:.2f} | det J ≤ 0: {folded:.0%} |
+        call of `run` to samples: {call_seconds:.0f} s | effective draws/s: {rate:,.0f} |
+        NUTS effective draws/s: {nuts.rate:,.0f} |
+        seconds of a million draws: {million_seconds:.1f}""",
     ),
 )

@@ -10,35 +10,33 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
-from numpyro.infer import MCMC, NUTS
+from numpyro.diagnostics import summary
+from numpyro.infer import NUTS
 
 from benchmarks import race
-from benchmarks.case import Benchmark, Case
+from benchmarks.case import Benchmark, Case, Settings
 from benchmarks.models.posteriordb import MODELS
 from benchmarks.process import ROOT
-from benchmarks.report import Report, Row, Table
+from benchmarks.report import Report, Row
 from consistent_samplers.estimate import pareto_smooth
 from consistent_samplers.integrations.numpyro import OneStepMH
 
 FOLDER_VARIABLE = "CONSISTENT_SAMPLERS_POSTERIORDB"
 _DEFAULT_FOLDER = ROOT.parent / "shared" / "reference" / "posteriordb"
-# What "right" is held to: of a weighted draw's moments in reference standard deviations.
-MEAN_TOLERANCE = 0.1
-STD_TOLERANCE = 0.1
+_TOLERANCE = 0.1  # of what is right: errors of moments in reference standard deviations
 _READ = (
     *("dim", "base", "level", "log_z", "log_z_stderr", "elbo", "base_elbo", "ess", "pareto_k"),
     *("call_seconds", "draw_seconds"),
 )
 
 
-def _files(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _files(settings: Settings) -> dict[str, Row]:
     """The references by their models' names."""
     folder = settings["folder"] or Path(os.environ.get(FOLDER_VARIABLE, _DEFAULT_FOLDER))
     references = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
@@ -54,10 +52,8 @@ def _files(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def measure(case: Case) -> list[Row]:
     """One-step draws, chains and NUTS on a posterior, against its reference."""
     reference, model, seed = _files(case.settings)[case.target], MODELS[case.target], case.seed
-    data = {
-        k: np.asarray(v, np.float32) if isinstance(v, list) else v
-        for k, v in reference["data"].items()
-    }
+    given = reference["data"].items()
+    data = {k: np.asarray(v, np.float32) if isinstance(v, list) else v for k, v in given}
     found = race.ours(race.Subject(model, (data,)), jax.random.key(seed))
     sampler = found.sampler
     samples, log_weight = sampler.get_weighted_samples()
@@ -69,7 +65,7 @@ def measure(case: Case) -> list[Row]:
         {name: found.row[name] for name in _READ}
         | one
         | {
-            "right": one["mean_error"] <= MEAN_TOLERANCE and one["std_error"] <= STD_TOLERANCE,
+            "right": all(error <= _TOLERANCE for error in one.values()),
             # By what says whether the weights can correct the draws, and by the look for modes.
             "flagged": not sampler.reweighted or not (explored is None or explored.passed),
             "chains": _chains(OneStepMH(sampler), 0, seed, data, reference, "accept_prob"),
@@ -78,7 +74,7 @@ def measure(case: Case) -> list[Row]:
     ]
 
 
-def columns(samples: dict[str, Any], reference: dict[str, Any]) -> dict[str, np.ndarray]:
+def columns(samples: dict[str, Any], reference: Row) -> dict[str, np.ndarray]:
     """Scalars by the reference's names, such as ``beta[1]``: last axes of the arrays."""
     found = {}
     for name in reference["reference_mean"]:
@@ -88,9 +84,7 @@ def columns(samples: dict[str, Any], reference: dict[str, Any]) -> dict[str, np.
     return found
 
 
-def moment_errors(
-    values: dict[str, np.ndarray], weight: np.ndarray, reference: dict[str, Any]
-) -> dict[str, float]:
+def moment_errors(values: dict[str, np.ndarray], weight: np.ndarray, reference: Row) -> Row:
     """Largest error of a mean, in reference deviations, and of a standard deviation, relative."""
     mean_errors, std_errors = [], []
     for name, value in values.items():
@@ -103,31 +97,25 @@ def moment_errors(
     return {"mean_error": float(np.max(mean_errors)), "std_error": float(np.max(std_errors))}
 
 
-def _chains(
-    kernel: Any, num_warmup: int, seed: int, data: Any, reference: dict[str, Any], field: str
-) -> Row:
+def _chains(kernel: Any, num_warmup: int, seed: int, data: Any, reference: Row, field: str) -> Row:
     """Four chains of 2,500 draws against the reference."""
-    settings = {"num_chains": 4, "chain_method": "vectorized", "progress_bar": False}
-    mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=2_500, **settings)
+    mcmc = race.mcmc_of(kernel, num_warmup, 2_500)
     start = time.perf_counter()
     mcmc.run(jax.random.key(seed + 2), data, extra_fields=(field,))
     values = columns(mcmc.get_samples(group_by_chain=True), reference)
     seconds = time.perf_counter() - start
-    errors, r_hats, sizes = [], [], []
-    for name, value in values.items():
-        size = float(effective_sample_size(value))
-        expected = reference["reference_std"][name]
+    stats, errors = summary(values), []
+    for name, found in stats.items():
         # The reference has an error of its own.
-        error = expected * math.sqrt(1.0 / size + 1.0 / reference["ess_bulk"][name])
-        errors.append(abs(value.mean() - reference["reference_mean"][name]) / error)
-        r_hats.append(float(split_gelman_rubin(value)))
-        sizes.append(size)
+        share = math.sqrt(1.0 / found["n_eff"] + 1.0 / reference["ess_bulk"][name])
+        error = share * reference["reference_std"][name]
+        errors.append(abs(found["mean"] - reference["reference_mean"][name]) / error)
     flat = {name: value.reshape(-1) for name, value in values.items()}
     return {
         "seconds": seconds,
         "error_in_stderr": float(np.max(errors)),
-        "r_hat": float(np.max(r_hats)),
-        "num_effective": float(np.min(sizes)),
+        "r_hat": float(np.max([found["r_hat"] for found in stats.values()])),
+        "num_effective": float(np.min([found["n_eff"] for found in stats.values()])),
         field: float(np.mean(mcmc.get_extra_fields()[field])),
         **moment_errors(flat, np.full(10_000, 1e-4), reference),
     }
@@ -155,20 +143,15 @@ BENCHMARK = Benchmark(
     by=("target",),
     options={"--seed": (0, "of everything"), "--folder": (Path, "of the reference files")},
     report=Report(
-        doc=__doc__,
-        tables=(
-            Table(
-                """posterior: {target} | dim: {dim} | base: {base} | mean error: {mean_error} |
-                std error: {std_error} | right: {right} | flagged: {flagged} |
-                Pareto k: {pareto_k} | ESS: {ess} |
-                ELBO (base alone): {elbo:.3f} ({base_elbo:.3f}) |
-                log Z: {log_z:.3f} ± {log_z_stderr:.2g} | seconds to train: {call_seconds:.0f} |
-                s / 10,000 draws: {draw_seconds} | chains error: {chains.error_in_stderr} |
-                r-hat: {chains.r_hat:.4f} | accepted: {chains.accept_prob} |
-                NUTS mean error: {nuts.mean_error} | NUTS std error: {nuts.std_error} |
-                NUTS error: {nuts.error_in_stderr} | NUTS seconds: {nuts.seconds:.0f}"""
-            ),
-        ),
+        __doc__,
+        """posterior: {target} | dim: {dim} | base: {base} | mean error: {mean_error} |
+        std error: {std_error} | right: {right} | flagged: {flagged} | Pareto k: {pareto_k} |
+        ESS: {ess} | ELBO (base alone): {elbo:.3f} ({base_elbo:.3f}) |
+        log Z: {log_z:.3f} ± {log_z_stderr:.2g} | seconds to train: {call_seconds:.0f} |
+        s / 10,000 draws: {draw_seconds} | chains error: {chains.error_in_stderr} |
+        r-hat: {chains.r_hat:.4f} | accepted: {chains.accept_prob} |
+        NUTS mean error: {nuts.mean_error} | NUTS std error: {nuts.std_error} |
+        NUTS error: {nuts.error_in_stderr} | NUTS seconds: {nuts.seconds:.0f}""",
         summary=_summary,
     ),
 )

@@ -16,6 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # A child imports what its function needs and no more: imports are part of what is timed.
 
 
+def importing() -> dict[str, str]:
+    """This process's environment, in which another one finds the package that runs here."""
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 def isolated(
     function: str,
     given: Mapping[str, Any],
@@ -34,32 +40,15 @@ def isolated(
       limit: seconds, or None.
       variables: of the environment, beside those of this process; "" takes one away.
     """
-    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | dict(variables or {})
-    for name, value in (variables or {}).items():
-        if value == "":
-            del environment[name]
+    changed = dict(variables or {})
+    environment = {k: v for k, v in (importing() | changed).items() if changed.get(k) != ""}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "found.json"
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.process",
-            function,
-            json.dumps(given),
-            str(path),
-        ]
+        path = f"{folder}/found.json"
+        command = [sys.executable, "-m", "benchmarks.process", function, json.dumps(given), path]
+        settings: dict[str, Any] = {"cwd": folder, "env": environment, "timeout": limit}
         begin = time.time()
         try:
-            done = subprocess.run(
-                command,
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=limit,
-                check=False,
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=False, **settings)
         except subprocess.TimeoutExpired:
             seconds = time.time() - begin
             return {"error": f"not done after {limit:.0f} s", "seconds": seconds, "hung": True}
@@ -67,15 +56,11 @@ def isolated(
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "Error" in line.split(":")[0]]
             return {"error": (errors or ["killed"])[-1], "seconds": end - begin}
-        found = json.loads(path.read_text()) or {}
+        found = json.loads(Path(path).read_text()) or {}
         return found | {"seconds": found.pop("end", end) - begin}
 
 
-def _call(function: str, given: str, path: str) -> None:
-    module, _, name = function.partition(":")
-    found = getattr(importlib.import_module(module), name)(**json.loads(given))
-    Path(path).write_text(json.dumps(found))
-
-
 if __name__ == "__main__":
-    _call(*sys.argv[1:])
+    module, _, name = sys.argv[1].partition(":")
+    returned = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
+    Path(sys.argv[3]).write_text(json.dumps(returned))

@@ -34,12 +34,7 @@ class Found(NamedTuple):
 
 
 def ours(
-    subject: Subject,
-    rng_key: Any,
-    effective: float = 0.0,
-    num_samples: int = 10_000,
-    progress_bar: bool = False,
-    **train: Any,
+    subject: Subject, rng_key: Any, effective: float = 0.0, num_samples: int = 10_000, **train: Any
 ) -> Found:
     """Trains and draws, until enough draws are effective; then draws again, with all compiled.
 
@@ -48,8 +43,7 @@ def ours(
       rng_key: key.
       effective: draws to reach; those that `num_samples` has if it is zero.
       num_samples: draws at once, of which the row's evidence is.
-      progress_bar: whether to show progress.
-      **train: settings of `OneStepSampler` or `train_sampler`.
+      **train: settings of `OneStepSampler` or `train_sampler`; without a progress bar if not given.
     """
     from benchmarks import timing
 
@@ -58,7 +52,7 @@ def ours(
 
     import consistent_samplers as cs
 
-    begin, train = time.perf_counter(), train | {"progress_bar": progress_bar}
+    begin, train = time.perf_counter(), {"progress_bar": False} | train
     if isinstance(subject.model, cs.Target):
         trained = cs.train_sampler(rng_key, subject.model, **train)
         sampler: Any = trained
@@ -88,10 +82,8 @@ def ours(
         more = trained.evidence(jax.random.fold_in(rng_key, num_drawn), num)
         num_drawn, reached = num_drawn + num, reached + float(more.ess) * num
     end, seconds = time.time(), time.perf_counter() - begin
-    compiling = timing.covered(events)
-    start = time.perf_counter()
-    jax.block_until_ready(trained.sample(jax.random.fold_in(rng_key, 3), num_samples).log_weight)
-    draw_seconds = time.perf_counter() - start
+    compiling, key = timing.covered(events), jax.random.fold_in(rng_key, 3)
+    _, draw_seconds = timing.timed(lambda: trained.sample(key, num_samples).log_weight)
     rate = float(worth.ess) * num_samples / draw_seconds
     if chains is not None:  # more of their draws take as long again
         reached = min(chains.mixing.bulk, chains.mixing.tail)
@@ -130,6 +122,14 @@ def figures(worth: Any) -> Row:
     return row | {"folded": None if worth.folded is None else float(worth.folded)}
 
 
+def mcmc_of(kernel: Any, num_warmup: int, num_samples: int) -> Any:
+    """NumPyro's `MCMC` of `CHAINS` vectorised chains."""
+    from numpyro.infer import MCMC
+
+    settings = {"num_chains": CHAINS, "chain_method": "vectorized", "progress_bar": False}
+    return MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, **settings)
+
+
 def nuts(
     subject: Subject,
     rng_key: Any,
@@ -152,43 +152,36 @@ def nuts(
     """
     import jax
     from numpyro.diagnostics import summary
-    from numpyro.infer import MCMC, NUTS
+    from numpyro.infer import NUTS
 
-    key, key_start = jax.random.split(rng_key)
-    target = subject.model if hasattr(subject.model, "log_density") else None
-    start = None
-    if target is not None:
+    (key, key_start), start, target = jax.random.split(rng_key), None, subject.model
+    if hasattr(target, "log_density"):
         kernel = NUTS(potential_fn=lambda x: -target.log_density(x))
         start = jax.random.uniform(key_start, (CHAINS, target.dim), minval=-2.0, maxval=2.0)
     else:
-        kernel = NUTS(subject.model)
-    settings = {"num_chains": CHAINS, "chain_method": "vectorized", "progress_bar": False}
-    mcmc = MCMC(kernel, num_warmup=warm_up, num_samples=block, **settings)
+        kernel = NUTS(target)
+    mcmc = mcmc_of(kernel, warm_up, block)
     blocks: list[Any] = []
     seconds: list[float] = []
     reached, divergences, begin = 0.0, 0, time.time()
     while len(blocks) < 2 or reached < enough:
         now, fields = time.perf_counter(), {"extra_fields": ("diverging",), "init_params": start}
-        mcmc.run(
-            key if not blocks else mcmc.last_state.rng_key,
-            *subject.args,
-            **fields,
-            **subject.kwargs,
-        )
+        key = mcmc.last_state.rng_key if blocks else key
+        mcmc.run(key, *subject.args, **fields, **subject.kwargs)
         blocks.append(jax.tree.map(np.asarray, mcmc.get_samples(group_by_chain=True)))
         seconds.append(time.perf_counter() - now)
         divergences += int(mcmc.get_extra_fields()["diverging"].sum())
         mcmc.post_warmup_state = mcmc.last_state
         sites = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *blocks)
-        stats = summary(sites if isinstance(sites, dict) else {"x": sites})
+        sites = sites if isinstance(sites, dict) else {"x": sites}
+        stats = summary(sites)
         reached = min(float(np.nanmin(site["n_eff"])) for site in stats.values())
     # The least of them: the second block may find something to compile, too.
     each, per_block = min(seconds[1:]), reached / len(blocks)
     missing = max(effective / per_block - 1.0, 0.0)
-    total = seconds[0] + missing * each
     row = {
-        "end": begin + total,
-        "call_seconds": total,
+        "end": begin + seconds[0] + missing * each,
+        "call_seconds": seconds[0] + missing * each,
         "first_seconds": seconds[0],
         "block_seconds": each,
         "draws": CHAINS * block * len(blocks),
@@ -198,7 +191,6 @@ def nuts(
         "r_hat": max(float(np.nanmax(site["r_hat"])) for site in stats.values()),
         "divergences": divergences,
     }
-    sites = sites if isinstance(sites, dict) else {"x": sites}
     return Found(row, mcmc, {k: v.reshape(-1, *v.shape[2:]) for k, v in sites.items()})
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import case
-from benchmarks.report import Row, fill
+from benchmarks.report import Row, fill, value_at
 
 _SPAN = re.compile(r"(<!-- from: (.*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 _FIRST = re.compile(r"^ {0,3}<!-- from: (?!\S+ table).*? -->", re.MULTILINE)
@@ -48,7 +48,9 @@ def run(check: bool = False, paths: Iterable[Path] | None = None) -> list[str]:
     def compare(path: Path, new: str) -> None:
         old = path.read_text() if path.is_file() else ""
         if new != old:
-            differ.append(f"{path.name}: {_first_difference(old, new)}")
+            pairs = zip(old.splitlines(), new.splitlines(), strict=False)
+            was, to_be = next(((a, b) for a, b in pairs if a != b), ("", "its end"))
+            differ.append(f"{path.name}: {was.strip()[:70]!r} should be {to_be.strip()[:70]!r}")
             if not check:
                 path.write_text(new)
 
@@ -101,25 +103,13 @@ def content(what: str) -> str:
 def _value(summary: Row, rows: list[Row], path: str) -> Any:
     if path in summary:
         return summary[path]
-    named, *fields = path.split(".")
+    named, _, fields = path.partition(".")
     wanted = named.split("@")
-    for row in rows:
-        if [str(row.get(name)) for name in _NAMED[: len(wanted)]] == wanted:
-            value: Any = row
-            for field in fields:
-                value = value.get(field) if isinstance(value, dict) else None
-            if value is not None:
-                return value
-    return None
+    named_so = (row for row in rows if [str(row.get(k)) for k in _NAMED[: len(wanted)]] == wanted)
+    return next((found for row in named_so if (found := value_at(row, fields)) is not None), None)
 
 
 def _report(name: str) -> Any:
     from benchmarks.__main__ import benchmark_of
 
     return benchmark_of(name).report
-
-
-def _first_difference(old: str, new: str) -> str:
-    pairs = zip(old.splitlines(), new.splitlines(), strict=False)
-    found = next(((a, b) for a, b in pairs if a != b), ("", "its end"))
-    return f"{found[0].strip()[:70]!r} should be {found[1].strip()[:70]!r}"

@@ -1,9 +1,11 @@
 """Targets of the benchmarks: how each is built, where samplers start, what is known of it."""
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -49,16 +51,16 @@ class Entry:
 
 
 def _gmm9_modes(x: Array) -> Array:
-    places = (-5.0, 0.0, 5.0)
-    return nearest_mode(x, jnp.array([(a, b) for a in places for b in places]))
+    return nearest_mode(x, jnp.array(list(itertools.product((-5.0, 0.0, 5.0), repeat=2))))
 
 
 def _gmm40_modes(x: Array) -> Array:
     return nearest_mode(x, jnp.asarray(_field_uniform((40, x.shape[1]), 40.0)))
 
 
-def _well_modes(x: Array) -> Array:
-    return sign_modes(x, 5)
+def _wells(dim: int, separation: float) -> Entry:
+    build = partial(cs.targets.double_wells, dim, 5, separation)
+    return Entry(build, 2.0, labels=lambda x: sign_modes(x, 5), num_modes=32)
 
 
 TARGETS: dict[str, Entry] = {
@@ -68,12 +70,8 @@ TARGETS: dict[str, Entry] = {
     "rings": Entry(cs.targets.rings, 3.0),
     "image": Entry(cs.targets.image, 2.0),
     "funnel": Entry(cs.targets.funnel),
-    "mw54": Entry(
-        lambda: cs.targets.double_wells(5, 5, 4.0), 2.0, labels=_well_modes, num_modes=32
-    ),
-    "mw52": Entry(
-        lambda: cs.targets.double_wells(50, 5, 2.0), 2.0, labels=_well_modes, num_modes=32
-    ),
+    "mw54": _wells(5, 4.0),
+    "mw52": _wells(50, 2.0),
     "many_well": Entry(cs.targets.many_well, 2.0),
     "student_t_mixture": Entry(cs.targets.student_t_mixture, 8.0),
     "rosenbrock": Entry(cs.targets.rosenbrock, 1.5),
@@ -101,10 +99,9 @@ def build_base(entry: Entry, target: Target) -> tuple[GaussianBase, str]:
     if entry.prior_scale is None:
         base = cs.bases.fit_gaussian(jax.random.key(_BASE_SEED), target)
         return base, f"Gaussian fitted by reverse KL (key {_BASE_SEED})"
-    scale = entry.prior_scale
-    base = cs.bases.standard_normal(target.dim, scale)
+    base = cs.bases.standard_normal(target.dim, entry.prior_scale)
     base = dataclasses.replace(base, loc=jnp.full(target.dim, entry.prior_loc))
-    return base, f"N({entry.prior_loc:.4g}, {scale:.4g}² I)"
+    return base, f"N({entry.prior_loc:.4g}, {entry.prior_scale:.4g}² I)"
 
 
 def reference_draws(

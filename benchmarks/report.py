@@ -22,23 +22,34 @@ def goal(value: float, sense: str, limit: float) -> Row:
     return {"sense": sense, "limit": limit, "met": bool(met)}
 
 
+def grouped(rows: Iterable[Row], *by: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of some of their fields, in the order that these first come in."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(name) for name in by), []).append(row)
+    return found
+
+
 def wide(rows: Iterable[Row], across: str = "method") -> list[Row]:
     """One row a target (and seed), which holds the rows of its methods by their names."""
-    found: dict[Any, Row] = {}
-    for row in rows:
-        key = (row["target"], row.get("seed"))
-        found.setdefault(key, {"target": row["target"]})[row[across]] = row
-    return list(found.values())
+    return [
+        {"target": target} | {row[across]: row for row in of}
+        for (target, _), of in grouped(rows, "target", "seed").items()
+    ]
+
+
+def value_at(row: Any, path: str) -> Any:
+    """What a row holds at a dotted name such as ``nuts.seconds``; None if nothing."""
+    for name in path.split("."):
+        row = row.get(name) if isinstance(row, Mapping) else None
+    return row
 
 
 class _Cells(string.Formatter):
     """Formats with dotted names such as ``{nuts.seconds:.0f}``; what is missing is empty."""
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
-        value: Any = kwargs
-        for name in field_name.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return value, field_name
+        return value_at(kwargs, field_name), field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if isinstance(value, bool):
@@ -47,6 +58,8 @@ class _Cells(string.Formatter):
             value = float(value)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
+        if isinstance(value, str):
+            return format({"<=": "≤", ">=": "≥"}.get(value, value), format_spec)
         if isinstance(value, list | tuple):
             return ", ".join(self.format_field(part, format_spec) for part in value)
         if isinstance(value, float) and not format_spec:
@@ -115,17 +128,25 @@ class Report:
 
     Attributes:
       doc: title and text of the page, as a module's docstring has them.
-      words: below it, with the summary's values in braces.
-      tables: the first one also says on the screen what was measured.
+      table: also says on the screen what was measured; a template alone is one of all rows.
+      words: below the text, with the summary's values in braces.
       summary: ``rows -> values`` for the words, and for README and documentation.
       figure: ``rows -> figure`` or None.
+      more: tables below the first one.
     """
 
     doc: str
-    tables: tuple[Table, ...]
+    table: str | Table
     words: str = ""
     summary: Callable[[Sequence[Row]], Row] = lambda rows: {}
     figure: Callable[[Sequence[Row]], Any] | None = None
+    more: tuple[Table, ...] = ()
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables."""
+        first = Table(self.table) if isinstance(self.table, str) else self.table
+        return (first, *self.more)
 
     def values(self, rows: Sequence[Row]) -> Row:
         """The summary, and how many goals are met."""

@@ -6,23 +6,18 @@ everything is compiled. Memory is the largest resident set, of which a process t
 package holds the first part.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from benchmarks.case import Benchmark, Case
+from benchmarks.case import Benchmark, Case, Settings
 from benchmarks.hierarchical import measured
-from benchmarks.report import Report, Row, Table
+from benchmarks.report import Report, Row
 
 _READ = ("ess", "pareto_k", "route", "level", "seconds", "draw_seconds", "peak_bytes", "error")
 
 
-def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
-    if min(settings["dims"]) < 3:
-        raise ValueError(
-            f"A dimension is two globals and the members; got {min(settings['dims'])}."
-        )
-    for name in settings["names"]:
-        yield Case(name, seed=settings["seed"], settings=settings)
+def names(settings: Settings) -> list[str]:
+    """The dimensions."""
+    if (least := min(settings["dims"])) < 3:
+        raise ValueError(f"A dimension is two globals and the members; got {least}.")
+    return list(map(str, settings["dims"]))
 
 
 def measure(case: Case) -> list[Row]:
@@ -37,8 +32,7 @@ def measure(case: Case) -> list[Row]:
 
 BENCHMARK = Benchmark(
     name="sizes",
-    names=lambda settings: list(map(str, settings["dims"])),
-    cases=_cases,
+    names=names,
     measure=measure,
     options={
         "--dims": ((100, 300, 1_000, 3_000, 10_000), "dimensions"),
@@ -46,13 +40,9 @@ BENCHMARK = Benchmark(
         "--seed": (0, "of every run"),
     },
     report=Report(
-        doc=__doc__,
-        tables=(
-            Table(
-                """d: {target} | ESS: {ess:.2f} | k: {pareto_k:.2f} | route: {route} |
-                level: {level} | seconds: {seconds:.0f} |
-                microseconds a draw: {microseconds:.1f} | memory, MiB: {mebibytes:.0f}"""
-            ),
-        ),
+        __doc__,
+        """d: {target} | ESS: {ess:.2f} | k: {pareto_k:.2f} | route: {route} | level: {level} |
+        seconds: {seconds:.0f} | microseconds a draw: {microseconds:.1f} |
+        memory, MiB: {mebibytes:.0f}""",
     ),
 )

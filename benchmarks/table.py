@@ -10,8 +10,7 @@ import functools
 import json
 import math
 import shlex
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ import numpy as np
 
 import consistent_samplers as cs
 from benchmarks import registry
-from benchmarks.case import Benchmark, Case
+from benchmarks.case import Benchmark, Case, Settings
 from benchmarks.methods import METHODS, Sampler, Trainer
 from benchmarks.process import isolated
 from benchmarks.registry import TARGETS, Entry
-from benchmarks.report import Report, Row, Table, cell, number
+from benchmarks.report import Report, Row, Table, cell, grouped, number
+from benchmarks.timing import timed
 from consistent_samplers import diagnostics
 from consistent_samplers.types import Array, Draws
 from consistent_samplers.types import Method as Transitions
@@ -62,7 +62,7 @@ _ROWS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
+def _cases(settings: Settings, rows: list[Row]) -> Iterator[Case]:
     name, full = settings["name"], settings["budget_set"] == "full"
     if name == "row":
         for target in settings["names"]:
@@ -71,8 +71,8 @@ def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
             given = {**settings, "steps": steps, "jobs": 1}
             yield Case(target, settings["method"], budget, settings["seed"], given)
         return
-    for target, methods in _ROWS[name].items():
-        for of in methods if target in settings["names"] else ():
+    for target in settings["names"]:
+        for of in _ROWS[name].get(target, ()):
             method = METHODS[of]
             steps, num = method.steps if full else method.quick, method.iterations[full]
             if name == "kernels":
@@ -87,9 +87,7 @@ def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
 def iterations_of(budget: str) -> int:
     """Reads "2000" or "2000it"."""
     if not (text := budget.removesuffix("it")).isdigit() or int(text) < 1:
-        raise ValueError(
-            f'A budget is a number of iterations ("2000" or "2000it"), got {budget!r}.'
-        )
+        raise ValueError(f'A budget is a number of iterations ("2000", "2000it"), got {budget!r}.')
     return int(text)
 
 
@@ -108,9 +106,9 @@ def command(case: Case) -> str:
 
 def measure(case: Case) -> list[Row]:
     """The lines of a row, from a process of its own where it is one of a table."""
-    given: Row = {name: case.settings[name] for name in ("steps", "seeds", "num_samples")}
-    given |= {"target": case.target, "method": case.method, "seed": case.seed}
-    given["iterations"] = iterations_of(case.budget)
+    given: Row = {"target": case.target, "method": case.method, "seed": case.seed}
+    given |= {"iterations": iterations_of(case.budget), "num": case.settings["num_samples"]}
+    given |= {name: case.settings[name] for name in ("steps", "seeds")}
     if case.settings["name"] == "row":
         return lines(**given)["lines"]
     found = isolated("benchmarks.table:lines", given)
@@ -118,13 +116,7 @@ def measure(case: Case) -> list[Row]:
 
 
 def lines(
-    target: str,
-    method: str,
-    iterations: int,
-    seed: int,
-    steps: Sequence[int],
-    seeds: int,
-    num_samples: int,
+    target: str, method: str, iterations: int, seed: int, steps: Sequence[int], seeds: int, num: int
 ) -> dict[str, list[Row]]:
     """Trains and measures a method: a line for each number of steps and kind of weights.
 
@@ -150,27 +142,22 @@ def lines(
                 position = sampler.chains(key, _NUM_POINTS)
                 found.append(common | distances(position, entry, reference))
             for of in sampler.methods:
-                row, draws = evidence(key, sampler, built, num_samples, num_steps, of)
+                row, draws = evidence(key, sampler, num, num_steps, of)
                 row |= distances(draws.position[:_NUM_POINTS], entry, reference)
                 found.append(common | row)
     return {"lines": [about | line for line in summarised(found, ("num_steps", "bound"), _METRICS)]}
 
 
 def evidence(
-    rng_key: Array,
-    sampler: Sampler,
-    target: cs.Target,
-    num_samples: int,
-    num_steps: int,
-    method: Transitions,
+    rng_key: Array, sampler: Sampler, num: int, num_steps: int, method: Transitions
 ) -> tuple[Row, Draws]:
     """Evidence of one kind of transitions at one number of steps, and the draws behind it."""
     key_compile, key_draw, key_reverse = jax.random.split(rng_key, 3)
+    target = sampler.trained.target
     draw = functools.partial(sampler.trained.sample, method=method)
-    jax.block_until_ready(draw(key_compile, num_samples, num_steps))
-    start = time.perf_counter()
-    draws = jax.block_until_ready(draw(key_draw, num_samples, num_steps))
-    row: Row = {"bound": draws.bound, "sampling_seconds": time.perf_counter() - start}
+    jax.block_until_ready(draw(key_compile, num, num_steps))
+    draws, seconds = timed(lambda: draw(key_draw, num, num_steps))
+    row: Row = {"bound": draws.bound, "sampling_seconds": seconds}
     try:
         e = cs.evidence(draws)
     except ValueError as error:  # weights that cannot be used
@@ -184,12 +171,9 @@ def evidence(
     reversible = method == "path" or (method == "map" and num_steps <= _MAX_INVERTED_STEPS)
     if target.sample is not None and reversible:
         exact = target.sample(jax.random.key(2**21), _NUM_REVERSED)
-        log_weight = np.asarray(
-            sampler.trained.sampler_for(num_steps, method).log_weight(
-                key_reverse, target, exact, num_steps, method=method
-            ),
-            np.float64,
-        )
+        weigh = sampler.trained.sampler_for(num_steps, method).log_weight
+        found = weigh(key_reverse, target, exact, num_steps, method=method)
+        log_weight = np.asarray(found, np.float64)
         if not (missing := np.isnan(log_weight)).all():
             row["eubo"] = float(log_weight[~missing].mean())
     return row, draws
@@ -218,11 +202,8 @@ def summarised(rows: Sequence[Row], by: Sequence[str], metrics: Sequence[str]) -
     There is no standard error with a single seed. A metric that a seed lacks is None as well: a
     mean over the seeds that went well would flatter.
     """
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
     summary = []
-    for values, group in groups.items():
+    for values, group in grouped(rows, *by).items():
         line = group[0] | dict(zip(by, values, strict=True)) | {"num_seeds": len(group)}
         for metric in metrics:
             found = [row.get(metric) for row in group]
@@ -239,16 +220,14 @@ def summarised(rows: Sequence[Row], by: Sequence[str], metrics: Sequence[str]) -
 # --- Published figures and the report -----------------------------------------------------------
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published.json").read_text())
+_LABELS = ("target", "method", "num_steps")
+_FIGURES: dict[Any, list[Any]] = grouped(PUBLISHED["figures"], *_LABELS)
 _PUBLISHED_NAMES = {"log_z_error": "abs_error_log_z"}
 
 
 def published(target: str, method: str, num_steps: int | None) -> Row | None:
     """The published figure of a method; one whose number of steps is not stated does not match."""
-    wanted = (target, method, num_steps)
-    found = (
-        f for f in PUBLISHED["figures"] if (f["target"], f["method"], f["num_steps"]) == wanted
-    )
-    return next(found, None)
+    return _FIGURES.get((target, method, num_steps), [None])[0]
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:
@@ -269,37 +248,28 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
 
 def _others(rows: Sequence[Row]) -> list[Row]:
     """Published figures that stand beside no row."""
-    here = {(row["target"], row["method"], row.get("num_steps")) for row in rows}
-    targets = {row["target"] for row in rows}
+    here, targets = grouped(rows, *_LABELS), {row["target"] for row in rows}
+    known = {*_LABELS, "source"}
     return [
-        figure | {"values": ", ".join(f"{k} {v}" for k, v in figure.items() if k not in _LABELS)}
-        for figure in PUBLISHED["figures"]
-        if figure["target"] in targets
-        and (figure["target"], figure["method"], figure["num_steps"]) not in here
+        figure | {"values": ", ".join(f"{k} {v}" for k, v in figure.items() if k not in known)}
+        for key, figures in _FIGURES.items()
+        if key[0] in targets and key not in here
+        for figure in figures
     ]
 
 
-_LABELS = ("target", "method", "num_steps", "source")
+def _listed(kind: str) -> str:
+    return "; ".join(f"{key}: {text}" for key, text in PUBLISHED[kind].items())
 
 
 def _figure(rows: Sequence[Row]) -> Any:
     from benchmarks.figures import lines
 
-    first: dict[Any, Row] = {}
-    for row in rows:
-        level = row["method"] in ("base", "nuts")
-        steps = None if level else row.get("num_steps")
-        first.setdefault(
-            (row["target"], row["method"], steps), row | {"network evaluations": steps}
-        )
-    return lines(
-        list(first.values()),
-        panel="target",
-        x="network evaluations",
-        y="sinkhorn",
-        line="method",
-        ylabel="Sinkhorn cost (lower is better)",
-    )
+    points = [
+        (target, method, None if method in ("base", "nuts") else steps, first.get("sinkhorn"))
+        for (target, method, steps), (first, *_) in grouped(rows, *_LABELS).items()
+    ]
+    return lines(points, "network evaluations", "Sinkhorn cost (lower is better)")
 
 
 BENCHMARK = Benchmark(
@@ -321,27 +291,24 @@ BENCHMARK = Benchmark(
     file=lambda settings: f"table-{settings['name']}",
     command=command,
     report=Report(
-        doc=__doc__,
-        words=PUBLISHED["note"],
-        tables=(
-            Table(
-                """target: {target} | method: {method} | NFE: {num_steps} |
-                weights: {bound} {note} | ELBO: {elbo} | EUBO: {eubo} |
-                abs. error of log Z: {log_z_error} | ESS: {ess} | folded: {folded} |
-                Sinkhorn: {sinkhorn} | modes missed: {num_missed_modes} |
-                training s: {training_seconds} | drawing s: {sampling_seconds}""",
-                rows=_shown,
-            ),
+        __doc__,
+        Table(
+            """target: {target} | method: {method} | NFE: {num_steps} | weights: {bound} {note} |
+            ELBO: {elbo} | EUBO: {eubo} | abs. error of log Z: {log_z_error} | ESS: {ess} |
+            folded: {folded} | Sinkhorn: {sinkhorn} | modes missed: {num_missed_modes} |
+            training s: {training_seconds} | drawing s: {sampling_seconds}""",
+            rows=_shown,
+        ),
+        PUBLISHED["note"],
+        figure=_figure,
+        more=(
             Table(
                 """target: {target} | method: {method} | NFE: {num_steps} | source: {source} |
                 figures: {values}""",
                 "Published, with no row of the same kind above",
-                "; ".join(f"{key}: {text}" for key, text in PUBLISHED["sources"].items())
-                + ". Warnings: "
-                + "; ".join(f"{key}: {text}" for key, text in PUBLISHED["warnings"].items()),
+                f"{_listed('sources')}. Warnings: {_listed('warnings')}",
                 _others,
             ),
         ),
-        figure=_figure,
     ),
 )

@@ -10,8 +10,14 @@ import numpy as np
 
 # Calls of a short function are repeated for so many seconds a turn: a single one would pay for the
 # caches that the function before it has emptied.
-_SHORTEST = 0.05
-_MOST_CALLS = 100
+_SHORTEST, _MOST_CALLS = 0.05, 100
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """What a function returns, waited for, and the seconds that it took."""
+    start = time.perf_counter()
+    found = jax.block_until_ready(function())
+    return found, time.perf_counter() - start
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
@@ -20,17 +26,14 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict
     What they return is waited for. Of a short one a turn is several calls, and its seconds a mean.
     """
 
-    def timed(function: Callable[[], Any], calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            jax.block_until_ready(function())
-        return (time.perf_counter() - start) / calls
+    def mean(function: Callable[[], Any], calls: int) -> float:
+        return timed(lambda: [jax.block_until_ready(function()) for _ in range(calls)])[1] / calls
 
     calls = {}
     for name, function in functions.items():
         jax.block_until_ready(function())
-        calls[name] = min(_MOST_CALLS, math.ceil(_SHORTEST / max(timed(function, 1), 1e-9)))
-    turns = [{name: timed(f, calls[name]) for name, f in functions.items()} for _ in range(rounds)]
+        calls[name] = min(_MOST_CALLS, math.ceil(_SHORTEST / max(mean(function, 1), 1e-9)))
+    turns = [{name: mean(f, calls[name]) for name, f in functions.items()} for _ in range(rounds)]
     return {name: np.array([turn[name] for turn in turns]) for name in functions}
 
 

@@ -28,6 +28,7 @@ from benchmarks import (
 )
 from benchmarks.methods import Trainer
 from benchmarks.models import honest, regressions
+from benchmarks.truth import judged
 
 GRID = [(a, b) for a in (-5.0, 0.0, 5.0) for b in (-5.0, 0.0, 5.0)]
 
@@ -136,7 +137,7 @@ def test_rows_are_strict_json_and_keep_infinities(tmp_path):
 def _benchmark(measure, **more):
     shown = report.Table("target: {target} | found: {found:.1f}@found")
     words, summary = "{met} of {goals} met, {most}.", lambda rows: {"most": 7}
-    about = report.Report("Toys.\n\nMany.\n", (shown,), words, summary)
+    about = report.Report("Toys.\n\nMany.\n", shown, words, summary)
     names = lambda settings: ["a", "b", "c"]  # noqa: E731
     options = {"--size": (1, "of it"), "--loud": (False, "or not")}
     return case.Benchmark("toy", names, measure, about, options=options, **more)
@@ -221,7 +222,7 @@ def test_base_weights_are_importance_weights():
     base, words = registry.build_base(entry, target)
     assert "1.5²" in words
     sampler = Trainer("base", target, base, 1, (1,)).train(0)
-    row, draws = table.evidence(jax.random.key(0), sampler, target, 4_000, 1, "map")
+    row, draws = table.evidence(jax.random.key(0), sampler, 4_000, 1, "map")
     expected = target.log_density(draws.position[0]) - jnp.sum(
         jax.scipy.stats.norm.logpdf(draws.position[0], scale=1.5)
     )
@@ -442,7 +443,7 @@ def test_a_field_case_is_judged_by_truth_and_verdict():
     off = {"quantiles": {"x": ([-1.0, 0.0, 1.0, 2.0, 3.3], [0.0, 0.0, 0.0, 0.0, 0.05])}}
 
     def outcome(truth=truth, **changes):
-        return field.judged(right | changes, truth)["outcome"]
+        return judged(right | changes, truth)["outcome"]
 
     assert outcome() == "right"
     assert outcome(level="not to be used") == "cried wolf"
@@ -455,10 +456,10 @@ def test_a_field_case_is_judged_by_truth_and_verdict():
     assert outcome(**off, distrusted=["x"], level="not to be used") == "flagged"
     assert outcome(truth={"improper": True}) == "silently wrong"
     assert outcome(truth={}) == "no truth"
-    assert field.judged({"error": "TypeError: x"}, {"improper": True})["outcome"] == "crash"
-    assert field.judged({"error": "ValueError: x"}, {"improper": True})["outcome"] == "flagged"
+    assert judged({"error": "TypeError: x"}, {"improper": True})["outcome"] == "crash"
+    assert judged({"error": "ValueError: x"}, {"improper": True})["outcome"] == "flagged"
     row = right | {"target": "a", "dim": 2, "ess": 0.5, "pareto_k": "inf", "route": "base"}
-    rows = [row | field.judged(right, truth) | {"seconds": 1.0}]
+    rows = [row | judged(right, truth) | {"seconds": 1.0}]
     rows.append({"target": "b", "error": "boom", "outcome": "crash", "seconds": 2.0})
     text = field.BENCHMARK.report.text(rows)
     assert "silently wrong: 0, crash: 1" in text and "| a | 2 | 0 | 0.03 ± 0.001 |" in text

@@ -1,12 +1,15 @@
 """Models of which each user has many data sets, and what simulates these."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro
 import numpyro.distributions as dist
+from numpyro import plate, sample
+
+from benchmarks.models.regressions import groups, regression
 
 
 class Family(NamedTuple):
@@ -17,29 +20,9 @@ class Family(NamedTuple):
     num_rows: int | tuple[int, int]
 
 
-def _schools(sigma: Any, y: Any = None) -> None:
-    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
-    with numpyro.plate("schools", sigma.shape[0]):
-        theta = numpyro.sample("theta", dist.Normal(mu, tau))
-        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
-def _standard_errors(rng_key: Any, num_rows: int) -> Any:
-    return (jax.random.uniform(rng_key, (num_rows,), minval=8.0, maxval=20.0),), {}
-
-
-def _logistic(X: Any, y: Any = None) -> None:
-    b = numpyro.sample("b", dist.Normal(jnp.zeros(X.shape[1]), 1.0).to_event(1))
-    with numpyro.plate("rows", X.shape[0]):
-        numpyro.sample("y", dist.Bernoulli(logits=X @ b), obs=y)
-
-
-def _regression(X: Any, y: Any = None) -> None:
-    b = numpyro.sample("b", dist.Normal(jnp.zeros(X.shape[1]), 1.0).to_event(1))
-    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
-    with numpyro.plate("rows", X.shape[0]):
-        numpyro.sample("y", dist.Normal(X @ b, sigma), obs=y)
+def _uniform(low: float, high: float) -> Callable[..., Any]:
+    """One covariate."""
+    return lambda key, num: ((jax.random.uniform(key, (num,), minval=low, maxval=high),), {})
 
 
 def _some_columns(num_columns: int) -> Callable[..., Any]:
@@ -55,15 +38,11 @@ def _some_columns(num_columns: int) -> Callable[..., Any]:
 
 
 def _poisson(exposure: Any, y: Any = None) -> None:
-    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
-    with numpyro.plate("groups", exposure.shape[0]):
-        rate = numpyro.sample("rate", dist.Normal(mu, tau))
-        numpyro.sample("y", dist.Poisson(exposure * jnp.exp(rate)), obs=y)
-
-
-def _exposures(rng_key: Any, num_rows: int) -> Any:
-    return (jax.random.uniform(rng_key, (num_rows,), minval=0.5, maxval=5.0),), {}
+    mu = sample("mu", dist.Normal(0.0, 1.0))
+    tau = sample("tau", dist.HalfNormal(1.0))
+    with plate("groups", exposure.shape[0]):
+        rate = sample("rate", dist.Normal(mu, tau))
+        sample("y", dist.Poisson(exposure * jnp.exp(rate)), obs=y)
 
 
 class _Wald(dist.Distribution):
@@ -96,47 +75,42 @@ class _Wald(dist.Distribution):
 
 
 def _diffusion(fast: Any, y: Any = None) -> None:
-    drift = numpyro.sample("drift", dist.LogNormal(jnp.zeros(2), 0.5).to_event(1))
-    threshold = numpyro.sample("threshold", dist.LogNormal(0.3, 0.3))
-    delay = numpyro.sample("delay", dist.LogNormal(-1.5, 0.3))
-    with numpyro.plate("trials", fast.shape[0]):
-        numpyro.sample("y", _Wald(drift[fast], threshold, delay), obs=y)
-
-
-def _conditions(rng_key: Any, num_rows: int) -> Any:
-    return (jax.random.bernoulli(rng_key, 0.5, (num_rows,)).astype(int),), {}
+    drift = sample("drift", dist.LogNormal(jnp.zeros(2), 0.5).to_event(1))
+    threshold = sample("threshold", dist.LogNormal(0.3, 0.3))
+    delay = sample("delay", dist.LogNormal(-1.5, 0.3))
+    with plate("trials", fast.shape[0]):
+        sample("y", _Wald(drift[fast], threshold, delay), obs=y)
 
 
 def _dose(dose: Any, y: Any = None) -> None:
-    top = numpyro.sample("top", dist.LogNormal(0.0, 0.5))
-    half = numpyro.sample("half", dist.Normal(0.0, 1.0))  # log dose of half the effect
-    slope = numpyro.sample("slope", dist.LogNormal(0.5, 0.4))
-    sigma = numpyro.sample("sigma", dist.HalfNormal(0.3))
-    with numpyro.plate("wells", dose.shape[0]):
+    top = sample("top", dist.LogNormal(0.0, 0.5))
+    half = sample("half", dist.Normal(0.0, 1.0))  # log dose of half the effect
+    slope = sample("slope", dist.LogNormal(0.5, 0.4))
+    sigma = sample("sigma", dist.HalfNormal(0.3))
+    with plate("wells", dose.shape[0]):
         effect = top * jax.nn.sigmoid(slope * (dose - half))
-        numpyro.sample("y", dist.Normal(effect, 0.02 + sigma), obs=y)
-
-
-def _doses(rng_key: Any, num_rows: int) -> Any:
-    return (jax.random.uniform(rng_key, (num_rows,), minval=-3.0, maxval=3.0),), {}
+        sample("y", dist.Normal(effect, 0.02 + sigma), obs=y)
 
 
 def _mixture(num_rows: Any, y: Any = None) -> None:
-    loc = numpyro.sample("loc", dist.Normal(jnp.zeros(2), 3.0).to_event(1))
-    share = numpyro.sample("share", dist.Beta(5.0, 5.0))
-    with numpyro.plate("rows", num_rows):
+    loc = sample("loc", dist.Normal(jnp.zeros(2), 3.0).to_event(1))
+    share = sample("share", dist.Beta(5.0, 5.0))
+    with plate("rows", num_rows):
         weights = dist.Categorical(probs=jnp.stack([share, 1.0 - share]))
-        numpyro.sample("y", dist.MixtureSameFamily(weights, dist.Normal(loc, 1.0)), obs=y)
+        sample("y", dist.MixtureSameFamily(weights, dist.Normal(loc, 1.0)), obs=y)
 
 
+_LOGISTIC = partial(regression, family="logistic")
 FAMILIES = {
-    "schools": Family(_schools, _standard_errors, (8, 30)),
-    "logistic": Family(_logistic, _some_columns(10), (20, 200)),
-    "logistic_40x6": Family(_logistic, lambda k, n: ((jax.random.normal(k, (n, 6)),), {}), 40),
-    "regression": Family(_regression, _some_columns(6), (10, 100)),
-    "poisson": Family(_poisson, _exposures, (8, 30)),
-    "diffusion": Family(_diffusion, _conditions, (30, 150)),
-    "dose": Family(_dose, _doses, (8, 40)),
+    "schools": Family(groups, _uniform(8.0, 20.0), (8, 30)),
+    "logistic": Family(_LOGISTIC, _some_columns(10), (20, 200)),
+    "logistic_40x6": Family(_LOGISTIC, lambda k, n: ((jax.random.normal(k, (n, 6)),), {}), 40),
+    "regression": Family(regression, _some_columns(6), (10, 100)),
+    "poisson": Family(_poisson, _uniform(0.5, 5.0), (8, 30)),
+    "diffusion": Family(
+        _diffusion, lambda k, n: ((jax.random.bernoulli(k, 0.5, (n,)).astype(int),), {}), (30, 150)
+    ),
+    "dose": Family(_dose, _uniform(-3.0, 3.0), (8, 40)),
     "mixture": Family(_mixture, lambda k, n: ((n,), {}), (20, 60)),
 }
 """Families by the names of the rows."""

@@ -12,15 +12,16 @@ from jax.scipy import stats
 from jax.scipy.special import gammaln, logsumexp
 
 import consistent_samplers as cs
-from consistent_samplers.bases import GaussianBase, MixtureBase
+from consistent_samplers.bases import GaussianBase
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, PRNGKey
 
-_LogProb: TypeAlias = Callable[[Array], Array]
+_Base: TypeAlias = Callable[[PRNGKey, Target], Any]
+_FREE = {"monotonicity_weight": 0.0, "learning_rate": 3e-2}  # nothing keeps the map from folding
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Plan:
     """Runs of one kind.
 
     Attributes:
@@ -33,50 +34,45 @@ class Case:
     """
 
     target: Target
-    base: Callable[[PRNGKey, Target], Any]
+    base: _Base
     fails: str = ""
     iterations: int = 300
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     untrained: float = 0.0
 
 
-def cases() -> list[Case]:
+def cases() -> list[Plan]:
     """All of them."""
     funnel, banana, wells = cs.targets.funnel(5), cs.targets.rosenbrock(2), cs.targets.many_well(8)
     gmm9, rings = cs.targets.gmm9(), cs.targets.rings()
     return [
-        Case(_correlated(5), _gaussian),
-        Case(_correlated(20), _gaussian, iterations=100),
-        Case(_student(3, 8.0), _gaussian),
-        Case(_student(10, 8.0), _gaussian),
-        Case(funnel, _gaussian, iterations=600),
-        Case(banana, _gaussian, iterations=600),
-        Case(gmm9, _mixture),
-        Case(cs.targets.gmm40(2), _mixture, iterations=100),
-        Case(_two_modes(5, 8.0, 0.5), _mixture),
-        Case(cs.targets.double_wells(5, 2, 3.0), _mixture),
-        *(Case(target, _gaussian) for target in _of_one_mode()),
-        *(Case(target, _mixture) for target in _of_several_modes()),
-        Case(wells, _gaussian, "a Gaussian on many modes"),
-        Case(gmm9, _wide(5.0), "a Gaussian on many modes"),
-        Case(rings, _wide(3.0), "a Gaussian on many modes"),
-        Case(_two_modes(2, 12.0, 0.5), _at(6.0), "a missed mode"),
-        Case(_two_modes(10, 12.0, 0.5), _at(6.0), "a missed mode"),
-        Case(_two_modes(5, 12.0, 0.2), _at(6.0), "a missed mode"),
-        Case(_student(2, 1.5), _wide(1.0), "heavy tails"),
-        Case(_student(10, 2.0), _wide(1.0), "heavy tails"),
-        Case(_student(20, 2.0), _gaussian, "heavy tails"),
-        Case(_correlated(10), _wide(1.0), "a cut budget", iterations=20),
-        Case(funnel, _wide(1.0), "a cut budget", iterations=20),
-        Case(banana, _wide(1.0), "a cut budget", iterations=20),
-        Case(gmm9, _wide(4.0), "a folded map", untrained=0.6),
-        Case(_correlated(5), _at(0.0), "a folded map", untrained=0.6),
-        Case(
-            rings,
-            _wide(3.0),
-            "a folded map",
-            settings={"monotonicity_weight": 0.0, "learning_rate": 3e-2},
-        ),
+        Plan(_correlated(5), _gaussian),
+        Plan(_correlated(20), _gaussian, iterations=100),
+        Plan(_student(3, 8.0), _gaussian),
+        Plan(_student(10, 8.0), _gaussian),
+        Plan(funnel, _gaussian, iterations=600),
+        Plan(banana, _gaussian, iterations=600),
+        Plan(gmm9, cs.bases.fit_mixture),
+        Plan(cs.targets.gmm40(2), cs.bases.fit_mixture, iterations=100),
+        Plan(_two_modes(5, 8.0, 0.5), cs.bases.fit_mixture),
+        Plan(cs.targets.double_wells(5, 2, 3.0), cs.bases.fit_mixture),
+        *(Plan(target, _gaussian) for target in _of_one_mode()),
+        *(Plan(target, cs.bases.fit_mixture) for target in _of_several_modes()),
+        Plan(wells, _gaussian, "a Gaussian on many modes"),
+        Plan(gmm9, _wide(5.0), "a Gaussian on many modes"),
+        Plan(rings, _wide(3.0), "a Gaussian on many modes"),
+        Plan(_two_modes(2, 12.0, 0.5), _at(6.0), "a missed mode"),
+        Plan(_two_modes(10, 12.0, 0.5), _at(6.0), "a missed mode"),
+        Plan(_two_modes(5, 12.0, 0.2), _at(6.0), "a missed mode"),
+        Plan(_student(2, 1.5), _wide(1.0), "heavy tails"),
+        Plan(_student(10, 2.0), _wide(1.0), "heavy tails"),
+        Plan(_student(20, 2.0), _gaussian, "heavy tails"),
+        Plan(_correlated(10), _wide(1.0), "a cut budget", iterations=20),
+        Plan(funnel, _wide(1.0), "a cut budget", iterations=20),
+        Plan(banana, _wide(1.0), "a cut budget", iterations=20),
+        Plan(gmm9, _wide(4.0), "a folded map", untrained=0.6),
+        Plan(_correlated(5), _at(0.0), "a folded map", untrained=0.6),
+        Plan(rings, _wide(3.0), "a folded map", settings=_FREE),
     ]
 
 
@@ -84,34 +80,72 @@ def _gaussian(key: PRNGKey, target: Target) -> GaussianBase:
     return cs.bases.fit_gaussian(key, target, num_iterations=300)
 
 
-def _mixture(key: PRNGKey, target: Target) -> MixtureBase:
-    return cs.bases.fit_mixture(key, target)
-
-
-def _wide(scale: float) -> Callable[[PRNGKey, Target], GaussianBase]:
+def _wide(scale: float) -> _Base:
     return lambda key, target: cs.bases.standard_normal(target.dim, scale)
 
 
-def _at(loc: float) -> Callable[[PRNGKey, Target], GaussianBase]:
+def _at(loc: float) -> _Base:
     """A Gaussian at (loc, 0, ..., 0)."""
-    return lambda key, target: GaussianBase(_on_axis(target.dim, loc), jnp.eye(target.dim))
+    return lambda key, target: GaussianBase(
+        jnp.zeros(target.dim).at[0].set(loc), jnp.eye(target.dim)
+    )
 
 
-def _on_axis(dim: int, loc: float) -> Array:
-    return jnp.zeros(dim).at[0].set(loc)
+# --- Densities ----------------------------------------------------------------------------------
+
+
+def _of_one_mode() -> list[Target]:
+    return [
+        *(_correlated(dim) for dim in (2, 10, 15)),
+        *(_student(dim, df) for dim, df in ((2, 5.0), (5, 15.0), (15, 30.0))),
+        *(_multivariate_t(dim, df) for dim, df in ((2, 6.0), (5, 10.0), (10, 20.0))),
+        *(_independent(_logistic, dim) for dim in (3, 10)),
+        _independent(_gumbel, 5),
+        *(_independent(_log_gamma, *of) for of in ((2, 0.7), (4, 2.0), (10, 5.0))),
+        *(_independent(_logit_beta, *of) for of in ((2, 1.0, 1.0), (3, 2.0, 5.0), (8, 4.0, 4.0))),
+        *(_independent(_skew_normal, *of) for of in ((2, 3.0), (6, 2.0), (12, 1.0))),
+        *(_banana(dim, bend) for dim, bend in ((2, 0.5), (3, 0.3), (6, 0.2))),
+        *(_walk(dim) for dim in (5, 12, 20)),
+        *(_mean_and_scale(num) for num in (2, 5, 20)),
+        *(_groups(dim) for dim in (3, 6, 11)),
+        *(_scaled(*of) for of in ((4, 2.0), (10, 3.0), (3, 1.0, 1e3), (3, 1.0, -1e5))),
+    ]
+
+
+def _of_several_modes() -> list[Target]:
+    return [
+        _mixed("contaminated_3d", 3, [(0.8, 0.0, 1.0), (0.2, 0.0, 4.0)]),
+        _mixed("contaminated_8d", 8, [(0.9, 0.0, 1.0), (0.1, 0.0, 2.5)]),
+        _mixed("concentric_3d", 3, [(0.65, 0.0, 1.0), (0.35, 0.0, 20.0)]),
+        _mixed("concentric_12d", 12, [(0.5, 0.0, 1.0), (0.5, 0.0, 8.0)]),
+        _mixed("wide_beside_4d", 4, [(0.6, 0.0, 1.0), (0.4, 10.0, 30.0)]),
+        _mixed("spike_and_slab_2d", 2, [(0.5, 0.0, 0.2), (0.5, 0.0, 2.0)]),
+        _mixed("shoulder_4d", 4, [(0.7, 0.0, 1.0), (0.3, 2.5, 0.7)]),
+        _mixed("three_3d", 3, [(0.2, -6.0, 0.5), (0.5, 0.0, 1.0), (0.3, 6.0, 1.5)]),
+        _mixed("unequal_6d", 6, [(0.95, 0.0, 1.0), (0.05, 7.0, 1.0)]),
+        _two_modes(3, 4.0, 0.3),
+        _two_modes(12, 8.0, 0.6),
+        cs.targets.double_wells(6, 3, 2.0),
+    ]
+
+
+def _mixed(name: str, dim: int, parts: list[tuple[float, float, float]]) -> Target:
+    """Gaussians of a share, a place on the first axis, and a scale."""
+    shares, places, scales = (np.array(part) for part in zip(*parts, strict=True))
+    loc = np.zeros((len(parts), dim))
+    loc[:, 0] = places
+
+    def log_density(x: Array) -> Array:
+        terms = stats.norm.logpdf(x, *(part.astype(x.dtype) for part in (loc, scales[:, None])))
+        return logsumexp(terms.sum(1) + np.log(shares).astype(x.dtype))
+
+    return Target(log_density, dim, name, 0.0)
 
 
 def _two_modes(dim: int, distance: float, share: float) -> Target:
     """Unit Gaussians at ± distance / 2 on the first axis, the right one with a given share."""
-    place = np.zeros(dim)
-    place[0] = 0.5 * distance
-
-    def log_density(x: Array) -> Array:
-        right = math.log(share) + stats.norm.logpdf(x, place).sum()
-        left = math.log1p(-share) + stats.norm.logpdf(x, -place).sum()
-        return jnp.logaddexp(right, left)
-
-    return Target(log_density, dim, f"two_modes_{dim}d_{share:g}", 0.0)
+    parts = [(share, 0.5 * distance, 1.0), (1.0 - share, -0.5 * distance, 1.0)]
+    return _mixed(f"two_modes_{dim}d_{share:g}", dim, parts)
 
 
 def _correlated(dim: int) -> Target:
@@ -119,38 +153,39 @@ def _correlated(dim: int) -> Target:
     return cs.targets.gaussian(np.arange(dim), mixing @ mixing.T / dim + 0.1 * np.eye(dim))
 
 
-def _independent(name: str, dim: int, log_prob: _LogProb) -> Target:
-    """Coordinates of one density each, turned so that no axis is special."""
-    turn = np.linalg.qr(np.random.default_rng(dim).normal(size=(dim, dim)))[0]
-    return Target(lambda x: log_prob(jnp.asarray(turn) @ x).sum(), dim, f"{name}_{dim}d", 0.0)
-
-
 def _student(dim: int, df: float) -> Target:
     """Independent Student-t coordinates."""
     return Target(lambda x: stats.t.logpdf(x, df).sum(), dim, f"student_t{df:g}_{dim}d", 0.0)
 
 
-def _log_gamma(dim: int, shape: float) -> Target:
-    """Logarithms of Gamma variables, as scales are without their bounds."""
-    return _independent(
-        f"log_gamma{shape:g}", dim, lambda x: shape * x - jnp.exp(x) - gammaln(shape)
-    )
+def _independent(log_prob: Callable[..., Array], dim: int, *of: float) -> Target:
+    """Coordinates of one density each, turned so that no axis is special."""
+    turn = np.linalg.qr(np.random.default_rng(dim).normal(size=(dim, dim)))[0]
+    name = f"{log_prob.__name__.strip('_')}{'_'.join(f'{value:g}' for value in of)}_{dim}d"
+    return Target(lambda x: log_prob(jnp.asarray(turn) @ x, *of).sum(), dim, name, 0.0)
 
 
-def _logit_beta(dim: int, a: float, b: float) -> Target:
-    """Logits of Beta variables, as probabilities are without their bounds."""
+def _logistic(x: Array) -> Array:
+    return jax.nn.log_sigmoid(x) + jax.nn.log_sigmoid(-x)
+
+
+def _gumbel(x: Array) -> Array:
+    return -x - jnp.exp(-x)
+
+
+def _log_gamma(x: Array, shape: float) -> Array:
+    """Of the logarithms of Gamma variables, as scales are without their bounds."""
+    return shape * x - jnp.exp(x) - gammaln(shape)
+
+
+def _logit_beta(x: Array, a: float, b: float) -> Array:
+    """Of the logits of Beta variables, as probabilities are without their bounds."""
     constant = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-    log_sigmoid = jax.nn.log_sigmoid
-    return _independent(
-        f"logit_beta{a:g}_{b:g}", dim, lambda x: a * log_sigmoid(x) + b * log_sigmoid(-x) + constant
-    )
+    return a * jax.nn.log_sigmoid(x) + b * jax.nn.log_sigmoid(-x) + constant
 
 
-def _skew_normal(dim: int, slope: float) -> Target:
-    def log_prob(x: Array) -> Array:
-        return math.log(2.0) + stats.norm.logpdf(x) + stats.norm.logcdf(slope * x)
-
-    return _independent(f"skew_normal{slope:g}", dim, log_prob)
+def _skew_normal(x: Array, slope: float) -> Array:
+    return math.log(2.0) + stats.norm.logpdf(x) + stats.norm.logcdf(slope * x)
 
 
 def _multivariate_t(dim: int, df: float) -> Target:
@@ -229,56 +264,3 @@ def _scaled(dim: int, decades: float, constant: float = 0.0) -> Target:
 
     log_z = float(np.log(scales).sum()) + constant
     return Target(log_density, dim, f"scales_{decades:g}_{constant:g}_{dim}d", log_z)
-
-
-def _mixed(name: str, dim: int, parts: list[tuple[float, float, float]]) -> Target:
-    """Gaussians of a share, a place on the first axis, and a scale."""
-    shares, places, scales = (np.array(part) for part in zip(*parts, strict=True))
-    loc = np.zeros((len(parts), dim))
-    loc[:, 0] = places
-
-    def log_density(x: Array) -> Array:
-        terms = stats.norm.logpdf(x, *(part.astype(x.dtype) for part in (loc, scales[:, None])))
-        return logsumexp(terms.sum(1) + np.log(shares).astype(x.dtype))
-
-    return Target(log_density, dim, f"{name}_{dim}d", log_z=0.0)
-
-
-def _logistic(x: Array) -> Array:
-    return jax.nn.log_sigmoid(x) + jax.nn.log_sigmoid(-x)
-
-
-def _of_one_mode() -> list[Target]:
-    return [
-        *(_correlated(dim) for dim in (2, 10, 15)),
-        *(_student(dim, df) for dim, df in ((2, 5.0), (5, 15.0), (15, 30.0))),
-        *(_multivariate_t(dim, df) for dim, df in ((2, 6.0), (5, 10.0), (10, 20.0))),
-        _independent("logistic", 3, _logistic),
-        _independent("logistic", 10, _logistic),
-        _independent("gumbel", 5, lambda x: -x - jnp.exp(-x)),
-        *(_log_gamma(dim, shape) for dim, shape in ((2, 0.7), (4, 2.0), (10, 5.0))),
-        *(_logit_beta(*of) for of in ((2, 1.0, 1.0), (3, 2.0, 5.0), (8, 4.0, 4.0))),
-        *(_skew_normal(dim, slope) for dim, slope in ((2, 3.0), (6, 2.0), (12, 1.0))),
-        *(_banana(dim, bend) for dim, bend in ((2, 0.5), (3, 0.3), (6, 0.2))),
-        *(_walk(dim) for dim in (5, 12, 20)),
-        *(_mean_and_scale(num) for num in (2, 5, 20)),
-        *(_groups(dim) for dim in (3, 6, 11)),
-        *(_scaled(*of) for of in ((4, 2.0), (10, 3.0), (3, 1.0, 1e3), (3, 1.0, -1e5))),
-    ]
-
-
-def _of_several_modes() -> list[Target]:
-    return [
-        _mixed("contaminated", 3, [(0.8, 0.0, 1.0), (0.2, 0.0, 4.0)]),
-        _mixed("contaminated", 8, [(0.9, 0.0, 1.0), (0.1, 0.0, 2.5)]),
-        _mixed("concentric", 3, [(0.65, 0.0, 1.0), (0.35, 0.0, 20.0)]),
-        _mixed("concentric", 12, [(0.5, 0.0, 1.0), (0.5, 0.0, 8.0)]),
-        _mixed("wide_beside", 4, [(0.6, 0.0, 1.0), (0.4, 10.0, 30.0)]),
-        _mixed("spike_and_slab", 2, [(0.5, 0.0, 0.2), (0.5, 0.0, 2.0)]),
-        _mixed("shoulder", 4, [(0.7, 0.0, 1.0), (0.3, 2.5, 0.7)]),
-        _mixed("three", 3, [(0.2, -6.0, 0.5), (0.5, 0.0, 1.0), (0.3, 6.0, 1.5)]),
-        _mixed("unequal", 6, [(0.95, 0.0, 1.0), (0.05, 7.0, 1.0)]),
-        _two_modes(3, 4.0, 0.3),
-        _two_modes(12, 8.0, 0.6),
-        cs.targets.double_wells(6, 3, 2.0),
-    ]

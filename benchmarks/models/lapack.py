@@ -23,24 +23,20 @@ def density_of(kind: str) -> tuple[Any, int]:
     times, eye = jnp.linspace(0.0, 1.0, 24), jnp.eye(24)
     series = jnp.asarray(rng.normal(size=(2, 24))) + jnp.sin(6.0 * times)
 
+    calls: dict[str, Any] = {
+        "triangular": lambda m, s, x: -(solve_triangular(jnp.tril(m), x, lower=True) ** 2).sum(),
+        "cholesky": lambda m, s, x: -2.0 * jnp.log(jnp.diagonal(jnp.linalg.cholesky(m))).sum(),
+        "slogdet": lambda m, s, x: -jnp.linalg.slogdet(m)[1],
+        "eigh": lambda m, s, x: -jnp.log(jnp.linalg.eigh(m)[0]).sum(),
+        "inv": lambda m, s, x: -(x @ jnp.linalg.inv(m) @ x),
+        "fourier": lambda m, s, x: -1e-3 * (jnp.abs(jnp.fft.rfft(jnp.tile(s, 32))) ** 2).sum(),
+    }
+
     def terms(name: str, x: Any) -> Any:
-        found = []
-        for i, turn in enumerate(turns):  # three calls that do not depend on each other
-            side = jnp.tanh(turn @ x)
-            matrix = (1.0 + i) * jnp.eye(_DIM) + jnp.outer(side, side)
-            if name == "triangular":
-                found.append(-jnp.sum(solve_triangular(jnp.tril(matrix), x, lower=True) ** 2))
-            elif name == "cholesky":
-                found.append(-2.0 * jnp.log(jnp.diagonal(jnp.linalg.cholesky(matrix))).sum())
-            elif name == "slogdet":
-                found.append(-jnp.linalg.slogdet(matrix)[1])
-            elif name == "eigh":
-                found.append(-jnp.log(jnp.linalg.eigh(matrix)[0]).sum())
-            elif name == "fourier":
-                found.append(-1e-3 * (jnp.abs(jnp.fft.rfft(jnp.tile(side, 32))) ** 2).sum())
-            else:
-                found.append(-(x @ jnp.linalg.inv(matrix) @ x))
-        return jnp.stack(found)
+        """Three calls that do not depend on each other."""
+        sides = [jnp.tanh(turn @ x) for turn in turns]
+        matrices = [(1.0 + i) * jnp.eye(_DIM) + jnp.outer(s, s) for i, s in enumerate(sides)]
+        return jnp.stack([calls[name](m, s, x) for m, s in zip(matrices, sides, strict=True)])
 
     def process(x: Any, y: Any) -> Any:
         """Of the logarithms of a Gaussian process's amplitude, length and noise."""
@@ -70,31 +66,31 @@ def model_of(kind: str) -> tuple[Any, tuple[Any, ...]]:
     """A NumPyro model and its data."""
     import jax.numpy as jnp
     import numpy as np
-    import numpyro
     import numpyro.distributions as dist
+    from numpyro import deterministic, sample
 
     y = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
     times = jnp.linspace(0.0, 1.0, 8)
 
     def model(y: Any) -> None:
-        scale = numpyro.sample("scale", dist.HalfNormal(1.0).expand([4]).to_event(1))
-        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+        scale = sample("scale", dist.HalfNormal(1.0).expand([4]).to_event(1))
+        mean = sample("mean", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
         if kind == "correlations":
-            root = scale[:, None] * numpyro.sample("root", dist.LKJCholesky(4, 2.0))
-            numpyro.sample("y", dist.MultivariateNormal(mean, scale_tril=root), obs=y)
+            root = scale[:, None] * sample("root", dist.LKJCholesky(4, 2.0))
+            sample("y", dist.MultivariateNormal(mean, scale_tril=root), obs=y)
         elif kind == "latent_process":
             squares = ((times[:, None] - times) / scale[0]) ** 2
             covariance = scale[1] ** 2 * jnp.exp(-0.5 * squares) + 0.01 * jnp.eye(8)
-            f = numpyro.sample("f", dist.MultivariateNormal(mean[0], covariance))
-            numpyro.sample("y", dist.Normal(f, 0.1 + scale[2]), obs=y[:8, 0])
+            f = sample("f", dist.MultivariateNormal(mean[0], covariance))
+            sample("y", dist.Normal(f, 0.1 + scale[2]), obs=y[:8, 0])
         else:
             near = jnp.outer(mean, mean) + jnp.diag(0.1 + scale**2)
             normal = dist.MultivariateNormal(mean, near)
-            numpyro.deterministic("precision", jnp.linalg.inv(near))
+            deterministic("precision", jnp.linalg.inv(near))
             if kind == "components":
                 weights = dist.Categorical(jnp.array([0.7, 0.3]))
                 wide = dist.MultivariateNormal(jnp.zeros(4), 4.0 * jnp.eye(4) + near)
                 normal = dist.MixtureGeneral(weights, [normal, wide])
-            numpyro.sample("y", normal, obs=y)
+            sample("y", normal, obs=y)
 
     return model, (y,)

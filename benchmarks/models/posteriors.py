@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
+from numpyro import deterministic, plate, sample
 
 from consistent_samplers import targets
 from consistent_samplers.targets import Target, datasets
@@ -20,38 +20,32 @@ class Posterior(NamedTuple):
     target: Target
     shown: tuple[str, ...]
 
-    @property
-    def log_z(self) -> float:
-        """The true log evidence."""
-        assert self.target.log_z is not None
-        return self.target.log_z
-
 
 def _seeds(germinated: Any, total: Any, seed_type: Any, extract: Any) -> None:
     """Random-effects logistic regression of the Seeds data (Crowder, 1978; WinBUGS vol. 1)."""
     names = ("a_0", "a_1", "a_2", "a_12")
-    a_0, a_1, a_2, a_12 = (numpyro.sample(name, dist.Normal(0.0, 10.0)) for name in names)
-    tau = numpyro.sample("tau", dist.Gamma(0.01, 0.01))
-    sigma = numpyro.deterministic("sigma", 1.0 / jnp.sqrt(tau))
-    with numpyro.plate("plates", len(total)):
-        b = numpyro.sample("b", dist.Normal(0.0, sigma))
+    a_0, a_1, a_2, a_12 = (sample(name, dist.Normal(0.0, 10.0)) for name in names)
+    tau = sample("tau", dist.Gamma(0.01, 0.01))
+    sigma = deterministic("sigma", 1.0 / jnp.sqrt(tau))
+    with plate("plates", len(total)):
+        b = sample("b", dist.Normal(0.0, sigma))
         logits = a_0 + a_1 * seed_type + a_2 * extract + a_12 * seed_type * extract + b
-        numpyro.sample("germinated", dist.Binomial(total, logits=logits), obs=germinated)
+        sample("germinated", dist.Binomial(total, logits=logits), obs=germinated)
 
 
 def _cancer(design: Any, labels: Any) -> None:
     """Logistic regression of the breast cancer data with an N(0, 10²) prior."""
     prior = dist.Normal(0.0, 10.0).expand([design.shape[1]]).to_event(1)
-    weights = numpyro.sample("weights", prior)
+    weights = sample("weights", prior)
     # The field's sign convention: weights are minus the usual ones.
-    numpyro.sample("benign", dist.Bernoulli(logits=-design @ weights), obs=labels)
+    sample("benign", dist.Bernoulli(logits=-design @ weights), obs=labels)
 
 
 def _funnel(dim: int) -> None:
     """Neal's funnel."""
-    log_variance = numpyro.sample("log_variance", dist.Normal(0.0, 3.0))
+    log_variance = sample("log_variance", dist.Normal(0.0, 3.0))
     scale = jnp.exp(0.5 * log_variance)
-    numpyro.sample("x", dist.Normal(0.0, scale).expand([dim - 1]).to_event(1))
+    sample("x", dist.Normal(0.0, scale).expand([dim - 1]).to_event(1))
 
 
 def _cancer_data() -> tuple[Any, Any]:
@@ -62,16 +56,10 @@ def _cancer_data() -> tuple[Any, Any]:
 
 POSTERIORS: dict[str, Callable[[], Posterior]] = {
     "seeds": lambda: Posterior(
-        _seeds,
-        tuple(datasets.seeds()),
-        targets.seeds(),
-        ("a_0", "a_1", "a_2", "a_12", "sigma"),
+        _seeds, tuple(datasets.seeds()), targets.seeds(), ("a_0", "a_1", "a_2", "a_12", "sigma")
     ),
     "cancer": lambda: Posterior(
-        _cancer,
-        _cancer_data(),
-        targets.cancer(),
-        tuple(f"weights[{i}]" for i in (1, 3, 8, 11, 21)),
+        _cancer, _cancer_data(), targets.cancer(), tuple(f"weights[{i}]" for i in (1, 3, 8, 11, 21))
     ),
     "funnel": lambda: Posterior(
         _funnel, (10,), targets.funnel(), ("log_variance", "x[0]", "x[1]", "x[2]", "x[3]")

@@ -4,30 +4,25 @@ Medians of interleaved repetitions, with quartiles. A bare evaluation is the net
 batch, compiled.
 """
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.case import Benchmark, Case
-from benchmarks.report import Report, Row, Table, number
+from benchmarks.report import Report, Row
+from benchmarks.speed import draws, memory, scaling
+from benchmarks.speed.cases import Sizes
 
-PARTS = {
-    "draws": "draws:unweighted",
-    "weights": "draws:weighted",
-    "memory": "memory:measure",
-    "scaling": "scaling:measure",
+PARTS: dict[str, Callable[[Sizes], list[Row]]] = {
+    "draws": draws.unweighted,
+    "weights": draws.weighted,
+    "memory": memory.measure,
+    "scaling": scaling.measure,
 }
 
 
 def measure(case: Case) -> list[Row]:
     """A part."""
-    # Imported when it is measured: the parts import JAX.
-    from benchmarks.speed.cases import Sizes
-
-    module, _, function = PARTS[case.target].partition(":")
-    part = getattr(importlib.import_module(f"benchmarks.speed.{module}"), function)
-    found: list[Row] = part(Sizes(case.settings["rounds"], case.settings["quick"]))
-    return found
+    return PARTS[case.target](Sizes(case.settings["rounds"], case.settings["quick"]))
 
 
 def _summary(rows: Sequence[Row]) -> Row:
@@ -43,22 +38,13 @@ def _figure(rows: Sequence[Row]) -> Any:
     """Cost against size."""
     from benchmarks.figures import lines
 
-    found = [
-        row | {"size": size, "seconds": seconds}
+    points = [
+        (row["against"], row["line"], *point)
         for row in rows
         if "x" in row
-        for size, seconds in zip(row["x"], row["seconds"], strict=True)
+        for point in zip(row["x"], row["seconds"], strict=True)
     ]
-    return lines(found, panel="against", x="size", y="seconds", line="line", ylabel="seconds")
-
-
-def _goals(rows: Sequence[Row]) -> list[Row]:
-    held = [row | row["goals"]["measured"] for row in rows if "goals" in row]
-    signs = {"<=": "≤", ">=": "≥"}
-    errors = [row for row in rows if "error" in row]
-    return [
-        row | {"sense": signs[row["sense"]], "limit": number(row["limit"])} for row in held
-    ] + errors
+    return lines(points, "size", "seconds")
 
 
 BENCHMARK = Benchmark(
@@ -72,17 +58,12 @@ BENCHMARK = Benchmark(
         "--quick": (False, "tiny sizes, to try the command"),
     },
     report=Report(
-        doc=__doc__,
-        words="{met} of {goals} goals are met.",
-        tables=(
-            Table(
-                """part: {target} | what: {what} | measured: {measured.median} |
-                quartiles: {measured.low} to {measured.high} | goal: {sense} {limit} |
-                met: {met}""",
-                rows=_goals,
-            ),
-        ),
-        summary=_summary,
-        figure=_figure,
+        __doc__,
+        """part: {target} | what: {what} | measured: {measured.median} |
+        quartiles: {measured.low} to {measured.high} |
+        goal: {goals.measured.sense} {goals.measured.limit} | met: {goals.measured.met}""",
+        "{met} of {goals} goals are met.",
+        _summary,
+        _figure,
     ),
 )

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import consistent_samplers as cs
 from benchmarks import registry
+from benchmarks.methods import shaken
 from benchmarks.report import Row, goal
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
@@ -52,11 +52,6 @@ class Timed(NamedTuple):
         sampler = self.algorithm.sampler(self.state)
         return lambda: sampler.sample(key, target, num, num_steps, method="map", weights=weights)
 
-    def sample(self, rng_key: Array, num: int) -> cs.Draws:
-        """Weighted draws of the map."""
-        sampler = self.algorithm.sampler(self.state)
-        return sampler.sample(rng_key, self.algorithm.target, num, 1, method="map")
-
     def iteration(self) -> Callable[[], Any]:
         """A training iteration."""
         step, key = jax.jit(self.algorithm.step), jax.random.key(5)
@@ -84,24 +79,9 @@ def full_base(dim: int) -> Base:
     return cs.bases.GaussianBase(jnp.zeros(dim), jnp.asarray(0.5 * factor, jnp.float32))
 
 
-@flax.struct.dataclass
-class _Diagonal(cs.bases.GaussianBase):
-    """A Gaussian without correlations: ``scale_tril`` is its diagonal ``[dim]``."""
-
-    @property
-    def log_abs_det(self) -> Array:
-        return jnp.sum(jnp.log(self.scale_tril))
-
-    def unwhiten(self, z: Array, component: tuple[()] = ()) -> Array:
-        return self.loc + self.scale_tril * z
-
-    def whiten(self, x: Array, component: tuple[()] = ()) -> Array:
-        return (x - self.loc) / self.scale_tril
-
-
 def diagonal_base(dim: int) -> Base:
     """A Gaussian without correlations, whose whitening costs O(dim)."""
-    return _Diagonal(jnp.zeros(dim), 0.5 * jnp.ones(dim))
+    return cs.bases.DiagonalBase(jnp.zeros(dim), 0.5 * jnp.ones(dim))
 
 
 def mixed_base(dim: int, num: int) -> Base:
@@ -116,35 +96,20 @@ def plain_target(dim: int) -> Target:
 
 
 def timed(
-    target: Target | str,
-    hidden: tuple[int, ...],
-    network: str = "general",
-    base: Base | None = None,
-    max_steps: int = 16,
+    target: Target | str, hidden: tuple[int, ...], base: Base | None = None, **more: Any
 ) -> Timed:
     """The recipe's sampler with parameters that do something; training would not change its cost.
 
     Args:
       target: the target, or its name in the registry.
       hidden: widths.
-      network: its kind.
       base: a Gaussian with a full covariance if None.
-      max_steps: number of finest steps.
+      **more: settings of OSDS, with 16 finest steps and a general network if not among them.
     """
     built = registry.TARGETS[target].build() if isinstance(target, str) else target
     base = full_base(built.dim) if base is None else base
-    return started(
-        cs.osds(
-            built, base=base, max_steps=max_steps, hidden=hidden, network=network, guidance=None
-        )
-    )
-
-
-def started(algorithm: Algorithm) -> Timed:
-    """With parameters away from their zeros."""
+    settings = {"max_steps": 16, "network": "general", "guidance": None} | more
+    algorithm = cs.osds(built, base=base, hidden=hidden, **settings)
     state = algorithm.init(jax.random.key(0))
-    leaves, structure = jax.tree.flatten(state.params)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    moved = [x + 0.01 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(structure, moved)
+    params = shaken(jax.random.key(3), state.params, 0.01)  # away from their zeros
     return Timed(algorithm, state._replace(params=params, ema_params=params))

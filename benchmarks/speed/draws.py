@@ -19,14 +19,9 @@ def unweighted(sizes: Sizes) -> list[Row]:
     rows = []
     for name in names:
         sampler = timed(name, sizes.hidden)
-        seconds = timing.interleaved(
-            {
-                "draws": sampler.sampling(num, weights=False),
-                "bare": sampler.bare(num),
-                "in chunks": sampler.bare(num, _CHUNK),
-            },
-            sizes.rounds,
-        )
+        bare = {"bare": sampler.bare(num), "in chunks": sampler.bare(num, _CHUNK)}
+        functions = {"draws": sampler.sampling(num, weights=False)} | bare
+        seconds = timing.interleaved(functions, sizes.rounds)
         share = np.minimum(seconds["bare"], seconds["in chunks"]) / seconds["draws"]
         what = f"draws without weights, d = {sampler.dim}, batch {num:,}: throughput over the bare"
         rows.append(held(name, f"{what} network's", timing.spread(share), ">=", 0.6))
@@ -48,13 +43,11 @@ def weighted(sizes: Sizes) -> list[Row]:
         per_draw = (seconds["large"] - seconds["small"]) / (large - small)
         fixed = np.maximum(seconds["small"] - small * per_draw, 0.0)
         cost = (per_draw + fixed / 100_000) / (seconds["bare"] / large)
-        what, limit = (
-            f"weighted draws, {network} network, {base} base, d = {sampler.dim}: cost",
-            5.0,
-        )
+        what = f"weighted draws, {network} network, {base} base, d = {sampler.dim}: cost"
         if network == "general":
-            cost, limit = cost / (sampler.dim + 1), 1.5
-        what += " over d + 1 bare evaluations" if network == "general" else " in bare evaluations"
+            what, cost, limit = f"{what} over d + 1 bare evaluations", cost / (sampler.dim + 1), 1.5
+        else:
+            what, limit = f"{what} in bare evaluations", 5.0
         row = held(f"{network} {base} {sampler.dim}", what, timing.spread(cost), "<=", limit)
         rows.append(row | {"microseconds": 1e6 * float(np.median(per_draw))})
 
@@ -63,11 +56,11 @@ def weighted(sizes: Sizes) -> list[Row]:
         numbers = (32, 64) if sizes.quick else (2_048, 8_192)
         measure(timed(name, sizes.hidden), numbers, "general", "full")
     for dim, *pair in structured:
-        bases = {"diagonal": diagonal_base}
+        bases = {"diagonal": diagonal_base(dim)}
         if dim == structured[-1][0]:
             # What a full covariance adds to it.
-            bases["full"] = full_base
+            bases["full"] = full_base(dim)
         for words, base in bases.items():
-            sampler = timed(plain_target(dim), sizes.hidden, "structured", base(dim))
+            sampler = timed(plain_target(dim), sizes.hidden, base, network="structured")
             measure(sampler, pair, "structured", words)
     return rows

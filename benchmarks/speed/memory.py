@@ -1,12 +1,17 @@
 """Peak resident memory of evidence from few and many draws, and of training in 1,600 dimensions."""
 
+from functools import partial
 from typing import Any
 
+import jax
+
+import consistent_samplers as cs
 from benchmarks import timing
 from benchmarks.process import isolated
 from benchmarks.race import peak_bytes
 from benchmarks.report import Row
-from benchmarks.speed.cases import Sizes, held
+from benchmarks.speed.cases import Sizes, held, timed
+from consistent_samplers.streaming import stream_evidence
 
 
 def measure(sizes: Sizes) -> list[Row]:
@@ -31,25 +36,19 @@ def _child(function: str, **given: Any) -> Row:
 
 def train(name: str, iterations: int) -> Row:
     """In the child: ``train_sampler`` with few iterations, which take as much memory as many."""
-    import jax
-
-    import consistent_samplers as cs
-
     target = getattr(cs.targets, name)()
-    numbers: dict[str, Any] = {
-        "num_iterations": iterations,
-        "num_calibration_iterations": iterations,
-    }
-    cs.train_sampler(jax.random.key(0), target, progress_bar=False, **numbers)
+    train = partial(cs.train_sampler, num_iterations=iterations, progress_bar=False)
+    train(jax.random.key(0), target, num_calibration_iterations=iterations)
     return {"dim": target.dim, "peak_bytes": peak_bytes()}
 
 
 def stream(num: int, hidden: list[int]) -> Row:
     """In the child: evidence chunk by chunk; what the draws are worth is beside the point."""
-    import jax
+    algorithm, state = timed("funnel", tuple(hidden))
+    sampler = algorithm.sampler(state)
 
-    from benchmarks.speed.cases import timed
-    from consistent_samplers.streaming import stream_evidence
+    def sample(rng_key: Any, num: int) -> cs.Draws:
+        return sampler.sample(rng_key, algorithm.target, num, 1, method="map")
 
-    stream_evidence(jax.random.key(0), timed("funnel", tuple(hidden)).sample, num)
+    stream_evidence(jax.random.key(0), sample, num)
     return {"peak_bytes": peak_bytes()}

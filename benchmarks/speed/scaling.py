@@ -8,18 +8,15 @@ O(d³); a structured one's O(d) alone. In all else costs are proportional, or le
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import consistent_samplers as cs
 from benchmarks import timing
 from benchmarks.report import Row
 from benchmarks.speed.cases import (
     Sizes,
     Timed,
     diagonal_base,
-    full_base,
     held,
     mixed_base,
     plain_target,
-    started,
     timed,
 )
 
@@ -39,20 +36,19 @@ def measure(sizes: Sizes) -> list[Row]:
         rows.append(row | {"line": what, "against": against, "x": list(xs), "seconds": medians})
         print(f"  {words}: {slope:.2f}", flush=True)
 
-    def general(dim: int, base: Any = None, max_steps: int = 16) -> Timed:
-        return timed(plain_target(dim), sizes.hidden, "general", base, max_steps)
+    def general(dim: int, base: Any = None, **more: Any) -> Timed:
+        return timed(plain_target(dim), sizes.hidden, base, **more)
 
     def structured(dim: int) -> Timed:
-        return timed(plain_target(dim), sizes.hidden, "structured", diagonal_base(dim))
+        return general(dim, diagonal_base(dim), network="structured")
 
-    def osds(dim: int, network: Any, max_steps: int, batch: int) -> Callable[[], Any]:
+    def osds(dim: int, network: str, max_steps: int, batch: int) -> Callable[[], Any]:
         # The recipe's, but for its batch.
-        settings: dict[str, Any] = {"hidden": sizes.hidden, "guidance": None, "network": network}
-        settings |= {"max_steps": max_steps, "batch_size": batch}
-        built = cs.osds(
-            plain_target(dim), base=full_base(dim), num_consistency_samples=batch // 2, **settings
-        )
-        return started(built).iteration()
+        settings = {"batch_size": batch, "num_consistency_samples": batch // 2}
+        return general(dim, network=network, max_steps=max_steps, **settings).iteration()
+
+    def mixed(components: int) -> Timed:
+        return general(few, mixed_base(few, components))
 
     def some(*xs: int) -> tuple[int, ...]:
         return xs[:2] if sizes.quick else xs
@@ -79,10 +75,7 @@ def measure(sizes: Sizes) -> list[Row]:
     add(own, "steps", 1.0, steps, lambda k: several.sampling(num, False, k))
     add(weighted, "steps", 1.0, up_to_16, lambda k: several.sampling(num, True, k))
     add(train, "steps", 1.0, long, lambda k: osds(middle, "general", k, 64))
-    for line, weights in ((own, False), (weighted, True)):
-
-        def build(c: int, weights: bool = weights) -> Callable[[], Any]:
-            return general(few, mixed_base(few, c)).sampling(num, weights)
-
-        add(line, "components", 1.0, some(1, 2, 4, 8, 16, 32, 64), build)
+    numbers = some(1, 2, 4, 8, 16, 32, 64)
+    add(own, "components", 1.0, numbers, lambda c: mixed(c).sampling(num, False))
+    add(weighted, "components", 1.0, numbers, lambda c: mixed(c).sampling(num))
     return rows
