@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases import Base, GaussianBase
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.bridge import Bridge, bridge
@@ -57,7 +57,7 @@ class Chains(NamedTuple):
         its latent space, by bridge sampling.
       sampler: the map.
       unvisited: part of Z that one-step draws showed where no chain came; see `recipe.with_chains`.
-      map_replaced: whether the map is not the sampler's own, but a Gaussian of its weighted draws.
+      map_replaced: whether the map is not the sampler's own, but a Gaussian.
       bridge_replaced: whether ``log_z`` is that of a Gaussian fitted to the chains' first half.
       exploration: what a look for modes means for their draws, or None where nobody looked.
 
@@ -98,7 +98,8 @@ def latent_chains(
 
     Where the base has several components, between which chains would not pass, or the map folds or
     is not inverted, so that chains would count points twice, the map is replaced by the Gaussian of
-    the sampler's weighted draws. Steps and diagonal masses are adapted for each
+    the sampler's weighted draws, or by the base alone if that is one Gaussian and has the larger
+    ELBO. Steps and diagonal masses are adapted for each
     chain during the warm-up. The calculation is one program, with the density in it.
 
     Args:
@@ -110,7 +111,7 @@ def latent_chains(
       num_samples: draws of each.
       max_samples: draws of each up to which chains go on, doubling them, while they are not mixed
         (`diagnostics.MIXED_R_HAT`, `diagnostics.ENOUGH_DRAWS`); ``num_samples`` if None.
-      gaussian: take the Gaussian in any case, as where the map's determinant is dear.
+      gaussian: replace the map in any case, as where its determinant is dear.
       progress: told the iterations that were done, some at a time.
 
     Raises:
@@ -244,16 +245,20 @@ def _latent_space(
     """
     key_draws, key_start, key_latent = jax.random.split(rng_key, 3)
     z = jax.random.normal(key_latent, (_NUM_DRAWS, target.dim))
-    own = one_frame(sampler.base) and not gaussian
-    if own and (sampler.control.injective or _is_bijective(sampler, target)):
+    single = one_frame(sampler.base)
+    if single and not gaussian and (sampler.control.injective or _is_bijective(sampler, target)):
         weighed = sampler.weigh(target, z)
         start = z[_distinct(key_start, weighed, num_chains)]
     else:
         draws = sampler.sample(key_draws, target, _NUM_DRAWS, 1)
-        base = _moments(draws, float(evidence(draws).ess))
-        sampler, chosen = Sampler.of_base(base), _distinct(key_start, draws, num_chains)
-        start = jax.vmap(lambda x: base.whiten(x, ()))(draws.position[chosen])
-        weighed = sampler.weigh(target, z)
+        bases: list[Base] = [_moments(draws, float(evidence(draws).ess))]
+        # In many dimensions so few draws do not tell a covariance: a fitted base is closer.
+        bases += [sampler.base] * single
+        spaces = [Sampler.of_base(base) for base in bases]
+        each = [space.weigh(target, z) for space in spaces]
+        best = int(np.argmax([np.mean(np.asarray(found.log_weight)) for found in each]))
+        sampler, weighed, chosen = spaces[best], each[best], _distinct(key_start, draws, num_chains)
+        start = jax.vmap(lambda x: sampler.base.whiten(x, ()))(draws.position[chosen])
     return sampler, start, np.asarray(checked_log_weight(weighed), np.float64)
 
 
