@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from consistent_samplers.bridge import bridge, effective_draws
 
 AT_ONCE = 16
-"""Draws whose mean weight both bounds take the logarithm of. Each bound is then off by about v / 32,
-v being the variance of w / Z: where half of the draws are effective, single draws give bounds that
+"""Draws whose mean weight both bounds take the logarithm of. Each bound is off by about v / 32, v
+being the variance of w / Z. Where half of the draws are effective, single draws give bounds that
 are some ten times as far apart."""
 
 # Groups that a standard error takes, and those that a bound above is made of.
@@ -59,17 +59,15 @@ class Bracket(NamedTuple):
         return f"{words}\n{self.note}" if self.note else words
 
 
-def bracket(
-    log_weight: ArrayLike, target_log_weight: ArrayLike, at_once: int = AT_ONCE
-) -> Bracket:
+def bracket(log_weight: ArrayLike, target_log_weight: ArrayLike, at_once: int = AT_ONCE) -> Bracket:
     """Bounds on log Z and the optimal bridge, of draws of a sampler and of its target.
 
     With w = ρ / q and draws of the sampler q, but for one of the target p above,
 
         E[log (w_1 + ... + w_K) / K] <= log Z <= E_{1 of p}[log (w_1 + ... + w_K) / K]
 
-    (Burda et al., 2016; Sobolev & Vetrov, 2019). With K = 1 they are ELBO and EUBO, off by KL(q | p)
-    and KL(p | q).
+    (Burda et al., 2016; Sobolev & Vetrov, 2019). With K = 1 they are ELBO and EUBO, off by
+    KL(q | p) and KL(p | q).
 
     Args:
       log_weight: ``[n]``, log ρ / q at independent draws of the sampler; -inf outside of the

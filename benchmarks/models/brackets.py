@@ -29,7 +29,9 @@ def eight_schools() -> Target:
 
     def integrand(tau: float) -> float:
         covariance = np.diag(sigma**2 + tau**2) + 25.0
-        return float(multivariate_normal(np.zeros(8), covariance).pdf(y) * halfcauchy.pdf(tau, 0, 5))
+        return float(
+            multivariate_normal(np.zeros(8), covariance).pdf(y) * halfcauchy.pdf(tau, 0, 5)
+        )
 
     z = quad(integrand, 0.0, 20.0, epsabs=0.0)[0] + quad(integrand, 20.0, np.inf, epsabs=0.0)[0]
 
@@ -170,7 +172,9 @@ def _of_seeds(u: Array) -> Array:
     logits = a[0] + a[1] * x1 + a[2] * x2 + a[3] * x1 * x2 + b
     found = germinated * jax.nn.log_sigmoid(logits)
     found = found + (total - germinated) * jax.nn.log_sigmoid(-logits)
-    choices = sum(math.log(math.comb(int(n), int(r))) for n, r in zip(total, germinated, strict=True))
+    choices = sum(
+        math.log(math.comb(int(n), int(r))) for n, r in zip(total, germinated, strict=True)
+    )
     return found.sum() + choices
 
 
