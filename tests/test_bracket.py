@@ -188,7 +188,7 @@ def test_a_bracket_says_what_stood_in_for_the_map():
     found = dataclasses.replace(sampler, chains=other).bracket(jax.random.key(0))
     assert found.log_z == 1.84 and found.upper is not None
     assert "bridged to a Gaussian fitted to the first half of the chains" in found.note
-    assert "Both bounds are of a Gaussian in place of the sampler's map" in str(found)
+    assert "Both bounds are of the sampler's base or a Gaussian" in str(found)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])

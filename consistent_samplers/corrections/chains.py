@@ -18,6 +18,7 @@ from consistent_samplers.bridge import Bridge, bridge
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import jit
 from consistent_samplers.corrections.latent import weigh_latent
+from consistent_samplers.corrections.metropolis import accept
 from consistent_samplers.diagnostics import (
     ENOUGH_DRAWS,
     MAX_ROUND_TRIP_ERROR,
@@ -27,6 +28,7 @@ from consistent_samplers.diagnostics import (
     mixing,
 )
 from consistent_samplers.estimate import checked_log_weight, evidence
+from consistent_samplers.maps import Identity
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.targets import Target
@@ -49,15 +51,15 @@ class Chains(NamedTuple):
 
     Attributes:
       position: ``[num_chains, num_samples, dim]``.
-      log_weight: ``[num_chains, num_samples]``, of the map that they moved in.
+      log_weight: ``[num_chains, num_samples]``, of ``sampler``.
       diverging: ``[num_chains, num_samples]`` bool, transitions that did, or that ended where the
         map folds.
       mixing: r-hat and effective draws.
       log_z: between their draws and the map's, or where these hardly overlap those of a Gaussian in
         its latent space, by bridge sampling.
-      sampler: the map.
+      sampler: the map that they moved in, or a base of several components.
       unvisited: part of Z that one-step draws showed where no chain came; see `recipe.with_chains`.
-      map_replaced: whether the map is not the sampler's own, but a Gaussian.
+      map_replaced: whether ``sampler`` is not the one that was given.
       bridge_replaced: whether ``log_z`` is that of a Gaussian fitted to the chains' first half.
       exploration: what a look for modes means for their draws, or None where nobody looked.
 
@@ -96,11 +98,12 @@ def latent_chains(
 ) -> Chains:
     """Chains of NUTS in the latent space of a sampler, from weighted draws of it.
 
-    Where the base has several components, between which chains would not pass, or the map folds or
-    is not inverted, so that chains would count points twice, the map is replaced by the Gaussian of
-    the sampler's weighted draws, or by the base alone if that is one Gaussian and has the larger
-    ELBO. Steps and diagonal masses are adapted for each
-    chain during the warm-up. The calculation is one program, with the density in it.
+    Where the map folds or is not inverted, so that chains would count points twice, it is replaced
+    by the Gaussian of the sampler's weighted draws, or by the base alone if that has the larger
+    ELBO. Where the base has several components, chains move in the space of that Gaussian, and
+    after each move one draw of the base is proposed to them: that leads from mode to mode. Weights
+    are then those of the base. Steps and diagonal masses are adapted for each chain during the
+    warm-up. The calculation is one program, with the density in it.
 
     Args:
       rng_key: key.
@@ -136,6 +139,7 @@ def latent_chains(
         folded(rng_key, 0), target, sampler, num_chains, gaussian
     )
     weigh = weigh_latent(space, target)
+    several = not one_frame(sampler.base)
 
     def potential(z: Array) -> Array:
         return -(weigh(z, ()).log_weight + standard_normal_log_prob(z))
@@ -146,16 +150,18 @@ def latent_chains(
     keys = jax.random.split(folded(rng_key, 1), num_chains)
     state = jit(lambda keys, start: kernel.init(keys, num_warmup, start, (), {}))(keys, start)
 
-    def step(state: Any, _: None) -> tuple[Any, Any]:
+    def step(state: Any, key: PRNGKey) -> tuple[Any, Any]:
         state = kernel.sample(state, (), {})  # of all chains
+        if several:
+            state = _jumped(key, state, potential, space.base, sampler.base)
         return state, (state.z, state.diverging)
 
-    run = jit(lambda state: jax.lax.scan(step, state, length=_SEGMENT))
+    run = jit(lambda key, state: jax.lax.scan(step, state, jax.random.split(key, _SEGMENT)))
     kept: list[Any] = []
     told = 0
     while True:
         while (done := len(kept) * _SEGMENT) < num_warmup + num_samples:
-            state, drawn = run(state)
+            state, drawn = run(folded(folded(rng_key, 3), len(kept)), state)
             kept.append(jax.device_get(drawn))
             if progress is not None:
                 done = min(done + _SEGMENT, num_warmup + num_samples)
@@ -175,11 +181,21 @@ def latent_chains(
     # Where the map folds, what its latent space says of a point is not the whole.
     diverging = diverging | np.asarray(found.flow.folded).reshape(diverging.shape)
     mixed = mixing(position, float(diverging.mean()))
+    of_space, weighed = weights, space
+    if several:
+        # Of all components, as no Gaussian overlaps modes apart.
+        weighed = (
+            sampler if isinstance(sampler.control, Identity) else Sampler.of_base(sampler.base)
+        )
+        own = weighed.sample(folded(rng_key, 4), target, _NUM_DRAWS, 1)
+        log_weight = np.asarray(checked_log_weight(own), np.float64)
+        log_prob = sampler.base.log_prob(found.position)
+        weights = np.asarray(found.log_density - log_prob).reshape(latent.shape[:2])
     drawn = jax.device_put((position, weights, diverging))
     log_z, replaced = bridge(log_weight, weights), False
     if log_z.log_z_stderr > _CLOSE:
         key = folded(rng_key, 2)
-        other = _bridge_to_chains(key, space, target, latent, weights, mixed.bulk)
+        other = _bridge_to_chains(key, space, target, latent, of_space, mixed.bulk)
         log_z, replaced = smaller_error(log_z, other)
     return Chains(
         drawn[0],
@@ -187,10 +203,35 @@ def latent_chains(
         drawn[2],
         mixed,
         log_z,
-        space,
-        map_replaced=space is not sampler,
+        weighed,
+        map_replaced=weighed is not sampler,
         bridge_replaced=replaced,
     )
+
+
+def _jumped(
+    rng_key: PRNGKey, state: Any, potential: Callable[[Array], Array], space: Base, base: Base
+) -> Any:
+    """States of NUTS, each after the proposal of a draw of a base with several components.
+
+    Independence Metropolis-Hastings (Tierney, 1994): gradients do not pass between modes.
+    """
+
+    def one(key: PRNGKey, z: Array, energy: Array, slope: Array) -> tuple[Array, ...]:
+        key_component, key_draw, key_accept = jax.random.split(key, 3)
+        component = base.draw_component(key_component)
+        x = base.unwhiten(jax.random.normal(key_draw, z.shape, z.dtype), component)
+        proposed = space.whiten(x, ())
+        new_energy, new_slope = jax.value_and_grad(potential)(proposed)
+        new = -new_energy - base.log_prob(x)
+        _, accepted = accept(key_accept, new, -energy - base.log_prob(space.unwhiten(z, ())))
+        accepted &= jnp.isfinite(new_slope).all()
+        pairs = ((proposed, z), (new_energy, energy), (new_slope, slope))
+        return tuple(jnp.where(accepted, *pair) for pair in pairs)
+
+    keys = jax.random.split(rng_key, len(state.z))
+    z, energy, slope = jax.vmap(one)(keys, state.z, state.potential_energy, state.z_grad)
+    return state._replace(z=z, potential_energy=energy, z_grad=slope)
 
 
 def smaller_error(of_map: Bridge, of_gaussian: Bridge) -> tuple[Bridge, bool]:

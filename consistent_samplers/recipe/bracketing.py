@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from consistent_samplers.recipe.trained import TrainedSampler
 
 _MAP_REPLACED = (
-    "Both bounds are of a Gaussian in place of the sampler's map, which has several components, "
-    "folds, is not inverted or is dear."
+    "Both bounds are of the sampler's base or a Gaussian of its draws, in place of its map, which "
+    "has several components, folds, is not inverted or is dear."
 )
 _BRIDGE_REPLACED = (
     "log Z is bridged to a Gaussian fitted to the first half of the chains, in place of the map, "
