@@ -56,13 +56,13 @@ _COUNTS = {
     "nested": "nested",
     "streaming": "streams",
 }
-_NAMES = {"brackets": TARGETS, "nested": models.NESTED}
+_NAMES: dict[str, Iterable[str]] = {"brackets": TARGETS, "nested": models.NESTED}
 _NAMES |= {"comparison": ["nested_regressions"], "streaming": ["logistic_stream"]}
 
 
 def _cases(settings: Mapping[str, Any], rows: list[Row]) -> Iterator[Case]:
     for name in settings["names"]:
-        for part in (part for part in settings["parts"] if name in _NAMES[part]):
+        for part in (part for part in settings["parts"] if name in list(_NAMES[part])):
             for seed in range(settings[_COUNTS[part]]):
                 given = dict(settings)
                 if part == "nested":

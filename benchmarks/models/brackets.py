@@ -99,7 +99,8 @@ def nested_regressions(seed: int, rows: int = 40) -> tuple[dict[str, Callable[[]
         return regression
 
     parts = {"larger": x, "smaller": x[:, :-1]}
-    log_z = [_log_evidence(y, np.eye(rows) + p @ p.T) for p in map(np.float64, parts.values())]
+    wide = [part.astype(np.float64) for part in parts.values()]
+    log_z = [_log_evidence(y, np.eye(rows) + part @ part.T) for part in wide]
     return {name: model(columns) for name, columns in parts.items()}, log_z[0] - log_z[1]
 
 

@@ -189,8 +189,8 @@ def latent_chains(
         )
         own = weighed.sample(folded(rng_key, 4), target, _NUM_DRAWS, 1)
         log_weight = np.asarray(checked_log_weight(own), np.float64)
-        log_prob = sampler.base.log_prob(found.position)
-        weights = np.asarray(found.log_density - log_prob).reshape(latent.shape[:2])
+        there = weighed.log_weight(folded(rng_key, 4), target, found.position, 1)
+        weights = np.asarray(there).reshape(latent.shape[:2])
     drawn = jax.device_put((position, weights, diverging))
     log_z, replaced = bridge(log_weight, weights), False
     if log_z.log_z_stderr > _CLOSE:
@@ -226,12 +226,12 @@ def _jumped(
         new = -new_energy - base.log_prob(x)
         _, accepted = accept(key_accept, new, -energy - base.log_prob(space.unwhiten(z, ())))
         accepted &= jnp.isfinite(new_slope).all()
-        pairs = ((proposed, z), (new_energy, energy), (new_slope, slope))
-        return tuple(jnp.where(accepted, *pair) for pair in pairs)
+        new_state, old_state = (proposed, new_energy, new_slope), (z, energy, slope)
+        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new_state, old_state)
 
     keys = jax.random.split(rng_key, len(state.z))
-    z, energy, slope = jax.vmap(one)(keys, state.z, state.potential_energy, state.z_grad)
-    return state._replace(z=z, potential_energy=energy, z_grad=slope)
+    moved = jax.vmap(one)(keys, state.z, state.potential_energy, state.z_grad)
+    return state._replace(z=moved[0], potential_energy=moved[1], z_grad=moved[2])
 
 
 def smaller_error(of_map: Bridge, of_gaussian: Bridge) -> tuple[Bridge, bool]:

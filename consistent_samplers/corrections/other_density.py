@@ -128,11 +128,11 @@ def reweight_chains(
     found = evidence(draws)
     weight = np.exp(log_weight - log_weight.max()).reshape(chains.position.shape[:2])
     alike = math.sqrt(weight.size / effective_draws(weight))
-    errors = {
-        name: jnp.hypot(alike * getattr(found, name), chains.log_z.log_z_stderr)
-        for name in ("log_z_stderr", "elbo_stderr")
-    }
-    found = dataclasses.replace(found, **errors)
+    of_z, of_elbo = (
+        jnp.hypot(alike * stderr, chains.log_z.log_z_stderr)
+        for stderr in (found.log_z_stderr, found.elbo_stderr)
+    )
+    found = dataclasses.replace(found, log_z_stderr=of_z, elbo_stderr=of_elbo)
     own = verdict(found, remedies=_remedies(cure))
     level = max(own.level, judged.level, key=LEVELS.index)
     words = own.words if level == own.level else f"{own.words}\n{judged.words}"
