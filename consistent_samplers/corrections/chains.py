@@ -39,6 +39,9 @@ _NUM_DRAWS = 4_096
 # Iterations of a dispatch: between two of them a chain can be shown, and stopped.
 _SEGMENT = 50
 _MAX_TREE_DEPTH, _ACCEPTANCE = 8, 0.9
+# Draws of a base of several components that are proposed after each move: a gradient each, where a
+# move takes fifteen, and neighbours of a chain are as good as independent.
+_JUMPS = 4
 # Effective draws for each dimension from which on weighted moments are better than plain ones, and
 # those of chains from which on a covariance is better than standard deviations alone.
 _DRAWS_PER_MOMENT = 10.0
@@ -101,7 +104,7 @@ def latent_chains(
     Where the map folds or is not inverted, so that chains would count points twice, it is replaced
     by the Gaussian of the sampler's weighted draws, or by the base alone if that has the larger
     ELBO. Where the base has several components, chains move in the space of that Gaussian, and
-    after each move one draw of the base is proposed to them: that leads from mode to mode. Weights
+    after each move draws of the base are proposed to them: that leads from mode to mode. Weights
     are then those of the base. Steps and diagonal masses are adapted for each chain during the
     warm-up. The calculation is one program, with the density in it.
 
@@ -152,8 +155,8 @@ def latent_chains(
 
     def step(state: Any, key: PRNGKey) -> tuple[Any, Any]:
         state = kernel.sample(state, (), {})  # of all chains
-        if several:
-            state = _jumped(key, state, potential, space.base, sampler.base)
+        for i in range(_JUMPS if several else 0):
+            state = _jumped(jax.random.fold_in(key, i), state, potential, space.base, sampler.base)
         return state, (state.z, state.diverging)
 
     run = jit(lambda key, state: jax.lax.scan(step, state, jax.random.split(key, _SEGMENT)))
