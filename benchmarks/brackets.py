@@ -259,7 +259,7 @@ def goals(rows: Sequence[Row]) -> list[Row]:
         found[f"at most {width:g} nats wide at an ESS of {least:g}, %"] = held, ">=", 100.0
     ratios = [row["ratio"] for row in together(brackets)]
     smaller = share(ratio < 1.0 for ratio in ratios if ratio is not None)
-    found["targets with a smaller error than importance, %"] = smaller, ">=", 66.0
+    found["targets with a smaller error than importance, %"] = smaller, ">=", 200.0 / 3.0
     compared = parts["comparison"]
     covers = share(row["covered"] for row in compared), ">=", _least(len(compared))
     found["95 % interval of the Bayes factor covers, %"] = covers
@@ -355,8 +355,9 @@ BENCHMARK = Benchmark(
             ),
             Table(
                 """target: {target} | key: {seed} | true: {true:.3f} |
-                **bracket**: {ours.log_z:.3f} ± {ours.stderr:.2g} | s: {ours.seconds:.0f} |
-                JAXNS: {log_z:.3f} ± {stderr:.2g} | s: {seconds:.0f} |
+                **bracket**: {ours.log_z:.3f} ± {ours.stderr:.2g} |
+                seconds: {ours.seconds:.0f} | JAXNS: {log_z:.3f} ± {stderr:.2g} |
+                seconds of JAXNS: {seconds:.0f} |
                 evaluations: {evaluations:.2g} | apart, standard errors: {apart:+.1f}""",
                 "Nested sampling",
                 "Seconds from the start, training and compilation included.",
