@@ -9,6 +9,7 @@ from benchmarks.case import Benchmark, run
 COMMANDS = {
     "posterior": "seeds, cancer and funnel through OneStepSampler, beside NUTS (also: seeds, ...)",
     "evidence": "evidence at one step on every target, trained in full, against its goal",
+    "brackets": "log Z from both sides, models compared, posteriors as priors, against truths",
     "honesty": "how far the diagnostics can be believed, on runs that must fail as well",
     "field": "models and densities as users bring them, against the truth",
     "hierarchical": "hierarchical models beside NUTS: right, and how soon",

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import multivariate_t
+from scipy.stats import gamma, multivariate_t, norm
 
 import benchmarks.__main__ as command_line
 import consistent_samplers as cs
 from benchmarks import (
+    brackets,
     case,
     evidence,
     field,
@@ -481,3 +482,115 @@ def test_a_process_ends_in_time_or_is_said_to_hang():
     assert failed["error"].startswith("json.decoder.JSONDecodeError") and "hung" not in failed
     slow = process.isolated("signal:pause", {}, 0.5)
     assert slow["hung"] and slow["seconds"] < 20
+
+
+def _bracket_row(seed, **changes):
+    row = {"target": "funnel", "method": "brackets", "seed": seed, "true": 0.0, "log_z": 0.01}
+    row |= {"lower": -0.03, "lower_stderr": 0.005, "upper": 0.04, "upper_stderr": 0.01, "ess": 0.6}
+    row |= {"stderr": 0.008, "level": "trusted", "of": "bridge", "seconds": 2.0, "training": 30.0}
+    row |= {"importance": {"log_z": 0.02, "stderr": 0.01}, "dim": 10, **changes}
+    return brackets.judged(row, 0.0)
+
+
+def test_brackets_are_judged_by_the_truth():
+    good = _bracket_row(0)
+    assert good["inside"] and good["covered"] and good["width"] == pytest.approx(0.07)
+    assert good["ratio"] == pytest.approx(0.8) and not good["flagged"]
+    # Three standard errors below the truth, and beyond.
+    assert _bracket_row(0, upper=-0.029)["inside"] and not _bracket_row(0, upper=-0.031)["inside"]
+    assert not _bracket_row(0, lower=0.016)["inside"]
+    assert not _bracket_row(0, log_z=0.017)["covered"]
+    without = _bracket_row(0, upper=None, upper_stderr=None)
+    assert without["inside"] and "width" not in without
+    # A truth with an error of its own.
+    assert brackets.judged(good | {"log_z": 0.03}, 0.02)["covered"]
+
+
+def test_goals_of_brackets_count_what_carries_no_flag():
+    lost = _bracket_row(1, level="not to be used", log_z=-9.0, upper=None, upper_stderr=None)
+    rows = [_bracket_row(0), lost, _bracket_row(2, upper=0.09, log_z=0.05)]
+    found = {row["target"]: row for row in brackets.goals(rows)}
+    assert found["truth inside the bracket, %"]["found"] == 100.0
+    assert found["at most 0.1 nats wide at an ESS of 0.5, %"]["found"] == 50.0
+    assert not found["at most 0.1 nats wide at an ESS of 0.5, %"]["goals"]["found"]["met"]
+    covers = found["95 % interval of the bridge covers, %"]
+    assert covers["found"] == 50.0 and covers["goals"]["found"]["limit"] == pytest.approx(
+        64.8, 0.01
+    )
+    assert len(found) == 5  # nothing is asked of parts that were not run
+    compared = {"target": "nested_regressions", "method": "comparison", "covered": True}
+    rows += [compared | {"seed": i, "wrong": i == 1, "decisive": True} for i in range(3)]
+    ours = {"log_z": 0.0, "stderr": 0.1, "seconds": 5.0}
+    nested = {"target": "seeds", "method": "nested", "ours": ours}
+    rows += [nested | {"seed": 0, "error": "not done"}, nested | {"seed": 1, "apart": -2.0}]
+    rows[-1] |= {"covered": True, "log_z": -0.2, "stderr": 0.1, "evaluations": 1e6, "true": 0.1}
+    stream = {"target": "logistic_stream", "method": "streaming", "seed": 0, "covered": True}
+    rows.append(stream | {"shift": 0.12, "spread": 0.02, "off": 0.01, "stderr": 0.02})
+    text = brackets.BENCHMARK.report.text(rows)
+    assert "| wrong decisive Bayes factors | 1 [0] ✗ |" in text
+    assert "| from nested sampling, standard errors | 2 [3] |" in text
+    assert "| shift of a stream's means, standard deviations | 0.12 [0.1] ✗ |" in text
+    assert "| funnel | brackets | 10 | 3 | 0 | 1 | 100 | 50 |" in text
+    assert "| seeds | 0 | not done |" in text and "3 of 10 goals" not in text
+
+
+def test_brackets_have_cases_of_each_part_and_nested_sampling_a_bracket_beside_it():
+    benchmark, settings = _settings("brackets", "--seeds", "2", "--data-sets", "3", "--nested", "0")
+    planned = list(benchmark.cases(settings, []))
+    counts = {part: sum(c.method == part for c in planned) for part in ("brackets", "comparison")}
+    assert counts == {"brackets": 40, "comparison": 3} and len(brackets.TARGETS) == 20
+    assert benchmark.line_of(planned[0]) == (
+        "python -m benchmarks brackets --parts brackets --names eight_schools"
+    )
+    benchmark, settings = _settings("brackets", "--parts", "nested", "--names", "seeds")
+    with pytest.raises(ValueError, match="No bracket of seeds, seed 0: run it first"):
+        list(benchmark.cases(settings, []))
+    rows = [_bracket_row(seed, target="seeds") for seed in range(3)]
+    planned = list(benchmark.cases(settings, rows))
+    assert [c.settings["ours"]["seed"] for c in planned] == [0, 1, 2]
+
+
+def test_models_of_brackets_have_the_evidence_that_they_name():
+    """By importance weights: of draws of a Gaussian that is wider, and of the prior."""
+    from benchmarks.models import brackets as models
+
+    target = models.hierarchical(groups=3, rows=2)
+    base = cs.bases.fit_gaussian(jax.random.key(0), target, num_iterations=400)
+    wide = cs.Sampler.of_base(cs.bases.GaussianBase(base.loc, 1.4 * base.scale_tril))
+    found = cs.evidence(wide.sample(jax.random.key(1), target, 40_000))
+    assert abs(found.log_z - target.log_z) < 4.0 * found.log_z_stderr < 0.1
+    # In the unit cube the mean likelihood is the same evidence.
+    rng = np.random.default_rng(0)
+    dim, log_likelihood = models.NESTED["eight_schools"]()
+    values = jax.vmap(log_likelihood)(jnp.asarray(rng.uniform(size=(100_000, dim)), jnp.float32))
+    weight = np.exp(np.asarray(values, float) - models.eight_schools().log_z)
+    assert weight.mean() == pytest.approx(1.0, abs=4.0 * weight.std() / 316.0)
+    # Seeds' likelihood is its density over that of the prior.
+    _, log_likelihood = models.NESTED["seeds"]()
+    u = rng.uniform(0.2, 0.8, 26)
+    u[0] = 0.97
+    tau, normal = gamma.ppf(u[0], 0.01, scale=100.0), norm.ppf(u[1:])
+    a, b = 10.0 * normal[:4], normal[4:] / math.sqrt(tau)
+    x = jnp.asarray(np.r_[a[0], a[1], a[3], a[2], b, math.log(tau)], jnp.float32)
+    log_prior = norm.logpdf(a, scale=10.0).sum() + norm.logpdf(b, scale=tau**-0.5).sum()
+    log_prior += gamma.logpdf(tau, 0.01, scale=100.0) + math.log(tau)
+    expected = float(cs.targets.seeds().log_density(x)) - log_prior
+    assert float(log_likelihood(jnp.asarray(u))) == pytest.approx(expected, rel=1e-3)
+
+
+def test_streams_and_nested_regressions_have_closed_forms():
+    from benchmarks.models import brackets as models
+
+    batches, (mean, std), log_z = models.stream(0)
+    x, y = (np.concatenate(part) for part in zip(*batches, strict=True))
+    assert len(batches) == 10 and x.shape == (300, 2)
+    rng = np.random.default_rng(0)
+    beta = mean + 1.3 * std * rng.normal(size=(20_000, 3))
+    design = np.c_[np.ones(300), x] * (2.0 * y - 1.0)[:, None]
+    log_weight = -np.logaddexp(0.0, -beta @ design.T).sum(1) - 0.125 * (beta**2).sum(1)
+    log_weight += 0.5 * (((beta - mean) / (1.3 * std)) ** 2).sum(1) + np.log(1.3 * std / 2.0).sum()
+    weight = np.exp(log_weight - log_z)
+    assert weight.mean() == pytest.approx(1.0, abs=4.0 * weight.std() / 141.0)
+    np.testing.assert_allclose(np.average(beta, axis=0, weights=weight), mean, atol=0.1 * std.min())
+    true = [models.nested_regressions(seed)[1] for seed in range(50)]
+    assert min(true) < 0.0 and max(true) > 5.0

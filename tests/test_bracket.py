@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import consistent_samplers as cs
-from consistent_samplers.bracket import bracket
+from consistent_samplers.bracket import AT_ONCE, bracket, weighted_bounds
 from consistent_samplers.bridge import Bridge, bridge
 from consistent_samplers.corrections import chains as latent
 from consistent_samplers.diagnostics import Mixing
@@ -27,20 +27,60 @@ def log_weight(x):
     return LOG_Z - 0.5 * ((x - LOC) / SCALE) ** 2 - np.log(SCALE) + 0.5 * x**2
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.8])
-def test_the_intervals_cover(correlation):
+def bounds_of(at_once):
+    """Both bounds: of single draws in closed form, else by a million groups."""
+    if at_once == 1:
+        return LOWER, UPPER
+    rng, num = np.random.default_rng(9), 1_000_000
+    rest = np.full(num, -np.inf)
+    for _ in range(at_once - 1):
+        rest = np.logaddexp(rest, log_weight(rng.normal(size=num)))
+    last = log_weight(rng.normal(size=num)), log_weight(LOC + SCALE * rng.normal(size=num))
+    return tuple(np.mean(np.logaddexp(rest, one)) - np.log(at_once) for one in last)
+
+
+@pytest.mark.parametrize("correlation, at_once", [(0.0, 1), (0.8, 1), (0.8, AT_ONCE)])
+def test_the_intervals_cover(correlation, at_once):
+    lower, upper = bounds_of(at_once)
     rng, num, covered = np.random.default_rng(0), 300, np.zeros(3)
     for _ in range(num):
         chain = rng.normal(size=(4, 500))
         for i in range(1, 500):
             step = np.sqrt(1.0 - correlation**2) * chain[:, i]
             chain[:, i] = correlation * chain[:, i - 1] + step
-        found = bracket(log_weight(rng.normal(size=2_000)), log_weight(LOC + SCALE * chain))
-        error = np.array([found.lower - LOWER, found.log_z - LOG_Z, found.upper - UPPER])
+        own, theirs = log_weight(rng.normal(size=2_000)), log_weight(LOC + SCALE * chain)
+        found = bracket(own, theirs, at_once)
+        error = np.array([found.lower - lower, found.log_z - LOG_Z, found.upper - upper])
         covered += np.abs(error) < 1.96 * np.array(
             [found.lower_stderr, found.stderr, found.upper_stderr]
         )
     assert (covered / num > 0.95 - 3.0 * np.sqrt(0.05 * 0.95 / num)).all(), covered / num
+
+
+@pytest.mark.parametrize("ess, width", [(0.5, 0.1), (0.05, 1.0)])
+def test_bounds_are_close_where_weights_are_uneven(ess, width):
+    """Log-normal weights, their bounds by draws of the target and by the weights alone."""
+    rng, scale = np.random.default_rng(0), np.sqrt(-np.log(ess))
+    own, theirs = (rng.normal(scale * x, scale, (4, 2_500)) for x in (-0.5 * scale, 0.5 * scale))
+    found = bracket(own.ravel(), theirs)
+    assert found.lower < 0.0 < found.upper < found.lower + width
+    single = bracket(own.ravel(), theirs, at_once=1)
+    assert single.upper - single.lower > 4.0 * (found.upper - found.lower)
+    lower, lower_stderr, upper, stderr = weighted_bounds(own.ravel())
+    assert (lower, lower_stderr) == (found.lower, found.lower_stderr)
+    assert abs(upper - found.upper) < 4.0 * np.hypot(stderr, found.upper_stderr)
+    assert 0.0 < stderr < 0.1
+
+
+def test_draws_outside_of_the_support_are_counted_and_few_draws_make_small_groups():
+    own = np.where(np.arange(8_000) % 2 == 0, -np.inf, np.log(2.0))
+    found = bracket(own, np.full((2, 100), np.log(2.0)))
+    assert np.isinf(bracket(own, np.full((2, 100), np.log(2.0)), 1).lower)
+    assert -0.2 < found.lower < found.upper < 0.2
+    few = bracket(np.zeros(8), np.zeros((1, 8)))
+    assert (few.lower, few.upper, few.upper_stderr) == (0.0, 0.0, 0.0)
+    lower, stderr, upper, _ = weighted_bounds(np.r_[np.full(40, -np.inf), np.zeros(40)])
+    assert lower == -np.inf and stderr == np.inf and upper == 0.0
 
 
 def skewed(normal):
@@ -107,19 +147,27 @@ def test_a_trained_sampler_brackets_log_z():
     found = sampler.bracket(jax.random.key(0))
     assert abs(found.log_z - sampler.target.log_z) < 4.0 * found.stderr + 1e-3
     assert found.upper is not None and found.lower < sampler.target.log_z < found.upper
-    assert abs(found.upper - found.lower - 0.18) < 0.05  # both divergences are 0.09
+    assert found.upper - found.lower < 0.05  # of single draws 0.18: both divergences are 0.09
     assert found.num_target_draws == 4_000
 
 
-def test_chains_that_did_not_mix_give_no_upper_bound():
+def test_weights_stand_in_for_chains_that_did_not_mix():
     sampler = trained()
     chains = cs.corrections.latent_chains(
         jax.random.key(0), sampler.target, sampler.one_step, num_warmup=50, num_samples=50
     )
     chains = chains._replace(mixing=Mixing(1.5, 9.0, 9.0, 0.0))
     found = dataclasses.replace(sampler, chains=chains).bracket(jax.random.key(0))
-    assert found.upper is None and found.method == "importance"
-    assert "r-hat of 1.500" in found.note and "no bound above" in str(found)
+    assert found.method == "importance" and found.level == "trusted"
+    assert found.lower < sampler.target.log_z < found.upper < found.lower + 0.05
+    assert found.upper_stderr >= found.stderr and "r-hat of 1.500" in found.note
+    assert "The bound above is one by the weights of one step" in found.note
+    # Weights that are not to be used either give none.
+    far = cs.Sampler.of_base(cs.bases.standard_normal(2, scale=0.1))
+    lost = dataclasses.replace(sampler, chains=chains, one_step=far, many_steps=far)
+    found = lost.bracket(jax.random.key(0))
+    assert found.upper is None and found.level == "not to be used"
+    assert "no bound above" in str(found)
 
 
 def some_chains(sampler, **changed):
@@ -140,7 +188,7 @@ def test_a_bracket_says_what_stood_in_for_the_map():
     found = dataclasses.replace(sampler, chains=other).bracket(jax.random.key(0))
     assert found.log_z == 1.84 and found.upper is not None
     assert "bridged to a Gaussian fitted to the first half of the chains" in found.note
-    assert "Both bounds are of a Gaussian of the sampler's draws" in str(found)
+    assert "Both bounds are of the sampler's base or a Gaussian" in str(found)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])

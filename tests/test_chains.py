@@ -414,3 +414,45 @@ def test_a_look_at_the_map_is_not_one_at_the_chains(of_funnel):
     assert chained.chains.exploration.farther < 0.02
     evidence = chained.evidence(KEY)
     assert chained.verdict(evidence).level == "not to be used"
+
+
+def apart(x):
+    """Two modes, the right one with 0.7 of the mass."""
+    normal = jax.scipy.stats.norm.logpdf
+    left, right = (normal(x, place, 1.0).sum() for place in (-8.0, 8.0))
+    return 2.0 + jnp.logaddexp(jnp.log(0.3) + left, jnp.log(0.7) + right)
+
+
+@pytest.mark.parametrize("key", [KEY, jax.random.PRNGKey(0)], ids=["new", "old"])
+def test_chains_pass_between_the_components_of_a_base(key):
+    loc = jnp.array([[-8.0, -8.0], [8.0, 8.0]])
+    base = cs.bases.mixture(jnp.zeros(2), loc, jnp.stack([1.2 * jnp.eye(2)] * 2))
+    sampler = cs.Sampler.of_base(base)
+    trained = cs.TrainedSampler(cs.Target(apart, 2), sampler, sampler)
+    chains = cs.corrections.latent_chains(
+        key, trained.target, sampler, num_warmup=100, num_samples=500
+    )
+    assert chains.mixing.r_hat < 1.02 and chains.sampler is sampler and not chains.map_replaced
+    right = np.asarray(chains.position[..., 0] > 0.0)
+    # A jump is accepted two times of three: neighbours are alike, and four errors of that.
+    assert abs(right.mean() - 0.7) < 0.06
+    near = np.abs(np.asarray(chains.position)) - 8.0
+    assert abs(near.mean()) < 0.1 and abs(near.std() - 1.0) < 0.1
+    np.testing.assert_allclose(
+        chains.log_weight[0], sampler.log_weight(key, trained.target, chains.position[0]), atol=1e-3
+    )
+    assert abs(chains.log_z.log_z - 2.0) < 4.0 * chains.log_z.log_z_stderr < 0.1
+    found = dataclasses.replace(trained, chains=chains).bracket(key)
+    assert found.method == "bridge" and found.note == "" and found.lower < 2.0 < found.upper
+
+
+def test_a_fitted_base_stands_in_for_a_map_before_moments_of_few_draws():
+    """In 150 dimensions 4,096 draws tell a covariance to more than a nat."""
+    scales = jnp.exp(jnp.linspace(-1.0, 1.0, 150))
+    target = cs.targets.gaussian(jnp.zeros(150), scales**2)
+    sampler = cs.Sampler.of_base(cs.bases.GaussianBase(jnp.zeros(150), jnp.diag(scales)))
+    chains = cs.corrections.latent_chains(
+        KEY, target, sampler, num_warmup=50, num_samples=50, gaussian=True
+    )
+    assert float(chains.log_weight.std()) < 0.01
+    assert abs(chains.log_z.log_z - target.log_z) < 0.01

@@ -193,7 +193,7 @@ def test_chains_and_weights_that_fail_are_told_apart_from_evidence():
     found = cs.compare(jax.random.key(0), {"lost": lost, "even": even, "good": good})
     assert found.brackets["even"].method == "importance"
     assert found.brackets["even"].level != "not to be used"
-    assert "even has no bound above" in found.note
+    assert "even: The bound above is one by the weights of one step" in found.note
     assert list(found.brackets)[-1] == "lost" and not found.is_usable("lost")
     assert found.factor("good", "lost").words == CANNOT_TELL
     assert "lost: Nor are the weights of one step." in found.note

@@ -1,6 +1,7 @@
 """Yesterday's posterior as today's prior: its density, its sites, streams of data."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from scipy.stats import multivariate_normal, norm
 
 import consistent_samplers as cs
 from consistent_samplers.bases.diagonal import DiagonalBase
+from consistent_samplers.diagnostics import Mixing
 from consistent_samplers.integrations.numpyro import OneStepSampler, Prior
 
 KEY = jax.random.key(0)
@@ -269,6 +271,47 @@ def test_a_marginal_without_a_density_is_fitted_to_weighted_draws():
         cs.as_prior(trained, "a", density="map")
 
 
+# --- chains ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chained():
+    """A sampler whose one step is far too narrow, and chains that are not."""
+    exact = of_gaussian((("a", 1), ("b", 1), ("c", 1)))
+    chains = cs.corrections.latent_chains(
+        KEY, exact.target, exact.one_step, num_warmup=200, num_samples=1_000
+    )
+    narrow = cs.Sampler.of_base(cs.bases.standard_normal(3, scale=0.3))
+    return cs.TrainedSampler(exact.target, narrow, narrow, chains=chains)
+
+
+def test_a_sampler_with_chains_gives_their_density(chained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prior = cs.as_prior(chained)
+    assert prior.density == "draws" and "fitted to draws of chains" in prior.note
+    assert prior.ess > 0.9
+    points = np.asarray(multivariate_normal(LOC, COVARIANCE).rvs(50, random_state=0), np.float32)
+    exact = multivariate_normal(LOC, COVARIANCE).logpdf(points)
+    assert np.abs(prior.log_prob(points) - exact).mean() < 0.1
+    part = cs.as_prior(chained, ["c", "a"])
+    exact = multivariate_normal(LOC[[0, 2]], COVARIANCE[np.ix_([0, 2], [0, 2])]).logpdf
+    assert np.abs(part.log_prob(points[:, [0, 2]]) - exact(points[:, [0, 2]])).mean() < 0.1
+    # The map as it is, where that is asked for.
+    with pytest.warns(UserWarning, match="draws that are not to be used"):
+        assert cs.as_prior(chained, density="map").ess < 0.1
+
+
+def test_chains_that_are_worth_less_than_one_step_are_left_alone(chained):
+    """The chains are elsewhere, and say that they did not mix."""
+    elsewhere = chained.chains._replace(
+        position=chained.chains.position + 9.0, mixing=Mixing(1.4, 9.0, 9.0, 0.0)
+    )
+    exact = dataclasses.replace(of_gaussian(), chains=elsewhere)
+    prior = cs.as_prior(exact, density="draws")
+    assert "weighted draws" in prior.note and prior.ess > 0.95
+
+
 # --- refusals ----------------------------------------------------------------------------------
 
 
@@ -341,6 +384,25 @@ def test_batches_one_after_another_are_all_data_at_once():
     assert abs(drawn.mean() - mean) < 0.1 * std and abs(drawn.std() / std - 1.0) < 0.05
     marginal = multivariate_normal(np.zeros(len(y)), np.eye(len(y)) + 4.0)
     assert abs(log_z - marginal.logpdf(y)) < 0.01
+
+
+def test_what_chains_found_is_the_prior_of_the_next_batch():
+    y = np.random.default_rng(3).normal(1.5, 1.0, 16).astype(np.float32)
+    first = OneStepSampler(of_mean, **BASE | {"effort": "chains"})
+    first.run(KEY, y[:8])
+    assert first.route.name == "chains"
+    second = OneStepSampler(of_mean, **BASE)
+    second.run(KEY, y[8:], cs.as_prior(first))
+    precision = 0.25 + len(y)
+    mean, std = y.sum() / precision, precision**-0.5
+    drawn = second.get_samples()["mu"]
+    assert abs(drawn.mean() - mean) < 0.1 * std and abs(drawn.std() / std - 1.0) < 0.06
+    log_z, stderr = (
+        np.array([float(getattr(s.evidence, name)) for s in (first, second)])
+        for name in ("log_z", "log_z_stderr")
+    )
+    marginal = multivariate_normal(np.zeros(len(y)), np.eye(len(y)) + 4.0)
+    assert abs(log_z.sum() - marginal.logpdf(y)) < 4.0 * np.linalg.norm(stderr) + 0.01
 
 
 def logistic(x, y, prior=None):

@@ -11,6 +11,9 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import consistent_samplers as cs
+from consistent_samplers.bridge import Bridge
+from consistent_samplers.corrections import Chains, reweight_chains
+from consistent_samplers.diagnostics import Mixing, Verdict
 from consistent_samplers.integrations.numpyro import OneStepSampler
 
 KEY = jax.random.key(0)
@@ -70,6 +73,64 @@ def test_what_cannot_be_reweighted_says_so():
         dataclasses.replace(sampler, one_step=guided).reweight(sampler.target)
 
 
+# --- chains -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chained():
+    """A sampler whose one step is far too narrow, and chains that are not."""
+    target = trained().target
+    wide, narrow = (cs.Sampler.of_base(cs.bases.standard_normal(2, scale)) for scale in (1.2, 0.2))
+    chains = cs.corrections.latent_chains(KEY, target, wide, num_warmup=200, num_samples=1_000)
+    return cs.TrainedSampler(target, narrow, narrow, chains=chains)
+
+
+def test_chains_are_reweighted_where_these_are_what_to_go_by(chained):
+    other = cs.targets.gaussian(jnp.full(2, 0.4), jnp.full(2, 0.7))
+    found = chained.reweight(lambda x: other.log_density(x) + 3.0)
+    np.testing.assert_array_equal(found.draws.position, chained.chains.position.reshape(-1, 2))
+    evidence = found.evidence
+    assert abs(evidence.log_z - other.log_z - 3.0) < 4.0 * evidence.log_z_stderr < 0.2
+    assert evidence.elbo < evidence.log_z and found.verdict.level == "trusted"
+    mean, std = cs.corrections.weighted_moments(found.draws)
+    np.testing.assert_allclose(mean, 0.4, atol=0.08)
+    np.testing.assert_allclose(std**2, 0.7, atol=0.08)
+    # Of the same density log Z is the chains' own.
+    same = chained.reweight(chained.target).evidence
+    assert abs(same.log_z - chained.chains.log_z.log_z) < 1e-5
+    assert abs(same.log_z_stderr - chained.chains.log_z.log_z_stderr) < 1e-5
+    far = chained.reweight(lambda x: -0.5 * jnp.sum((x - 6.0) ** 2))
+    assert far.verdict.level == "not to be used"
+
+
+def test_reweighted_chains_are_worth_no_more_than_the_chains(chained):
+    poor = chained.chains._replace(mixing=Mixing(1.03, 900.0, 800.0, 0.0))
+    found = dataclasses.replace(chained, chains=poor).reweight(chained.target)
+    assert found.verdict.level == "usable" and "r-hat of 1.030" in found.verdict.words
+    # Chains that are worth less than one step are left alone.
+    worse = chained.chains._replace(mixing=Mixing(1.3, 9.0, 8.0, 0.0))
+    found = dataclasses.replace(trained(), chains=worse).reweight(chained.target, KEY, 500)
+    assert found.draws.position.shape == (500, 2)
+    with pytest.raises(ValueError, match="have 2 dimensions, and target 'other' has 3"):
+        chained.reweight(cs.Target(lambda x: -0.5 * jnp.sum(x**2), 3, "other"))
+
+
+def test_neighbours_of_a_chain_count_as_what_they_are():
+    """Autoregressions of N(0, 1), weighted for N(0.3, 1)."""
+    rng, errors = np.random.default_rng(0), []
+    old, new = (cs.targets.gaussian(jnp.full(1, loc), jnp.ones(1)) for loc in (0.0, 0.3))
+    for _ in range(60):
+        x = rng.normal(size=(4, 500, 1))
+        for i in range(1, 500):
+            x[:, i] = 0.9 * x[:, i - 1] + np.sqrt(1.0 - 0.9**2) * x[:, i]
+        position = jnp.asarray(x, jnp.float32)
+        mixed, log_z = Mixing(1.0, 400.0, 400.0, 0.0), Bridge(old.log_z, 0.0)
+        chains = Chains(position, position[..., 0], position[..., 0] > 9, mixed, log_z, None)
+        found = reweight_chains(chains, Verdict("trusted", ""), old, new).evidence
+        errors.append(float((found.log_z - new.log_z) / found.log_z_stderr))
+    assert 0.6 < np.std(errors) < 1.4
+
+
 # --- models ------------------------------------------------------------------------------------
 
 Y = np.random.default_rng(1).normal(1.0, 1.0, 8).astype(np.float32)
@@ -110,6 +171,19 @@ def test_its_own_model_changes_nothing(sampler):
     found = sampler.reweight()
     check(found, *conjugate(Y))
     np.testing.assert_allclose(found.draws.log_weight, sampler.get_weighted_samples()[1], atol=1e-4)
+
+
+def test_chains_of_a_model_are_reweighted():
+    made = OneStepSampler(of_mean, **BASE | {"effort": "chains"})
+    made.run(KEY, Y)
+    found = made.reweight(of_mean, Y, width=1.0)
+    mean, std, log_z = conjugate(Y, 1.0)
+    drawn = made.get_samples()["mu"]
+    assert found.samples["mu"].shape == drawn.shape == (4_000,)
+    assert set(np.asarray(found.samples["mu"])) <= set(np.asarray(drawn))
+    assert abs(found.evidence.log_z - log_z) < 4.0 * found.evidence.log_z_stderr + 2e-3
+    assert abs(found.samples["mu"].mean() - mean) < 0.1 * std
+    assert abs(found.samples["mu"].std() / std - 1.0) < 0.1
 
 
 def test_another_prior_and_other_data_of_the_model(sampler):

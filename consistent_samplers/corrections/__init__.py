@@ -4,7 +4,7 @@ from consistent_samplers.corrections.annealing import AnnealedDraws, annealed, r
 from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.corrections.metropolis import MetropolisResult, independence_metropolis
 from consistent_samplers.corrections.moves import move
-from consistent_samplers.corrections.other_density import Reweighted, reweight
+from consistent_samplers.corrections.other_density import Reweighted, reweight, reweight_chains
 from consistent_samplers.corrections.reweighting import (
     resample,
     systematic_indices,
@@ -23,6 +23,7 @@ __all__ = [
     "resample",
     "resampled_paths",
     "reweight",
+    "reweight_chains",
     "systematic_indices",
     "weighted_moments",
 ]

@@ -4,6 +4,7 @@ There the target is p0(z) w(z), close to a standard normal as far as the map is 
 geometry of the target itself (Hoffman et al., 2019, NeuTra).
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.bases import GaussianBase
+from consistent_samplers.bases import Base, GaussianBase
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.bridge import Bridge, bridge
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import jit
 from consistent_samplers.corrections.latent import weigh_latent
+from consistent_samplers.corrections.metropolis import accept
 from consistent_samplers.diagnostics import (
     ENOUGH_DRAWS,
     MAX_DIVERGENT,
@@ -28,6 +30,7 @@ from consistent_samplers.diagnostics import (
     mixing,
 )
 from consistent_samplers.estimate import checked_log_weight, evidence
+from consistent_samplers.maps import Identity
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.targets import Target
@@ -40,6 +43,9 @@ _SEGMENT = 50
 _MAX_TREE_DEPTH, _ACCEPTANCE = 8, 0.9
 # By which steps get shorter where transitions diverged, twice where many did.
 _SHORTER, _MANY = 0.25, 0.1
+# Draws of a base of several components that are proposed after each move: a gradient each, where a
+# move takes fifteen, and neighbours of a chain are as good as independent.
+_JUMPS = 4
 # Effective draws for each dimension from which on weighted moments are better than plain ones, and
 # those of chains from which on a covariance is better than standard deviations alone.
 _DRAWS_PER_MOMENT = 10.0
@@ -52,15 +58,15 @@ class Chains(NamedTuple):
 
     Attributes:
       position: ``[num_chains, num_samples, dim]``.
-      log_weight: ``[num_chains, num_samples]``, of the map that they moved in.
+      log_weight: ``[num_chains, num_samples]``, of ``sampler``.
       diverging: ``[num_chains, num_samples]`` bool, transitions that did, or that ended where the
         map folds.
       mixing: r-hat and effective draws.
       log_z: between their draws and the map's, or where these hardly overlap those of a Gaussian in
         its latent space, by bridge sampling.
-      sampler: the map.
+      sampler: the map that they moved in, or a base of several components.
       unvisited: part of Z that one-step draws showed where no chain came; see `recipe.with_chains`.
-      map_replaced: whether the map is not the sampler's own, but a Gaussian of its weighted draws.
+      map_replaced: whether ``sampler`` is not the one that was given.
       bridge_replaced: whether ``log_z`` is that of a Gaussian fitted to the chains' first half.
       exploration: what a look for modes means for their draws, or None where nobody looked.
 
@@ -99,10 +105,12 @@ def latent_chains(
 ) -> Chains:
     """Chains of NUTS in the latent space of a sampler, from weighted draws of it.
 
-    Where the base has several components, between which chains would not pass, or the map folds or
-    is not inverted, so that chains would count points twice, the map is replaced by the Gaussian of
-    the sampler's weighted draws. Steps and diagonal masses are adapted for each
-    chain during the warm-up. The calculation is one program, with the density in it.
+    Where the map folds or is not inverted, so that chains would count points twice, it is replaced
+    by the Gaussian of the sampler's weighted draws, or by the base alone if that has the larger
+    ELBO. Where the base has several components, chains move in the space of that Gaussian, and
+    after each move draws of the base are proposed to them: that leads from mode to mode. Weights
+    are then those of the base. Steps and diagonal masses are adapted for each chain during the
+    warm-up. The calculation is one program, with the density in it.
 
     Args:
       rng_key: key.
@@ -115,7 +123,7 @@ def latent_chains(
         (`diagnostics.MIXED_R_HAT`, `diagnostics.ENOUGH_DRAWS`); ``num_samples`` if None. If it is
         given and transitions diverge (`diagnostics.MAX_DIVERGENT`), chains start once more from
         where they are, with a quarter of the shortest steps or, if many diverge, a sixteenth.
-      gaussian: take the Gaussian in any case, as where the map's determinant is dear.
+      gaussian: replace the map in any case, as where its determinant is dear.
       progress: told the iterations that were done, some at a time.
 
     Raises:
@@ -140,6 +148,7 @@ def latent_chains(
         folded(rng_key, 0), target, sampler, num_chains, gaussian
     )
     weigh = weigh_latent(space, target)
+    several = not one_frame(sampler.base)
 
     def potential(z: Array) -> Array:
         return -(weigh(z, ()).log_weight + standard_normal_log_prob(z))
@@ -150,16 +159,18 @@ def latent_chains(
     keys = jax.random.split(folded(rng_key, 1), num_chains)
     state = jit(lambda keys, start: kernel.init(keys, num_warmup, start, (), {}))(keys, start)
 
-    def step(state: Any, _: None) -> tuple[Any, Any]:
+    def step(state: Any, key: PRNGKey) -> tuple[Any, Any]:
         state = kernel.sample(state, (), {})  # of all chains
+        for i in range(_JUMPS if several else 0):
+            state = _jumped(jax.random.fold_in(key, i), state, potential, space.base, sampler.base)
         return state, (state.z, state.diverging)
 
-    run = jit(lambda state: jax.lax.scan(step, state, length=_SEGMENT))
+    run = jit(lambda key, state: jax.lax.scan(step, state, jax.random.split(key, _SEGMENT)))
     kept: list[Any] = []
-    told, calmer = 0, False
+    told, calmer, dispatched = 0, False, itertools.count()
     while True:
         while (done := len(kept) * _SEGMENT) < num_warmup + num_samples:
-            state, drawn = run(state)
+            state, drawn = run(folded(folded(rng_key, 3), next(dispatched)), state)
             kept.append(jax.device_get(drawn))
             if progress is not None:
                 done = min(done + _SEGMENT, num_warmup + num_samples)
@@ -183,11 +194,21 @@ def latent_chains(
     # Where the map folds, what its latent space says of a point is not the whole.
     diverging = diverging | np.asarray(found.flow.folded).reshape(diverging.shape)
     mixed = mixing(position, float(diverging.mean()))
+    of_space, weighed = weights, space
+    if several:
+        # Of all components, as no Gaussian overlaps modes apart.
+        weighed = (
+            sampler if isinstance(sampler.control, Identity) else Sampler.of_base(sampler.base)
+        )
+        own = weighed.sample(folded(rng_key, 4), target, _NUM_DRAWS, 1)
+        log_weight = np.asarray(checked_log_weight(own), np.float64)
+        there = weighed.log_weight(folded(rng_key, 4), target, found.position, 1)
+        weights = np.asarray(there).reshape(latent.shape[:2])
     drawn = jax.device_put((position, weights, diverging))
     log_z, replaced = bridge(log_weight, weights), False
     if log_z.log_z_stderr > _CLOSE:
         key = folded(rng_key, 2)
-        other = _bridge_to_chains(key, space, target, latent, weights, mixed.bulk)
+        other = _bridge_to_chains(key, space, target, latent, of_space, mixed.bulk)
         log_z, replaced = smaller_error(log_z, other)
     return Chains(
         drawn[0],
@@ -195,10 +216,35 @@ def latent_chains(
         drawn[2],
         mixed,
         log_z,
-        space,
-        map_replaced=space is not sampler,
+        weighed,
+        map_replaced=weighed is not sampler,
         bridge_replaced=replaced,
     )
+
+
+def _jumped(
+    rng_key: PRNGKey, state: Any, potential: Callable[[Array], Array], space: Base, base: Base
+) -> Any:
+    """States of NUTS, each after the proposal of a draw of a base with several components.
+
+    Independence Metropolis-Hastings (Tierney, 1994): gradients do not pass between modes.
+    """
+
+    def one(key: PRNGKey, z: Array, energy: Array, slope: Array) -> tuple[Array, ...]:
+        key_component, key_draw, key_accept = jax.random.split(key, 3)
+        component = base.draw_component(key_component)
+        x = base.unwhiten(jax.random.normal(key_draw, z.shape, z.dtype), component)
+        proposed = space.whiten(x, ())
+        new_energy, new_slope = jax.value_and_grad(potential)(proposed)
+        new = -new_energy - base.log_prob(x)
+        _, accepted = accept(key_accept, new, -energy - base.log_prob(space.unwhiten(z, ())))
+        accepted &= jnp.isfinite(new_slope).all()
+        new_state, old_state = (proposed, new_energy, new_slope), (z, energy, slope)
+        return jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new_state, old_state)
+
+    keys = jax.random.split(rng_key, len(state.z))
+    moved = jax.vmap(one)(keys, state.z, state.potential_energy, state.z_grad)
+    return state._replace(z=moved[0], potential_energy=moved[1], z_grad=moved[2])
 
 
 def smaller_error(of_map: Bridge, of_gaussian: Bridge) -> tuple[Bridge, bool]:
@@ -264,16 +310,20 @@ def _latent_space(
     """
     key_draws, key_start, key_latent = jax.random.split(rng_key, 3)
     z = jax.random.normal(key_latent, (_NUM_DRAWS, target.dim))
-    own = one_frame(sampler.base) and not gaussian
-    if own and (sampler.control.injective or _is_bijective(sampler, target)):
+    single = one_frame(sampler.base)
+    if single and not gaussian and (sampler.control.injective or _is_bijective(sampler, target)):
         weighed = sampler.weigh(target, z)
         start = z[_distinct(key_start, weighed, num_chains)]
     else:
         draws = sampler.sample(key_draws, target, _NUM_DRAWS, 1)
-        base = _moments(draws, float(evidence(draws).ess))
-        sampler, chosen = Sampler.of_base(base), _distinct(key_start, draws, num_chains)
-        start = jax.vmap(lambda x: base.whiten(x, ()))(draws.position[chosen])
-        weighed = sampler.weigh(target, z)
+        bases: list[Base] = [_moments(draws, float(evidence(draws).ess))]
+        # In many dimensions so few draws do not tell a covariance: a fitted base is closer.
+        bases += [sampler.base] * single
+        spaces = [Sampler.of_base(base) for base in bases]
+        each = [space.weigh(target, z) for space in spaces]
+        best = int(np.argmax([np.mean(np.asarray(found.log_weight)) for found in each]))
+        sampler, weighed, chosen = spaces[best], each[best], _distinct(key_start, draws, num_chains)
+        start = jax.vmap(lambda x: sampler.base.whiten(x, ()))(draws.position[chosen])
     return sampler, start, np.asarray(checked_log_weight(weighed), np.float64)
 
 

@@ -1,23 +1,22 @@
 """Log Z of a trained sampler from both sides, and what that is worth."""
 
-import dataclasses
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from consistent_samplers.bases.iterating import folded
-from consistent_samplers.bracket import Bracket, bracket
-from consistent_samplers.corrections import latent_chains
-from consistent_samplers.diagnostics import LEVELS
+from consistent_samplers.bracket import Bracket, bracket, weighted_bounds
+from consistent_samplers.diagnostics import LEVELS, informed
+from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.types import Bound, PRNGKey
 
 if TYPE_CHECKING:
     from consistent_samplers.recipe.trained import TrainedSampler
 
 _MAP_REPLACED = (
-    "Both bounds are of a Gaussian of the sampler's draws, in place of its map, which has several "
-    "components, folds or is not inverted."
+    "Both bounds are of the sampler's base or a Gaussian of its draws, in place of its map, which "
+    "has several components, folds, is not inverted or is dear."
 )
 _BRIDGE_REPLACED = (
     "log Z is bridged to a Gaussian fitted to the first half of the chains, in place of the map, "
@@ -27,10 +26,13 @@ _BRIDGE_REPLACED = (
 
 def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> Bracket:
     """See `TrainedSampler.bracket`."""
-    chains = trained.chains
-    if chains is None:
-        chains = latent_chains(folded(rng_key, 1), trained.target, trained.one_step)
-    chained = dataclasses.replace(trained, chains=chains)
+    from consistent_samplers.recipe.chain_stage import with_chains
+
+    chained = trained
+    if trained.chains is None:
+        chained = with_chains(folded(rng_key, 1), trained, progress_bar=False)
+    chains = chained.chains
+    assert chains is not None
     worth = chained.chains_verdict(folded(rng_key, 2))
     if worth.level == LEVELS[-1]:
         return _of_weights(rng_key, trained, num_samples, worth.words.partition("\n")[2])
@@ -50,16 +52,21 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
 def _of_weights(
     rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int, found_bad: str
 ) -> Bracket:
-    """Where the chains are not to be used: a bound below, and log Z of the weights."""
-    own = trained.evidence(folded(rng_key, 0), num_samples)
+    """Where the chains are not to be used: the weights stand for them, if those can be used."""
+    draws = trained.sample(folded(rng_key, 0), num_samples)
+    own = informed(evidence(draws), trained.exploration)
     judged = trained.verdict(own)
-    notes = [f"No bound above: the chains are not to be used.\n{found_bad}"]
+    log_z, stderr = float(own.log_z), float(own.log_z_stderr)
+    lower, lower_stderr, upper, upper_stderr = weighted_bounds(checked_log_weight(draws))
+    found = Bracket(lower, lower_stderr, None, None, log_z, stderr, "importance", 0)
+    bad = f"the chains are not to be used.\n{found_bad}"
     if judged.level == LEVELS[-1]:
         said = judged.words.partition("\nTo improve")[0]
-        notes.append(f"Nor are the weights of one step.\n{said}")
-    parts = own.elbo, own.elbo_stderr, own.log_z, own.log_z_stderr
-    lower, lower_stderr, log_z, stderr = map(float, parts)
-    found = Bracket(lower, lower_stderr, None, None, log_z, stderr, "importance", 0)
+        notes = [f"No bound above: {bad}", f"Nor are the weights of one step.\n{said}"]
+    else:
+        notes = [f"The bound above is one by the weights of one step: {bad}"]
+        # What the weights' tail may hide, log Z has from the same draws.
+        found = found._replace(upper=upper, upper_stderr=max(upper_stderr, stderr))
     return found._replace(note=_note(own.bound, notes), level=judged.level)
 
 

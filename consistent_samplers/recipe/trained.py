@@ -13,7 +13,7 @@ from consistent_samplers import checkpoint, registry
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base
 from consistent_samplers.bracket import Bracket
-from consistent_samplers.corrections import Chains, Reweighted, reweight
+from consistent_samplers.corrections import Chains, Reweighted, reweight, reweight_chains
 from consistent_samplers.diagnostics import (
     LEVELS,
     REMEDIES,
@@ -175,12 +175,15 @@ class TrainedSampler:
         rng_key: PRNGKey | None = None,
         num_samples: int = 10_000,
     ) -> Reweighted:
-        """The one-step draws of a key under another density, with its log Z and a verdict.
+        """The sampler's draws under another density, with its log Z and a verdict.
+
+        They are those of the chains where these are what to go by (`concluded`), all of them; else
+        one-step draws.
 
         Args:
           log_density: ``[dim] -> []``, or a target; its support may be smaller.
-          rng_key: key of the draws; key 0 if None.
-          num_samples: number of draws.
+          rng_key: key of the one-step draws; key 0 if None.
+          num_samples: number of one-step draws.
 
         Raises:
           ValueError: as of `corrections.reweight`.
@@ -189,14 +192,20 @@ class TrainedSampler:
         target = log_density
         if not isinstance(target, Target):
             target = Target(target, self.target.dim, "the new density", sites=self.target.sites)
+        if self.chains is not None:
+            stages = list(self.stages.values())
+            chains, _, judged = self.concluded(stages[-1] if stages else self.evidence(rng_key))
+            if chains is not None:
+                return reweight_chains(chains, judged, self.target, target)
         return reweight(rng_key, self.sampler_for(1), target, num_samples)
 
     def bracket(self, rng_key: PRNGKey, num_samples: int = 10_000) -> Bracket:
-        """Log Z from both sides: ELBO, EUBO, and the optimal bridge in between, in nats.
+        """Log Z from both sides, and the optimal bridge in between, in nats.
 
-        Draws of the target are those of `chains`, run here where there are none; both bounds are
-        of the map that the chains moved in. Where the chains are not to be used, there is no upper
-        bound, log Z is that of the one-step weights, and the note says why. ``level`` is the
+        Draws of the target are those of `chains`, run here where there are none
+        (`recipe.with_chains`); both bounds are of the map that the chains moved in. Where the
+        chains are not to be used, log Z and both bounds are those of the one-step weights, without
+        one above if these are not to be used either, and the note says why. ``level`` is the
         verdict on the chains, or there on the weights.
 
         Args:

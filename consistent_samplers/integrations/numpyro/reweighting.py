@@ -80,19 +80,21 @@ def reweight(
     powers = jnp.array([prior_power, likelihood_power], float)
     density = Partial(_Changed(known.functions, other.functions), (known.data, other.data, powers))
     target = Target(density, known.target.dim, other.target.name, sites=known.target.sites)
-    sampler = run.trained.sampler_for(run.num_steps)
-    found = corrections.reweight(
-        folded(run.rng_key, 0),  # of the run's own draws
-        sampler,
-        target,
-        run.num_samples,
-        run.num_steps,
-        cure="run a OneStepSampler of the new model",
-    )
+    cure = "run a OneStepSampler of the new model"
+    if run.chains is not None:
+        found = corrections.reweight_chains(
+            run.chains, run.verdict, known.target, target, cure=cure
+        )
+    else:
+        sampler = run.trained.sampler_for(run.num_steps)
+        key = folded(run.rng_key, 0)  # of the run's own draws
+        found = corrections.reweight(
+            key, sampler, target, run.num_samples, run.num_steps, cure=cure
+        )
     smoothed, _ = pareto_smooth(jnp.asarray(found.draws.log_weight))
-    key = folded(run.rng_key, _RESAMPLE)
-    index = np.asarray(corrections.systematic_indices(key, smoothed, run.num_samples))
-    samples = known.constrain(jax.device_put(np.asarray(found.draws.position)[index]))
+    key, position = folded(run.rng_key, _RESAMPLE), np.asarray(found.draws.position)
+    index = np.asarray(corrections.systematic_indices(key, smoothed, len(position)))
+    samples = known.constrain(jax.device_put(position[index]))
     latent = {name: samples[name] for name, _ in known.functions.sites}
     return found._replace(samples=latent)
 

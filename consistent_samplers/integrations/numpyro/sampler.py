@@ -232,10 +232,11 @@ class OneStepSampler(Results):
         likelihood_power: float = 1.0,
         **model_kwargs: Any,
     ) -> Reweighted:
-        """The last run's one-step draws under another prior or likelihood, with a verdict.
+        """The last run's draws under another prior or likelihood, with a verdict.
 
-        Nothing is trained. Log Z is that of ∏ prior^a likelihood^b with the two powers (Kallioinen
-        et al., 2024); ``numpyro.factor`` and imputed observations count as likelihood.
+        Nothing is trained; the draws are those of chains where `get_samples` gives these. Log Z is
+        that of ∏ prior^a likelihood^b with the two powers (Kallioinen et al., 2024);
+        ``numpyro.factor`` and imputed observations count as likelihood.
 
         Args:
           model: another one with the same latent sites, by names and shapes; a support may be
