@@ -323,6 +323,7 @@ def test_honest_cases_are_what_they_say():
         assert 2 <= one.target.dim <= 20 and one.target.log_z is not None
 
 
+@pytest.mark.slow
 def test_honest_cases_have_the_evidence_that_they_name():
     """By draws of a wide Student's t in two and three dimensions, where their weights are even."""
     rng, df, scale, n, measured = np.random.default_rng(0), 3, 4.0, 200_000, 0

@@ -40,6 +40,7 @@ def bounds_of(at_once):
 
 
 @pytest.mark.parametrize("correlation, at_once", [(0.0, 1), (0.8, 1), (0.8, AT_ONCE)])
+@pytest.mark.slow
 def test_the_intervals_cover(correlation, at_once):
     lower, upper = bounds_of(at_once)
     rng, num, covered = np.random.default_rng(0), 300, np.zeros(3)

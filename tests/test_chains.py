@@ -298,6 +298,7 @@ def school_model(y):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # ArviZ of its own future
+@pytest.mark.slow
 def test_a_numpyro_model_by_chains(capsys):
     """Conjugate: mean | y ~ N(25 Σy / (75 + 5), 1 / (1/25 + 3/5))."""
     y = jnp.array([1.0, 3.0, 5.0])

@@ -173,6 +173,7 @@ def gaussian(log_z):
 
 
 @KEYS
+@pytest.mark.slow
 def test_trained_samplers_are_compared(key):
     found = cs.compare(key, {"b": gaussian(-7.0), "a": gaussian(-4.0)}, num_samples=2_000)
     assert found.best == "a" and not found.prediction
@@ -298,6 +299,7 @@ def test_real_runs_cover():
     assert covered >= 8  # of 95 % in ten, with a probability of 0.99
 
 
+@pytest.mark.slow
 def test_prediction_is_left_out_without_arviz(line_and_level, monkeypatch):
     for name in ("arviz", "arviz_base", "arviz_stats"):
         monkeypatch.setitem(sys.modules, name, None)

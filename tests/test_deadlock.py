@@ -73,6 +73,7 @@ print("finished")
     ],
     ids=["flow_weights", "osds", "osds_density_outside"],
 )
+@pytest.mark.slow
 def test_gradients_of_many_determinants_finish(script, dim):
     # Flags of the developer's shell would hide the fault, and so would another platform.
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}

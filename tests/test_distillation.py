@@ -257,6 +257,7 @@ def self_consistent():
     return algorithm, cs.fit(KEY, algorithm, 500, progress_bar=False)
 
 
+@pytest.mark.slow
 def test_scds_curricula_grow_as_documented(self_consistent):
     history = self_consistent[1].history
     # N doubles from 4 to 16, for equal times each until the last; then it stays.

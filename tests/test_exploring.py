@@ -158,6 +158,7 @@ def test_intervals_of_usable_numbers_are_wider():
     assert Run._widened(run, 0.9) == pytest.approx(0.95)
 
 
+@pytest.mark.slow
 def test_what_a_verdict_recommends_works():
     """On the default sampler: every remedy's arguments are those of the calls it names."""
     target = cs.targets.gaussian(jnp.zeros(1), jnp.ones(1))

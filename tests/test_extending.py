@@ -13,6 +13,8 @@ import pytest
 
 import consistent_samplers as cs
 
+pytestmark = pytest.mark.slow  # the page trains
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 

@@ -100,6 +100,7 @@ def test_predictive_takes_the_samples(sampler):
     np.testing.assert_allclose(drawn["twice"], samples["twice"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_chains_convert_as_any_of_numpyro(sampler):
     """`OneStepMH` behind ``MCMC``: what NumPyro's own converters need is there."""
     mcmc = MCMC(

@@ -500,6 +500,7 @@ def test_arrays_put_on_a_device_need_no_other_compilation():
     assert sum(compiled) == 1
 
 
+@pytest.mark.slow
 def test_programs_are_dropped_before_a_process_has_all_its_mappings(folder, monkeypatch):
     """XLA ends a process that has as many as Linux allows; some sixty trainings come to it."""
     maps = Path("/proc/self/maps")

@@ -70,6 +70,7 @@ def data(key):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "calibration", "mixture", "structured"])
+@pytest.mark.slow
 def test_training_steps(name):
     algorithm = build(name)
     state = algorithm.init(KEY)
@@ -84,6 +85,7 @@ def test_training_steps(name):
 
 
 @pytest.mark.parametrize("name", ["osds", "cdds", "dis", "mixture", "structured"])
+@pytest.mark.slow
 def test_draws_of_every_kind_and_their_evidence(name):
     algorithm = build(name)
     state = algorithm.init(KEY)

@@ -61,6 +61,7 @@ def sampler():
     return poor
 
 
+@pytest.mark.slow
 def test_a_chain_compiled_for_any_data_is_refused(sampler):
     mcmc = MCMC(
         OneStepMH(sampler), num_warmup=0, num_samples=10, jit_model_args=True, progress_bar=False

@@ -89,6 +89,7 @@ def check_same_moves(found, expected) -> None:
 
 
 @pytest.mark.parametrize("name", [*QUICK, *map(slow, [*SLOW, *VARIANTS])])
+@pytest.mark.slow
 def test_a_density_outside_teaches_what_one_inside_does(name):
     # No Adam, which makes a whole step of a gradient that is rounding alone.
     algorithm = build(name, optimizer=optax.sgd(1e-2))
@@ -191,6 +192,7 @@ def gradient(algorithm: cs.Algorithm, rng_key, state: cs.SamplerState):
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_network_of_ones_own_learns_by_an_optimiser_of_ones_own(name, own):
     settings = {"gradient_clip": 1e9} if name == "scds" else {}
     algorithm = build(name, network=OWN[own], optimizer=optax.sgd(1e-3), **settings)

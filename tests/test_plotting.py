@@ -259,6 +259,7 @@ def mixture_sampler():
     return algorithm, state._replace(params=params, ema_params=params)
 
 
+@pytest.mark.slow
 def test_trajectories_end_at_the_draws(mixture_sampler):
     algorithm, state = mixture_sampler
     num_steps = 2

@@ -233,6 +233,7 @@ def test_a_marginal_of_a_gaussian_is_exact(sites):
     assert prior.density == "map" and list(prior.unpack(points)) == sorted(sites)
 
 
+@pytest.mark.slow
 def test_the_globals_of_a_hierarchical_map_have_a_marginal():
     target = cs.Target(lambda x: -0.5 * (x[0] ** 2 + jnp.sum((x[1:] - x[0]) ** 2)), dim=11)
     control = cs.maps.hierarchical_map(
@@ -332,6 +333,7 @@ def test_what_cannot_be_a_prior_says_so(free_sampler):
         cs.as_prior(free_sampler, rng_key=3)
 
 
+@pytest.mark.slow
 def test_a_support_that_depends_on_other_sites_is_refused():
     def model():
         low = numpyro.sample("low", dist.Normal(0.0, 1.0))
@@ -386,6 +388,7 @@ def test_batches_one_after_another_are_all_data_at_once():
     assert abs(log_z - marginal.logpdf(y)) < 0.01
 
 
+@pytest.mark.slow
 def test_what_chains_found_is_the_prior_of_the_next_batch():
     y = np.random.default_rng(3).normal(1.5, 1.0, 16).astype(np.float32)
     first = OneStepSampler(of_mean, **BASE | {"effort": "chains"})

@@ -232,6 +232,7 @@ def test_draws_of_one_stage_that_cannot_be_weighed_leave_the_other(monkeypatch):
     assert list(trained.stages) == ["calibrated"]
 
 
+@pytest.mark.slow
 def test_a_structured_network_on_request():
     trained = cs.train_sampler(
         KEY,
@@ -254,6 +255,7 @@ def test_a_structured_network_on_request():
 
 
 @pytest.mark.parametrize("far", [False, True])
+@pytest.mark.slow
 def test_calibration_ends_with_the_round_that_is_enough(monkeypatch, tmp_path, far):
     monkeypatch.setattr(route, "SHORT_ITERATIONS", 20)
     monkeypatch.setattr(route, "FURTHER_ITERATIONS", 10)
@@ -322,6 +324,7 @@ def test_without_distillation():
         ({"max_steps": 2}, {"distilled": 300, "calibrated": 5}),
     ],
 )
+@pytest.mark.slow
 def test_distillation_is_for_more_steps_than_one(settings, stages):
     base = cs.bases.standard_normal(2)
     settings = {"hidden": (8,), "num_calibration_iterations": 5, "base": base} | settings
@@ -379,6 +382,7 @@ def test_a_warm_start_from_a_base_alone_trains_in_full(trained):
 @pytest.mark.parametrize(
     ("share", "passed", "anew"), [(0.9, True, False), (0.1, True, True), (0.9, False, True)]
 )
+@pytest.mark.slow
 def test_a_warm_start_that_falls_short_is_given_up(monkeypatch, trained, share, passed, anew):
     """A worse share of effective draws, or modes that are missed: training from scratch."""
     calls = []

@@ -148,6 +148,7 @@ def test_the_base_is_looked_at_from_outside_before_it_is_taken():
     assert trained.route.name == "base" and trained.exploration.passed
 
 
+@pytest.mark.slow
 def test_a_target_that_no_base_fits_is_calibrated():
     trained = cs.train_sampler(KEY, banana(), num_samples=1_000, **QUICK | {"hidden": (32,)})
     # Chains as well where draws of other keys show more of the tail.
@@ -321,6 +322,7 @@ def test_a_route_in_one_line():
     assert str(taken) == ("short: its weights can be used (effective: base 12 %, calibrated 98 %)")
 
 
+@pytest.mark.slow
 def test_a_route_survives_being_kept(tmp_path):
     trained = cs.train_sampler(KEY, bent(), num_calibration_iterations=3, **QUICK)
     trained.save(tmp_path)

@@ -113,6 +113,7 @@ def test_draws_are_the_same_on_eight_devices(mesh, num_samples, method, weights)
         close(cs.evidence(one), cs.evidence(many))
 
 
+@pytest.mark.slow
 def test_arrays_bound_to_one_device_are_taken_to_the_mesh(mesh):
     """As results of stored programs are, and what a user has put there."""
     algorithm = ALGORITHMS["osds"](64)
@@ -165,6 +166,7 @@ def test_a_mesh_must_be_one():
         algorithm.sample(KEY, algorithm.init(KEY), 8, mesh=8)
 
 
+@pytest.mark.slow
 def test_the_parts_run_under_pmap_and_shard_map(mesh):
     """Simulators, losses and evidence by hand: what `mesh` does, and its equivalents."""
     algorithm = cs.osds(TARGET, base=BASE, guidance=None, **SETTINGS)

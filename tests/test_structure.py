@@ -132,7 +132,9 @@ def test_parents_separate_members(seed, dim):
     assert sorted(before) == list(range(dim))
 
 
-@pytest.fixture(scope="module", params=["nested", "correlated"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("nested", marks=pytest.mark.slow), "correlated"]
+)
 def made(request):
     log_density, dim = {"nested": nested, "correlated": correlated}[request.param](5, 4)
     target = cs.Target(log_density, dim)

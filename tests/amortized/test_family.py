@@ -92,6 +92,7 @@ def test_data_unlike_the_simulated_are_said_to_be(linear):
     assert "unlike the simulated ones" in far.verdict.words
 
 
+@pytest.mark.slow
 def test_a_family_that_is_saved_answers_the_same(members, tmp_path):
     sets = school_sets((5, 3))
     members.save(tmp_path)
@@ -113,6 +114,7 @@ def test_a_family_that_is_saved_answers_the_same(members, tmp_path):
         cs.load_family(tmp_path, regression)
 
 
+@pytest.mark.slow
 def test_ranks_are_uniform_with_weights(linear):
     check = linear.calibration_check(jax.random.key(5), 300, progress_bar=False)
     assert list(check.ranks) == ["b[0]", "b[1]"]
@@ -153,6 +155,7 @@ def test_a_data_set_that_is_not_to_be_used_has_a_training_of_its_own():
     np.testing.assert_allclose(np.abs(drawn).mean(), 1.5, atol=0.02)
 
 
+@pytest.mark.slow
 def test_old_and_new_keys_train_alike():
     settings = dict(num_rows=5, observed={"y": "y"}, **TINY | dict(num_iterations=(0, 0)))
     first, second = (
