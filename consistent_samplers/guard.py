@@ -7,9 +7,12 @@ these are free of it.
 
 It takes as many such calls side by side as there are threads, which are as many as processors: two
 are met often. So the package asks for 16 when it is imported, for the scheduler of XLA that brings
-fewest side by side, and for one computation after another. These are read when the first backend
-starts: where that has happened by then it warns, each of the package's programs is compiled with
-that scheduler, and waited for. That makes waiting for ever rare, not impossible.
+fewest side by side, and for one computation after another. These are read when the backend starts.
+Where that has happened by then, as in a notebook, it is started anew; arrays stay as they are, and
+functions are compiled again. XLA's flags are read once in a process: there each of the
+package's programs is compiled with that scheduler, and waited for. A backend with several devices,
+or with arrays that are bound to one, stays as it is. A warning then says what to do: waiting for
+ever is rare with few threads, not impossible.
 """
 
 import functools
@@ -21,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
+import jax.extend
 
 FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
 """XLA's flag for the scheduler at fault; the compiler has an option of another name."""
@@ -49,17 +53,21 @@ def keep_threads_free() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if not _is_installed_concerned() or f"{FLAG}=true" in flags or _OPTION in flags:
         return
-    # Whether JAX has started a backend, without starting one.
+    # What JAX has started, without starting anything.
     bridge = sys.modules.get("jax._src.xla_bridge")
-    late = "cpu" in getattr(bridge, "_backends", {})
+    started = tuple(getattr(bridge, "_backends", ()))
     asked = os.environ.get(_THREADS)
+    wants_more = asked is None and _num_threads() < NUM_THREADS
+    late = "cpu" in started and not (wants_more and started == ("cpu",) and _nothing_is_bound())
     if not late:
-        if FLAG not in flags:
+        if FLAG not in flags and not started:
             os.environ["XLA_FLAGS"] = f"{flags} --{FLAG}=false".strip()
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-        if asked is None and _num_threads() < NUM_THREADS:
+        if wants_more:
             os.environ[_THREADS] = str(NUM_THREADS)
         _keep_lapack_single()
+        if "cpu" in started:
+            jax.extend.backend.clear_backends()
     if (threads := _num_threads()) < NUM_THREADS:
         why = "JAX was in use before consistent_samplers was imported, and " if late else ""
         cure = "Import consistent_samplers first, or set" if late and asked is None else "Set"
@@ -70,6 +78,18 @@ def keep_threads_free() -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _nothing_is_bound() -> bool:
+    """Whether a backend that runs can be started anew without anybody's noticing.
+
+    Not where arrays were put on a device of it by name: that device would not be the new one.
+    """
+    return (
+        jax.device_count() == 1
+        and not isinstance(jax.numpy.zeros(()), jax.core.Tracer)
+        and not any(array.committed for array in jax.live_arrays())
+    )
 
 
 def _keep_lapack_single() -> None:

@@ -101,3 +101,12 @@ def test_no_density_hangs_the_recipe(tmp_path):
     rows = case.run(hang.BENCHMARK, settings, output=tmp_path)
     ends = {row["target"]: row["end"] for row in rows}
     assert ends == dict.fromkeys(hang.KINDS, "done")
+
+
+@pytest.mark.slow
+def test_large_matrices_do_not_hang_where_jax_was_in_use_before(tmp_path):
+    from benchmarks import case, hang
+
+    settings = {"processes": 1, "limit": TRAINING_LIMIT, "late": True, "unguarded": False}
+    rows = case.run(hang.BENCHMARK, settings, ["latent_process"], tmp_path)
+    assert [row["end"] for row in rows] == ["done"]

@@ -102,18 +102,58 @@ def test_flags_of_the_user_stay():
     assert flags == f"{other} --{guard.FLAG}=false"
 
 
+TOLD = """
+import consistent_samplers
+from consistent_samplers.compilation import compiler_options
+print([*compiler_options('full')])
+"""
+
+
 @concerned
-def test_where_flags_came_too_late_each_program_is_told():
-    use = "import jax.numpy as jnp; jnp.ones(2) + 1; import consistent_samplers"
-    use += "; from consistent_samplers.compilation import compiler_options"
-    use += "; print([*compiler_options('full')])"
-    flags, said = flags_after(use)
-    assert flags == "" and "set PJRT_NPROC=16 before Python starts" in said
-    # What it says helps: XLA has these threads then.
-    _, said = flags_after(use, PJRT_NPROC="16")
+def test_a_backend_that_runs_already_is_started_anew():
+    """What was made before goes on as it was, and has threads to spare."""
+    before = """
+import pathlib, jax, jax.numpy as jnp
+x, key, program = jnp.arange(3.0), jax.random.key(0), jax.jit(lambda x: 2 * x)
+mesh = jax.make_mesh((1,), ("one",))
+was = [program(x), jax.random.normal(key, 3)]
+threads = lambda: [
+    p.read_text().strip() for p in pathlib.Path("/proc/self/task").glob("*/comm")
+].count("tf_XLAEigen")
+few = threads()
+"""
+    after = """
+print(all(map(jnp.array_equal, was, [program(x), jax.random.normal(key, 3)])))
+ours = jax.device_put(jnp.ones(3), jax.NamedSharding(mesh, jax.sharding.PartitionSpec("one")))
+print((ours + x).tolist(), threads() - few >= 16)
+"""
+    printed, said = flags_after(before + TOLD + after, printed=True)
     assert "Warning" not in said
-    assert flags_after(use, printed=True)[0].startswith("['xla_cpu_scheduler_type']")
-    named = f"--{guard.FLAG}=true"
+    told, same, *rest = printed.splitlines()
+    assert told.startswith("['xla_cpu_scheduler_type'") and same == "True"
+    assert rest == ["[1.0, 2.0, 3.0] True"]
+
+
+@concerned
+@pytest.mark.parametrize(
+    ("before", "flags"),
+    [
+        ("jax.device_put(1.0, jax.devices()[0])", ""),
+        ("1.0", "--xla_force_host_platform_device_count=2"),
+    ],
+)
+def test_where_flags_came_too_late_each_program_is_told(before, flags):
+    """A backend with several devices, or arrays bound to one, stays."""
+    use = f"import jax, jax.numpy as jnp; jnp.ones(2) + 1; x = {before}{TOLD}"
+    given = {"XLA_FLAGS": flags} if flags else {}
+    printed, said = flags_after(use, printed=True, **given)
+    assert printed.startswith("['xla_cpu_scheduler_type'")
+    assert "set PJRT_NPROC=16 before Python starts" in said
+    assert flags_after(use, **given)[0] == flags
+    # What it says helps: XLA has these threads then.
+    _, said = flags_after(use, PJRT_NPROC="16", **given)
+    assert "Warning" not in said
+    named = f"{flags} --{guard.FLAG}=true".strip()
     assert flags_after(use, printed=True, XLA_FLAGS=named)[0].startswith("[]")
 
 
@@ -152,7 +192,8 @@ def shares(program):
 @concerned
 @pytest.mark.parametrize("late", [False, True])
 def test_one_computation_ends_before_the_next_one_starts(late):
-    use = "import jax.numpy as jnp; jnp.ones(2) + 1; " * late + "import consistent_samplers"
+    bound = "import jax; x = jax.device_put(1.0, jax.devices()[0]); "
+    use = bound * late + "import consistent_samplers"
     ours = "from consistent_samplers import compilation, kernels\nshares(compilation.jit(slow))"
     ours += "\nshares(kernels.kernel()(slow))"
     plain = "\nshares(jax.jit(slow))"

@@ -70,7 +70,7 @@ def model_of(kind: str) -> tuple[Any, tuple[Any, ...]]:
     from numpyro import deterministic, sample
 
     y = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
-    times = jnp.linspace(0.0, 1.0, 8)
+    times, eye = jnp.linspace(0.0, 1.0, 40), jnp.eye(40)
 
     def model(y: Any) -> None:
         scale = sample("scale", dist.HalfNormal(1.0).expand([4]).to_event(1))
@@ -80,9 +80,9 @@ def model_of(kind: str) -> tuple[Any, tuple[Any, ...]]:
             sample("y", dist.MultivariateNormal(mean, scale_tril=root), obs=y)
         elif kind == "latent_process":
             squares = ((times[:, None] - times) / scale[0]) ** 2
-            covariance = scale[1] ** 2 * jnp.exp(-0.5 * squares) + 0.01 * jnp.eye(8)
+            covariance = scale[1] ** 2 * jnp.exp(-0.5 * squares) + 0.01 * eye
             f = sample("f", dist.MultivariateNormal(mean[0], covariance))
-            sample("y", dist.Normal(f, 0.1 + scale[2]), obs=y[:8, 0])
+            sample("y", dist.Normal(f, 0.1 + scale[2]), obs=y[:40, 0])
         else:
             near = jnp.outer(mean, mean) + jnp.diag(0.1 + scale**2)
             normal = dist.MultivariateNormal(mean, near)

@@ -38,6 +38,11 @@ class _Sizes:
 _SIZES = {"cpu": _Sizes((1_024,), (1, 128, 512), (128,))}
 _SIZES_ELSEWHERE = _Sizes((4_096, 65_536), (128, 4_096), (4_096,))
 _FEW = 128
+# Operations of LAPACK's calls for n × n matrices, in n³ (Golub & Van Loan, 2013).
+_LAPACK = {
+    **{"cholesky": 1 / 3, "lu": 2 / 3, "triangular_solve": 1.0, "qr": 4 / 3, "geqrf": 4 / 3},
+    **{"householder_product": 4 / 3, "eigh": 9.0, "svd": 20.0, "eig": 25.0, "schur": 25.0},
+}
 # Programs of a density: three kinds at their sizes share one entry each. The last eight densities
 # are kept.
 _MAX_PROGRAMS = 24
@@ -96,16 +101,27 @@ def hessians(log_density: LogDensityFn, points: ArrayLike) -> np.ndarray:
 
 
 def cost(log_density: LogDensityFn, dim: int) -> float:
-    """Floating-point operations of one value and gradient, as the compiler counts them.
+    """Floating-point operations of one value and gradient: the compiler's count, and LAPACK's.
 
     Loops count once. The same on every machine, unlike a time.
     """
     size = _FEW
     density = as_partial(log_density)
     points = jax.ShapeDtypeStruct((size, dim), jnp.zeros(0).dtype)
-    lowered = _program("values_and_grads", jax.tree.structure(density)).lower(density, points)
-    analysis = lowered.cost_analysis() or {}
-    return float(analysis.get("flops", 0.0)) / size
+    traced = _program("values_and_grads", jax.tree.structure(density)).trace(density, points)
+    analysis = traced.lower().cost_analysis() or {}
+    of_matrices = sum(map(_of_lapack, _equations(traced.jaxpr)))
+    return (float(analysis.get("flops", 0.0)) + of_matrices) / size
+
+
+def _of_lapack(equation: Any) -> float:
+    """Operations of a batch of factorisations or solves, of which the compiler knows nothing."""
+    name = equation.primitive.name
+    if name not in _LAPACK:
+        return 0.0
+    matrices, size = equation.invars[0].aval, equation.outvars[0].aval.size
+    # Of as many right-hand sides as there are, or of square matrices.
+    return float(_LAPACK[name] * matrices.shape[-1] * max(size, matrices.size))
 
 
 def numbers(log_density: LogDensityFn, dim: int) -> Iterator[Any]:
@@ -114,17 +130,26 @@ def numbers(log_density: LogDensityFn, dim: int) -> Iterator[Any]:
     yield from (leaf for leaf in jax.tree.leaves(density) if _is_number(leaf))
     point = jax.ShapeDtypeStruct((dim,), jnp.zeros(0).dtype)
     traced: Any = _one_point(jax.tree.structure(density))  # once, as for its values
-    yield from _constants(traced.trace(density, point).jaxpr)
-
-
-def _constants(jaxpr: Any) -> Iterator[Any]:
+    jaxpr = traced.trace(density, point).jaxpr
     yield from filter(_is_number, getattr(jaxpr, "consts", ()))
-    for equation in jaxpr.eqns:
+    for equation in _equations(jaxpr):
         literals = (x.val for x in equation.invars if isinstance(x, core.Literal))
         yield from filter(_is_number, literals)
-        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                yield from _constants(inner)
+        for inner in _inside(equation):
+            yield from filter(_is_number, getattr(inner, "consts", ()))
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All steps of a computation, those of its parts after the ones that they are in."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in _inside(equation):
+            yield from _equations(inner)
+
+
+def _inside(equation: Any) -> Iterator[Any]:
+    leaves = jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_jaxpr)
+    return filter(_is_jaxpr, leaves)
 
 
 def _is_jaxpr(value: Any) -> bool:
