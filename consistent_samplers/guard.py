@@ -53,6 +53,7 @@ def keep_threads_free() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if not _is_installed_concerned() or f"{FLAG}=true" in flags or _OPTION in flags:
         return
+    _keep_lapack_single()
     # What JAX has started, without starting anything.
     bridge = sys.modules.get("jax._src.xla_bridge")
     started = tuple(getattr(bridge, "_backends", ()))
@@ -65,7 +66,6 @@ def keep_threads_free() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
         if wants_more:
             os.environ[_THREADS] = str(NUM_THREADS)
-        _keep_lapack_single()
         if "cpu" in started:
             jax.extend.backend.clear_backends()
     if (threads := _num_threads()) < NUM_THREADS:
