@@ -3,10 +3,7 @@
 from consistent_samplers.diagnostics.beyond import open_directions, share_beyond, share_unseen
 from consistent_samplers.diagnostics.distances import (
     MAX_MEDIAN_POINTS,
-    RELATIVE_REGULARISATION,
-    SinkhornResult,
     mmd,
-    sinkhorn,
     wasserstein2,
 )
 from consistent_samplers.diagnostics.exploring import (
@@ -91,7 +88,6 @@ __all__ = [
     "MODEST_UNSEEN",
     "NEARLY_EXACT_ESS",
     "PROBABILITIES",
-    "RELATIVE_REGULARISATION",
     "REMEDIES",
     "SMALL_UNSEEN",
     "ExplorationCheck",
@@ -99,7 +95,6 @@ __all__ = [
     "MembersFound",
     "Mixing",
     "ModeCoverage",
-    "SinkhornResult",
     "Verdict",
     "chains_verdict",
     "exploration_check",
@@ -118,7 +113,6 @@ __all__ = [
     "share_beyond",
     "share_unseen",
     "sign_modes",
-    "sinkhorn",
     "standard_error_is_reliable",
     "tail_is_light",
     "verdict",

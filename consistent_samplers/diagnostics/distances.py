@@ -1,12 +1,9 @@
 """Distances between two samples: maximum mean discrepancy and optimal transport.
 
-All compare equally weighted draws; resample weighted ones first. Even where the distributions agree
-only ``mmd`` and, nearly, the debiased ``sinkhorn`` centre on zero, so quote beside a distance the
-one between two independent reference samples.
+Both compare equally weighted draws; resample weighted ones first. Where the distributions agree
+only ``mmd`` centres on zero, so quote beside a distance the one between two independent reference
+samples.
 """
-
-import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,39 +13,6 @@ from consistent_samplers.types import Array
 
 MAX_MEDIAN_POINTS = 500
 """Points of each sample that the median heuristic looks at (all pairs of 1,000 in all)."""
-
-RELATIVE_REGULARISATION = 0.01
-"""Default of `sinkhorn`, in median squared distances between the points of the reference."""
-
-# Factor of the regularisation per iteration on its way down. Heavy tails want it slow: at 0.7
-# Neal's funnel (2,000 points) takes over four times as many iterations in all.
-_ANNEALING_RATE = 0.95
-# Step length once annealed: saves about a third of the iterations of plain ones, at 1.
-_OVERRELAXATION = 1.8
-
-
-class SinkhornResult(NamedTuple):
-    """Entropic transport between two samples; every entry is a scalar ``[]``.
-
-    Attributes:
-      value: transport cost or, if debiased, Sinkhorn divergence, in squared units of the samples.
-      regularisation: that was used, in the same units.
-      marginal_error: total variation between samples and the plan's marginals; the largest plan's.
-      num_iterations: of the plan that took the most.
-      converged: whether ``marginal_error`` is within the tolerance.
-
-    Example:
-      >>> import jax.numpy as jnp, consistent_samplers as cs
-      >>> x = jnp.array([[0.0], [1.0]])
-      >>> bool(cs.diagnostics.sinkhorn(x, x + 1.0).converged)
-      True
-    """
-
-    value: Array
-    regularisation: Array
-    marginal_error: Array
-    num_iterations: Array
-    converged: Array
 
 
 def mmd(x: Array, y: Array, bandwidth: float | Array | None = None) -> Array:
@@ -76,58 +40,6 @@ def mmd(x: Array, y: Array, bandwidth: float | Array | None = None) -> Array:
     return _mmd(*_checked_pair("mmd", x, y, min_points=2), bandwidth)
 
 
-def sinkhorn(
-    x: Array,
-    y: Array,
-    *,
-    regularisation: float | Array | None = None,
-    max_iterations: int = 2_000,
-    tolerance: float | Array = 2e-3,
-    debiased: bool = False,
-) -> SinkhornResult:
-    """Entropic optimal transport between two samples, with squared Euclidean cost.
-
-    The plan P minimises <P, C> + regularisation * KL(P | product of the samples) over couplings
-    (Cuturi 2013, arXiv:1306.0895), by Sinkhorn iterations on log scale: annealed from the largest
-    cost (Schmitzer 2019, arXiv:1610.06519), then over-relaxed (Thibault et al. 2021,
-    arXiv:1711.01851). The transport cost <P, C>, which the diffusion-sampler literature calls
-    Sinkhorn distance, exceeds `wasserstein2` squared by up to the order of regularisation * dim.
-    The Sinkhorn divergence (Feydy et al. 2019, arXiv:1810.08278) takes off the entropic cost of
-    each sample to itself: zero for equal samples, and positive otherwise.
-
-    Only figures of one regularisation and one pair of sample sizes compare. Memory and the time of
-    an iteration grow as ``n * m``. It cannot be differentiated in reverse mode.
-
-    Args:
-      x: ``[n, dim]``.
-      y: ``[m, dim]``, the reference sample.
-      regularisation: positive, in squared units of the samples; if None, `RELATIVE_REGULARISATION`
-        times the median squared distance between at most `MAX_MEDIAN_POINTS` points of ``y``.
-      max_iterations: at least 10; at most half of them anneal.
-      tolerance: stop at this ``marginal_error``; the default leaves the value about 1 % off. Heavy
-        tails in float32 do not reach 1e-4.
-      debiased: whether to return the divergence instead of the cost (about twice the time).
-
-    Raises:
-      ValueError: wrong shapes, an argument out of range, or (unless traced) points not finite.
-
-    Example:
-      >>> import jax, consistent_samplers as cs
-      >>> x = jax.random.normal(jax.random.key(0), (100, 1))
-      >>> round(float(cs.diagnostics.sinkhorn(x, x + 3.0, debiased=True).value), 1)
-      9.0
-    """
-    x, y = _checked_pair("sinkhorn", x, y, finite=True)
-    if max_iterations < 10:
-        raise ValueError(f"max_iterations must be at least 10, got {max_iterations}.")
-    for name, value in (("regularisation", regularisation), ("tolerance", tolerance)):
-        if value is None or isinstance(value, jax.core.Tracer):
-            continue
-        if not (np.ndim(value) == 0 and 0 < float(value) < float("inf")):
-            raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
-    return _sinkhorn(x, y, regularisation, tolerance, max_iterations, debiased)
-
-
 def wasserstein2(x: Array, y: Array) -> float:
     """Exact 2-Wasserstein distance between two concrete samples of one size, ``[n, dim]``.
 
@@ -147,7 +59,7 @@ def wasserstein2(x: Array, y: Array) -> float:
     if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"wasserstein2 pairs samples of one size, got {x.shape[0]} and {y.shape[0]} points. "
-            "Take as many of the larger sample, or use sinkhorn."
+            "Take as many of the larger sample."
         )
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
@@ -240,106 +152,3 @@ def _median_distance(points: Array) -> Array:
     squared = jax.vmap(_squared_distance, (0, None, None))(points, points, squared_norm)
     median = jnp.sqrt(jnp.median(squared[jnp.triu_indices(points.shape[0], 1)]))
     return jnp.where(median > 0, median, 1.0)
-
-
-@functools.partial(jax.jit, static_argnames=("max_iterations", "debiased"))
-def _sinkhorn(
-    x: Array,
-    y: Array,
-    regularisation: float | Array | None,
-    tolerance: float | Array,
-    max_iterations: int,
-    debiased: bool,
-) -> SinkhornResult:
-    """``sinkhorn`` of checked samples."""
-    if regularisation is None:
-        every = -(-y.shape[0] // MAX_MEDIAN_POINTS)
-        regularisation = RELATIVE_REGULARISATION * _median_distance(y[::every]) ** 2
-    epsilon = jnp.asarray(regularisation, x.dtype)
-
-    cost = squared_distances(x, y)
-    plans = [_potentials(cost, epsilon, tolerance, max_iterations, symmetric=False)]
-    if debiased:
-        for sample in (x, y):
-            own = squared_distances(sample, sample)
-            plans.append(_potentials(own, epsilon, tolerance, max_iterations, symmetric=True))
-        # The dual objective: its error is of second order in that of the potentials.
-        entropic = [jnp.mean(plan.f) + jnp.mean(plan.g) for plan in plans]
-        value = entropic[0] - 0.5 * (entropic[1] + entropic[2])
-    else:
-        value = _transport_cost(cost, epsilon, plans[0])
-    marginal_error = jnp.max(jnp.stack([plan.marginal_error for plan in plans]))
-    num_iterations = jnp.max(jnp.stack([plan.num_iterations for plan in plans]))
-    converged = marginal_error <= tolerance
-    return SinkhornResult(value, epsilon, marginal_error, num_iterations, converged)
-
-
-class _Plan(NamedTuple):
-    """Potentials of the plan exp((f + g - cost) / epsilon) / (n m); its columns add up to 1 / m."""
-
-    f: Array  # [n]
-    g: Array  # [m]
-    row_update: Array  # the next f
-    previous_error: Array
-    marginal_error: Array  # of the rows
-    num_iterations: Array
-
-
-def _potentials(
-    cost: Array, final: Array, tolerance: float | Array, max_iterations: int, symmetric: bool
-) -> _Plan:
-    """Iterations for ``cost [n, m]``, annealed to ``final``; ``symmetric``: of one sample."""
-    n, m = cost.shape
-    start = jnp.maximum(jnp.max(cost), final)
-    # Faster where the iterations would not suffice otherwise, so that annealing always ends.
-    span = jnp.log(final / start) / (max_iterations // 2)
-    rate = jnp.minimum(_ANNEALING_RATE, jnp.exp(span))
-
-    def row_update(g: Array, epsilon: Array) -> Array:
-        exponent = (g[None, :] - cost) / epsilon
-        return epsilon * (jnp.log(float(m)) - jax.nn.logsumexp(exponent, axis=1))
-
-    def column_update(f: Array, epsilon: Array) -> Array:
-        exponent = (f[:, None] - cost) / epsilon
-        return epsilon * (jnp.log(float(n)) - jax.nn.logsumexp(exponent, axis=0))
-
-    def iterate(plan: _Plan) -> _Plan:
-        step = plan.num_iterations
-        epsilon = jnp.maximum(start * rate**step, final)
-        epsilon = jnp.where(step < max_iterations // 2, epsilon, final)
-        if symmetric:
-            # Averaging both updates keeps f = g and settles within a few iterations.
-            f = 0.5 * (plan.f + plan.row_update)
-            g = f
-        else:
-            # An over-relaxed iteration may lose ground, a plain one never does.
-            gains = plan.marginal_error < plan.previous_error
-            length = jnp.where(gains & jnp.isfinite(plan.previous_error), _OVERRELAXATION, 1.0)
-            f = plan.f + length * (plan.row_update - plan.f)
-            g = column_update(f, epsilon)
-        update = row_update(g, epsilon)
-        # Row i of the plan adds up to exp((f_i - update_i) / epsilon) / n.
-        error = 0.5 * jnp.mean(jnp.abs(jnp.expm1((f - update) / epsilon)))
-        error = jnp.where(epsilon > final, jnp.inf, error)
-        return _Plan(f, g, update, plan.marginal_error, error, step + 1)
-
-    def unfinished(plan: _Plan) -> Array:
-        return (plan.marginal_error > tolerance) & (plan.num_iterations < max_iterations)
-
-    f, g = jnp.zeros(n, cost.dtype), jnp.zeros(m, cost.dtype)
-    infinity = jnp.asarray(jnp.inf, cost.dtype)
-    first = _Plan(f, g, row_update(g, start), infinity, infinity, jnp.asarray(0))
-    plan = jax.lax.while_loop(unfinished, iterate, first)
-    # With g = T(f) the pair is feasible for the dual, which bounds the entropic cost from below.
-    return plan._replace(g=plan.row_update) if symmetric else plan
-
-
-def _transport_cost(cost: Array, epsilon: Array, plan: _Plan) -> Array:
-    """<P, C> of the plan, with the mass that its rows and columns lack at its dual price."""
-    # That is the dual objective less epsilon * KL: unconverged it is far closer than the bare sum,
-    # which misses outliers, and than a plan rounded to a coupling, which sends that mass anywhere.
-    n, m = cost.shape
-    coupling = jnp.exp((plan.f[:, None] + plan.g[None, :] - cost) / epsilon) / (n * m)
-    rows, columns = jnp.sum(coupling, axis=1), jnp.sum(coupling, axis=0)
-    missing = jnp.sum((1.0 / n - rows) * plan.f) + jnp.sum((1.0 / m - columns) * plan.g)
-    return jnp.sum(coupling * cost) + missing
