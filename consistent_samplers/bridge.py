@@ -73,19 +73,22 @@ def bridge(log_weight: ArrayLike, target_log_weight: ArrayLike) -> Bridge:
     share = effective / (effective + own.size)
     log_share, log_rest = np.log(share), np.log1p(-share)
     log_z = 0.0
+    # On log scale: where the two hardly overlap, weights are apart by thousands of nats.
     for _ in range(_MAX_ITERATIONS):
-        with np.errstate(divide="ignore"):
-            above = np.mean(np.exp(own - np.logaddexp(log_share + own, log_rest + log_z)))
-            below = np.mean(np.exp(-np.logaddexp(log_share + theirs, log_rest + log_z)))
-            change = float(np.log(above / below)) - log_z
+        of_own = own - np.logaddexp(log_share + own, log_rest + log_z)
+        of_theirs = -np.logaddexp(log_share + theirs, log_rest + log_z)
+        change = _log_mean(of_own) - _log_mean(of_theirs) - log_z
         log_z += change
         if not abs(change) > _TOLERANCE:
             break
-    of_own = np.exp(own - np.logaddexp(log_share + own, log_rest + log_z))
-    of_theirs = np.exp(-np.logaddexp(log_share + theirs, log_rest + log_z))
+    of_own, of_theirs = np.exp(of_own - of_own.max()), np.exp(of_theirs - of_theirs.max())
     variance = of_own.var() / of_own.mean() ** 2 / own.size
     variance += of_theirs.var() / of_theirs.mean() ** 2 / effective_draws(of_theirs)
     return Bridge(log_z + centre, float(np.sqrt(variance)))
+
+
+def _log_mean(values: np.ndarray) -> float:
+    return float(np.logaddexp.reduce(values, axis=None)) - float(np.log(values.size))
 
 
 def effective_draws(values: np.ndarray) -> float:

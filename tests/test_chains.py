@@ -13,6 +13,7 @@ import pytest
 
 import consistent_samplers as cs
 from consistent_samplers.bridge import Bridge, bridge
+from consistent_samplers.corrections import chains as latent
 from consistent_samplers.diagnostics import ExplorationCheck, Mixing, chains_verdict, mixing
 from consistent_samplers.integrations.numpyro import OneStepSampler
 from consistent_samplers.integrations.numpyro.model import flatten_model
@@ -63,6 +64,16 @@ def test_a_bridge_takes_draws_outside_of_the_support():
     own, theirs = rng.normal(size=20_000), np.abs(rng.normal(size=(1, 20_000)))
     found = bridge(np.where(own > 0.0, 0.0, -np.inf), np.zeros_like(theirs))
     assert abs(found.log_z - np.log(0.5)) < 4.0 * found.log_z_stderr < 0.1
+
+
+def test_a_bridge_to_draws_far_away_knows_that_it_knows_nothing():
+    """Weights of a narrow Gaussian at draws of a shell around it: thousands of nats apart."""
+    rng = np.random.default_rng(0)
+    own, theirs = -10.0 * rng.exponential(size=4_000), rng.uniform(50.0, 3e3, (4, 1_000))
+    found = bridge(own, theirs)
+    assert np.isfinite(found.log_z) and 0.5 < found.log_z_stderr < np.inf
+    # So that one to a Gaussian of the chains takes its place.
+    assert latent.smaller_error(found, Bridge(0.0, 0.1)) == (Bridge(0.0, 0.1), True)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from consistent_samplers.diagnostics import (
     exploration_check,
     open_directions,
     share_beyond,
+    share_unseen,
 )
 from consistent_samplers.integrations.numpyro.run import Run
 
@@ -114,6 +115,27 @@ def test_particles_where_no_draw_comes():
     # Their log Z alone is no proof where they are all within reach.
     assert ExplorationCheck(1, 0, 0.0, 1.5, uncovered=0.01).passed
     assert not ExplorationCheck(1, 0, 0.0, 1.5).passed
+
+
+def test_points_that_stand_for_draws_which_are_not_there_are_no_evidence():
+    """Particles too near to the mode of ten dimensions; a mode that no draw came near."""
+    rng, log_scale = np.random.default_rng(0), 10 * np.log(1.5)
+
+    def log_weight(x):  # a standard normal by draws of 1.5 times its scale
+        return log_scale - (0.5 - 0.5 / 1.5**2) * (x**2).sum(1)
+
+    drawn = 1.5 * rng.normal(size=(10_000, 10))
+    draws = cs.Draws(jnp.asarray(drawn), jnp.asarray(log_weight(drawn)), bound="lower")
+    exact = log_weight(rng.normal(size=(2_000, 10)))
+    too_near = log_weight(0.4 * rng.normal(size=(2_000, 10)))
+    assert np.mean(too_near > np.quantile(exact, 0.99)) > 0.9
+    assert share_beyond(draws, exact) < 0.01 and share_unseen(draws, exact) < 0.01
+    # Few enough of them that by chance no draw may have come there.
+    assert share_beyond(draws, too_near) < 0.06 and share_unseen(draws, too_near) < 0.06
+    # Where a draw is a millionth as likely, no draw speaks against them.
+    far = np.where(np.arange(2_000) < 400, exact + 14.0, exact)
+    assert share_beyond(draws, far) == pytest.approx(0.19, abs=0.01)
+    assert share_unseen(draws, far) == pytest.approx(0.2, abs=0.01)
 
 
 def test_a_base_with_an_edge_is_judged_by_what_is_inside():

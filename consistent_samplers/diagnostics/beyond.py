@@ -12,6 +12,8 @@ from consistent_samplers.types import Array, Draws, PRNGKey
 # Share of the draws' mass that the largest weights make up, and nats that weights elsewhere may
 # exceed the others by.
 _TOP, _MARGIN = 0.01, 0.5
+# More draws than this, and times those seen, are too many to be expected: 1 in 10,000 by chance.
+_FEW_SEEN, _TIMES_SEEN = 10.0, 2.0
 # Distances along a ray, in spreads of the draws: where the draws are, and far out.
 _NEAR = np.array([0.01, 0.1, 0.5, 1.0, 2.0, 4.0, 8.0])
 _FAR = 1e6 * np.array([1.0, 1.37, 2.11])
@@ -24,8 +26,9 @@ def share_beyond(draws: Draws, log_weight: np.ndarray, *, of_target: bool = Fals
     """Share of points of the target that lie beyond where a sampler's draws come.
 
     A point does if its log weight exceeds those of 99 % of the draws' mass by more than half a nat,
-    or is NaN, as where the sampler cannot reach it at all. 1 % is taken off the share: so many
-    exact draws may lie there.
+    or is NaN, as where the sampler cannot reach it at all. Points do not count that stand for draws
+    which are not there, as those of a tempered SMC that ended too near to a mode. 1 % is taken off
+    the share: so many exact draws may lie there.
 
     Args:
       draws: weighted draws of the sampler.
@@ -42,6 +45,8 @@ def share_beyond(draws: Draws, log_weight: np.ndarray, *, of_target: bool = Fals
     mass = np.cumsum(np.ones(len(own)) if of_target else np.exp(own - own[-1]))
     top = own[np.searchsorted(mass, (1.0 - _TOP) * mass[-1])]
     beyond = np.isnan(log_weight) | (log_weight > top + _MARGIN)
+    if not of_target:
+        beyond &= _may_be(own, log_weight)
     return max(float(np.mean(beyond)) - _TOP, 0.0)
 
 
@@ -49,7 +54,8 @@ def share_unseen(draws: Draws, log_weight: np.ndarray) -> float:
     """Share of points of the target whose log weights exceed those of all draws.
 
     So much of Z the draws leave out, whatever the Pareto distribution fitted to their tail says. A
-    point that the sampler cannot reach at all has NaN, and counts.
+    point that the sampler cannot reach at all has NaN, and counts; one that stands for draws which
+    are not there does not.
 
     Args:
       draws: weighted draws of the sampler.
@@ -61,7 +67,27 @@ def share_unseen(draws: Draws, log_weight: np.ndarray) -> float:
       >>> cs.diagnostics.share_unseen(draws, np.array([-1.0, 0.0, 0.1, np.nan]))
       0.5
     """
-    return float(np.mean(~(log_weight <= np.max(np.asarray(draws.log_weight)))))
+    own = np.sort(np.asarray(draws.log_weight, np.float64))
+    return float(np.mean(~(log_weight <= own[-1]) & _may_be(own, log_weight)))
+
+
+def _may_be(own: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
+    """Which points ``[n]`` draws with sorted log weights ``own`` do not show to be too many.
+
+    A point of the target with a weight w stands for Z / w of a draw's probability. From the largest
+    weights on, points are believed until they stand for more draws than were seen to weigh as much.
+    """
+    log_z = own[-1] + np.log(np.mean(np.exp(own - own[-1])))
+    order = np.argsort(-np.where(np.isnan(log_weight), np.inf, log_weight))
+    sorted_weight = log_weight[order]
+    with np.errstate(over="ignore"):
+        part = np.nan_to_num(np.exp(log_z - sorted_weight), posinf=len(own))
+    expected = len(own) / len(log_weight) * np.cumsum(part)
+    seen = len(own) - np.searchsorted(own, sorted_weight)
+    too_many = np.logical_or.accumulate(expected > _FEW_SEEN + _TIMES_SEEN * seen)
+    believed = np.ones(len(log_weight), bool)
+    believed[order] = ~too_many
+    return believed
 
 
 def open_directions(target: Target, position: Array, log_density: Array) -> np.ndarray:
