@@ -188,7 +188,7 @@ def test_a_bracket_says_what_stood_in_for_the_map():
     other = plain._replace(log_z=Bridge(1.84, 0.001), bridge_replaced=True, map_replaced=True)
     found = dataclasses.replace(sampler, chains=other).bracket(jax.random.key(0))
     assert found.log_z == 1.84 and found.upper is not None
-    assert "bridged to Gaussians fitted to the first half of the chains" in found.note
+    assert "bridged to a Gaussian fitted to the first half of the chains" in found.note
     assert "Both bounds are of the sampler's base or a Gaussian" in str(found)
 
 

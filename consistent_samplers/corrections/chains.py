@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.bases import Base, GaussianBase, fit_to_draws
+from consistent_samplers.bases import Base, GaussianBase
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.bridge import Bridge, bridge
@@ -51,7 +51,6 @@ _JUMPS = 4
 _DRAWS_PER_MOMENT = 10.0
 # Standard error of log Z, in nats, from which on another sampler than the map is asked for it.
 _CLOSE = 0.05
-_MOST_PARTS = 16  # of a mixture fitted to chains
 
 
 class Chains(NamedTuple):
@@ -63,12 +62,12 @@ class Chains(NamedTuple):
       diverging: ``[num_chains, num_samples]`` bool, transitions that did, or that ended where the
         map folds.
       mixing: r-hat and effective draws.
-      log_z: between their draws and the map's, or where these hardly overlap those of Gaussians
-        fitted in its latent space, by bridge sampling.
+      log_z: between their draws and the map's, or where these hardly overlap those of a Gaussian in
+        its latent space, by bridge sampling.
       sampler: the map that they moved in, or a base of several components.
       unvisited: part of Z that one-step draws showed where no chain came; see `recipe.with_chains`.
       map_replaced: whether ``sampler`` is not the one that was given.
-      bridge_replaced: whether ``log_z`` is that of Gaussians fitted to the chains' first half.
+      bridge_replaced: whether ``log_z`` is that of a Gaussian fitted to the chains' first half.
       exploration: what a look for modes means for their draws, or None where nobody looked.
 
     Example:
@@ -283,28 +282,23 @@ def _bridge_to_chains(
     log_weight: np.ndarray,
     effective: float,
 ) -> Bridge:
-    """Log Z between the second half of each chain and Gaussians fitted to the first.
+    """Log Z between the second half of each chain and a Gaussian fitted to the first.
 
-    One, or a mixture where one hardly overlaps them. The two halves keep fit and bridge apart
-    (Overstall & Forster, 2010). ``latent`` is ``[num_chains, num_samples, dim]``.
+    The two halves keep fit and bridge apart (Overstall & Forster, 2010). ``latent`` is
+    ``[num_chains, num_samples, dim]``.
     """
     num, dim = latent.shape[1] // 2, latent.shape[2]
-    first, rest = latent[:, :num].reshape(-1, dim), jax.device_put(latent[:, num:])
-
-    def between(fitted: Any) -> Bridge:
-        def normal_over_fitted(z: Array) -> np.ndarray:
-            normal = jax.scipy.stats.norm.logpdf(z).sum(-1)
-            return np.asarray(normal - fitted.log_prob(z), np.float64)
-
-        z = fitted.sample(rng_key, _NUM_DRAWS)
-        there = np.asarray(checked_log_weight(space.weigh(target, z)), np.float64)
-        return bridge(there + normal_over_fitted(z), log_weight[:, num:] + normal_over_fitted(rest))
-
     few = 0.5 * effective < _DRAWS_PER_MOMENT * dim
-    found = between(_gaussian(first, diagonal=few))
-    if few or found.log_z_stderr <= _CLOSE:
-        return found
-    return smaller_error(found, between(fit_to_draws(first, max_components=_MOST_PARTS)))[0]
+    fitted = _gaussian(latent[:, :num].reshape(-1, dim), diagonal=few)
+    z = fitted.sample(rng_key, _NUM_DRAWS)
+    there = np.asarray(checked_log_weight(space.weigh(target, z)), np.float64)
+
+    def normal_over_fitted(z: Array) -> np.ndarray:
+        normal = jax.scipy.stats.norm.logpdf(z).sum(-1)
+        return np.asarray(normal - fitted.log_prob(z), np.float64)
+
+    rest = jax.device_put(latent[:, num:])
+    return bridge(there + normal_over_fitted(z), log_weight[:, num:] + normal_over_fitted(rest))
 
 
 def _latent_space(

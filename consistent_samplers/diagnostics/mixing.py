@@ -156,8 +156,8 @@ def chains_verdict(
         cautions.append(f"The log density is NaN at {undefined:.2g} % of the map's draws.")
     if not log_z.log_z_stderr <= MAX_BRIDGE_STDERR:
         bad.append(
-            f"log Z is known to ± {log_z.log_z_stderr:.2g} only: neither the map nor Gaussians "
-            "overlap the chains enough. Of their draws that says nothing."
+            f"log Z is known to ± {log_z.log_z_stderr:.2g} only: neither the map nor a Gaussian "
+            "overlaps the chains enough. Of their draws that says nothing."
         )
     error = math.hypot(log_z.log_z_stderr, float(one_step.elbo_stderr))
     below = float(one_step.elbo) - log_z.log_z

@@ -19,7 +19,7 @@ _MAP_REPLACED = (
     "has several components, folds, is not inverted or is dear."
 )
 _BRIDGE_REPLACED = (
-    "log Z is bridged to Gaussians fitted to the first half of the chains, in place of the map, "
+    "log Z is bridged to a Gaussian fitted to the first half of the chains, in place of the map, "
     "which hardly overlaps them."
 )
 
