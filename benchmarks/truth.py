@@ -42,7 +42,7 @@ def judged(answer: Row, known: Row) -> Row:
     if known.get("log_z") is not None:
         off = answer["log_z"] - known["log_z"]
         found |= {"log_z_error": off, "true_log_z": known["log_z"]}
-        wrong |= abs(off) > max(LOG_Z_LIMIT, 4.0 * answer["log_z_stderr"])
+        wrong |= not abs(off) <= max(LOG_Z_LIMIT, 4.0 * answer["log_z_stderr"])
     used = answer["level"] != "not to be used"
     worst = ("", 0.0)
     for site, (quantiles, spread, errors) in known.get("quantiles", {}).items():
@@ -52,9 +52,11 @@ def judged(answer: Row, known: Row) -> Row:
         mine, own = (np.asarray(part) for part in answer["quantiles"][site])
         error = 2.0 * np.sqrt(np.square(errors) + np.square(own))
         beyond = (np.abs(mine - np.asarray(quantiles)) - error) / spread
+        beyond = np.where(np.isnan(mine + own), np.inf, beyond)
         if beyond.max() > worst[1]:
             worst = (site, float(beyond.max()))
-    wrong |= bool(answer["log_z_stderr"] > _MAX_STDERR or worst[1] > QUANTILE_LIMIT)
+    # Nor is NaN right.
+    wrong |= not (answer["log_z_stderr"] <= _MAX_STDERR and worst[1] <= QUANTILE_LIMIT)
     found |= {"quantile_error": worst[1], "worst_site": worst[0]}
     if "log_z" not in known and not known.get("quantiles") and not known.get("improper"):
         return found | {"outcome": "no truth"}

@@ -453,6 +453,11 @@ def test_a_field_case_is_judged_by_truth_and_verdict():
     assert outcome(log_z=-0.06, log_z_stderr=0.02) == "right"
     assert outcome(log_z=-0.06, level="not to be used") == "flagged"
     assert outcome(**off) == "silently wrong"
+    # What says nothing is not right.
+    nothing = {"quantiles": {"x": ([np.nan] * 5, [0.0] * 5)}}
+    for unknown in ({"log_z": np.nan}, {"log_z_stderr": np.nan}, {"log_z_stderr": 0.3}, nothing):
+        assert outcome(**unknown) == "silently wrong"
+        assert outcome(**unknown, level="not to be used") == "flagged"
     # Of a site that the verdict names nothing is claimed, unless all is not to be used.
     assert outcome(**off, distrusted=["x"]) == "right"
     assert outcome(**off, distrusted=["x"], level="not to be used") == "flagged"
