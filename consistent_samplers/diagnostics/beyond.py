@@ -64,7 +64,7 @@ def share_unseen(draws: Draws, log_weight: np.ndarray) -> float:
     Example:
       >>> import jax.numpy as jnp, numpy as np, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((100, 1)), jnp.zeros(100), bound="lower")
-      >>> cs.diagnostics.share_unseen(draws, np.array([-1.0, 0.0, 0.1, np.nan]))
+      >>> cs.diagnostics.share_unseen(draws, np.array([-1.0, 0.0, 5.0, np.nan]))
       0.5
     """
     own = np.sort(np.asarray(draws.log_weight, np.float64))
