@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
-import jax.extend
+from jax.extend import backend
 
 FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
 """XLA's flag for the scheduler at fault; the compiler has an option of another name."""
@@ -67,7 +67,7 @@ def keep_threads_free() -> None:
         if wants_more:
             os.environ[_THREADS] = str(NUM_THREADS)
         if "cpu" in started:
-            jax.extend.backend.clear_backends()
+            backend.clear_backends()
     if (threads := _num_threads()) < NUM_THREADS:
         why = "JAX was in use before consistent_samplers was imported, and " if late else ""
         cure = "Import consistent_samplers first, or set" if late and asked is None else "Set"
