@@ -395,6 +395,7 @@ def test_draws_in_blocks_of_other_sizes_are_the_same():
     chex.assert_trees_all_close(few, first, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_blocks_of_draws_are_the_draws(monkeypatch):
     """Draws in blocks, the last one filled up, are those that are made at once."""
     small = moving._LIMITS["cpu"]._replace(points=50, blocks=(64,), cheap_blocks=(64,))

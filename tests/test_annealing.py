@@ -18,6 +18,7 @@ def untrained(constructor, **settings):
     return algorithm, algorithm.init(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_annealing_brings_a_poor_sampler_to_the_truth():
     algorithm, state = untrained(cs.osds)
     key = jax.random.key(1)

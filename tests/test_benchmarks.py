@@ -556,6 +556,7 @@ def test_brackets_have_cases_of_each_part_and_nested_sampling_a_bracket_beside_i
     assert [c.settings["ours"]["seed"] for c in planned] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_models_of_brackets_have_the_evidence_that_they_name():
     """By importance weights: of draws of a Gaussian that is wider, and of the prior."""
     from benchmarks.models import brackets as models

@@ -110,7 +110,10 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape",
+    ["normal", *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("skewed", "t"))],
+)
 def test_the_bridge_that_is_chosen_covers(shape):
     """Of the map's bridge and the Gaussian's the one of the smaller error is reported."""
     draw, log_prob, dim, loc, scale = SHAPES[shape]
@@ -237,6 +240,7 @@ def test_chains_are_held_against_draws_of_the_callers_key(monkeypatch):
     assert (jax.random.key_data(keys[-1]) != jax.random.key_data(keys[-2])).any()
 
 
+@pytest.mark.slow
 def test_a_numpyro_model_is_bracketed():
     """A normal mean with a normal prior: log Z in closed form."""
     y = np.array([0.3, -0.2, 0.9, 1.1])

@@ -227,6 +227,7 @@ def test_chains_are_kept_on_disk(of_funnel, tmp_path):
         assert cs.load(tmp_path / "kept", other).chains is None
 
 
+@pytest.mark.slow
 def test_between_components_chains_take_the_gaussian_of_the_draws():
     """A bent density with a mixture of two for a base."""
 
@@ -244,7 +245,7 @@ def test_between_components_chains_take_the_gaussian_of_the_draws():
     assert abs(float(x[:, 0].std()) - 1.0) < 0.1 and abs(float(x[:, 1].mean()) - 0.3) < 0.08
 
 
-@pytest.mark.parametrize("scale", [0.1, 10.0])
+@pytest.mark.parametrize("scale", [0.1, pytest.param(10.0, marks=pytest.mark.slow)])
 def test_chains_that_the_map_hardly_overlaps_tell_log_z(scale):
     """A sampler much too narrow, or wide: log Z comes from a Gaussian of the chains' own."""
 
@@ -362,6 +363,7 @@ def test_a_run_whose_draws_fall_short_goes_on_to_chains(tmp_path):
     assert given.route.name == "base" and given.diagnostics()["r_hat"] is None
 
 
+@pytest.mark.slow
 def test_chains_go_on_until_they_have_mixed():
     """Of a standard normal 20 draws say little, and 320 enough; a single call says how many."""
     base = cs.bases.standard_normal(2)
@@ -381,6 +383,7 @@ def test_chains_go_on_until_they_have_mixed():
     np.testing.assert_array_equal(longer.position[:, :20], short.position)
 
 
+@pytest.mark.slow
 def test_steps_get_shorter_where_transitions_diverge():
     """A step that fits a wide slope is too long for the wall at its end."""
 
@@ -435,7 +438,11 @@ def apart(x):
     return 2.0 + jnp.logaddexp(jnp.log(0.3) + left, jnp.log(0.7) + right)
 
 
-@pytest.mark.parametrize("key", [KEY, jax.random.PRNGKey(0)], ids=["new", "old"])
+@pytest.mark.parametrize(
+    "key",
+    [KEY, pytest.param(jax.random.PRNGKey(0), marks=pytest.mark.slow)],
+    ids=["new", "old"],
+)
 def test_chains_pass_between_the_components_of_a_base(key):
     loc = jnp.array([[-8.0, -8.0], [8.0, 8.0]])
     base = cs.bases.mixture(jnp.zeros(2), loc, jnp.stack([1.2 * jnp.eye(2)] * 2))
@@ -458,6 +465,7 @@ def test_chains_pass_between_the_components_of_a_base(key):
     assert found.method == "bridge" and found.note == "" and found.lower < 2.0 < found.upper
 
 
+@pytest.mark.slow
 def test_a_fitted_base_stands_in_for_a_map_before_moments_of_few_draws():
     """In 150 dimensions 4,096 draws tell a covariance to more than a nat."""
     scales = jnp.exp(jnp.linspace(-1.0, 1.0, 150))

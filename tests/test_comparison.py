@@ -182,6 +182,7 @@ def test_trained_samplers_are_compared(key):
     assert "yours to know of a, b" in found.note
 
 
+@pytest.mark.slow
 def test_chains_and_weights_that_fail_are_told_apart_from_evidence():
     good = gaussian(0.0)
     chains = cs.corrections.latent_chains(
@@ -358,6 +359,7 @@ def test_a_density_without_an_integral_is_refused():
         cs.compare(jax.random.key(0), {"a": gaussian(0.0), "b": without})
 
 
+@pytest.mark.slow
 def test_values_that_are_one_event_have_no_prediction(line_and_level):
     def joint(y):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))

@@ -113,7 +113,8 @@ def distilled(skip: str):
     return algorithm, state, history
 
 
-@pytest.mark.parametrize("skip", ["flow", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("skip", ["flow", "paper"])
 def test_cdds_learns_the_affine_flow_of_a_gaussian(skip):
     algorithm, state, history = distilled(skip)
     before, after = map_error(algorithm, algorithm.init(KEY)), map_error(algorithm, state)

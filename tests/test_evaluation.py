@@ -23,20 +23,20 @@ def points(num):
 @pytest.mark.parametrize("num", [1, 5, 128, 129, 1_024, 2_500])
 def test_batches_of_every_length_agree_with_single_points(num):
     x = points(num)
-    value, grad = jax.vmap(jax.value_and_grad(lambda y: DENSITY(y)))(x)
+    value, grad = jax.jit(jax.vmap(jax.value_and_grad(lambda y: DENSITY(y))))(x)
     np.testing.assert_allclose(evaluation.values(DENSITY, x), value, rtol=1e-5)
     found = evaluation.values_and_grads(DENSITY, x)
     np.testing.assert_allclose(found[0], value, rtol=1e-5)
     np.testing.assert_allclose(found[1], grad, rtol=1e-4, atol=1e-5)
     v = points(num + 1)[:num]
-    products = jax.vmap(lambda y, w: jax.hessian(lambda z: DENSITY(z))(y) @ w)(x, v)
+    products = jax.jit(jax.vmap(lambda y, w: jax.hessian(lambda z: DENSITY(z))(y) @ w))(x, v)
     found = evaluation.hessian_products(DENSITY, x, v)
     np.testing.assert_allclose(found, products, rtol=1e-4, atol=1e-5)
 
 
 def test_hessians_are_made_of_products():
     x = points(7)
-    expected = jax.vmap(jax.hessian(lambda y: DENSITY(y)))(x)
+    expected = jax.jit(jax.vmap(jax.hessian(lambda y: DENSITY(y))))(x)
     np.testing.assert_allclose(evaluation.hessians(DENSITY, x), expected, rtol=1e-4, atol=1e-5)
 
 

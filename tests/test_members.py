@@ -33,7 +33,8 @@ def two_modes(share, apart):
 
 
 @pytest.mark.parametrize(
-    ("share", "apart", "found"), [(0.5, 3.0, NUM), (0.1, 8.0, NUM), (0.0, 3.0, 0)]
+    ("share", "apart", "found"),
+    [pytest.param(0.5, 3.0, NUM, marks=pytest.mark.slow), (0.1, 8.0, NUM), (0.0, 3.0, 0)],
 )
 def test_members_with_a_second_mode(share, apart, found):
     target = two_modes(share, apart)
@@ -104,6 +105,7 @@ def factors(signs_known):
     return cs.Target(log_density, 5 + NUM), np.r_[np.ones(4), -1.0, scores]
 
 
+@pytest.mark.slow
 def test_the_mirror_image_of_a_factor_model_is_found():
     target, start = factors(signs_known=False)
     sampler, draws = untrained(target, start)

@@ -391,6 +391,7 @@ def test_starts_where_the_density_is_not_a_number_are_left_out():
         bases.find_modes(KEY, cs.Target(lambda x: jnp.nan * x.sum(), 2, name="never"))
 
 
+@pytest.mark.slow
 def test_heavy_tailed_components_are_normalised_and_inverted():
     base = bases.mixture(
         jnp.log(jnp.array([0.3, 0.7])),

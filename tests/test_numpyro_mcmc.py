@@ -72,7 +72,11 @@ def test_a_chain_compiled_for_any_data_is_refused(sampler):
 
 @pytest.mark.parametrize(
     "chain_method",
-    [pytest.param("sequential", marks=pytest.mark.slow), "vectorized", "parallel"],
+    [
+        pytest.param("sequential", marks=pytest.mark.slow),
+        pytest.param("vectorized", marks=pytest.mark.slow),
+        "parallel",
+    ],
 )
 def test_chains_follow_the_posterior_without_a_warm_up(sampler, chain_method):
     mcmc = MCMC(

@@ -59,7 +59,13 @@ MAPS = {
 # --- density -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "structured",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("one frame", "two frames")),
+    ],
+)
 def test_a_map_has_an_exact_differentiable_density(name):
     make, settings = MAPS[name]
     sampler, target = moved_map(make(), **settings)
@@ -375,6 +381,7 @@ def stream(model, batches, seed, **settings):
     return sampler, total, np.sqrt(variance)
 
 
+@pytest.mark.slow
 def test_batches_one_after_another_are_all_data_at_once():
     y = np.random.default_rng(2).normal(1.5, 1.0, 24).astype(np.float32)
     sampler, log_z, _ = stream(
@@ -419,12 +426,12 @@ def logistic(x, y, prior=None):
 
 
 @pytest.mark.slow
-def test_ten_batches_of_a_logistic_regression():
+def test_four_batches_of_a_logistic_regression():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 2)).astype(np.float32)
     chance = 1.0 / (1.0 + np.exp(1.0 - x @ [1.5, -0.5]))
     y = (rng.uniform(size=300) < chance).astype(np.float32)
-    batches = list(zip(np.split(x, 10), np.split(y, 10), strict=True))
+    batches = list(zip(np.split(x, 4), np.split(y, 4), strict=True))
     sampler, log_z, stderr = stream(logistic, batches, 0)
     whole = OneStepSampler(logistic, progress_bar=False)
     whole.run(jax.random.key(99), x, y)

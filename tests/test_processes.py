@@ -297,9 +297,9 @@ def scaled_kernels(scale: jax.Array | float, process: OrnsteinUhlenbeck) -> simu
 def test_given_paths_weigh_what_simulated_ones_do(integrator):
     process = OrnsteinUhlenbeck(schedules.constant(1.0), integrator)
     kernels = scaled_kernels(1.0, process)
-    path = simulate.stochastic_path(
-        jax.random.key(0), jnp.ones(DIM), kernels, scaled_log_density, 8
-    )
+    path = jax.jit(
+        lambda x: simulate.stochastic_path(jax.random.key(0), x, kernels, scaled_log_density, 8)
+    )(jnp.ones(DIM))
     log_ratio = simulate.path_log_ratio(path.position, kernels, 8)
     np.testing.assert_allclose(log_ratio, path.log_ratio, rtol=1e-4, atol=1e-5)
     log_weight = simulate.path_log_weight(path.position, log_ratio, scaled_log_density)

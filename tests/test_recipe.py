@@ -121,6 +121,7 @@ def test_evidence_says_what_it_is_worth(trained):
     assert abs(float(evidence.log_z)) < 0.1
 
 
+@pytest.mark.slow
 def test_many_steps_use_the_distilled_sampler(trained):
     target, many, one = trained.target, trained.many_steps, trained.one_step
     draws = trained.sample(jax.random.key(4), 50, num_steps=2, weights=False)
@@ -155,6 +156,7 @@ def test_wrong_number_of_steps(trained):
         trained.sample(KEY, 10, num_steps=3)
 
 
+@pytest.mark.slow
 def test_divergence_keeps_the_last_good_state():
     with pytest.warns(Warning) as caught:
         trained = cs.train_sampler(

@@ -173,6 +173,7 @@ def test_its_own_model_changes_nothing(sampler):
     np.testing.assert_allclose(found.draws.log_weight, sampler.get_weighted_samples()[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_chains_of_a_model_are_reweighted():
     made = OneStepSampler(of_mean, **BASE | {"effort": "chains"})
     made.run(KEY, Y)

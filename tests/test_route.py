@@ -143,6 +143,7 @@ def test_a_target_that_a_base_fits_trains_nothing():
         trained.sample(KEY, 10, num_steps=2)
 
 
+@pytest.mark.slow
 def test_the_base_is_looked_at_from_outside_before_it_is_taken():
     trained = cs.train_sampler(KEY, bent(), progress_bar=False)
     assert trained.route.name == "base" and trained.exploration.passed
@@ -196,6 +197,7 @@ def test_a_base_that_is_too_narrow_is_widened_although_few_of_its_draws_are_effe
     assert float(sampler.base.scale_tril[0, 0]) > 1.04
 
 
+@pytest.mark.slow
 def test_a_base_is_taken_where_draws_of_two_keys_say_so(monkeypatch):
     """As the second look says no, the base that would do is calibrated."""
     judged = []

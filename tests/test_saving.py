@@ -342,7 +342,8 @@ def test_ones_own_base_and_network_are_read_by_another_process(theirs, tmp_path,
             np.testing.assert_array_equal(found, ours)
 
 
-@pytest.mark.parametrize("kind", ["pytree", pytest.param("dataclass", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pytree", "dataclass"])
 def test_a_recipe_on_ones_own_base_and_network_is_kept(theirs, tmp_path, kind):
     module = theirs("theirs", registered=True)
     settings = {"base": module.base(kind), "network": module.Tanh(2)} | TINY

@@ -64,7 +64,9 @@ def test_no_mass_is_found_where_there_is_none(dim):
         assert not found.is_there and found.share < 0.01
 
 
-@pytest.mark.parametrize(("dim", "share", "wide"), [(3, 0.35, 20.0), (20, 0.1, 10.0)])
+@pytest.mark.parametrize(
+    ("dim", "share", "wide"), [(3, 0.35, 20.0), pytest.param(20, 0.1, 10.0, marks=pytest.mark.slow)]
+)
 def test_a_base_takes_in_mass_of_another_scale(dim, share, wide):
     """Tempered particles that set out near the mode, or from far out, meet one of the two."""
     found = cs.bases.fit_base(KEY, cs.Target(contaminated(share, wide), dim))

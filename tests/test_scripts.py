@@ -382,6 +382,7 @@ def test_a_density_that_fixes_its_types_is_said_to_be_unmeasured():
     np.testing.assert_array_equal(rounding.mended(of_jax, points, values), np.full(4, -1.0))
 
 
+@pytest.mark.slow
 def test_chains_on_the_noise_of_single_precision_say_so():
     k = np.array([1e7])
     sampler = OneStepSampler(poisson(k)[0], **QUICK)

@@ -61,7 +61,7 @@ ALGORITHMS = {
     [
         pytest.param("calibration", 64, marks=pytest.mark.slow),
         ("dis", 12),  # does not divide
-        ("dis", 64),
+        pytest.param("dis", 64, marks=pytest.mark.slow),
         pytest.param("osds", 64, marks=pytest.mark.slow),
     ],
 )

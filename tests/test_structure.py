@@ -140,7 +140,7 @@ def made(request):
     target = cs.Target(log_density, dim)
     base = cs.bases.DiagonalBase(0.1 * jnp.arange(dim), 1.0 + 0.02 * jnp.arange(dim))
     control = cs.maps.hierarchical_map(base, target.structure, hidden=4)
-    leaves, tree = jax.tree.flatten(control.init(KEY))
+    leaves, tree = jax.tree.flatten(jax.jit(control.init)(KEY))
     keys = jax.random.split(KEY, len(leaves))
     moved = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return target, control, jax.tree.unflatten(tree, moved)
@@ -149,12 +149,12 @@ def made(request):
 def test_the_map_and_its_determinant(made):
     _, control, params = made
     z = jax.random.normal(KEY, (20, control.dim))
-    y, log_det = jax.vmap(control.forward, (None, 0))(params, z)
-    jacobian = jax.vmap(jax.jacfwd(lambda z: control.forward(params, z)[0]))(z)
+    y, log_det = jax.jit(jax.vmap(control.forward, (None, 0)))(params, z)
+    jacobian = jax.jit(jax.vmap(jax.jacfwd(lambda z: control.forward(params, z)[0])))(z)
     sign, expected = jnp.linalg.slogdet(jacobian)
     assert (sign > 0).all()
     assert_allclose(log_det, expected, rtol=1e-4, atol=1e-4)
-    back, again = jax.vmap(control.inverse, (None, 0))(params, y)
+    back, again = jax.jit(jax.vmap(control.inverse, (None, 0)))(params, y)
     assert_allclose(back, z, atol=2e-4)
     assert_allclose(again, log_det, rtol=1e-4, atol=1e-4)
 
@@ -162,8 +162,8 @@ def test_the_map_and_its_determinant(made):
 def test_it_starts_as_its_base(made):
     target, control, _ = made
     start = control.replace(start=control.start.at[1].set(0.0))
-    params = start.init(KEY)
-    y, _ = start.forward(params, jnp.zeros(control.dim))
+    params = jax.jit(start.init)(KEY)
+    y, _ = jax.jit(start.forward)(params, jnp.zeros(control.dim))
     members = np.concatenate([group.members.ravel() for group in target.structure.groups])
     # What the members share is weak by then.
     assert_allclose(y[members], 0.98 * start.start[0, members], atol=0.02)

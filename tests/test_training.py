@@ -338,7 +338,8 @@ def killed_again_and_again(folder, num_kills, seed):
     return num_killed
 
 
-@pytest.mark.parametrize("num_kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_kills", [1, 20])
 def test_killed_runs_end_in_the_same_bits(tmp_path, num_kills):
     num_killed = killed_again_and_again(tmp_path / "run", num_kills, seed=num_kills)
     assert num_killed >= num_kills // 2

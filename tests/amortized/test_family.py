@@ -53,6 +53,7 @@ def test_linear_regression_has_its_closed_form(linear):
     assert (np.asarray(many.evidence.ess) > 0.9).all()
 
 
+@pytest.mark.slow
 def test_members_drop_out_of_padded_data_sets(members):
     sets = school_sets((3, 6, 4))
     many = members.condition_many(jax.random.key(1), sets, progress_bar=False)

@@ -28,6 +28,7 @@ def doses(rng_key, num_rows):
     return (jax.random.uniform(rng_key, (num_rows,), minval=-3.0, maxval=3.0),), {}
 
 
+@pytest.mark.slow
 def test_modes_are_those_that_hold_the_mass():
     rows = (8, 20)
     model = padded_model(curve, doses, rows, {"y": "y"})

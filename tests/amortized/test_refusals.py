@@ -76,6 +76,7 @@ def test_models_that_use_rows_together():
         build(process)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:In at least:RuntimeWarning")
 def test_priors_that_simulate_nonsense():
     def wide(X, y=None):
