@@ -16,7 +16,6 @@ import importlib
 import inspect
 import itertools
 import operator
-import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from consistent_samplers import programs, store
-from consistent_samplers.compilation import Effort, compiler_options, in_turn, is_traced, jit
+from consistent_samplers.compilation import Effort, is_traced, jit
 
 _Result = TypeVar("_Result")
 
@@ -36,8 +35,6 @@ _type_of_array = operator.attrgetter("aval")
 # A look at the mappings takes milliseconds: once in so many programs, which take a few hundred.
 _COMPILED_PER_LOOK = 8
 _num_compiled = itertools.count(1)
-# The settings of JAX's cache are the process's, so that one program at a time is compiled.
-_lock = threading.RLock()
 
 
 def kernel(
@@ -249,39 +246,12 @@ def _first_call(
     leaves: list[Any],
 ) -> Any:
     """The result of a call that nothing is compiled for yet in this process."""
-    program = problem = None
-    if storable:
-        with _lock:
-            try:
-                program = programs.prepare(
-                    function, variant.filled, variant.static, effort, signature[0], leaves
-                )
-            except Exception as error:  # whatever it is that this version of JAX raises
-                problem = error
-    if program is None:
-        program = _of_leaves(variant.filled, signature[0], effort, leaves)
+    static = variant.static if storable else None
+    program = programs.prepare(function, variant.filled, static, effort, signature[0], leaves)
     result = program(*leaves)
-    # Not before: a mistake in the arguments shows as an error of the function itself.
-    if problem is not None:
-        store.warn(f"{function.__name__} was compiled without being kept: {problem!r}.")
     _make_room()
     _keep_few(variant.programs, signature, program)
     return result
-
-
-def _of_leaves(
-    filled: Callable[..., Any], structure: Any, effort: Effort, leaves: list[Any]
-) -> Callable[..., Any]:
-    """A compiled function of the leaves of its arguments."""
-
-    def flat(*leaves: Any) -> Any:
-        args, kwargs = jax.tree.unflatten(structure, leaves)
-        return filled(*args, **kwargs)
-
-    flat.__name__ = flat.__qualname__ = filled.__name__
-    jitted = jax.jit(flat, compiler_options=compiler_options(effort) or None)
-    # Ahead of time: a jitted function compiles once more where an array is bound to its device.
-    return in_turn(jitted.lower(*leaves).compile())
 
 
 def _keep_few(kept: dict[Any, Any], key: Any, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One compiled program: what it depends on, how it is exported, and how it is read again."""
+"""One compiled program: what it depends on, how it is kept, and how it is read again."""
 
 import functools
 import hashlib
@@ -6,19 +6,22 @@ import inspect
 import json
 import operator
 import os
+import threading
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
+from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
 from consistent_samplers import registry, store
 from consistent_samplers.compilation import Effort, compiler_options, in_turn
 
 _PACKAGE = Path(__file__).resolve().parent
+# The settings of JAX's cache are the process's, so that one program at a time is compiled.
+_lock = threading.RLock()
 
 # What changes the meaning of a program without being among its arguments.
 _MEANING = (
@@ -43,132 +46,96 @@ def setting(name: str) -> Any:
 def prepare(
     function: Callable[..., Any],
     filled: Callable[..., Any],
-    static: dict[str, Any],
+    static: dict[str, Any] | None,
     effort: Effort,
     structure: Any,
     leaves: list[Any],
-) -> Callable[..., Any] | None:
-    """The compiled function of the leaves, from disk or kept there from now on; None if neither.
+) -> Callable[..., Any]:
+    """The compiled function of the leaves, from disk or kept there from now on where that can be.
 
     Args:
       function: where the source is.
       filled: the function of the arguments that are not static.
-      static: the static ones, part of what identifies the program.
+      static: the static ones, part of what identifies the program; None if it must not be kept.
       effort: what compiling may cost.
       structure: of the arguments, as ``jax.tree.flatten`` gives it.
       leaves: their leaves.
     """
-    # Another default device may be of another platform.
-    if (root := store.root_folder()) is None or setting("jax_default_device") is not None:
-        return None
+    compile_it = functools.partial(_compiled, filled, effort, structure, leaves)
+    root = store.root_folder()
+    # A program is bound to its device: what is kept, to the first of this process.
+    if static is None or root is None or setting("jax_default_device") or not _on_first(leaves):
+        return in_turn(compile_it())
     try:
-        avals = _avals(leaves)
-        key = _key(function, static, effort, structure, avals)
-        path = store.folder_of(root) / f"{key}{store.SUFFIX}"
-        kept = found = store.read(path, key)
-        if kept is None:
-            if root in store.unwritable:
-                return None
-            kept = _export(filled, structure, avals)
-        out_structure = jax.tree.structure(registry.decode(kept.out, []))
+        key = _key(function, static, effort, structure, leaves)
     except registry.EncodeError:
+        return in_turn(compile_it())
+    path = store.folder_of(root) / f"{key}{store.SUFFIX}"
+    with _lock:
+        if (program := _read(path, key, len(leaves))) is not None:
+            return in_turn(program)
+        with store.users_cache_off():
+            program = compile_it()
+        if root not in store.unwritable:
+            _keep(root, path, key, program, function.__name__)
+    return in_turn(program)
+
+
+def _compiled(
+    filled: Callable[..., Any], effort: Effort, structure: Any, leaves: list[Any]
+) -> jax.stages.Compiled:
+    def flat(*leaves: Any) -> Any:
+        args, kwargs = jax.tree.unflatten(structure, leaves)
+        return filled(*args, **kwargs)
+
+    flat.__name__ = flat.__qualname__ = f"consistent_samplers_{filled.__name__}"
+    jitted = jax.jit(flat, compiler_options=compiler_options(effort) or None)
+    # Ahead of time: a jitted function compiles once more where an array is bound to its device.
+    return jitted.lower(*leaves).compile()
+
+
+def _keep(root: Path, path: Path, key: str, program: jax.stages.Compiled, name: str) -> None:
+    """Writes a program, unless what it returns is of a user's class."""
+    try:
+        out = _encode_structure(program.out_tree)
+        executable = serialize(program)[0]
+    except registry.EncodeError:
+        return
+    except Exception as error:  # whatever it is that this version of JAX raises
+        store.warn(f"{name} was compiled without being kept: {error!r}.")
+        return
+    store.write(root, path, key, store.Kept(out, executable))
+
+
+def _read(path: Path, key: str, num_leaves: int) -> jax.stages.Compiled | None:
+    """A program that is kept; None if there is none that this machine can use."""
+    if (kept := store.read(path, key)) is None:
         return None
     _tell_of_lapack()
-    keys, exported = kept.keys, jax.export.deserialize(bytearray(kept.program))
+    in_tree = jax.tree.structure(((0,) * num_leaves, {}))
+    try:
+        out_tree = jax.tree.structure(registry.decode(kept.out, []))
+        return deserialize_and_load(
+            kept.program, in_tree, out_tree, execution_devices=jax.local_devices()[:1]
+        )
+    except Exception as error:  # whatever it is that XLA makes of it
+        store.warn(f"{path} cannot be used and will be replaced: {error!r}.")
+        return None
 
-    def run(*leaves: Any) -> Any:
-        results = exported.call(*map(_without_key, leaves))
-        for i, impl in keys.items():
-            results[i] = jax.random.wrap_key_data(results[i], impl=impl)
-        return jax.tree.unflatten(out_structure, results)
 
-    run.__name__ = run.__qualname__ = f"consistent_samplers_{function.__name__}"
-    jitted = jax.jit(run, compiler_options=compiler_options(effort) or None)
-    with store.own_cache(kept.entries) as folder:
-        # Compiled, not run: the settings of the cache are the user's again before it runs. And
-        # called as compiled: a jitted function would compile again for another kind of array.
-        program = jitted.lower(*leaves).compile()
-        # By name: another thread of the user's may have compiled something meanwhile.
-        entries = {
-            file.name: file.read_bytes()
-            for file in folder.glob(f"*{run.__name__}-*-cache")
-            if file.name not in kept.entries
-        }
-    if entries or found is None:
-        store.write(root, path, key, kept._replace(entries={**kept.entries, **entries}))
-    return in_turn(program)
+def _on_first(leaves: list[Any]) -> bool:
+    """Whether no array is bound to another device than the first of this process."""
+    first = {jax.local_devices()[0]}
+    return all(leaf.devices() == first for leaf in leaves if getattr(leaf, "committed", False))
 
 
 @functools.cache
 def _tell_of_lapack() -> None:
-    """Lets XLA find LAPACK, of which JAX before 0.10 tells it only while it lowers a call.
+    """Lets XLA find LAPACK, of which JAX tells it when it lowers a call.
 
     Kept programs are not lowered again: their factorisations would end the process.
     """
-    if jax.__version_info__ < (0, 10):
-        jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
-
-
-def _avals(leaves: list[Any]) -> list[tuple[tuple[int, ...], Any, bool]]:
-    """Shapes, types, and whether these are weak, as JAX takes them."""
-    found: list[tuple[tuple[int, ...], Any, bool]] = []
-
-    def look(*leaves: Any) -> None:
-        found.extend((x.shape, x.dtype, jax.typeof(x).weak_type) for x in leaves)
-
-    jax.eval_shape(look, *leaves)
-    return found
-
-
-def _export(
-    filled: Callable[..., Any], structure: Any, avals: list[tuple[tuple[int, ...], Any, bool]]
-) -> store.Kept:
-    """A program to keep, not yet compiled."""
-    impls = [_impl(dtype) for _, dtype, _ in avals]
-    out: registry.JSON = None
-    keys: dict[int, str] = {}
-
-    def flat(*leaves: Any) -> list[Any]:
-        nonlocal out
-        pairs = zip(leaves, impls, strict=True)
-        leaves = tuple(jax.random.wrap_key_data(x, impl=impl) if impl else x for x, impl in pairs)
-        args, kwargs = jax.tree.unflatten(structure, leaves)
-        results, out_structure = jax.tree.flatten(filled(*args, **kwargs))
-        out = _encode_structure(out_structure)
-        keys.update({i: impl for i, x in enumerate(results) if (impl := _impl(jnp.result_type(x)))})
-        return [_without_key(result) for result in results]
-
-    def without_key(shape: tuple[int, ...], dtype: Any) -> Any:
-        return jax.eval_shape(_without_key, jax.ShapeDtypeStruct(shape, dtype))
-
-    inputs = [
-        without_key(shape, dtype) if impl else jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
-        for (shape, dtype, weak), impl in zip(avals, impls, strict=True)
-    ]
-    program = jax.export.export(jax.jit(flat))(*inputs).serialize()
-    return store.Kept(out, keys, bytes(program), {})
-
-
-def _is_key(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _without_key(leaf: Any) -> Any:
-    """An array as it is, a typed key as its data."""
-    return jax.random.key_data(leaf) if _is_key(jnp.result_type(leaf)) else leaf
-
-
-def _impl(dtype: Any) -> str | None:
-    """Name of the implementation of typed keys; None for other types."""
-    if not _is_key(dtype):
-        return None
-    found = []
-    jax.eval_shape(
-        lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct((), dtype)
-    )
-    if not isinstance(found[0], str):
-        raise registry.EncodeError(f"Keys of {found[0]} cannot be stored.")
-    return found[0]
+    jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
 
 def _encode_structure(structure: Any) -> registry.JSON:
@@ -185,7 +152,7 @@ def _key(
     static: dict[str, Any],
     effort: Effort,
     structure: Any,
-    avals: list[tuple[tuple[int, ...], Any, bool]],
+    leaves: list[Any],
 ) -> str:
     """Identifies a program: everything that it depends on."""
     settings, arrays = registry.encode(static, users=False)
@@ -194,11 +161,12 @@ def _key(
         settings,
         [[str(a.dtype), a.shape, hashlib.sha256(a.tobytes()).hexdigest()] for a in arrays],
         _encode_structure(structure),
-        [[shape, str(dtype), weak] for shape, dtype, weak in avals],
+        [[a.shape, str(a.dtype), a.weak_type] for a in map(jax.typeof, leaves)],
         [str(setting(name)) for name in _MEANING],
         sorted(compiler_options(effort).items()),
         [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
         _versions(),
+        jax.local_devices()[0].id,
         _source(),
         _source_of(inspect.getfile(function)),
     ]

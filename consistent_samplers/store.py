@@ -9,13 +9,13 @@ import functools
 import hashlib
 import os
 import platform
-import tempfile
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from flax.serialization import msgpack_restore, msgpack_serialize
@@ -33,27 +33,16 @@ unwritable: set[Path] = set()
 """Folders that this process has failed to write to."""
 
 _MAX_BYTES = 256 * 2**20
-_MAGIC = b"consistent_samplers program 2\n"
+_MAGIC = b"consistent_samplers program 3\n"
+_USERS_CACHE = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
 _warned = False
-# JAX's own cache, while one of our programs is compiled; see `own_cache`.
-_SETTINGS: dict[str, Any] = {
-    "jax_enable_compilation_cache": True,
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-    "jax_persistent_cache_enable_xla_caches": "none",
-    "jax_compilation_cache_max_size": -1,
-    "jax_compilation_cache_check_contents": False,
-    "jax_compilation_cache_expect_pgle": False,
-}
 
 
 class Kept(NamedTuple):
     """One program as it is kept."""
 
     out: registry.JSON  # structure of what it returns, encoded with numbers as leaves
-    keys: dict[int, str]  # implementations of those of its outputs that are typed keys, by number
-    program: bytes  # serialized ``jax.export.Exported``
-    entries: dict[str, bytes]  # files of JAX's compilation cache, by name
+    program: bytes  # as `jax.experimental.serialize_executable` writes it
 
 
 def root_folder() -> Path | None:
@@ -126,8 +115,9 @@ def write(root: Path, path: Path, key: str, kept: Kept) -> None:
 
 
 def _to_bytes(kept: Kept, key: str) -> bytes:
-    keys = [list(item) for item in kept.keys.items()]
-    body = msgpack_serialize({"key": key, **kept._asdict(), "keys": keys})
+    body = msgpack_serialize({"key": key, **kept._asdict()})
+    # The quickest level makes executables four times smaller.
+    body = zlib.compress(body, 1)
     return _MAGIC + hashlib.sha256(body).digest() + body
 
 
@@ -137,10 +127,10 @@ def _from_bytes(content: bytes, key: str) -> Kept:
     digest, body = content[len(_MAGIC) : start], content[start:]
     if not content.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
         raise ValueError("its contents do not match its checksum")
-    held = msgpack_restore(body)
+    held = msgpack_restore(zlib.decompress(body))
     if held["key"] != key:
         raise ValueError("it holds another program")
-    return Kept(held["out"], dict(held["keys"]), held["program"], held["entries"])
+    return Kept(held["out"], held["program"])
 
 
 def programs(root: Path) -> list[tuple[float, int, Path]]:
@@ -180,30 +170,21 @@ def remove(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def own_cache(entries: dict[str, bytes]) -> Iterator[Path]:
-    """JAX's compilation cache in a folder of our own, for one program; then as it was.
+def users_cache_off() -> Iterator[None]:
+    """JAX's own cache of programs is not used, whatever the user has set for it; then as it was.
 
-    Only the cache itself knows how executables are written and read. What the user has set for it,
-    and what is in it, stays the user's.
+    Nothing of ours gets into it, and what was read from it could not be kept once more.
     """
-    before = {
-        name: getattr(jax.config, name)
-        for name in ("jax_compilation_cache_dir", *_SETTINGS)
-        if hasattr(jax.config, name)
-    }
-    with tempfile.TemporaryDirectory(prefix="consistent_samplers-") as temporary:
-        folder = Path(temporary)
-        for name, content in entries.items():
-            (folder / Path(name).name).write_bytes(content)
-        try:
-            for name in before:
-                jax.config.update(name, _SETTINGS.get(name, str(folder)))
-            compilation_cache.reset_cache()
-            yield folder
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
+    if not all(getattr(jax.config, name) for name in _USERS_CACHE):
+        yield
+        return
+    try:
+        jax.config.update(_USERS_CACHE[0], False)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update(_USERS_CACHE[0], True)
+        compilation_cache.reset_cache()
 
 
 def warn(message: str) -> None:
