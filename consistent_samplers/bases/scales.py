@@ -10,8 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from scipy.special import logsumexp
-from scipy.stats import chi2, norm
+from scipy.special import chdtri, logsumexp, ndtri
 
 from consistent_samplers.bases import iterating
 from consistent_samplers.targets import evaluation, rounding
@@ -93,8 +92,8 @@ def mass_farther(
     loc, factor = np.asarray(loc, np.float64), np.asarray(factor, np.float64)
     if position is None:
         radius, width = (
-            math.sqrt(chi2.isf(1.0 / _NUM_DRAWS, dim)),
-            np.array(norm.isf(0.5 / (_NUM_DRAWS * dim))),
+            math.sqrt(chdtri(dim, 1.0 / _NUM_DRAWS)),
+            np.array(-ndtri(0.5 / (_NUM_DRAWS * dim))),
         )
     else:
         z = _whitened(factor, np.asarray(position, np.float64) - loc)

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
 
 from consistent_samplers.bridge import Bridge
 from consistent_samplers.diagnostics.exploring import ExplorationCheck
@@ -98,8 +98,10 @@ def mixing(position: np.ndarray, divergent: float = 0.0) -> Mixing:
 
 def _normal_ranks(values: np.ndarray) -> np.ndarray:
     """Normal scores of the ranks of ``[num_chains, num_samples, dim]`` among all chains."""
+    from scipy.stats import rankdata  # takes half a second to import
+
     ranks = rankdata(values.reshape(-1, values.shape[-1]), axis=0).reshape(values.shape)
-    scores: np.ndarray = norm.ppf((ranks - 0.375) / (values.shape[0] * values.shape[1] + 0.25))
+    scores: np.ndarray = ndtri((ranks - 0.375) / (values.shape[0] * values.shape[1] + 0.25))
     return scores
 
 
