@@ -16,6 +16,7 @@ import importlib
 import inspect
 import itertools
 import operator
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,7 @@ class _Variant:
     plain: Callable[..., Any]  # as JAX compiles it
     # Compiled functions of the leaves of the arguments, by what they are compiled for.
     programs: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    locks: dict[Any, threading.Lock] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _all_variants.add(self)
@@ -246,12 +248,17 @@ def _first_call(
     leaves: list[Any],
 ) -> Any:
     """The result of a call that nothing is compiled for yet in this process."""
-    static = variant.static if storable else None
-    program = programs.prepare(function, variant.filled, static, effort, signature[0], leaves)
-    result = program(*leaves)
-    _make_room()
-    _keep_few(variant.programs, signature, program)
-    return result
+    # Of threads that need the same program one compiles it. Other programs do not wait.
+    with variant.locks.setdefault(signature, threading.Lock()):
+        program = variant.programs.get(signature)
+        if program is None:
+            static = variant.static if storable else None
+            program = programs.prepare(
+                function, variant.filled, static, effort, signature[0], leaves
+            )
+            _make_room()
+            _keep_few(variant.programs, signature, program)
+    return program(*leaves)
 
 
 def _keep_few(kept: dict[Any, Any], key: Any, value: Any) -> Any:

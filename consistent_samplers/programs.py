@@ -6,7 +6,6 @@ import inspect
 import json
 import operator
 import os
-import threading
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -20,8 +19,6 @@ from consistent_samplers import registry, store
 from consistent_samplers.compilation import Effort, compiler_options, in_turn
 
 _PACKAGE = Path(__file__).resolve().parent
-# The settings of JAX's cache are the process's, so that one program at a time is compiled.
-_lock = threading.RLock()
 
 # What changes the meaning of a program without being among its arguments.
 _MEANING = (
@@ -71,9 +68,7 @@ def prepare(
     except registry.EncodeError:
         return in_turn(compile_it())
     path = store.folder_of(root) / f"{key}{store.SUFFIX}"
-    with _lock:
-        if (program := _read(path, key, len(leaves))) is not None:
-            return in_turn(program)
+    if (program := _read(path, key, len(leaves))) is None:
         with store.users_cache_off():
             program = compile_it()
         if root not in store.unwritable:

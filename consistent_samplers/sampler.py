@@ -185,6 +185,14 @@ class Sampler:
         flow = FlowDiagnostics(folded, unmeasured)
         return Draws(position, _log_weight(values, log_ratio), values, flow, self.bound("map"))
 
+    def block_size(self, num_samples: int) -> int:
+        """Draws that are made at once where so many are wanted with weights, by the first method.
+
+        Their numbers are few: each has a program of its own.
+        """
+        with_jacobians = self._has_jacobians(self.methods[0], True)
+        return moving.block_size(num_samples, with_jacobians)
+
     def map_cost(self) -> float:
         """Floating-point operations of a draw with its determinant, as the compiler counts them.
 

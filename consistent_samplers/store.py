@@ -35,6 +35,7 @@ unwritable: set[Path] = set()
 _MAX_BYTES = 256 * 2**20
 _MAGIC = b"consistent_samplers program 3\n"
 _USERS_CACHE = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
+_users_cache_lock = threading.RLock()
 _warned = False
 
 
@@ -175,16 +176,18 @@ def users_cache_off() -> Iterator[None]:
 
     Nothing of ours gets into it, and what was read from it could not be kept once more.
     """
-    if not all(getattr(jax.config, name) for name in _USERS_CACHE):
-        yield
-        return
-    try:
-        jax.config.update(_USERS_CACHE[0], False)
-        compilation_cache.reset_cache()
-        yield
-    finally:
-        jax.config.update(_USERS_CACHE[0], True)
-        compilation_cache.reset_cache()
+    with _users_cache_lock:
+        if all(getattr(jax.config, name) for name in _USERS_CACHE):
+            # It is the process's: nobody else compiles meanwhile.
+            jax.config.update(_USERS_CACHE[0], False)
+            compilation_cache.reset_cache()
+            try:
+                yield
+            finally:
+                jax.config.update(_USERS_CACHE[0], True)
+                compilation_cache.reset_cache()
+            return
+    yield
 
 
 def warn(message: str) -> None:

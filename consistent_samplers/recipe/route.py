@@ -42,8 +42,8 @@ TAIL_ITERATIONS = 250
 # inverse.
 _DRAWS_PER_POINT = 4.0
 _BATCH = 128
-# What compiling a calibration costs, in operations.
-_COMPILING = 2e10
+COMPILING = 2e10
+"""What compiling a calibration costs, in operations."""
 # The base's Pareto k must stay this far below its limit, as the best of several widths was taken.
 _MARGIN = 0.05
 
@@ -86,7 +86,7 @@ class Costs(NamedTuple):
     def calibration(self, num_iterations: int) -> float:
         """Operations of so many iterations of calibration."""
         point = _DRAWS_PER_POINT * self.map_draw + self.density
-        return num_iterations * _BATCH * point + _COMPILING
+        return num_iterations * _BATCH * point + COMPILING
 
 
 def costs(dim: int, hidden: tuple[int, ...], structured: bool, density: float) -> Costs:

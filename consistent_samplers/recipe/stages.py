@@ -18,6 +18,7 @@ from consistent_samplers.bases.iterating import folded, split
 from consistent_samplers.diagnostics import ExplorationCheck, tail_is_light
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.recipe import base_stage, building, judging, looking, route, warm_start
+from consistent_samplers.recipe.ahead import draws_compiled
 from consistent_samplers.recipe.calibrating import AnnealedRounds, in_rounds
 from consistent_samplers.recipe.plan import Plan, Start
 from consistent_samplers.recipe.route import Route
@@ -97,17 +98,18 @@ def train(
             return why is not None
 
         first, rounds = warm_start.calibration_start(calibrating, state, start.trained, plan.rounds)
-        result, interrupted = in_rounds(
-            key_calibrate,
-            (brief, calibrating)[: len(rounds)],
-            first,
-            rounds,
-            name="calibrated",
-            shown_as=("short", "full") if len(plan.rounds) > 1 else (plan.effort,),
-            is_enough=suffices,
-            folder=plan.folder,
-            progress_bar=plan.progress_bar,
-        )
+        with draws_compiled(key_check, calibrating.sampler(first), start, plan, cost):
+            result, interrupted = in_rounds(
+                key_calibrate,
+                (brief, calibrating)[: len(rounds)],
+                first,
+                rounds,
+                name="calibrated",
+                shown_as=("short", "full") if len(plan.rounds) > 1 else (plan.effort,),
+                is_enough=suffices,
+                folder=plan.folder,
+                progress_bar=plan.progress_bar,
+            )
         ran = len(result.history.loss)
 
         def weigh(state: SamplerState) -> Evidence | None:
