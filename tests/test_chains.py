@@ -383,6 +383,21 @@ def test_chains_go_on_until_they_have_mixed():
     np.testing.assert_array_equal(longer.position[:, :20], short.position)
 
 
+def test_chains_end_where_gradients_are_many():
+    """After the draws that were asked for, 250 at most, and with all that there are by then."""
+    base = cs.bases.standard_normal(2)
+    target, told = cs.targets.gaussian(jnp.zeros(2), jnp.ones(2)), []
+    run = functools.partial(
+        cs.corrections.latent_chains, KEY, target, cs.Sampler.of_base(base), num_warmup=50
+    )
+    whole = run(num_samples=400)
+    found = run(num_samples=400, max_samples=4_000, max_gradients=1, progress=told.append)
+    assert found.position.shape[1] == 250 and sum(told) == 50 + 250
+    np.testing.assert_array_equal(found.position, whole.position[:, :250])
+    few = run(num_samples=20, max_samples=4_000, max_gradients=1)
+    assert few.position.shape[1] == 20
+
+
 @pytest.mark.slow
 def test_steps_get_shorter_where_transitions_diverge():
     """A step that fits a wide slope is too long for the wall at its end."""

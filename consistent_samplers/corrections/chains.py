@@ -5,6 +5,7 @@ geometry of the target itself (Hoffman et al., 2019, NeuTra).
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ from consistent_samplers.types import Array, Draws, PRNGKey
 _NUM_DRAWS = 4_096
 # Iterations of a dispatch: between two of them a chain can be shown, and stopped.
 _SEGMENT = 50
+# Draws of each chain at least where gradients are many.
+_FEWEST = 250
 _MAX_TREE_DEPTH, _ACCEPTANCE = 8, 0.9
 # By which steps get shorter where transitions diverged, twice where many did.
 _SHORTER, _MANY = 0.25, 0.1
@@ -100,6 +103,7 @@ def latent_chains(
     num_warmup: int = 300,
     num_samples: int = 1_000,
     max_samples: int | None = None,
+    max_gradients: float = math.inf,
     gaussian: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Chains:
@@ -123,6 +127,8 @@ def latent_chains(
         (`diagnostics.MIXED_R_HAT`, `diagnostics.ENOUGH_DRAWS`); ``num_samples`` if None. If it is
         given and transitions diverge (`diagnostics.MAX_DIVERGENT`), chains start once more from
         where they are, with a quarter of the shortest steps or, if many diverge, a sixteenth.
+      max_gradients: gradients of a chain from which on it ends, with its draws until then, 250 at
+        least if so many were asked for: where a geometry is hard, a transition takes hundreds.
       gaussian: replace the map in any case, as where its determinant is dear.
       progress: told the iterations that were done, some at a time.
 
@@ -163,15 +169,22 @@ def latent_chains(
         state = kernel.sample(state, (), {})  # of all chains
         for i in range(_JUMPS if several else 0):
             state = _jumped(jax.random.fold_in(key, i), state, potential, space.base, sampler.base)
-        return state, (state.z, state.diverging)
+        return state, (state.z, state.diverging, state.num_steps)
 
     run = jit(lambda key, state: jax.lax.scan(step, state, jax.random.split(key, _SEGMENT)))
     kept: list[Any] = []
-    told, calmer, dispatched = 0, False, itertools.count()
+    least = min(num_samples, _FEWEST)
+    told, calmer, dispatched, gradients = 0, False, itertools.count(), 0
     while True:
         while (done := len(kept) * _SEGMENT) < num_warmup + num_samples:
+            if gradients > max_gradients and done >= num_warmup + least:
+                num_samples = done - num_warmup
+                break
             state, drawn = run(folded(folded(rng_key, 3), next(dispatched)), state)
-            kept.append(jax.device_get(drawn))
+            *drawn, num_steps = jax.device_get(drawn)
+            kept.append(drawn)
+            # Chains are moved together: all take as long as the one with the most.
+            gradients += int(num_steps.max(axis=1).sum())
             if progress is not None:
                 done = min(done + _SEGMENT, num_warmup + num_samples)
                 progress(done - told)
@@ -184,7 +197,9 @@ def latent_chains(
             state, calmer = _calmer(state, float(diverging.mean())), True
             kept, told, num_warmup = [], 0, _SEGMENT
             continue
-        if 2 * num_samples > (max_samples or num_samples) or _are_mixed(latent):
+        if 2 * num_samples > (max_samples or num_samples) or gradients > max_gradients:
+            break
+        if _are_mixed(latent):
             break
         num_samples *= 2
     found = space.weigh(target, jax.device_put(latent.reshape(-1, target.dim)))

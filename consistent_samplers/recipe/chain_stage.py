@@ -29,6 +29,9 @@ _FURTHER = 4
 # Gradients of an iteration in a space that is nearly Gaussian; operations of all gradients up to
 # which chains are long (ten seconds of two cores), move in the map's space, and are run unasked.
 _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
+# Operations of all gradients from which on chains end as they are, and those that dispatching a
+# gradient costs.
+_ENOUGH, _LEAST_COST = 5e11, 1e5
 # One-step draws that chains are held against, and nats above all of the chains' weights.
 _NUM_FRESH, _ABOVE = 10_000, 0.5
 # Part of Z that some draws hide and others show, from which on it is no matter of a heavy tail.
@@ -200,6 +203,7 @@ def with_chains(
             num_warmup=warmup,
             num_samples=num,
             max_samples=_FURTHER * num,
+            max_gradients=_ENOUGH / (_NUM_CHAINS * max(cost, _LEAST_COST)),
             gaussian=gaussian,
             progress=bar.update,
         )
