@@ -1,13 +1,19 @@
 """What the compiler is asked for, and what JAX knows again."""
 
+import contextlib
+import threading
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.tree_util import Partial
 
 import consistent_samplers as cs
-from consistent_samplers import compilation, guard
+from consistent_samplers import compilation, guard, programs
 from consistent_samplers.compilation import as_partial, compiler_options, is_traced
+from consistent_samplers.recipe import stages
+
+KEY = jax.random.key(0)
 
 
 @pytest.fixture
@@ -95,6 +101,33 @@ def test_a_second_training_on_the_same_density_traces_nothing():
     assert traced > 0
     train(1)
     assert len(calls) == traced
+
+
+def test_what_draws_need_is_compiled_beside_the_training(monkeypatch):
+    """By another thread, with the same results; a short calibration with all that follows it."""
+    made, prepare = [], programs.prepare
+
+    def noted(function, *args, **kwargs):
+        made.append((threading.current_thread().name, function.__name__))
+        return prepare(function, *args, **kwargs)
+
+    def train(dim):
+        target = cs.Target(lambda x: -0.5 * x @ x - 0.1 * jnp.sum(x**4), dim)
+        settings = {"base": cs.bases.standard_normal(dim), "effort": "short", "hidden": (8,)}
+        trained = cs.train_sampler(
+            KEY, target, num_calibration_iterations=5, progress_bar=False, **settings
+        )
+        return trained.evidence(KEY, 10_000)
+
+    monkeypatch.setattr(programs, "prepare", noted)
+    beside = train(13)
+    here = threading.current_thread().name
+    assert ("compiles draws", "round_trips") in made
+    by_training = {name for thread, name in made if thread == here}
+    assert "learn" in by_training and "round_trips" not in by_training
+    # Nobody's answer depends on it.
+    monkeypatch.setattr(stages, "draws_compiled", lambda *_: contextlib.nullcontext())
+    assert train(13) == beside
 
 
 def test_where_flags_came_too_late_a_density_is_compiled_with_options(monkeypatch):
