@@ -162,7 +162,7 @@ class _Variant:
     plain: Callable[..., Any]  # as JAX compiles it
     # Compiled functions of the leaves of the arguments, by what they are compiled for.
     programs: dict[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
-    locks: dict[Any, threading.Lock] = dataclasses.field(default_factory=dict)
+    locks: dict[Any, threading.RLock] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _all_variants.add(self)
@@ -249,7 +249,7 @@ def _first_call(
 ) -> Any:
     """The result of a call that nothing is compiled for yet in this process."""
     # Of threads that need the same program one compiles it. Other programs do not wait.
-    with variant.locks.setdefault(signature, threading.Lock()):
+    with variant.locks.setdefault(signature, threading.RLock()):
         program = variant.programs.get(signature)
         if program is None:
             static = variant.static if storable else None
