@@ -118,6 +118,16 @@ def test_constant_is_documented(module, name):
     assert name in said_below(module), "say below it what it is"
 
 
+def test_constants_on_the_pages_are_there():
+    pages = (ROOT / "docs" / "api").rglob("*.rst")
+    shown = [
+        re.findall(r"^\.\. autodata:: (\S+)::(\w+)$", page.read_text(), re.M) for page in pages
+    ]
+    assert any(shown)
+    for module, name in sum(shown, []):
+        assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
+
+
 def described(value: Any, section: str) -> list[str] | None:
     """Names that a section of a docstring says something of; None without the section."""
     doc = inspect.getdoc(value) or ""
