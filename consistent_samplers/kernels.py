@@ -229,7 +229,7 @@ def _decorate(
             # What is computed inside of another program is part of that one.
             if is_traced(leaves) or programs.setting("jax_disable_jit"):
                 return chosen.plain(*args, **kwargs)
-            return _first_call(function, storable, effort, chosen, signature, leaves)
+            program = _program(function, storable, effort, chosen, signature, leaves)
         try:
             return program(*leaves)
         except ValueError:
@@ -239,17 +239,17 @@ def _decorate(
     return call
 
 
-def _first_call(
+def _program(
     function: Callable[..., Any],
     storable: bool,
     effort: Effort,
     variant: _Variant,
     signature: tuple[Any, ...],
     leaves: list[Any],
-) -> Any:
-    """The result of a call that nothing is compiled for yet in this process."""
+) -> Callable[..., Any]:
+    """The program of a call that nothing was compiled for yet in this process."""
     # Of threads that need the same program one compiles it. Other programs do not wait.
-    with variant.locks.setdefault(signature, threading.RLock()):
+    with _keep_few(variant.locks, signature, threading.RLock()):
         program = variant.programs.get(signature)
         if program is None:
             static = variant.static if storable else None
@@ -258,7 +258,7 @@ def _first_call(
             )
             _make_room()
             _keep_few(variant.programs, signature, program)
-    return program(*leaves)
+    return program
 
 
 def _keep_few(kept: dict[Any, Any], key: Any, value: Any) -> Any:

@@ -37,12 +37,13 @@ from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Draws, PRNGKey
 
+LEAST_SAMPLES = 250
+"""Draws of each chain at least, however many gradients they take."""
+
 # Draws of the sampler that chains start at some of, and that the bridge stands on.
 _NUM_DRAWS = 4_096
 # Iterations of a dispatch: between two of them a chain can be shown, and stopped.
 _SEGMENT = 50
-# Draws of each chain at least where gradients are many.
-_FEWEST = 250
 _MAX_TREE_DEPTH, _ACCEPTANCE = 8, 0.9
 # By which steps get shorter where transitions diverged, twice where many did.
 _SHORTER, _MANY = 0.25, 0.1
@@ -173,7 +174,7 @@ def latent_chains(
 
     run = jit(lambda key, state: jax.lax.scan(step, state, jax.random.split(key, _SEGMENT)))
     kept: list[Any] = []
-    least = min(num_samples, _FEWEST)
+    least = min(num_samples, LEAST_SAMPLES)
     told, calmer, dispatched, gradients = 0, False, itertools.count(), 0
     while True:
         while (done := len(kept) * _SEGMENT) < num_warmup + num_samples:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from consistent_samplers import progress
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import pair
-from consistent_samplers.corrections.chains import Chains, latent_chains
+from consistent_samplers.corrections.chains import LEAST_SAMPLES, Chains, latent_chains
 from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.diagnostics.beyond import mass_beyond, share_beyond
 from consistent_samplers.estimate import checked_log_weight, evidence
@@ -23,7 +23,7 @@ from consistent_samplers.types import Array, Draws, PRNGKey
 
 _NUM_CHAINS = 4
 # Iterations of warm-up and draws of a chain: where gradients are cheap, and where they are dear.
-_MOST, _FEWEST = (300, 1_000), (150, 250)
+_MOST, _FEWEST = (300, 1_000), (150, LEAST_SAMPLES)
 # Times as many draws as that up to which chains go on that have not mixed.
 _FURTHER = 4
 # Gradients of an iteration in a space that is nearly Gaussian; operations of all gradients up to
