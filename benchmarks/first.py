@@ -94,6 +94,9 @@ def ours(name: str, seed: int, effective: float) -> Row:
     """In the child: trains, and draws until enough draws are effective."""
     import jax
 
+    # As at the top of a script: before the model's arrays are made.
+    import consistent_samplers  # noqa: F401
+
     row = race.ours(subject(name), jax.random.key(seed), effective).row
     if row["effective"] < effective and row["route"] != "chains":
         raise RuntimeError(f"{row['effective']:.0f} of {row['draws']} draws are effective.")

@@ -15,6 +15,8 @@ from benchmarks.report import Row
 
 CHAINS = 4
 _BATCH, _MOST_DRAWS = 65_536, 10_000_000
+# Times as many draws as at first up to which they are made in batches of as many.
+_FEW_BATCHES = 10
 
 
 class Subject(NamedTuple):
@@ -78,7 +80,9 @@ def ours(
         chains = trained.concluded(worth)[0]
     num_drawn, reached = worth.num_samples, float(worth.ess) * worth.num_samples
     while reached < effective and num_drawn < _MOST_DRAWS:
-        num = min(_BATCH, 2 + round(1.05 * (effective - reached) / float(worth.ess)))
+        # As many as before: that is compiled.
+        missing = (effective - reached) / float(worth.ess)
+        num = num_samples if missing < _FEW_BATCHES * num_samples else _BATCH
         more = trained.evidence(jax.random.fold_in(rng_key, num_drawn), num)
         num_drawn, reached = num_drawn + num, reached + float(more.ess) * num
     end, seconds = time.time(), time.perf_counter() - begin

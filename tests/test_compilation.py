@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 import consistent_samplers as cs
 from consistent_samplers import compilation, guard, programs
 from consistent_samplers.compilation import as_partial, compiler_options, is_traced
-from consistent_samplers.recipe import stages
+from consistent_samplers.recipe import stages, training
 
 KEY = jax.random.key(0)
 
@@ -122,12 +122,34 @@ def test_what_draws_need_is_compiled_beside_the_training(monkeypatch):
     monkeypatch.setattr(programs, "prepare", noted)
     beside = train(13)
     here = threading.current_thread().name
-    assert ("compiles draws", "round_trips") in made
+    assert ("compiles ahead", "round_trips") in made
     by_training = {name for thread, name in made if thread == here}
     assert "learn" in by_training and "round_trips" not in by_training
     # Nobody's answer depends on it.
     monkeypatch.setattr(stages, "draws_compiled", lambda *_: contextlib.nullcontext())
     assert train(13) == beside
+
+
+def test_what_a_training_needs_is_compiled_beside_the_exploration(monkeypatch):
+    """Where a Gaussian's weights are uneven, and only there; with the same results."""
+    made, prepare = [], programs.prepare
+
+    def noted(function, *args, **kwargs):
+        made.append((threading.current_thread().name, function.__name__))
+        return prepare(function, *args, **kwargs)
+
+    def train(bend, dim):
+        target = cs.Target(lambda x: -0.5 * x @ x - bend * jnp.sum((x[1:] - x[:-1] ** 2) ** 2), dim)
+        return cs.train_sampler(KEY, target, hidden=(8,), progress_bar=False).evidence(KEY, 10_000)
+
+    monkeypatch.setattr(programs, "prepare", noted)
+    beside = train(0.5, 3)
+    assert ("compiles ahead", "learn") in made
+    made.clear()
+    train(0.0, 2)
+    assert "learn" not in {name for _, name in made}
+    monkeypatch.setattr(training, "compile_training", lambda *_: None)
+    assert train(0.5, 3) == beside
 
 
 def test_where_flags_came_too_late_a_density_is_compiled_with_options(monkeypatch):

@@ -1,6 +1,7 @@
 """The choice among the kinds of base, after a look at the target."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -68,7 +69,13 @@ def fit(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None)
     return fit_base(rng_key, target, init_position=init_position).base
 
 
-def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = None) -> FittedBase:
+def fit_base(
+    rng_key: PRNGKey,
+    target: Target,
+    *,
+    init_position: Array | None = None,
+    told: Callable[[Fit], object] = lambda _: None,
+) -> FittedBase:
     """The best of a Gaussian, a mixture and a product of mixtures, fitted to a target.
 
     The target is explored first (`explore`). Where no dip of the density lies between the optima,
@@ -82,6 +89,7 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
       rng_key: key.
       target: the target.
       init_position: ``[dim]`` or ``[n, dim]`` points where the target is known to have mass.
+      told: called with how well a Gaussian fits, before other kinds are tried.
 
     Raises:
       ValueError: the density is NaN, +inf, or zero everywhere it was tried.
@@ -96,6 +104,7 @@ def fit_base(rng_key: PRNGKey, target: Target, *, init_position: Array | None = 
     gaussian = _fitted_gaussian(key_gaussian, target, init_position)
     bases: dict[str, Base] = {"gaussian": gaussian}
     fits = {"gaussian": judge(key_judge, target, gaussian)}
+    told(fits["gaussian"])
     # Particles set out from around the optima: where there is one, of which a Gaussian shows all
     # but a few percent, they see no more than its draws do.
     even = fits["gaussian"].ess > _EVEN

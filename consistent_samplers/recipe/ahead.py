@@ -1,15 +1,20 @@
-"""What a trained sampler's draws need is compiled beside its training."""
+"""What a training and a trained sampler's draws need is compiled beside what comes before."""
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consistent_samplers.bases import Fit, standard_normal
+from consistent_samplers.bases.base import as_pytree
+from consistent_samplers.bases.exploration import NUM_PARTICLES
 from consistent_samplers.estimate import evidence
-from consistent_samplers.recipe import route
+from consistent_samplers.recipe import building, route
 from consistent_samplers.recipe.judging import NUM_CHECK_DRAWS
 from consistent_samplers.recipe.looking import NUM_PLACED
 from consistent_samplers.recipe.plan import Plan, Start
@@ -19,6 +24,28 @@ from consistent_samplers.types import PRNGKey
 
 # Draws that are made for nothing, at most, and of how many the evidence is compiled ahead.
 _NUM_DRAWS, _MOST_EVIDENCE = 4 * NUM_CHECK_DRAWS, 100_000
+# Share of effective draws from which on a Gaussian will often do.
+_EVEN = 0.9
+
+
+def compile_training(rng_key: PRNGKey, dim: int, plan: Plan, gaussian: Fit) -> None:
+    """Begins to compile what calibrates a step on a Gaussian, where that alone will hardly do.
+
+    Comes back at once; see `draws_compiled`, which follows. A training that needs none of it, or
+    another base, compiled it for another day.
+    """
+
+    def iterate() -> None:
+        base = as_pytree(standard_normal(dim))
+        algorithm = building.distillation(_target(dim), base, plan)
+        brief, whole = building.calibrations(algorithm, plan)
+        state, _ = brief.advance(rng_key, whole.restart(algorithm.init(rng_key)))
+        if threading.main_thread().is_alive():  # else the process waits for this thread to end
+            _draw(rng_key, whole.sampler(state), plan, np.zeros((NUM_PARTICLES, dim)))
+
+    needed = plan.effort == "full" or (plan.effort != "base" and gaussian.ess < _EVEN)
+    if needed and _is_cheap(route.costs(dim, plan.hidden, plan.network == "structured", 0.0)):
+        _beside(iterate)
 
 
 @contextlib.contextmanager
@@ -31,28 +58,45 @@ def draws_compiled(
     training leaves the interpreter to others while the compiler works. Not where these draws cost
     more than compiling, and not on several hosts, whose computations must have one order.
     """
-
-    def draw() -> None:
-        # Whoever needs a program that cannot be made is told.
-        with contextlib.suppress(Exception):
-            standin = Target(_standin, sampler.base.dim, name="standin")
-            sampler.sample(rng_key, standin, sampler.block_size(NUM_CHECK_DRAWS), 1)
-            if start.particles is not None:
-                particles = jax.device_put(start.particles[:NUM_PLACED])
-                sampler.log_weight(rng_key, standin, particles, 1)
-            block = sampler.sample(rng_key, standin, sampler.block_size(plan.num_samples), 1)
-            num = min(plan.num_samples, _MOST_EVIDENCE)
-            evidence(jax.tree.map(lambda x: np.resize(x, (num, *x.shape[1:])), block))
-
-    if jax.process_count() > 1 or _NUM_DRAWS * cost.map_draw > route.COMPILING:
+    if not _is_cheap(cost):
         yield
         return
-    thread = threading.Thread(target=draw, name="compiles draws")
-    thread.start()
+    thread = _beside(functools.partial(_draw, rng_key, sampler, plan, start.particles))
     try:
         yield
     finally:
         thread.join()
+
+
+def _draw(rng_key: PRNGKey, sampler: Sampler, plan: Plan, particles: Any) -> None:
+    target = _target(sampler.base.dim)
+    sampler.sample(rng_key, target, sampler.block_size(NUM_CHECK_DRAWS), 1)
+    if particles is not None:
+        placed = jax.device_put(particles[:NUM_PLACED].astype(jnp.result_type(float)))
+        sampler.log_weight(rng_key, target, placed, 1)
+    block = sampler.sample(rng_key, target, sampler.block_size(plan.num_samples), 1)
+    num = min(plan.num_samples, _MOST_EVIDENCE)
+    evidence(jax.tree.map(lambda x: np.resize(x, (num, *x.shape[1:])), block))
+
+
+def _is_cheap(cost: route.Costs) -> bool:
+    return jax.process_count() == 1 and _NUM_DRAWS * cost.map_draw <= route.COMPILING
+
+
+def _beside(work: Callable[[], None]) -> threading.Thread:
+    """A thread that runs something. Whoever needs a program that cannot be made is told there."""
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            work()
+
+    thread = threading.Thread(target=run, name="compiles ahead")
+    thread.start()
+    return thread
+
+
+def _target(dim: int) -> Target:
+    return Target(_standin, dim, name="standin")
 
 
 def _standin(x: jax.Array) -> jax.Array:

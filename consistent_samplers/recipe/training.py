@@ -23,6 +23,7 @@ from consistent_samplers.checks import check_choice, check_integer, check_key, c
 from consistent_samplers.compilation import as_partial
 from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe import chain_stage, route, warm_start
+from consistent_samplers.recipe.ahead import compile_training
 from consistent_samplers.recipe.building import distillation
 from consistent_samplers.recipe.looking import NUM_PLACED
 from consistent_samplers.recipe.plan import Plan, Start
@@ -332,7 +333,8 @@ def _cold_start(
     with progress.stage(name, progress_bar=plan.progress_bar):
         if not plan.explore:
             return Start(fit_gaussian(rng_key, target, init_position=init_position), False)
-        fitted = fit_base(rng_key, target, init_position=init_position)
+        told = functools.partial(compile_training, rng_key, target.dim, plan)
+        fitted = fit_base(rng_key, target, init_position=init_position, told=told)
     # A Gaussian is fitted from starts of its own: the modes that others found are an independent
     # look. A mixture is made of them.
     modes = fitted.exploration.modes if fitted.kind == "gaussian" else None
