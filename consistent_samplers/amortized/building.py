@@ -1,18 +1,21 @@
 """`amortize`: from a model to a family."""
 
+import contextlib
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from consistent_samplers import progress
+from consistent_samplers import checkpoint, progress
 from consistent_samplers.amortized import fitting, simulated
 from consistent_samplers.amortized.conditional import ConditionalMap, Fitted
 from consistent_samplers.amortized.coverage import MAX_MISSED, missed_mass
 from consistent_samplers.amortized.family import AmortizedSampler, distance
-from consistent_samplers.amortized.padded import Covariates
+from consistent_samplers.amortized.padded import Covariates, PaddedModel
 from consistent_samplers.amortized.probing import padded_model
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import jit
@@ -48,6 +51,7 @@ def amortize(
     num_iterations: tuple[int, int] = NUM_ITERATIONS,
     hidden: int = 64,
     progress_bar: bool = True,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> AmortizedSampler:
     """The posteriors of a NumPyro model for any data set of a family, from one training.
 
@@ -68,9 +72,16 @@ def amortize(
       num_iterations: of maximum likelihood, and of the path gradient.
       hidden: width of the networks.
       progress_bar: show a line for each stage.
+      checkpoint_dir: folder to keep the training in: a call that was killed and is made again goes
+        on from there (data sets are simulated anew, with the same result). One folder for each
+        family.
+
+    Returns:
+      The family; after Ctrl-C while it trains, with what it had reached and a warning.
 
     Raises:
       TypeError: ``rng_key`` is not a single key, or covariates return no ``(args, kwargs)``.
+      CheckpointError: ``checkpoint_dir`` cannot be used, or another process trains there.
       ValueError: a site of ``observed`` is unknown, the model has a discrete latent site, uses rows
         together where their number varies, or its prior simulates NaN more often than not.
 
@@ -105,10 +116,30 @@ def amortize(
         )
     for count in num_iterations:
         check_integer("num_iterations must hold two numbers; each", count, 0)
-    keys = jax.random.split(rng_key, 4)
     padded = padded_model(model, covariates, (least, most), observed)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    with contextlib.nullcontext() if folder is None else checkpoint.reserved(folder):
+        return _trained(
+            *(rng_key, padded, (least, most), covariates, num_data_sets, num_iterations),
+            *(hidden, progress_bar, folder),
+        )
+
+
+def _trained(
+    rng_key: PRNGKey,
+    padded: PaddedModel,
+    num_rows: tuple[int, int],
+    covariates: Covariates,
+    num_data_sets: int,
+    num_iterations: tuple[int, int],
+    hidden: int,
+    progress_bar: bool,
+    folder: Path | None,
+) -> AmortizedSampler:
+    """`amortize` of what was checked."""
+    keys = jax.random.split(rng_key, 4)
     with progress.stage("simulate", progress_bar=progress_bar):
-        pairs = simulated.simulate(keys[0], padded, covariates, (least, most), num_data_sets)
+        pairs = simulated.simulate(keys[0], padded, covariates, num_rows, num_data_sets)
         simulated.check_padding(padded, pairs)
     starts = fitting.starts_of(pairs)
     with progress.stage("Laplace frames", progress_bar=progress_bar):
@@ -132,9 +163,15 @@ def amortize(
     fitted = Fitted(made, params, standard)
     first, second = num_iterations
     with progress.stage("train on pairs", progress_bar=progress_bar):
-        fitted, likelihood = fitting.by_likelihood(keys[2], fitted, prepared, first)
-    with progress.stage("train on densities", progress_bar=progress_bar):
-        fitted, density = fitting.by_path_gradient(keys[3], padded, fitted, prepared, second)
+        on_pairs = fitting.by_likelihood(keys[2], fitted, prepared, first, folder)
+    fitted = on_pairs.fitted
+    losses: dict[str, list[float]] = {"likelihood": on_pairs.losses, "density": []}
+    if not on_pairs.interrupted:
+        with progress.stage("train on densities", progress_bar=progress_bar):
+            on_densities = fitting.by_path_gradient(
+                keys[3], padded, fitted, prepared, second, folder
+            )
+        fitted, losses["density"] = on_densities.fitted, on_densities.losses
     with progress.stage("check", progress_bar=progress_bar):
         missed = missed_mass(keys[1], padded, fitted, *apart)
     if missed > MAX_MISSED:
@@ -144,21 +181,21 @@ def amortize(
             "heavier tails than its map. Verdicts say so; condition(...) gives a data set a "
             "training of its own.",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     away = np.asarray(distance(prepared.frame.features, standard))
     probes = jax.tree.map(lambda x: x[:NUM_PROBES], pairs)
     values = jit(jax.vmap(padded.log_density))((probes.globals, probes.members), probes.data)
     return AmortizedSampler(
         padded,
-        (least, most),
+        num_rows,
         *fitted,
         starts,
         float(_MARGIN * np.quantile(away, 1.0 - _SHARE_UNLIKE)),
         missed,
         (tuple(probes), np.asarray(values)),
         covariates,
-        {"likelihood": likelihood, "density": density},
+        losses,
     )
 
 

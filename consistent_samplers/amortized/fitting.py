@@ -7,7 +7,9 @@ map's own density is left out (Roeder, Wu & Duvenaud, 2017), so that its varianc
 map is right.
 """
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 import optax
 
 from consistent_samplers import progress
-from consistent_samplers.amortized import conditional
+from consistent_samplers.amortized import conditional, resuming
 from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.amortized.conditional import Fitted, Standard
 from consistent_samplers.amortized.frames import Frame, frame_of, members_at
@@ -107,10 +109,28 @@ def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
+class Trained(NamedTuple):
+    """What a stage of training has reached.
+
+    Attributes:
+      fitted: the map.
+      losses: mean loss of each chunk of iterations.
+      interrupted: whether Ctrl-C cut it short.
+    """
+
+    fitted: Fitted
+    losses: list[float]
+    interrupted: bool = False
+
+
 def by_likelihood(
-    rng_key: PRNGKey, fitted: Fitted, prepared: Prepared, num_iterations: int
-) -> tuple[Fitted, list[float]]:
-    """The map of the greatest likelihood on the pairs, and the loss of each chunk."""
+    rng_key: PRNGKey,
+    fitted: Fitted,
+    prepared: Prepared,
+    num_iterations: int,
+    folder: Path | None = None,
+) -> Trained:
+    """The map of the greatest likelihood on the pairs; ``folder`` keeps how far it came."""
 
     def loss(fitted: Fitted, key: PRNGKey, prepared: Prepared) -> Array:
         index = jax.random.randint(key, (_BATCH,), 0, len(prepared.u))
@@ -120,7 +140,9 @@ def by_likelihood(
     # Of data sets nothing but the mask is needed.
     data = prepared.data._replace(arrays=[], observed={})
     given = prepared._replace(data=data)
-    return _minimised(rng_key, loss, fitted, given, num_iterations, _LEARNING_RATE, "likelihood")
+    kept = None if folder is None else folder / "likelihood"
+    settings = num_iterations, _LEARNING_RATE, "likelihood", kept
+    return _minimised(rng_key, loss, fitted, given, *settings)
 
 
 def log_prob(fitted: Fitted, pair: Prepared) -> Array:
@@ -136,9 +158,14 @@ def log_prob(fitted: Fitted, pair: Prepared) -> Array:
 
 
 def by_path_gradient(
-    rng_key: PRNGKey, model: PaddedModel, fitted: Fitted, prepared: Prepared, num_iterations: int
-) -> tuple[Fitted, list[float]]:
-    """The map of the greatest ELBO over the data sets, and the loss of each chunk."""
+    rng_key: PRNGKey,
+    model: PaddedModel,
+    fitted: Fitted,
+    prepared: Prepared,
+    num_iterations: int,
+    folder: Path | None = None,
+) -> Trained:
+    """The map of the greatest ELBO over the data sets; ``folder`` keeps how far it came."""
 
     def loss(fitted: Fitted, key: PRNGKey, prepared: Prepared) -> Array:
         key_index, key_draws = jax.random.split(key)
@@ -152,7 +179,9 @@ def by_path_gradient(
         return -jnp.mean(jax.vmap(one)(jax.random.split(key_draws, _PATH_BATCH), *batch))
 
     given = prepared._replace(members=None, v=None)
-    return _minimised(rng_key, loss, fitted, given, num_iterations, _PATH_LEARNING_RATE, "density")
+    kept = None if folder is None else folder / "density"
+    settings = num_iterations, _PATH_LEARNING_RATE, "density", kept
+    return _minimised(rng_key, loss, fitted, given, *settings)
 
 
 def _tamed(log_weight: Array) -> Array:
@@ -222,8 +251,9 @@ def _minimised(
     num_iterations: int,
     learning_rate: float,
     what: str,
-) -> tuple[Fitted, list[float]]:
-    """The map after Adam on an annealed learning rate, and the mean loss of each chunk."""
+    folder: Path | None,
+) -> Trained:
+    """The map after Adam on an annealed learning rate, gone on with from where a folder has it."""
     schedule = optax.cosine_decay_schedule(learning_rate, max(num_iterations, 1))
     optimizer = optax.apply_if_finite(
         optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule)), num_iterations
@@ -243,9 +273,27 @@ def _minimised(
     chunk = max(1, min(_CHUNK, num_iterations))
     run = jit(lambda carry, begin: jax.lax.scan(step, carry, begin + jnp.arange(chunk)))
     given = jax.device_put((fitted.standard, prepared))
-    carry, losses = (fitted.params, optimizer.init(fitted.params), given), []
-    begins = range(0, num_iterations, chunk)
-    for begin in progress.counted(what, begins, len(begins)):
-        carry, values = run(carry, begin)
-        losses.append(float(jnp.nanmean(values)))
-    return fitted._replace(params=carry[0]), losses
+    kept = None if folder is None else resuming.Folder(folder, rng_key, num_iterations, prepared.u)
+    reached = fitted.params, optimizer.init(fitted.params)
+    losses: list[float] = []
+    if kept is not None:
+        reached, losses = kept.read(reached)
+    begins = range(len(losses) * chunk, num_iterations, chunk)
+    interrupted = False
+    try:
+        for begin in progress.counted(what, begins, len(begins)):
+            (*now, _), values = run((*reached, given), begin)
+            reached, losses = tuple(now), [*losses, float(jnp.nanmean(values))]
+            if kept is not None:
+                kept.write_if_due(reached, losses)
+    except KeyboardInterrupt:
+        interrupted = True
+        warnings.warn(
+            f"Training by {what} was interrupted after {len(losses) * chunk} of {num_iterations} "
+            "iterations: the family goes by what it had reached.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    if kept is not None:
+        kept.write(reached, losses)
+    return Trained(fitted._replace(params=reached[0]), losses, interrupted)

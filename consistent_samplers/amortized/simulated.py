@@ -83,7 +83,7 @@ def simulate(
         )
         if share > MAX_UNUSABLE:
             raise ValueError(f"{words}. {cure}.")
-        warnings.warn(f"{words}, which are left out. {cure}.", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{words}, which are left out. {cure}.", RuntimeWarning, stacklevel=4)
     # In any order, and not by their sizes.
     order = np.asarray(jax.random.permutation(rng_key, len(good)))
     order = order[good[order]]
