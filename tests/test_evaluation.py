@@ -1,5 +1,7 @@
 """The three batched functions of a density against the density itself."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,46 @@ def test_a_density_is_traced_once_for_all_of_its_programs():
         evaluation.values_and_grads(counted, points(num))
         evaluation.hessian_products(counted, points(num), points(num))
     assert len(calls) == 1
+
+
+@pytest.mark.skipif(
+    not hasattr(jax.monitoring, "unregister_event_duration_listener"),
+    reason="a jax that does not let go of a listener",
+)
+def test_programs_of_a_density_are_compiled_on_other_threads_before_they_are_asked_for():
+    """Its own code runs on the caller's alone, for handlers of NumPyro know no threads."""
+    running, compiling = set(), []
+
+    def density(x):
+        running.add(threading.current_thread())
+        return -0.5 * jnp.sum(x**2)
+
+    def listen(event, seconds, **kwargs):
+        if event.endswith("backend_compile_duration"):
+            compiling.append(threading.current_thread())
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        evaluation.compile_ahead(density, 3)
+        x = np.ones((5, 3), np.float32)
+        found = evaluation.values_and_grads(density, x)
+        evaluation.values_and_grads(density, x[:1])
+        evaluation.hessian_products(density, x, x)
+        evaluation.values(density, np.ones((300, 3), np.float32))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    np.testing.assert_allclose(found[1], -x)
+    assert running == {threading.current_thread()}
+    assert compiling and threading.current_thread() not in compiling
+
+
+def test_what_cannot_be_compiled_ahead_is_told_where_it_is_needed():
+    def refusing(x):
+        raise TypeError("not of this density")
+
+    evaluation.compile_ahead(refusing, 3)
+    with pytest.raises(TypeError, match="not of this density"):
+        evaluation.values(refusing, points(300))
 
 
 def test_inside_a_traced_computation_they_are_part_of_it():

@@ -75,6 +75,7 @@ def fit_gaussian(
     dim, large = target.dim, target.dim > MAX_DENSE_DIM
     key_start, key_choose, key_adam, key_judge, _ = iterating.split(rng_key)
     starts, values = _start_points(key_start, target, init_position, num_starts)
+    evaluation.compile_ahead(target.log_density, dim)
     dtype = starts.dtype
     ends, ways = laplace.paths(target, starts)
     if large:

@@ -6,9 +6,11 @@ three times at most, however many parts of a training ask for it, and nothing el
 it. Inside a computation that JAX traces they are parts of that computation.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -98,6 +100,33 @@ def hessians(log_density: LogDensityFn, points: ArrayLike) -> np.ndarray:
     vectors = np.tile(np.eye(dim, dtype=points.dtype), (num, 1))
     products = hessian_products(log_density, np.repeat(points, dim, axis=0), vectors)
     return np.asarray(products, np.float64).reshape(num, dim, dim)
+
+
+def compile_ahead(log_density: LogDensityFn, dim: int) -> None:
+    """Begins to compile what the fit of a base asks of a density, and comes back at once.
+
+    On two threads, each program before it is needed. The density is traced here: on other threads
+    none of a user's code runs.
+    """
+    density, dtype = as_partial(log_density), jnp.result_type(float)
+    if _is_traced(density, ()):
+        return
+    structure = jax.tree.structure(density)
+    few, *more = _sizes("values_and_grads")
+    wanted: list[tuple[_Kind, int]] = [("values_and_grads", few)]
+    wanted += [("hessian_products", _sizes("hessian_products")[0]), ("values", _sizes("values")[0])]
+    wanted += [("values_and_grads", size) for size in more]
+    _ahead.clear()
+    threads = ThreadPoolExecutor(2, thread_name_prefix="compiles a density")
+    for kind, size in wanted:
+        points = jax.ShapeDtypeStruct((size, dim), dtype)
+        inputs = (points, points) if kind == "hessian_products" else (points,)
+        try:
+            traced = _program(kind, structure).trace(density, *inputs)
+        except Exception:  # told where it is needed
+            break
+        _ahead[kind, structure, size, dim, dtype] = threads.submit(_compiled, traced)
+    threads.shutdown(wait=False)
 
 
 def cost(log_density: LogDensityFn, dim: int) -> float:
@@ -219,6 +248,16 @@ def _program(kind: _Kind, structure: Any) -> Any:
     return jax.jit(function, compiler_options=options)
 
 
+def _compiled(traced: Any) -> None:
+    """Compiles what was traced, for JAX to find when the function is called."""
+    with contextlib.suppress(Exception):  # told where it is needed
+        traced.lower().compile()
+
+
+# What is being compiled for the last density that was fitted, until it is asked for.
+_ahead: dict[Any, Future[None]] = {}
+
+
 @functools.lru_cache(maxsize=_MAX_PROGRAMS // 3)
 def _one_point(structure: Any) -> _OnePoint:
     """A density at one point, traced once for all of its programs."""
@@ -239,7 +278,8 @@ def _is_traced(log_density: LogDensityFn, points: Any) -> bool:
 def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> Any:
     """A program's outputs for inputs ``[n, dim]`` of any length."""
     density = as_partial(log_density)
-    program = in_turn(functools.partial(_program(kind, jax.tree.structure(density)), density))
+    structure = jax.tree.structure(density)
+    program = in_turn(functools.partial(_program(kind, structure), density))
     num = len(inputs[0])  # type: ignore[arg-type]
     sizes = _sizes(kind)
     size = next((s for s in sizes if s >= num), sizes[-1])
@@ -247,6 +287,10 @@ def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> A
     # arrays bound to their device. Elsewhere that would move all of them to the host and back.
     xp: Any = np if jax.default_backend() == "cpu" else jnp
     arrays = [xp.asarray(x) for x in inputs]
+    if _ahead:
+        key = (kind, structure, size, arrays[0].shape[-1], arrays[0].dtype)
+        if (compiling := _ahead.pop(key, None)) is not None:
+            compiling.result()
     if num == size:
         return program(*arrays)
     parts = [
