@@ -1,6 +1,7 @@
 """What the compiler is asked for, and what JAX knows again."""
 
 import functools
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -61,6 +62,20 @@ def jit(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
         return guarded()(*args, **kwargs)
 
     return call
+
+
+def precision(*, double: bool) -> Any:
+    """A context in which JAX computes in double precision or not, wherever this version has it.
+
+    Precision is set for a thread: another one, which compiles for it, is to be told.
+    """
+    place = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    return place.enable_x64(double)
+
+
+def is_double() -> bool:
+    """Whether JAX computes in double precision here and now."""
+    return bool(jnp.result_type(float) == jnp.float64)
 
 
 def in_turn(program: Callable[..., Any]) -> Callable[..., Any]:

@@ -152,6 +152,24 @@ def test_what_a_training_needs_is_compiled_beside_the_exploration(monkeypatch):
     assert train(0.5, 3) == beside
 
 
+def test_what_is_compiled_beside_has_the_precision_of_who_asked(monkeypatch):
+    """Precision is set for a thread: in another one all would be of single precision."""
+    made, prepare = [], programs.prepare
+
+    def noted(function, *args, **kwargs):
+        if threading.current_thread().name == "compiles ahead":
+            made.append((function.__name__, jnp.zeros(0).dtype))
+        return prepare(function, *args, **kwargs)
+
+    monkeypatch.setattr(programs, "prepare", noted)
+    with compilation.precision(double=True):
+        target = cs.Target(lambda x: -0.5 * x @ x - 0.5 * jnp.sum((x[1:] - x[:-1] ** 2) ** 2), 4)
+        cs.train_sampler(KEY, target, hidden=(8,), effort="short", progress_bar=False)
+    assert dict(made)["learn"] == jnp.float64
+    with compilation.precision(double=False):
+        assert jnp.zeros(0).dtype == jnp.float32
+
+
 def test_where_flags_came_too_late_a_density_is_compiled_with_options(monkeypatch):
     monkeypatch.setattr(compilation, "scheduler_option", lambda: {"xla_cpu_scheduler_type": "X"})
     monkeypatch.setattr(compilation, "_is_known", lambda *of: True)

@@ -13,6 +13,7 @@ import numpy as np
 from consistent_samplers.bases import Fit, standard_normal
 from consistent_samplers.bases.base import as_pytree
 from consistent_samplers.bases.exploration import NUM_PARTICLES
+from consistent_samplers.compilation import is_double, precision
 from consistent_samplers.estimate import evidence
 from consistent_samplers.recipe import building, route
 from consistent_samplers.recipe.judging import NUM_CHECK_DRAWS
@@ -85,9 +86,10 @@ def _is_cheap(cost: route.Costs) -> bool:
 
 def _beside(work: Callable[[], None]) -> threading.Thread:
     """A thread that runs something. Whoever needs a program that cannot be made is told there."""
+    double = is_double()
 
     def run() -> None:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), precision(double=double):
             work()
 
     thread = threading.Thread(target=run, name="compiles ahead")

@@ -20,7 +20,13 @@ from jax.extend import core
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from consistent_samplers.compilation import as_partial, compiler_options, in_turn
+from consistent_samplers.compilation import (
+    as_partial,
+    compiler_options,
+    in_turn,
+    is_double,
+    precision,
+)
 from consistent_samplers.types import Array, LogDensityFn
 
 _Kind: TypeAlias = Literal["values", "values_and_grads", "hessian_products"]
@@ -125,7 +131,7 @@ def compile_ahead(log_density: LogDensityFn, dim: int) -> None:
             traced = _program(kind, structure).trace(density, *inputs)
         except Exception:  # told where it is needed
             break
-        _ahead[kind, structure, size, dim, dtype] = threads.submit(_compiled, traced)
+        _ahead[kind, structure, size, dim, dtype] = threads.submit(_compiled, traced, is_double())
     threads.shutdown(wait=False)
 
 
@@ -248,9 +254,10 @@ def _program(kind: _Kind, structure: Any) -> Any:
     return jax.jit(function, compiler_options=options)
 
 
-def _compiled(traced: Any) -> None:
+def _compiled(traced: Any, double: bool) -> None:
     """Compiles what was traced, for JAX to find when the function is called."""
-    with contextlib.suppress(Exception):  # told where it is needed
+    # What fails is told where it is needed.
+    with contextlib.suppress(Exception), precision(double=double):
         traced.lower().compile()
 
 

@@ -7,7 +7,6 @@ by is noise: where there is much of it, all values are computed anew.
 """
 
 import functools
-import importlib
 import math
 import warnings
 from typing import Any
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.compilation import as_partial, compiler_options, is_traced
+from consistent_samplers.compilation import as_partial, compiler_options, is_traced, precision
 from consistent_samplers.targets import evaluation
 from consistent_samplers.types import LogDensityFn
 
@@ -117,26 +116,12 @@ def _in_double(log_density: LogDensityFn, points: np.ndarray) -> np.ndarray:
     size = _NUM_MEASURED if num == _NUM_MEASURED else _BLOCK
     points = np.resize(points.astype(np.float64), (-(-num // size) * size, points.shape[1]))
     # On the host, as not every accelerator has double precision.
-    with double_precision(), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with precision(double=True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         values = functools.partial(
             _program(jax.tree.structure(density)), jax.tree.map(wide, density)
         )
         blocks = [np.asarray(values(block)) for block in points.reshape(-1, size, points.shape[1])]
     return np.concatenate(blocks)[:num]
-
-
-def double_precision() -> Any:
-    """A context in which JAX computes in double precision, wherever this version has it.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from consistent_samplers.targets import rounding
-      >>> with rounding.double_precision():
-      ...     str(jnp.zeros(1).dtype)
-      'float64'
-    """
-    place = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-    return place.enable_x64(True)
 
 
 def wide(leaf: Any) -> Any:

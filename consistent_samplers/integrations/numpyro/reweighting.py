@@ -15,7 +15,7 @@ from numpyro.infer.util import compute_log_probs
 
 from consistent_samplers import corrections
 from consistent_samplers.bases.iterating import folded
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import jit, precision
 from consistent_samplers.corrections import Reweighted
 from consistent_samplers.estimate import pareto_smooth
 from consistent_samplers.integrations.numpyro.flattening import in_support
@@ -150,7 +150,7 @@ def _terms_of(functions: Any, data: ArrayTree, sites: Samples) -> tuple[np.ndarr
         return jax.lax.map(one, sites, batch_size=_AT_ONCE)
 
     try:
-        with rounding.double_precision():
+        with precision(double=True):
             found = jit(every)(*jax.tree.map(rounding.wide, (data, dict(sites))))
             return np.asarray(found[0]), np.asarray(found[1])
     except Exception:  # a model that fixes its types
