@@ -21,7 +21,7 @@ import numpy as np
 from flax.serialization import msgpack_restore, msgpack_serialize
 
 from consistent_samplers import __version__
-from consistent_samplers.types import ArrayTree
+from consistent_samplers.types import ArrayTree, PRNGKey
 
 try:
     import fcntl
@@ -199,6 +199,12 @@ def from_arrays(like: ArrayTree, arrays: dict[str, np.ndarray], what: str) -> An
         )
     restored = [jnp.asarray(array, getattr(leaf, "dtype", None)) for leaf, array in pairs]
     return jax.tree.unflatten(structure, restored)
+
+
+def numbers_of(rng_key: PRNGKey) -> Any:
+    """The numbers that a key of either style is made of, as JSON."""
+    typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(rng_key) if typed else rng_key).tolist()
 
 
 def digest(tree: ArrayTree) -> str:

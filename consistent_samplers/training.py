@@ -252,13 +252,11 @@ def _lower_or_stop(run: _Run, algorithm: Algorithm, bad: np.ndarray, info_like: 
 
 def _identity(rng_key: PRNGKey, algorithm: Algorithm, state: SamplerState) -> dict[str, Any]:
     """What tells one run from another, as JSON."""
-    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
-        rng_key = jax.random.key_data(rng_key)
     return {
         "algorithm": algorithm.name,
         "target": algorithm.target.name,
         "dim": algorithm.target.dim,
-        "rng_key": np.asarray(rng_key).tolist(),
+        "rng_key": checkpoint.numbers_of(rng_key),
         "start": checkpoint.digest((state.params, state.iteration)),
     }
 

@@ -120,8 +120,15 @@ def amortize(
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     with contextlib.nullcontext() if folder is None else checkpoint.reserved(folder):
         return _trained(
-            *(rng_key, padded, (least, most), covariates, num_data_sets, num_iterations),
-            *(hidden, progress_bar, folder),
+            rng_key,
+            padded,
+            (least, most),
+            covariates,
+            num_data_sets,
+            num_iterations,
+            hidden,
+            progress_bar,
+            folder,
         )
 
 

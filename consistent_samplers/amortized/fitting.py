@@ -140,8 +140,7 @@ def by_likelihood(
     # Of data sets nothing but the mask is needed.
     data = prepared.data._replace(arrays=[], observed={})
     given = prepared._replace(data=data)
-    kept = None if folder is None else folder / "likelihood"
-    settings = num_iterations, _LEARNING_RATE, "likelihood", kept
+    settings = num_iterations, _LEARNING_RATE, "likelihood", folder
     return _minimised(rng_key, loss, fitted, given, *settings)
 
 
@@ -179,8 +178,7 @@ def by_path_gradient(
         return -jnp.mean(jax.vmap(one)(jax.random.split(key_draws, _PATH_BATCH), *batch))
 
     given = prepared._replace(members=None, v=None)
-    kept = None if folder is None else folder / "density"
-    settings = num_iterations, _PATH_LEARNING_RATE, "density", kept
+    settings = num_iterations, _PATH_LEARNING_RATE, "density", folder
     return _minimised(rng_key, loss, fitted, given, *settings)
 
 
@@ -273,10 +271,12 @@ def _minimised(
     chunk = max(1, min(_CHUNK, num_iterations))
     run = jit(lambda carry, begin: jax.lax.scan(step, carry, begin + jnp.arange(chunk)))
     given = jax.device_put((fitted.standard, prepared))
-    kept = None if folder is None else resuming.Folder(folder, rng_key, num_iterations, prepared.u)
     reached = fitted.params, optimizer.init(fitted.params)
     losses: list[float] = []
-    if kept is not None:
+    kept: resuming.Folder | None = None
+    if folder is not None:
+        training = rng_key, num_iterations, (reached, prepared.u)
+        kept = resuming.Folder(folder / what, *training)
         reached, losses = kept.read(reached)
     begins = range(len(losses) * chunk, num_iterations, chunk)
     interrupted = False

@@ -70,6 +70,7 @@ def draws_compiled(
 
 
 def _draw(rng_key: PRNGKey, sampler: Sampler, plan: Plan, particles: Any) -> None:
+    """Draws as a training and its user will, of a density of no interest."""
     target = _target(sampler.base.dim)
     sampler.sample(rng_key, target, sampler.block_size(NUM_CHECK_DRAWS), 1)
     if particles is not None:

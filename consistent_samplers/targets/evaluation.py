@@ -2,8 +2,8 @@
 
 Values, values and gradients, Hessian products. Each is compiled once for a density and a few fixed
 batch sizes; a batch of any size is cut into these and its rest filled up. So a model is compiled
-three times at most, however many parts of a training ask for it, and nothing else is compiled with
-it. Inside a computation that JAX traces they are parts of that computation.
+five times at most on a CPU, however many parts of a training ask for it, and nothing else is
+compiled with it. Inside a computation that JAX traces they are parts of that computation.
 """
 
 import contextlib
