@@ -171,7 +171,9 @@ def run(
         print(benchmark.report.lines(new), flush=True)
     path.with_suffix(".md").write_text(benchmark.report.text(rows))
     if (draw := benchmark.report.figure) is not None and (figure := draw(rows)) is not None:
-        figure.savefig(path.with_suffix(".png"), dpi=110)
+        from benchmarks import figures
+
+        figures.save(figure, path.with_suffix(".png"))
     print(f"Saved {output / file}.jsonl and .md")
     failed = [f"{row['target']}: {row['error']}" for row in rows if "error" in row]
     if benchmark.strict and failed:

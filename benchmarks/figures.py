@@ -1,6 +1,8 @@
 """Figures of rows: lines against a size, and dots a target."""
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -10,6 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.report import Row, fill, number, value_at
 
@@ -64,3 +67,10 @@ def dots(rows: Sequence[Row], label: str, series: Mapping[str, str], xlabel: str
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", frameon=False, fontsize=9, ncols=len(series))
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Saves a figure as PNG in 256 colours: a third of the size, in a repository for ever."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    Image.open(drawn).convert("RGB").quantize(256).save(path, optimize=True)

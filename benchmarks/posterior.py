@@ -68,9 +68,7 @@ def _compare(sampler: Any, theirs: dict[str, np.ndarray]) -> Row:
 
 def _figure(case: Case, shown: tuple[str, ...], row: Row, *found: race.Found) -> None:
     """Saves NAME.png: marginals and pairs of some coordinates."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
+    from benchmarks import figures
     from consistent_samplers import plotting
 
     flat = [race.flat_sites(of.samples) for of in found]
@@ -78,7 +76,7 @@ def _figure(case: Case, shown: tuple[str, ...], row: Row, *found: race.Found) ->
     words: dict[str, Any] = {"label": "one step", "reference_label": "NUTS"}
     figure = plotting.plot_pairs(ours, nuts, names=shown, **words)[0, 0].figure
     figure.suptitle(fill(_TITLE, row | {"target": case.target}))
-    figure.savefig(case.settings["output"] / f"{case.target}.png", dpi=110)
+    figures.save(figure, case.settings["output"] / f"{case.target}.png")
 
 
 BENCHMARK = Benchmark(

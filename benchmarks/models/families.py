@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro import plate, sample
 
@@ -13,11 +14,15 @@ from benchmarks.models.regressions import groups, regression
 
 
 class Family(NamedTuple):
-    """A model, what simulates its covariates, and how many rows a data set has."""
+    """A model, what simulates its covariates, how many rows a data set has, and what to compare.
+
+    ``compared`` maps sites to what chains can agree on that stay in one of several modes.
+    """
 
     model: Callable[..., Any]
     covariates: Callable[..., Any]
     num_rows: int | tuple[int, int]
+    compared: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
 
 def _uniform(low: float, high: float) -> Callable[..., Any]:
@@ -100,6 +105,13 @@ def _mixture(num_rows: Any, y: Any = None) -> None:
         sample("y", dist.MixtureSameFamily(weights, dist.Normal(loc, 1.0)), obs=y)
 
 
+def _ordered(sites: dict[str, Any]) -> dict[str, Any]:
+    """The components of a mixture by their place: their names are interchangeable."""
+    low = sites["loc"][..., 0] < sites["loc"][..., 1]
+    share = np.where(low, sites["share"], 1.0 - sites["share"])
+    return {"loc": np.sort(sites["loc"], -1), "share": share}
+
+
 _LOGISTIC = partial(regression, family="logistic")
 FAMILIES = {
     "schools": Family(groups, _uniform(8.0, 20.0), (8, 30)),
@@ -111,6 +123,6 @@ FAMILIES = {
         _diffusion, lambda k, n: ((jax.random.bernoulli(k, 0.5, (n,)).astype(int),), {}), (30, 150)
     ),
     "dose": Family(_dose, _uniform(-3.0, 3.0), (8, 40)),
-    "mixture": Family(_mixture, lambda k, n: ((n,), {}), (20, 60)),
+    "mixture": Family(_mixture, lambda k, n: ((n,), {}), (20, 60), _ordered),
 }
 """Families by the names of the rows."""

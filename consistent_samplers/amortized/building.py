@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from consistent_samplers import checkpoint, progress
-from consistent_samplers.amortized import fitting, simulated
+from consistent_samplers.amortized import fitting, modes, simulated
 from consistent_samplers.amortized.conditional import ConditionalMap, Fitted
 from consistent_samplers.amortized.coverage import MAX_MISSED, missed_mass
 from consistent_samplers.amortized.family import AmortizedSampler, distance
@@ -29,6 +29,9 @@ NUM_ITERATIONS = (400, 800)
 
 NUM_PROBES = 4
 """Data sets at which the log density of a model is kept, to know it again."""
+
+NUM_SEARCHED = 500
+"""Data sets that are searched for further modes."""
 
 MAX_APART = 1_000
 """Data sets that are simulated and not trained on, for the share of mass that is missed."""
@@ -57,7 +60,8 @@ def amortize(
 
     Data sets are simulated from the model's own prior. A triangular map, in units of the Laplace
     approximation of each data set, is trained on them: by maximum likelihood first, then by the
-    path gradient on the exact densities. Answers carry exact weights.
+    path gradient on the exact densities. Where their posteriors have several modes, it is a mixture
+    over these. Answers carry exact weights.
 
     Args:
       rng_key: key.
@@ -149,8 +153,11 @@ def _trained(
         pairs = simulated.simulate(keys[0], padded, covariates, num_rows, num_data_sets)
         simulated.check_padding(padded, pairs)
     starts = fitting.starts_of(pairs)
+    with progress.stage("modes", progress_bar=progress_bar):
+        some = jax.tree.map(lambda x: x[:NUM_SEARCHED], pairs.data)
+        num_modes = modes.how_many(padded, starts, some)
     with progress.stage("Laplace frames", progress_bar=progress_bar):
-        prepared = fitting.prepare(padded, starts, pairs)
+        prepared = fitting.prepare(padded, starts, pairs, num_modes)
     # Some are kept apart, for what training says of itself.
     num_apart = min(MAX_APART, num_data_sets // 10)
     apart = jax.tree.map(lambda x: x[:num_apart], (prepared, pairs))
@@ -165,7 +172,7 @@ def _trained(
             "train OneStepSampler on each data set."
         )
     standard = fitting.standard_of(prepared)
-    made = ConditionalMap(padded.num_globals, padded.num_each, hidden)
+    made = ConditionalMap(padded.num_globals, padded.num_each, hidden, num_modes)
     params = made.init(keys[1], standard.data_set.shape[1], standard.member.shape[1])
     fitted = Fitted(made, params, standard)
     first, second = num_iterations
@@ -190,7 +197,7 @@ def _trained(
             RuntimeWarning,
             stacklevel=3,
         )
-    away = np.asarray(distance(prepared.frame.features, standard))
+    away = np.asarray(distance(prepared.frames.features[:, 0], standard))
     probes = jax.tree.map(lambda x: x[:NUM_PROBES], pairs)
     values = jit(jax.vmap(padded.log_density))((probes.globals, probes.members), probes.data)
     return AmortizedSampler(

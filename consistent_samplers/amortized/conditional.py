@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from consistent_samplers.amortized.frames import Frame, Members
-from consistent_samplers.amortized.linear import inverse_of, log_diagonal
+from consistent_samplers.amortized.frames import Frame
+from consistent_samplers.amortized.laplace import Members
+from consistent_samplers.amortized.linear import inverse_of
 from consistent_samplers.maps.triangular import bounded, shape, unshape
 from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.types import Array, Params, PRNGKey
@@ -25,6 +26,8 @@ _NUM_COEFFICIENTS = 4  # shift, log scale, skewness, log tail
 # wide: a tenth, or as many as cost all globals together less than a third of the draws.
 _WIDTH, _MAX_WIDE, _WIDE_OF_ALL = 2.0, 0.1, 0.3
 _CONTEXT = 32
+# Share of draws that are spread evenly over modes, whatever Laplace's method takes them to hold.
+_EVEN = 0.05
 
 
 class Standard(NamedTuple):
@@ -56,11 +59,13 @@ class ConditionalMap(NamedTuple):
       num_globals: g.
       num_each: p.
       hidden: width of the networks.
+      num_modes: frames of each data set that it is a mixture in.
     """
 
     num_globals: int
     num_each: int
     hidden: int = 64
+    num_modes: int = 1
 
     def init(self, rng_key: PRNGKey, num_features: int, num_member_features: int) -> Params:
         """Parameters at which draws are those of the frames."""
@@ -70,9 +75,11 @@ class ConditionalMap(NamedTuple):
         own = jnp.zeros(self.num_each + self.num_globals + num_member_features + _CONTEXT)
         begin, end = 1, 1 + self.num_globals
         of_globals = jax.vmap(lambda k: self._coordinate.init(k, into))(keys[begin:end])
-        params = {"context": context, "globals": of_globals}
+        params: dict[str, Any] = {"context": context, "globals": of_globals}
         if self.num_each:
             params["members"] = jax.vmap(lambda k: self._coordinate.init(k, own))(keys[end:-1])
+        if self.num_modes > 1:
+            params["share"] = jnp.zeros(_CONTEXT)
         return params
 
     def context(self, params: Any, standard: Standard, frame: Frame) -> Array:
@@ -80,6 +87,15 @@ class ConditionalMap(NamedTuple):
         seen = standardised(frame.features, standard.data_set)
         known: Any = self._context.apply(params["context"], seen)
         return nn.gelu(known)
+
+    def log_shares(self, params: Any, contexts: Array, frames: Frame) -> Array:
+        """Logarithms ``[k]`` of the shares of draws in each frame; -inf in copies of others."""
+        if self.num_modes == 1:
+            return jnp.zeros(1)
+        there = frames.log_mass > -jnp.inf
+        shares = jax.nn.softmax(frames.log_mass + contexts @ params["share"])
+        shares = (1.0 - _EVEN) * shares + _EVEN * there / there.sum()
+        return jnp.where(there, jnp.log(jnp.where(there, shares, 1.0)), -jnp.inf)
 
     def latent(self, rng_key: PRNGKey, max_rows: int) -> tuple[Array, Array]:
         """Draws z of globals ``[g]``, some of them wider, and of members ``[N, p]``."""
@@ -174,9 +190,9 @@ class Fitted(NamedTuple):
     params: Any
     standard: Standard
 
-    def context(self, frame: Frame) -> Array:
-        """What the map knows of a data set, ``[c]``."""
-        return self.map.context(self.params, self.standard, frame)
+    def contexts(self, frames: Frame) -> Array:
+        """What the map knows of a data set in each of its frames, ``[k, c]``."""
+        return jax.vmap(lambda frame: self.map.context(self.params, self.standard, frame))(frames)
 
 
 def standardised(features: Array, standard: Array) -> Array:
@@ -195,9 +211,9 @@ def raw_member_features(members: Members, skewness: Array) -> Array:
     return jnp.concatenate([members.mode, scales, skewness], -1)
 
 
-def to_globals(frame: Frame, u: Array) -> tuple[Array, Array]:
-    """Globals of units of the frame, and log |det|."""
-    return frame.mode + frame.to_unit.T @ u, -log_diagonal(frame.root)
+def to_globals(frame: Frame, u: Array) -> Array:
+    """Globals of units of the frame."""
+    return frame.mode + frame.to_unit.T @ u
 
 
 def from_globals(frame: Frame, at: Array) -> Array:
@@ -205,10 +221,9 @@ def from_globals(frame: Frame, at: Array) -> Array:
     return frame.root.T @ (at - frame.mode)
 
 
-def to_members(members: Members, v: Array) -> tuple[Array, Array]:
-    """Members of units of their frames, and log |det| ``[N]`` of each."""
-    away = jnp.einsum("jba,jb->ja", inverse_of(members.root), v)
-    return members.mode + away, -log_diagonal(members.root)
+def to_members(members: Members, v: Array) -> Array:
+    """Members of units of their frames."""
+    return members.mode + jnp.einsum("jba,jb->ja", inverse_of(members.root), v)
 
 
 def from_members(members: Members, at: Array) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from consistent_samplers.amortized import fitting
+from consistent_samplers.amortized import drawing, fitting
 from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.amortized.conditional import Fitted
 from consistent_samplers.amortized.fitting import Prepared
@@ -50,8 +50,8 @@ def missed_mass(
     """
 
     def one(key: PRNGKey, prepared: Prepared, at: tuple[Array, Array]) -> Array:
-        data, frame = prepared.data, prepared.frame
-        drawn = fitting.drawn(key, model, fitted, frame, data, _NUM_DRAWS)
+        data, frames = prepared.data, prepared.frames
+        drawn = drawing.drawn(key, model, fitted, frames, data, _NUM_DRAWS)
         log_weight = jnp.where(drawn[2] < jnp.inf, drawn[2], -jnp.inf)
         log_z = logsumexp(log_weight) - math.log(_NUM_DRAWS)
         log_q = fitting.log_prob(fitted, prepared)

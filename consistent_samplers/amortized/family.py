@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers import progress
-from consistent_samplers.amortized import fitting
+from consistent_samplers.amortized import drawing, fitting
 from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.amortized.conditional import ConditionalMap, Fitted, Standard
 from consistent_samplers.amortized.coverage import MAX_MISSED, MUCH_MISSED
-from consistent_samplers.amortized.frames import frame_of
+from consistent_samplers.amortized.escalation import Samplers, escalated
+from consistent_samplers.amortized.frames import frames_of
 from consistent_samplers.amortized.padded import Covariates, DataSet, PaddedModel
 from consistent_samplers.amortized.posterior import AMORTIZED, Posterior, Posteriors, judged_all
-from consistent_samplers.bases.iterating import folded, pair
+from consistent_samplers.bases.iterating import pair
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.diagnostics import Verdict
-from consistent_samplers.integrations.numpyro.sampler import OneStepSampler
 from consistent_samplers.recipe import Route
 from consistent_samplers.types import Array, Params, PRNGKey
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 NUM_SAMPLES = 2_000
 """Draws of each data set, unless asked for otherwise."""
 
-_AT_ONCE = 16
+_AT_ONCE, _TRAINED_AT_ONCE = 16, 4
 _MAX_FLOATS = 2**22
 
 
@@ -94,14 +93,14 @@ class AmortizedSampler:
     ) -> Posterior:
         """The posterior of one data set, given as the model's own arguments.
 
-        Where the weights of the family's draws are not to be used, a training of this data set
-        alone follows, with chains where that falls short, as of `OneStepSampler`.
+        Where the weights of the family's draws are not to be used, a short training on this data
+        set alone follows, from the family's map; where that falls short, an `OneStepSampler`.
 
         Args:
           rng_key: key.
           *model_args: of the model.
           num_samples: number of draws.
-          escalate: whether such a training may follow.
+          escalate: whether such trainings may follow.
           progress_bar: show its progress.
           **model_kwargs: of the model, with what is observed.
 
@@ -111,20 +110,19 @@ class AmortizedSampler:
             lack what is observed, or hold NaN.
         """
         check_key(rng_key)
-        key_draw, key_rest = pair(rng_key)
-        many = self.condition_many(
-            key_draw, [(model_args, model_kwargs)], num_samples=num_samples, progress_bar=False
-        )
+        data_sets = [(model_args, model_kwargs)]
+        many, samplers = self._answered(rng_key, data_sets, num_samples, escalate, progress_bar)
         first = jax.tree.map(lambda x: x[0], (many.samples, many.log_weight, many.evidence))
         samples, log_weight, found = first
-        verdict, route = many.verdicts[0], many.routes[0]
-        sampler: OneStepSampler | None = None
-        if escalate and not many.trusted[0]:
-            sampler = self._own(key_rest, model_args, model_kwargs, num_samples, progress_bar)
-            found, verdict, own = sampler.evidence, sampler.verdict, sampler.route
-            route = _escalated(own, route)
-        samples = jax.device_put(samples)
-        return Posterior(key_rest, samples, jnp.asarray(log_weight), found, verdict, route, sampler)
+        return Posterior(
+            many.rng_key,
+            jax.device_put(samples),
+            jnp.asarray(log_weight),
+            found,
+            many.verdicts[0],
+            many.routes[0],
+            samplers.get(0),
+        )
 
     def condition_many(
         self,
@@ -150,41 +148,7 @@ class AmortizedSampler:
           ValueError: see `condition`.
         """
         check_key(rng_key)
-        check_integer("num_samples", num_samples, 100)
-        model, data = self._padded(data_sets)
-        key_draw, key_rest = pair(rng_key)
-        keys = jax.random.split(key_draw, len(data.mask))
-        with progress.stage("posteriors", progress_bar=progress_bar):
-            samples, log_weight, away = answers(self, model, num_samples)(keys, data)
-        found, verdicts = judged_all(log_weight)
-        log_weight = np.where(log_weight < np.inf, log_weight, -np.inf)
-        least, most = self.num_rows
-        sizes = data.mask.sum(1)
-        outside = (sizes < least) | (sizes > most) if self.model.has_rows else sizes < 0
-        unlike = ~(away <= self.farthest) | outside
-        for i in np.flatnonzero(unlike):
-            rows = f" of {sizes[i]} rows, {least} to {most} were simulated" if outside[i] else ""
-            verdicts[i] = verdicts[i].with_finding(
-                f"This data set{rows} is unlike the simulated ones: the map was not trained for it."
-            )
-        if self.missed > MAX_MISSED:
-            verdicts = [self._lowered(verdict) for verdict in verdicts]
-        trusted = np.array([v.level != "not to be used" for v in verdicts])
-        shares = [float(x) for x in np.asarray(found.ess)]
-        reason = "one training for all data sets"
-        routes = [Route(AMORTIZED, reason, {AMORTIZED: share}) for share in shares]
-        many = Posteriors(
-            key_rest,
-            samples,
-            log_weight,
-            found,
-            tuple(verdicts),
-            tuple(routes),
-            trusted,
-            np.zeros(len(trusted), bool),
-            unlike,
-        )
-        return self._escalated(many, data_sets, progress_bar) if escalate else many
+        return self._answered(rng_key, data_sets, num_samples, escalate, progress_bar)[0]
 
     def calibration_check(
         self, rng_key: PRNGKey, num_data_sets: int = 1_000, **settings: Any
@@ -212,6 +176,66 @@ class AmortizedSampler:
         from consistent_samplers.amortized.keeping import save
 
         save(self, path)
+
+    def _answered(
+        self,
+        rng_key: PRNGKey,
+        data_sets: Sequence[Any],
+        num_samples: int,
+        escalate: bool,
+        progress_bar: bool,
+    ) -> tuple[Posteriors, Samplers]:
+        """Answers to data sets, and the samplers of those that have one of their own."""
+        check_integer("num_samples", num_samples, 100)
+        model, data = self._padded(data_sets)
+
+        def of(key: PRNGKey, data: DataSet, num_iterations: int) -> Posteriors:
+            key_draw, key_rest = pair(key)
+            keys = jax.random.split(key_draw, len(data.mask))
+            what = "short training" if num_iterations else "posteriors"
+            with progress.stage(what, progress_bar=progress_bar):
+                drawn = answers(self, model, num_samples, num_iterations)(keys, data)
+            return self._judged(key_rest, data, *drawn)
+
+        def again(key: PRNGKey, index: np.ndarray) -> Posteriors:
+            return of(key, jax.tree.map(lambda x: x[index], data), fitting.OWN_ITERATIONS)
+
+        many = of(rng_key, data, 0)
+        if not escalate:
+            return many, {}
+        # A map that misses modes is not mended by going on from it.
+        shortly = again if self.missed <= MUCH_MISSED else None
+        return escalated(many, shortly, self.model.model, data_sets, progress_bar)
+
+    def _judged(
+        self,
+        rng_key: PRNGKey,
+        data: DataSet,
+        samples: dict[str, np.ndarray],
+        log_weight: np.ndarray,
+        away: np.ndarray,
+    ) -> Posteriors:
+        """What draws are worth, with what speaks against the data set or the family."""
+        found, verdicts = judged_all(log_weight)
+        log_weight = np.where(log_weight < np.inf, log_weight, -np.inf)
+        least, most = self.num_rows
+        sizes = data.mask.sum(1)
+        outside = (sizes < least) | (sizes > most) if self.model.has_rows else sizes < 0
+        unlike = ~(away <= self.farthest) | outside
+        for i in np.flatnonzero(unlike):
+            rows = f" of {sizes[i]} rows, {least} to {most} were simulated" if outside[i] else ""
+            verdicts[i] = verdicts[i].with_finding(
+                f"This data set{rows} is unlike the simulated ones: the map was not trained for it."
+            )
+        if self.missed > MAX_MISSED:
+            verdicts = [self._lowered(verdict) for verdict in verdicts]
+        trusted = np.array([v.level != "not to be used" for v in verdicts])
+        shares = [float(x) for x in np.asarray(found.ess)]
+        reason = "one training for all data sets"
+        routes = [Route(AMORTIZED, reason, {AMORTIZED: share}) for share in shares]
+        none = np.zeros(len(trusted), bool)
+        answer = samples, log_weight, found, tuple(verdicts), tuple(routes), trusted, none, unlike
+        return Posteriors(rng_key, *answer)
 
     def _lowered(self, verdict: Verdict) -> Verdict:
         """A verdict that knows what the family misses."""
@@ -242,64 +266,6 @@ class AmortizedSampler:
         padded = [model.pad(tuple(args), dict(kwargs)) for args, kwargs in data_sets]
         return model, jax.tree.map(lambda *xs: np.stack(xs), *padded)
 
-    def _own(
-        self,
-        rng_key: PRNGKey,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any],
-        num_samples: int,
-        progress_bar: bool,
-    ) -> OneStepSampler:
-        """A sampler trained on one data set alone."""
-        sampler = OneStepSampler(
-            self.model.model, num_samples=num_samples, progress_bar=progress_bar
-        )
-        with warnings.catch_warnings():
-            # What it warns of is in its verdict.
-            warnings.simplefilter("ignore")
-            sampler.run(rng_key, *model_args, **model_kwargs)
-        return sampler
-
-    def _escalated(
-        self, many: Posteriors, data_sets: Sequence[Any], progress_bar: bool
-    ) -> Posteriors:
-        """The same, with a training of its own for each data set that was not to be used."""
-        samples = {name: np.array(x) for name, x in many.samples.items()}
-        log_weight, trusted = np.array(many.log_weight), np.array(many.trusted)
-        verdicts, routes = list(many.verdicts), list(many.routes)
-        entries: dict[str, Any] = {
-            f.name: np.array(getattr(many.evidence, f.name), float)
-            for f in dataclasses.fields(many.evidence)
-            if getattr(many.evidence, f.name) is not None and f.metadata.get("pytree_node", True)
-        }
-        num_samples, escalated = log_weight.shape[1], ~many.trusted
-        for i in np.flatnonzero(escalated).tolist():
-            args, kwargs = data_sets[i]
-            key = folded(many.rng_key, i)
-            sampler = self._own(key, tuple(args), dict(kwargs), num_samples, progress_bar)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                drawn = sampler.get_samples()
-            for name, values in drawn.items():
-                _put(samples[name], i, np.asarray(values))
-            found = sampler.evidence
-            for entry, column in entries.items():
-                value = getattr(found, entry)
-                column[i] = np.nan if value is None else float(value)
-            log_weight[i] = float(found.log_z)
-            verdicts[i], routes[i] = sampler.verdict, _escalated(sampler.route, routes[i])
-            trusted[i] = sampler.verdict.level != "not to be used"
-        return dataclasses.replace(
-            many,
-            samples=samples,
-            log_weight=log_weight,
-            evidence=dataclasses.replace(many.evidence, **entries),
-            verdicts=tuple(verdicts),
-            routes=tuple(routes),
-            trusted=trusted,
-            escalated=escalated,
-        )
-
 
 @functools.lru_cache(maxsize=8)
 def _larger(model: PaddedModel, num_rows: int) -> PaddedModel:
@@ -308,19 +274,34 @@ def _larger(model: PaddedModel, num_rows: int) -> PaddedModel:
 
 
 @functools.lru_cache(maxsize=8)
-def answers(family: AmortizedSampler, model: PaddedModel, num_samples: int) -> Callable[..., Any]:
-    """A function of keys and data sets: samples, log weights, distance from the simulated ones."""
-    fitted = Fitted(family.map, family.params, family.standard)
+def answers(
+    family: AmortizedSampler, model: PaddedModel, num_samples: int, num_iterations: int = 0
+) -> Callable[..., Any]:
+    """A function of keys and data sets: samples, log weights, distance from the simulated ones.
+
+    Args:
+      family: the family.
+      model: its model, of the shapes of the data sets.
+      num_samples: draws of each.
+      num_iterations: of a training on each data set alone, before it is drawn.
+    """
+    of_all = Fitted(family.map, family.params, family.standard)
 
     def one(key: PRNGKey, data: DataSet) -> tuple[Any, ...]:
-        frame = frame_of(model, family.starts, data)
-        drawn = fitting.drawn(key, model, fitted, frame, data, num_samples)
+        fitted, num_modes = of_all, of_all.map.num_modes
+        frames = frames_of(model, family.starts, data, num_modes)
+        if num_iterations:
+            key, key_train = jax.random.split(key)
+            fitted = fitting.of_one(key_train, model, fitted, frames, data, num_iterations)
+        drawn = drawing.drawn(key, model, fitted, frames, data, num_samples)
         at_globals, members, log_weight = drawn
         samples = jax.vmap(lambda *at: model.constrain(at, data))(at_globals, members)
-        return samples, log_weight, distance(frame.features, family.standard)
+        return samples, log_weight, distance(frames.features[0], family.standard)
 
     coordinates = model.num_globals + model.max_rows * max(model.num_each, 1)
     at_once = max(1, min(_AT_ONCE, _MAX_FLOATS // (num_samples * coordinates)))
+    if num_iterations:
+        at_once = min(at_once, _TRAINED_AT_ONCE)
     return in_blocks(one, at_once)
 
 
@@ -328,18 +309,3 @@ def distance(features: Array, standard: Standard) -> Array:
     """How far features ``[..., f]`` lie from those of simulated data sets, ``[...]``."""
     away = (features - standard.data_set[0]) / standard.data_set[1]
     return jnp.mean(jnp.log1p(away**2), -1)
-
-
-def _put(into: np.ndarray, index: int, values: np.ndarray) -> None:
-    """Draws of one data set among those of all, which may have more rows and draws."""
-    repeated = values[np.arange(into.shape[1]) % len(values)]
-    into[index] = np.nan if into.dtype.kind == "f" else 0
-    there: Any = (index, *(slice(n) for n in repeated.shape))
-    into[there] = repeated
-
-
-def _escalated(own: Route | None, before: Route) -> Route:
-    if own is None:
-        return before
-    reason = f"the family's draws were not to be used; {own.reason}"
-    return Route(own.name, reason, before.stages | own.stages)

@@ -7,6 +7,7 @@ map's own density is left out (Roeder, Wu & Duvenaud, 2017), so that its varianc
 map is right.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,11 @@ import numpy as np
 import optax
 
 from consistent_samplers import progress
-from consistent_samplers.amortized import conditional, resuming
+from consistent_samplers.amortized import conditional, drawing, resuming
 from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.amortized.conditional import Fitted, Standard
-from consistent_samplers.amortized.frames import Frame, frame_of, members_at
-from consistent_samplers.amortized.linear import log_diagonal
+from consistent_samplers.amortized.drawing import drawn
+from consistent_samplers.amortized.frames import Frame, frames_of
 from consistent_samplers.amortized.padded import DataSet, PaddedModel
 from consistent_samplers.amortized.simulated import Pairs
 from consistent_samplers.compilation import jit
@@ -31,11 +32,15 @@ from consistent_samplers.types import Array, Params, PRNGKey
 NUM_STARTS = 32
 """Prior draws that searches for the mode may begin from, beside their mean."""
 
+OWN_ITERATIONS = 300
+"""Iterations of the path gradient on one data set alone."""
+
 _CHUNK = 100
 _FRAMES_AT_ONCE = 128
 _BATCH = 256
 _PATH_BATCH, _PATH_DRAWS = 64, 4
-_LEARNING_RATE, _PATH_LEARNING_RATE = 3e-3, 1e-3
+_OWN_DRAWS = 128
+_LEARNING_RATE, _PATH_LEARNING_RATE, _OWN_LEARNING_RATE = 3e-3, 1e-3, 1e-3
 _LEAST_SPREAD = 1e-3
 _FAR_BELOW = 5.0  # nats
 # Data sets whose frame is nowhere near teach nothing but to be wide.
@@ -47,40 +52,40 @@ class Prepared(NamedTuple):
 
     Attributes:
       data: ``n`` data sets.
-      frame: of each.
-      members: their approximation at the globals that were simulated; ``[n, 0, ...]`` without.
-      u: ``[n, g]``.
-      v: ``[n, N, p]``.
+      frames: of each, at k modes.
+      members: their approximation at the globals that were simulated, in each.
+      u: ``[n, k, g]``.
+      v: ``[n, k, N, p]``.
     """
 
     data: DataSet
-    frame: Frame
+    frames: Frame
     members: Any
     u: Array
     v: Any
 
 
-def prepare(model: PaddedModel, starts: tuple[Array, Array], pairs: Pairs) -> Prepared:
-    """Frames of simulated data sets, and the pairs in them."""
+def prepare(
+    model: PaddedModel, starts: tuple[Array, Array], pairs: Pairs, num_modes: int
+) -> Prepared:
+    """Frames of simulated data sets at so many modes, and the pairs in them."""
 
     def one(pair: Pairs) -> Prepared:
-        frame = frame_of(model, starts, pair.data)
-        u = conditional.from_globals(frame, pair.globals)
-        members = members_at(model, pair.data, pair.globals, frame.members)
-        v = conditional.from_members(members, pair.members)
-        return Prepared(pair.data, frame, members, u, v)
+        frames = frames_of(model, starts, pair.data, num_modes)
+        inside = drawing.in_frames(model, frames, pair.data, pair.globals, pair.members)
+        return Prepared(pair.data, frames, *inside)
 
     found: Prepared = in_blocks(one, _FRAMES_AT_ONCE)(pairs)
     return found
 
 
 def near(prepared: Prepared) -> np.ndarray:
-    """Whether the values that each data set was simulated from lie near its frame: ``[n]`` bool."""
-    far = np.abs(prepared.u).max(1, initial=0.0)
+    """Whether what each data set was simulated from lies near one of its frames: ``[n]`` bool."""
+    far = np.abs(prepared.u).max(2, initial=0.0)
     if prepared.v.size:
-        there = prepared.data.mask[:, :, None]
-        far = np.maximum(far, np.where(there, np.abs(prepared.v), 0.0).max((1, 2)))
-    return np.asarray(far < _FARTHEST)
+        there = prepared.data.mask[:, None, :, None]
+        far = np.maximum(far, np.where(there, np.abs(prepared.v), 0.0).max((2, 3)))
+    return np.asarray(far.min(1) < _FARTHEST)
 
 
 def starts_of(pairs: Pairs) -> tuple[Array, Array]:
@@ -99,14 +104,14 @@ def standard_of(prepared: Prepared) -> Standard:
         low, middle, high = np.quantile(x, (0.16, 0.5, 0.84), axis=0)
         return jnp.asarray(np.stack([middle, np.maximum(0.5 * (high - low), _LEAST_SPREAD)]))
 
-    flat = jax.tree.map(_flat, (prepared.members, prepared.frame.skewness))
-    raw = np.asarray(conditional.raw_member_features(*flat))
-    there = np.asarray(prepared.data.mask).reshape(-1)
-    return Standard(spread(np.asarray(prepared.frame.features)), spread(raw[there]))
+    def flat(x: Array, num_axes: int) -> np.ndarray:
+        return np.asarray(x).reshape(math.prod(x.shape[:num_axes]), *x.shape[num_axes:])
 
-
-def _flat(x: Array) -> Array:
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    seen = prepared.members, prepared.frames.skewness
+    raw = np.asarray(conditional.raw_member_features(*jax.tree.map(lambda x: flat(x, 3), seen)))
+    num_modes = prepared.u.shape[1]
+    there = np.repeat(prepared.data.mask[:, None], num_modes, 1).reshape(-1)
+    return Standard(spread(flat(prepared.frames.features, 2)), spread(raw[there]))
 
 
 class Trained(NamedTuple):
@@ -146,14 +151,7 @@ def by_likelihood(
 
 def log_prob(fitted: Fitted, pair: Prepared) -> Array:
     """Log density ``[]`` of the map at what a data set was simulated from."""
-    frame, mask, (made, params, standard) = pair.frame, pair.data.mask, fitted
-    context = fitted.context(frame)
-    value = made.log_prob_globals(params, context, pair.u) + log_diagonal(frame.root)
-    if made.num_each:
-        seen = conditional.member_features(pair.members, frame.skewness, standard)
-        each = made.log_prob_members(params, context, pair.u, seen, pair.v)
-        value += jnp.sum(jnp.where(mask, each + log_diagonal(pair.members.root), 0.0))
-    return value
+    return drawing.log_prob(fitted, pair.frames, pair.members, pair.u, pair.v, pair.data.mask)
 
 
 def by_path_gradient(
@@ -169,10 +167,10 @@ def by_path_gradient(
     def loss(fitted: Fitted, key: PRNGKey, prepared: Prepared) -> Array:
         key_index, key_draws = jax.random.split(key)
         index = jax.random.randint(key_index, (_PATH_BATCH,), 0, len(prepared.u))
-        batch = jax.tree.map(lambda x: x[index], (prepared.data, prepared.frame))
+        batch = jax.tree.map(lambda x: x[index], (prepared.data, prepared.frames))
 
-        def one(key: PRNGKey, data: DataSet, frame: Frame) -> Array:
-            _, _, log_weight = drawn(key, model, fitted, frame, data, _PATH_DRAWS, score=False)
+        def one(key: PRNGKey, data: DataSet, frames: Frame) -> Array:
+            _, _, log_weight = drawn(key, model, fitted, frames, data, _PATH_DRAWS, score=False)
             return jnp.mean(_tamed(log_weight))
 
         return -jnp.mean(jax.vmap(one)(jax.random.split(key_draws, _PATH_BATCH), *batch))
@@ -180,6 +178,31 @@ def by_path_gradient(
     given = prepared._replace(members=None, v=None)
     settings = num_iterations, _PATH_LEARNING_RATE, "density", folder
     return _minimised(rng_key, loss, fitted, given, *settings)
+
+
+def of_one(
+    rng_key: PRNGKey,
+    model: PaddedModel,
+    fitted: Fitted,
+    frames: Frame,
+    data: DataSet,
+    num_iterations: int,
+) -> Fitted:
+    """The map after further iterations of the path gradient on one data set alone."""
+    optimizer = _optimizer(_OWN_LEARNING_RATE, num_iterations)
+
+    def loss(params: Params, key: PRNGKey) -> Array:
+        now = fitted._replace(params=params)
+        return -jnp.mean(_tamed(drawn(key, model, now, frames, data, _OWN_DRAWS, score=False)[2]))
+
+    def step(carry: Any, key: PRNGKey) -> tuple[Any, None]:
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params, key), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    begin = fitted.params, optimizer.init(fitted.params)
+    (params, _), _ = jax.lax.scan(step, begin, jax.random.split(rng_key, num_iterations))
+    return fitted._replace(params=params)
 
 
 def _tamed(log_weight: Array) -> Array:
@@ -190,55 +213,6 @@ def _tamed(log_weight: Array) -> Array:
     below = jax.lax.stop_gradient(jnp.max(known) - known)
     part = 1.0 / (1.0 + jnp.maximum(below - _FAR_BELOW, 0.0) / _FAR_BELOW)
     return part * known + jax.lax.stop_gradient((1.0 - part) * jnp.max(known))
-
-
-def drawn(
-    rng_key: PRNGKey,
-    model: PaddedModel,
-    fitted: Fitted,
-    frame: Frame,
-    data: DataSet,
-    num_samples: int,
-    *,
-    score: bool = True,
-) -> tuple[Array, Array, Array]:
-    """Draws of one data set's posterior with exact log weights.
-
-    Args:
-      rng_key: key.
-      model: the model.
-      fitted: the map.
-      frame: of the data set.
-      data: the data set.
-      num_samples: number of draws.
-      score: whether derivatives by the map's parameters are those of the log weights, or of the
-        path alone.
-
-    Returns:
-      Globals ``[n, g]``, members ``[n, N, p]``, and log weights ``[n]``.
-    """
-    made, params, standard = fitted
-    scored = params if score else jax.lax.stop_gradient(params)
-    context = fitted.context(frame)
-    scored_context = fitted._replace(params=scored).context(frame)
-
-    def one(key: PRNGKey) -> tuple[Array, Array, Array]:
-        z, z_members = made.latent(key, model.max_rows)
-        u = made.draw_globals(params, context, z)
-        at, log_det = conditional.to_globals(frame, u)
-        log_q = made.log_prob_globals(scored, scored_context, u) - log_det
-        there = jnp.zeros((model.max_rows, 0))
-        if made.num_each:
-            members = members_at(model, data, at, frame.members)
-            seen = conditional.member_features(members, frame.skewness, standard)
-            v = made.draw_members(params, context, u, seen, z_members)
-            there, log_dets = conditional.to_members(members, v)
-            each = made.log_prob_members(scored, scored_context, u, seen, v) - log_dets
-            log_q += jnp.sum(jnp.where(data.mask, each, 0.0))
-            there = jnp.where(data.mask[:, None], there, 0.0)
-        return at, there, model.log_density((at, there), data) - log_q
-
-    return jax.vmap(one)(jax.random.split(rng_key, num_samples))
 
 
 def _minimised(
@@ -252,10 +226,7 @@ def _minimised(
     folder: Path | None,
 ) -> Trained:
     """The map after Adam on an annealed learning rate, gone on with from where a folder has it."""
-    schedule = optax.cosine_decay_schedule(learning_rate, max(num_iterations, 1))
-    optimizer = optax.apply_if_finite(
-        optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule)), num_iterations
-    )
+    optimizer = _optimizer(learning_rate, num_iterations)
 
     def step(carry: Any, index: Array) -> Any:
         params, state, (standard, prepared) = carry
@@ -297,3 +268,10 @@ def _minimised(
     if kept is not None:
         kept.write(reached, losses)
     return Trained(fitted._replace(params=reached[0]), losses, interrupted)
+
+
+def _optimizer(learning_rate: float, num_iterations: int) -> optax.GradientTransformation:
+    """Adam on an annealed learning rate, which leaves out gradients that are no numbers."""
+    schedule = optax.cosine_decay_schedule(learning_rate, max(num_iterations, 1))
+    clipped = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule))
+    return optax.apply_if_finite(clipped, num_iterations)

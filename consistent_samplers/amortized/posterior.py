@@ -172,7 +172,7 @@ def _indices(rng_key: PRNGKey, log_weight: Array) -> Array:
     return corrections.systematic_indices(rng_key, smoothed, len(smoothed))
 
 
-def judged_all(log_weight: Array) -> tuple[Evidence, list[Verdict]]:
+def judged_all(log_weight: Array | np.ndarray) -> tuple[Evidence, list[Verdict]]:
     """Evidence of each row of ``[sets, draws]``, its entries ``[sets]``, and the verdicts.
 
     Example:

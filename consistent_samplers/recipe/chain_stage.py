@@ -18,7 +18,7 @@ from consistent_samplers.diagnostics.beyond import mass_beyond, share_beyond
 from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.recipe.trained import TrainedSampler
-from consistent_samplers.targets import evaluation
+from consistent_samplers.targets import Target, evaluation
 from consistent_samplers.types import Array, Draws, PRNGKey
 
 _NUM_CHAINS = 4
@@ -34,6 +34,8 @@ _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
 _ENOUGH, _LEAST_COST = 5e11, 1e5
 # One-step draws that chains are held against, and nats above all of the chains' weights.
 _NUM_FRESH, _ABOVE = 10_000, 0.5
+# Operations of all their densities from which on they take seconds.
+_SECONDS_OF_DRAWS = 4e10
 # Part of Z that some draws hide and others show, from which on it is no matter of a heavy tail.
 _NOTICEABLE = 0.05
 # By how much other draws of the same sampler may look worse.
@@ -95,6 +97,12 @@ def where_needed(
     except ValueError as error:  # no draw with a weight
         warnings.warn(f"No chains were run: {error}", RuntimeWarning, stacklevel=3)
     return trained
+
+
+def fresh_draws_are_dear(target: Target) -> bool:
+    """Whether `fresh_draws` take seconds."""
+    cost = evaluation.cost(target.log_density, target.dim)
+    return 2.0 * _NUM_FRESH * cost > _SECONDS_OF_DRAWS
 
 
 def fresh_draws(rng_key: PRNGKey, trained: TrainedSampler) -> list[Draws]:

@@ -45,13 +45,19 @@ def train(
     look = functools.partial(
         looking.look_for_missed_mass, key_explore, target, start, plan.progress_bar
     )
+    looks: list[tuple[Draws, ExplorationCheck | None]] = []
+
+    def look_at_base(sampler: Sampler, draws: Draws, worth: Evidence) -> ExplorationCheck | None:
+        looks.append((draws, look(sampler, draws, worth, start.modes)))
+        return looks[-1][1]
+
     base_suffices = functools.partial(
         judging.why_base_is_enough,
         rng_key=key_check,
         target=target,
         plan=plan,
         cost=cost,
-        look=functools.partial(look, modes=start.modes),
+        look=look_at_base,
     )
     finish = functools.partial(_finish, target=target, start=start, begin=begin)
     try:
@@ -65,7 +71,9 @@ def train(
         alone, draws, worth, enough = Sampler.of_base(start.base), None, None, None
     stages = {} if worth is None else {"base": worth}
     if enough is not None and draws is not None and worth is not None:
-        found = look(alone, draws, worth, start.modes)
+        if not (looks and looks[-1][0] is draws):
+            look_at_base(alone, draws, worth)
+        found = looks[-1][1]
         taken = Route("base", enough, {"base": float(worth.ess)})
         return finish(alone, alone, stages, {}, found, taken), False
 

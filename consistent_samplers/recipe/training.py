@@ -255,6 +255,10 @@ def _or_hierarchical(
     """
     target = trained.target
     try:
+        # A base that two looks found enough is not looked at again where a density is dear.
+        by_base = trained.route is not None and trained.route.name == "base"
+        if by_base and chain_stage.fresh_draws_are_dear(target):
+            return trained, False, []
         draws = chain_stage.fresh_draws(rng_key, trained)
         if not chain_stage.falls_short(trained, draws):
             lacks = trained.exploration is not None and trained.exploration.lacks_modes

@@ -33,9 +33,9 @@ def test_modes_are_those_that_hold_the_mass():
     rows = (8, 20)
     model = padded_model(curve, doses, rows, {"y": "y"})
     pairs = simulated.simulate(jax.random.key(0), model, doses, rows, 500)
-    prepared = fitting.prepare(model, fitting.starts_of(pairs), pairs)
+    prepared = fitting.prepare(model, fitting.starts_of(pairs), pairs, 1)
     # What a data set was simulated from is a draw of its posterior.
-    away = np.linalg.norm(prepared.u, axis=1)
+    away = np.linalg.norm(prepared.u[:, 0], axis=1)
     assert (away > 10.0).mean() < 0.02
     assert np.median(away) < 1.3 * np.sqrt(st.chi2(4).median())
 

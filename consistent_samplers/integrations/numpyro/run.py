@@ -30,6 +30,8 @@ MIN_RESAMPLED_EFFECTIVE = 10
 MAX_OVERSAMPLING = 10
 """Candidates drawn for resampling, at most, in units of ``num_samples``."""
 
+# Share of effective draws from which on they are resampled from as many candidates.
+_NEARLY_ALL = 0.95
 _MAX_NAMED = 6  # sites of which quantiles are not to be relied on
 # Floats of candidate positions held at once (256 MiB).
 _MAX_CANDIDATE_FLOATS = 2**26
@@ -239,7 +241,12 @@ class Run:
         return self.trained.sample(key, self.num_samples, self.num_steps)
 
     def _num_blocks(self) -> int:
-        """Blocks of ``num_samples`` candidates: twice as many effective ones as are asked for."""
+        """Blocks of ``num_samples`` candidates: twice as many effective ones as are asked for.
+
+        One where nearly all draws are effective: none of them is then repeated often.
+        """
+        if float(self.evidence.ess) >= _NEARLY_ALL:
+            return 1
         wanted = round(2.0 / max(float(self.evidence.ess), 1e-6))
         affordable = _MAX_CANDIDATE_FLOATS // self.draws.position.size
         return max(1, min(wanted, MAX_OVERSAMPLING, affordable))

@@ -1,0 +1,153 @@
+"""Data sets whose draws are not to be used: a short training of the map, then a sampler of its own.
+
+The map's training goes on from the family's parameters, on the density of one data set alone. It is
+one program for all data sets, so that only the first waits for a compiler. It may lose a mode, as
+the family's own draws then tell. What is still not to be used has an `OneStepSampler` of its own,
+with chains where that falls short.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from consistent_samplers.amortized.posterior import Posteriors
+from consistent_samplers.bases.iterating import folded, pair
+from consistent_samplers.diagnostics import Verdict
+from consistent_samplers.estimate import Evidence
+from consistent_samplers.integrations.numpyro.model import Samples
+from consistent_samplers.integrations.numpyro.sampler import OneStepSampler
+from consistent_samplers.recipe import Route
+from consistent_samplers.types import Array, PRNGKey
+
+SHORT = "short"
+"""The route of an answer of the family's map after a short training on one data set."""
+
+# By how much log Z may fall in a short training: standard errors, and nats.
+_NUM_ERRORS, _MAX_SHORT = 3.0, 0.05
+
+Samplers = dict[int, OneStepSampler]
+"""Samplers of their own, by the index of the data set."""
+
+
+def escalated(
+    many: Posteriors,
+    again: Callable[[PRNGKey, np.ndarray], Posteriors] | None,
+    model: Callable[..., Any],
+    data_sets: Sequence[Any],
+    progress_bar: bool,
+) -> tuple[Posteriors, Samplers]:
+    """The same answers, but for the data sets whose draws are not to be used.
+
+    Args:
+      many: answers.
+      again: of a key and the indices of data sets, the answers after a short training on each;
+        None where that cannot help.
+      model: what an `OneStepSampler` takes.
+      data_sets: the model's arguments ``(args, kwargs)`` of each.
+      progress_bar: show how far each training is.
+
+    Returns:
+      The answers, and the samplers of those that have one.
+    """
+    key_again, key_own = pair(many.rng_key)
+    answers, samplers = _Answers(many), Samplers()
+    index = np.flatnonzero(~many.trusted)
+    if len(index) and again is not None:
+        _train_shortly(answers, index, again(key_again, index))
+    num_samples = many.log_weight.shape[1]
+    for i in np.flatnonzero(~answers.trusted).tolist():
+        args, kwargs = data_sets[i]
+        sampler = OneStepSampler(model, num_samples=num_samples, progress_bar=progress_bar)
+        with warnings.catch_warnings():
+            # What it warns of is in its verdict.
+            warnings.simplefilter("ignore")
+            sampler.run(folded(key_own, i), *args, **kwargs)
+            drawn = sampler.get_samples()
+        route, before = sampler.route, answers.routes[i]
+        if route is not None:
+            reason = f"the family's draws were not to be used; {route.reason}"
+            route = Route(route.name, reason, before.stages | route.stages)
+        found = sampler.evidence
+        answers.put(i, drawn, found.log_z, found, sampler.verdict, route or before)
+        samplers[i] = sampler
+    return answers.posteriors(many, escalated=~many.trusted), samplers
+
+
+def _train_shortly(answers: "_Answers", index: np.ndarray, again: Posteriors) -> None:
+    """Takes over what can be used after a short training."""
+    for at, i in enumerate(index.tolist()):
+        route = answers.routes[i]
+        stages = route.stages | {SHORT: float(again.evidence.ess[at])}
+        found = jax.tree.map(lambda x, at=at: x[at], again.evidence)
+        if not again.trusted[at] or _lost(answers.evidence, i, found):
+            answers.routes[i] = route._replace(stages=stages)
+            continue
+        reason = "a short training on this data set alone, from the family's map"
+        samples = {name: x[at] for name, x in again.samples.items()}
+        route = Route(SHORT, reason, stages)
+        answers.put(i, samples, again.log_weight[at], found, again.verdicts[at], route)
+
+
+def _lost(before: dict[str, Any], index: int, found: Evidence) -> bool:
+    """Whether draws before a training found mass that those after it do not."""
+    error = math.hypot(before["log_z_stderr"][index], float(found.log_z_stderr))
+    short = before["log_z"][index] - float(found.log_z)
+    return not short <= _NUM_ERRORS * error + _MAX_SHORT
+
+
+class _Answers:
+    """Answers of many data sets while some are replaced."""
+
+    def __init__(self, many: Posteriors) -> None:
+        self.samples = {name: np.array(x) for name, x in many.samples.items()}
+        self.log_weight, self.trusted = np.array(many.log_weight), np.array(many.trusted)
+        self.verdicts, self.routes = list(many.verdicts), list(many.routes)
+        columns = {f.name: getattr(many.evidence, f.name) for f in dataclasses.fields(Evidence)}
+        self.evidence: dict[str, Any] = {
+            name: np.array(x) for name, x in columns.items() if isinstance(x, np.ndarray)
+        }
+
+    def put(
+        self,
+        index: int,
+        samples: Samples,
+        log_weight: Array,
+        found: Evidence,
+        verdict: Verdict,
+        route: Route,
+    ) -> None:
+        """Replaces what a data set has."""
+        for name, values in samples.items():
+            _put(self.samples[name], index, np.asarray(values))
+        for name, column in self.evidence.items():
+            value = getattr(found, name)
+            column[index] = np.nan if value is None else float(value)
+        self.log_weight[index] = log_weight
+        self.verdicts[index], self.routes[index] = verdict, route
+        self.trusted[index] = verdict.level != "not to be used"
+
+    def posteriors(self, many: Posteriors, escalated: np.ndarray) -> Posteriors:
+        """All of them."""
+        return dataclasses.replace(
+            many,
+            samples=self.samples,
+            log_weight=self.log_weight,
+            evidence=dataclasses.replace(many.evidence, **self.evidence),
+            verdicts=tuple(self.verdicts),
+            routes=tuple(self.routes),
+            trusted=self.trusted,
+            escalated=escalated,
+        )
+
+
+def _put(into: np.ndarray, index: int, values: np.ndarray) -> None:
+    """Draws of one data set among those of all, which may have more rows and draws."""
+    repeated = values[np.arange(into.shape[1]) % len(values)]
+    into[index] = np.nan if into.dtype.kind == "f" else 0
+    there: Any = (index, *(slice(n) for n in repeated.shape))
+    into[there] = repeated
