@@ -11,7 +11,8 @@ import consistent_samplers as cs
 from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.integrations.numpyro import OneStepSampler
 from consistent_samplers.maps import Control, Identity
-from consistent_samplers.recipe import Route, base_stage, judging, route
+from consistent_samplers.recipe import Route, base_stage, chain_stage, judging, looking, route
+from consistent_samplers.targets import evaluation
 
 KEY = jax.random.key(0)
 QUICK = {"hidden": (8,), "explore": False, "progress_bar": False}
@@ -357,3 +358,23 @@ def test_a_numpyro_sampler_says_which_route_it_took(capsys, tmp_path):
     fresh = OneStepSampler(model, num_samples=1_000)
     fresh.load(tmp_path, y)
     assert fresh.route == sampler.route
+
+
+# ---- what is saved where a density is dear
+
+
+@pytest.mark.parametrize("dear", [False, True])
+def test_a_base_that_is_enough_is_looked_at_once(monkeypatch, dear):
+    looks, fresh = [], []
+    look, draw = looking.look_for_missed_mass, chain_stage.fresh_draws
+    monkeypatch.setattr(
+        looking, "look_for_missed_mass", lambda *args, **kw: looks.append(0) or look(*args, **kw)
+    )
+    monkeypatch.setattr(chain_stage, "fresh_draws", lambda *args: fresh.append(0) or draw(*args))
+    if dear:
+        monkeypatch.setattr(evaluation, "cost", lambda *args: 1e9)
+    target = cs.targets.gaussian(jnp.array([1.0, -2.0]), jnp.diag(jnp.array([1.0, 0.5])))
+    trained = cs.train_sampler(KEY, target, progress_bar=False)
+    assert trained.route.name == "base" and trained.exploration.passed
+    # Where it takes a moment, two further sets of draws are judged too.
+    assert len(looks) == 1 and len(fresh) == (0 if dear else 1)
