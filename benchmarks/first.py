@@ -8,8 +8,7 @@ goal, a cross where it is missed.
 
 NUTS has 4 vectorised chains of 500 warm-up iterations. What is extrapolated: it runs until 2,000
 draws are effective, in blocks of 500 draws a chain; the draws that are missing are charged at the
-seconds a draw of the quickest further block. Ours is never extrapolated; it draws 2 % more at once
-than are to be effective, and as many again until they are.
+seconds a draw of the quickest further block. Ours is never extrapolated.
 """
 
 import tempfile
@@ -98,8 +97,7 @@ def ours(name: str, seed: int, effective: float) -> Row:
     # As at the top of a script: before the model's arrays are made.
     import consistent_samplers  # noqa: F401
 
-    num_samples = round(1.02 * effective)
-    row = race.ours(subject(name), jax.random.key(seed), effective, num_samples).row
+    row = race.ours(subject(name), jax.random.key(seed), effective).row
     if row["effective"] < effective and row["route"] != "chains":
         raise RuntimeError(f"{row['effective']:.0f} of {row['draws']} draws are effective.")
     return row

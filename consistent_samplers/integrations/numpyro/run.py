@@ -31,7 +31,7 @@ MAX_OVERSAMPLING = 10
 """Candidates drawn for resampling, at most, in units of ``num_samples``."""
 
 # Share of effective draws from which on they are resampled from as many candidates.
-_NEARLY_ALL = 0.95
+_NEARLY_ALL = 0.98
 _MAX_NAMED = 6  # sites of which quantiles are not to be relied on
 # Floats of candidate positions held at once (256 MiB).
 _MAX_CANDIDATE_FLOATS = 2**26
