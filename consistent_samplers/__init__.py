@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from consistent_samplers.amortized import AmortizedSampler, amortize, load_family
     from consistent_samplers.checkpoint import CheckpointError
     from consistent_samplers.comparison import Comparison, compare
+    from consistent_samplers.corrections import Expectation, expectation
     from consistent_samplers.estimate import Evidence, evidence
     from consistent_samplers.integrations.numpyro import as_prior
     from consistent_samplers.recipe import TrainedSampler, load, train_sampler, with_chains
@@ -73,6 +74,7 @@ _NAMES = {
     "amortized": ("AmortizedSampler", "amortize", "load_family"),
     "checkpoint": ("CheckpointError",),
     "comparison": ("Comparison", "compare"),
+    "corrections": ("Expectation", "expectation"),
     "estimate": ("Evidence", "evidence"),
     "integrations.numpyro": ("as_prior",),
     "recipe": ("TrainedSampler", "load", "train_sampler", "with_chains"),
@@ -91,6 +93,7 @@ __all__ = [
     "Comparison",
     "Draws",
     "Evidence",
+    "Expectation",
     "FitResult",
     "Sampler",
     "SamplerState",
@@ -116,6 +119,7 @@ __all__ = [
     "dis",
     "estimate",
     "evidence",
+    "expectation",
     "fit",
     "kernels",
     "load",

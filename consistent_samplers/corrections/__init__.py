@@ -2,6 +2,7 @@
 
 from consistent_samplers.corrections.annealing import AnnealedDraws, annealed, resampled_paths
 from consistent_samplers.corrections.chains import Chains, latent_chains
+from consistent_samplers.corrections.expectations import Expectation, expectation
 from consistent_samplers.corrections.metropolis import MetropolisResult, independence_metropolis
 from consistent_samplers.corrections.moves import move
 from consistent_samplers.corrections.other_density import Reweighted, reweight, reweight_chains
@@ -14,9 +15,11 @@ from consistent_samplers.corrections.reweighting import (
 __all__ = [
     "AnnealedDraws",
     "Chains",
+    "Expectation",
     "MetropolisResult",
     "Reweighted",
     "annealed",
+    "expectation",
     "independence_metropolis",
     "latent_chains",
     "move",
