@@ -12,7 +12,7 @@ import scipy.stats
 import consistent_samplers as cs
 from consistent_samplers import bases
 from consistent_samplers.algorithms import SamplerState
-from consistent_samplers.bases import Modes, exploration, fitting, laplace, modes
+from consistent_samplers.bases import Modes, exploration, fitting, laplace, masses, modes
 
 KEY = jax.random.key(0)
 
@@ -445,3 +445,23 @@ def test_a_mixture_takes_the_tails_of_its_target(num_particles):
 def test_wrong_tails_are_refused():
     with pytest.raises(ValueError, match="tail must be"):
         bases.mixture(jnp.zeros(1), jnp.zeros((1, 2)), jnp.eye(2)[None], jnp.array([-0.1]))
+
+
+def test_modes_alike_have_masses_alike_although_draws_tell_few_of_them():
+    """Student's t of two degrees of freedom: by Laplace's method a mode holds next to nothing."""
+    num, dim, degrees = 12, 40, 2.0
+    loc = 60.0 * np.random.default_rng(0).normal(size=(num, dim))
+
+    def log_density(x):
+        square = jnp.sum((x - loc) ** 2, 1)
+        return jax.nn.logsumexp(-0.5 * (degrees + dim) * jnp.log1p(square / degrees))
+
+    root = np.sqrt(degrees / (degrees + dim)) * np.eye(dim)
+    laplace = np.full(num, dim * np.log(root[0, 0]) + 0.5 * dim * np.log(2.0 * np.pi))
+    optima = Modes(loc, np.broadcast_to(root, (num, dim, dim)), laplace)
+    target = cs.Target(log_density, dim)
+    found = masses.masses_around(KEY, target, optima)
+    told = found.relative_error < 0.5
+    assert told.any() and not told.all()  # what the test is about
+    weighed = masses.weighed(KEY, target, optima)
+    assert np.ptp(weighed.log_evidence) < 3.0
