@@ -103,3 +103,15 @@ def test_what_cannot_be_used_is_refused():
         cs.expectation(draws, lambda x: x[0], cs.targets.funnel(3))
     with pytest.raises(ValueError, match="weights"):
         cs.expectation(cs.Draws(draws.position), lambda x: x[0])
+
+
+def test_few_effective_draws_are_no_worse_with_control_variates():
+    draws = weighted(KEY, cs.targets.gaussian(jnp.zeros(8), jnp.eye(8)), 4.0, 1_000)
+    plain = cs.expectation(draws, jnp.cos)
+    found = cs.expectation(draws, jnp.cos, cs.targets.gaussian(jnp.zeros(8), jnp.eye(8)))
+    assert (found.stderr <= plain.stderr).all() and (found.variance_ratio <= 1.0).all()
+    assert (found.variance_ratio == 1.0).any()
+    # One draw that weighs everything has no spread to measure in.
+    alone = draws.replace(log_weight=jnp.where(jnp.arange(1_000) == 0, 0.0, -1e4))
+    one = cs.expectation(alone, jnp.cos, cs.targets.gaussian(jnp.zeros(8), jnp.eye(8)))
+    assert np.isfinite(one.value).all()

@@ -83,8 +83,9 @@ def weighed(rng_key: PRNGKey, target: Target, modes: Modes) -> Modes:
         apart = np.abs(found.log_mass - modes.log_evidence)
     other = known & (apart > _AGREED + 3.0 * found.relative_error)
     log_mass = np.where(other, found.log_mass, modes.log_evidence)
-    if other.any() and not known.all():
-        raised = np.median(log_mass[known] - modes.log_evidence[known])
+    both = known & np.isfinite(modes.log_evidence)
+    if both.any():
+        raised = np.median(log_mass[both] - modes.log_evidence[both])
         log_mass = np.where(known, log_mass, modes.log_evidence + max(raised, 0.0))
     order = np.argsort(-log_mass)
     return Modes(modes.loc[order], modes.scale_tril[order], log_mass[order])

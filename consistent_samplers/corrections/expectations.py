@@ -52,9 +52,9 @@ def expectation(
     With the target, Stein control variates of the first order (its score), and of the second as far
     as there are draws for them, are taken off: all functions of a Gaussian target up to quadratic
     ones are then exact. Their coefficients minimise the variance of the estimate, in each half of
-    the draws by the other half. They know the target where draws are, and no mode elsewhere; a
-    density that is cut off (a jump to zero) has other terms at its edge, and is to be asked for
-    without a target.
+    the draws by the other half; where that does not lower it they are left out. They know the
+    target where draws are, and no mode elsewhere; a density that is cut off (a jump to zero) has
+    other terms at its edge, and is to be asked for without a target.
 
     Args:
       draws: weighted draws, ``position [n, dim]``.
@@ -87,6 +87,7 @@ def expectation(
                 f"The draws have {dim} dimensions, target {target.name!r} has {target.dim}."
             )
         mean, std = weighted_moments(draws)
+        std = jnp.where(std > 0, std, 1.0)
         score = evaluation.values_and_grads(target.log_density, position)[1]
         away = (position - mean) / std
         terms = stein_terms(away, std * score, num // _DRAWS_EACH)
@@ -147,5 +148,7 @@ def _estimated(log_weight: Array, values: Array, terms: Array) -> tuple[Array, A
         rest = jnp.where(half == i, away - columns[:, 1:] @ fitted[1:], rest)
     value = jnp.sum(weight * rest, 0)
     variance = jnp.sum((weight * (rest - value)) ** 2, 0)
-    ratio = jnp.where(without > 0, variance / without, 1.0)
-    return plain + value, jnp.sqrt(variance), ratio
+    # Few effective draws may be too few for their coefficients.
+    helps = variance < without
+    value, variance = jnp.where(helps, value, 0.0), jnp.where(helps, variance, without)
+    return plain + value, jnp.sqrt(variance), jnp.where(helps, variance / without, 1.0)
