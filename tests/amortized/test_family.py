@@ -13,6 +13,7 @@ from amortized_models import TINY, designs, regression
 from scipy.special import logsumexp
 
 import consistent_samplers as cs
+from consistent_samplers.amortized import escalation
 
 
 def linear_sets(sizes, seed=0):
@@ -156,6 +157,15 @@ def test_data_sets_that_are_not_to_be_used_have_a_short_training_of_the_map(line
     ((X,), kwargs), *_ = sets
     one = wrong.condition(jax.random.key(2), X, **kwargs)
     assert one.route.name == "short" and one.escalated is None and one.verdict.level == "trusted"
+
+
+@pytest.mark.slow
+def test_a_short_training_that_loses_mass_is_not_taken(linear, monkeypatch):
+    monkeypatch.setattr(escalation, "_MAX_SHORT", -1e6)  # as if log Z had fallen
+    ((X,), kwargs), *_ = linear_sets((6,))
+    one = moved(linear, 2.5).condition(jax.random.key(2), X, **kwargs)
+    assert one.escalated is not None and one.verdict.level == "trusted"
+    assert list(one.route.stages)[:3] == ["amortized", "short", "base"]
 
 
 def several(waves, noise):
