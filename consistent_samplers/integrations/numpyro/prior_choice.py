@@ -108,9 +108,9 @@ def as_prior(
       >>> sampler.run(jax.random.key(0), jnp.array([1.0, 2.0]))  # yesterday's data
       >>> prior = cs.as_prior(sampler)
       >>> today = OneStepSampler(model, effort="base", progress_bar=False)
-      >>> today.run(jax.random.key(1), jnp.array([3.0]), prior)
-      >>> print(f"{today.get_samples()['mu'].mean():.1f}")  # all three data: 24 / 13
-      1.8
+      >>> today.run(jax.random.key(1), jnp.array([3.5]), prior)
+      >>> print(f"{today.get_samples()['mu'].mean():.1f}")  # all three data: 6.5 / 3.25
+      2.0
     """
     trained, model = _parts_of(sampler)
     if density is not None:
