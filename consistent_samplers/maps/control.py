@@ -222,7 +222,7 @@ class Control(Map):
     ) -> Proposal:
         """One draw; see `Map.draw`."""
         key_base, key_path = jax.random.split(rng_key)
-        z0, component = self._start(key_base)
+        z0, component = self.start_point(key_base)
         u, folded = self.bind(params, component, gradient), None
         if method == "path":
             kernels = self.kernels(params, component, gradient)
@@ -236,7 +236,7 @@ class Control(Map):
         else:
             z1, gained, folded = self._carry(u, key_path, z0, num_steps, weights)
         log_ratio = gained - simulate.standard_normal_log_prob(z0) if weights else None
-        return self._landed(z1, component, log_ratio, folded)
+        return self.landed(z1, component, log_ratio, folded)
 
     def reverse(
         self,
@@ -316,7 +316,7 @@ class Control(Map):
         self, params: Params, rng_key: PRNGKey, num_steps: int, gradient: GradientFn | None = None
     ) -> Array:
         """What the inverse of the map misses; see `Map.round_trip`."""
-        z0, component = self._start(jax.random.split(rng_key)[0])
+        z0, component = self.start_point(jax.random.split(rng_key)[0])
         u = self.bind(params, component, gradient)
         z1 = simulate.flow_map(u, self.process, z0, num_steps)
         back = simulate.invert_flow(u, self.process, z1, num_steps)

@@ -128,7 +128,7 @@ class Denoiser(Control):
     ) -> Array:
         """What the inverse of the last map misses; see `Map.round_trip`."""
         key_base, key_path = jax.random.split(rng_key)
-        z0, u = self._start(key_base)[0], self.bind(params, (), gradient)
+        z0, u = self.start_point(key_base)[0], self.bind(params, (), gradient)
         end = self._chain(u, key_path, z0, num_steps)[-1]
         z1 = self._denoised(u, end, _last(num_steps))
         return jnp.sqrt(jnp.mean((self._undo_last(u, z1, num_steps) - end) ** 2))

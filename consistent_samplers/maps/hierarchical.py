@@ -117,7 +117,7 @@ class HierarchicalMap(Map):
         self, params: Params, rng_key: PRNGKey, num_steps: int, gradient: GradientFn | None = None
     ) -> Array:
         """What the inverse of the map misses; see `Map.round_trip`."""
-        z, _ = self._start(jax.random.split(rng_key)[0])
+        z, _ = self.start_point(jax.random.split(rng_key)[0])
         back, _ = self.inverse(params, self.forward(params, z)[0])
         return jnp.sqrt(jnp.mean((back - z) ** 2))
 

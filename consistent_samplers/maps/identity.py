@@ -72,10 +72,10 @@ class Map:
         gradient: GradientFn | None = None,
     ) -> Proposal:
         """One draw; without ``weights`` its log ratio is not computed."""
-        z, component = self._start(jax.random.split(rng_key)[0])
+        z, component = self.start_point(jax.random.split(rng_key)[0])
         end, log_det, _ = self.carry(params, z, component, num_steps, gradient)
         log_ratio = log_det - simulate.standard_normal_log_prob(z) if weights else None
-        return self._landed(end, component, log_ratio)
+        return self.landed(end, component, log_ratio)
 
     def reverse(
         self,
@@ -102,12 +102,12 @@ class Map:
         """Distance ``[]``, in z, from a key's base draw to what the inverse makes of its image."""
         return jnp.zeros(())
 
-    def _start(self, key_base: PRNGKey) -> tuple[Array, Component]:
+    def start_point(self, key_base: PRNGKey) -> tuple[Array, Component]:
         """A base draw and its frame."""
         component = self.base.draw_component(jax.random.fold_in(key_base, 1))
         return jax.random.normal(key_base, (self.dim,)), component
 
-    def _landed(
+    def landed(
         self, z: Array, component: Component, log_ratio: Array | None, folded: Array | None = None
     ) -> Proposal:
         """The draw that ends at z in a frame, whose log ratio (None for none) is the frame's."""
