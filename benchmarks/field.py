@@ -4,7 +4,7 @@ Models and densities as users bring them lie in a folder: `models/NAME.py` with 
 its arguments or a log density, and `densities.py` with densities of known log Z. The truth is what
 a case's own `reference()` computes, or long NUTS in double precision for quantiles. Each case runs
 in a process of its own under a time limit, seconds from its start. Quantile error: the largest of
-all sites' 5, 25, 50, 75 and 95 % quantiles beyond its own error (2 standard errors), in robust
+all sites' 5, 25, 50, 75 and 95 % quantiles beyond their simultaneous 95 % errors, in robust
 standard deviations; of sites that the verdict does not name as distrusted.
 """
 

@@ -4,7 +4,7 @@ Each measurement is a process of its own, timed from before it starts. NUTS has 
 of 1,000 warm-up iterations and blocks of 1,000 draws. What is extrapolated: draws that are missing
 from 1,000 effective ones are charged at the seconds of a draw when everything is compiled. Truth is
 long NUTS in double precision, centred or not, whichever mixes better. Quantile error: the largest
-of all sites' 5, 25, 50, 75 and 95 % quantiles beyond its own error (2 standard errors), in robust
+of all sites' 5, 25, 50, 75 and 95 % quantiles beyond their simultaneous 95 % errors, in robust
 standard deviations. Seconds: to 1,000 effective draws.
 """
 

@@ -473,6 +473,20 @@ def test_a_field_case_is_judged_by_truth_and_verdict():
     assert "| b | boom |" in text
 
 
+def test_errors_of_many_quantiles_are_simultaneous():
+    noise = np.random.default_rng(0).normal(size=(200, 64, 5))
+
+    def outcome(shift, noise):
+        sites = {f"x[{i}]": ([0.0] * 5, 1.0, [0.06] * 5) for i in range(64)}
+        own = {f"x[{i}]": ((shift + 0.06 * z).tolist(), [0.0] * 5) for i, z in enumerate(noise)}
+        answer = {"log_z": 0.0, "log_z_stderr": 0.01, "level": "trusted", "distrusted": []}
+        return judged(answer | {"quantiles": own}, {"log_z": 0.0, "quantiles": sites})["outcome"]
+
+    right = [outcome(0.0, z) == "right" for z in noise]
+    assert np.mean(right) > 0.99  # of two standard errors each: 0.91
+    assert outcome(0.45, 0.0 * noise[0]) == "silently wrong"
+
+
 def test_hangs_are_counted():
     of = {"target": "eigh", "before": 0, "jobs": 1}
     runs = [of | {"end": "done", "seconds": 3.0}, of | {"end": "hang", "seconds": 9.0}]
