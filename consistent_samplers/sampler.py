@@ -266,6 +266,33 @@ class Sampler:
         return moving.batch_size(self.base.dim, num_steps if has_jacobians else 0)
 
 
+def weighed(
+    target: Target,
+    position: Array,
+    log_ratio: Array,
+    bound: Bound,
+    folded: Array | None = None,
+) -> Draws:
+    """Draws of points ``[n, dim]`` and their log ratios ``[n]``, with weights for a target.
+
+    Those whose weight is not a number weigh nothing.
+
+    Example:
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> from consistent_samplers.sampler import weighed
+      >>> target, x = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1)), jnp.zeros((2, 1))
+      >>> weighed(target, x, jnp.array([0.0, jnp.nan]), "lower").log_weight.tolist()
+      [-0.0, -inf]
+    """
+    values = jnp.asarray(rounding.values(as_partial(target.log_density), position))
+    log_weight = _log_weight(values, log_ratio)
+    log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+    flow = None
+    if folded is not None:
+        flow = FlowDiagnostics(folded, jnp.full(folded.shape, jnp.nan, log_weight.dtype))
+    return Draws(position, log_weight, values, flow, bound)
+
+
 def method_of_bound(bound: Bound | None, method: Method | None) -> tuple[Method | None, bool]:
     """Method and whether weights are wanted, of the deprecated argument ``bound``; warns of it.
 

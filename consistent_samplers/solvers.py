@@ -11,10 +11,10 @@ import optax
 from consistent_samplers.checks import check_choice, check_integer, check_key
 from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.maps import Control
-from consistent_samplers.sampler import Sampler
+from consistent_samplers.sampler import Sampler, weighed
 from consistent_samplers.simulate import solvers, standard_normal_log_prob
-from consistent_samplers.targets import Target, evaluation
-from consistent_samplers.types import Array, Bound, Draws, FlowDiagnostics, LogDensityFn, PRNGKey
+from consistent_samplers.targets import Target
+from consistent_samplers.types import Array, Bound, Draws, LogDensityFn, PRNGKey
 
 Solver: TypeAlias = Literal["flow", "dpm++", "path", "sa", "restart"]
 """How the flow or the SDE is solved, by `simulate.solvers`:
@@ -86,13 +86,8 @@ def solve(
     check_integer("num_samples", num_samples)
     keys = jax.random.split(rng_key, num_samples)
     drawn = _solved(keys, sampler, density, grid, solver=solver)
-    values = evaluation.values(density, drawn.position)
-    outside = jnp.isneginf(values) | jnp.isnan(values)
-    log_weight = jnp.where(outside, -jnp.inf, values + drawn.log_ratio)
-    flow = None
-    if _BOUNDS[solver] != "lower":
-        flow = FlowDiagnostics(drawn.folded, jnp.full(num_samples, jnp.nan))
-    return Draws(drawn.position, log_weight, values, flow, _BOUNDS[solver])
+    folded = drawn.folded if _BOUNDS[solver] != "lower" else None
+    return weighed(target, drawn.position, drawn.log_ratio, _BOUNDS[solver], folded)
 
 
 def learned_times(

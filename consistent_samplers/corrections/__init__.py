@@ -3,9 +3,11 @@
 from consistent_samplers.corrections.annealing import AnnealedDraws, annealed, resampled_paths
 from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.corrections.expectations import Expectation, expectation
+from consistent_samplers.corrections.guidance import guided
 from consistent_samplers.corrections.metropolis import MetropolisResult, independence_metropolis
 from consistent_samplers.corrections.moves import move
 from consistent_samplers.corrections.other_density import Reweighted, reweight, reweight_chains
+from consistent_samplers.corrections.perturbation import perturbed
 from consistent_samplers.corrections.reweighting import (
     resample,
     systematic_indices,
@@ -20,9 +22,11 @@ __all__ = [
     "Reweighted",
     "annealed",
     "expectation",
+    "guided",
     "independence_metropolis",
     "latent_chains",
     "move",
+    "perturbed",
     "resample",
     "resampled_paths",
     "reweight",

@@ -148,6 +148,15 @@ def _mended(draws: Draws, acceptance: Array, algorithm: Algorithm) -> AnnealedDr
     return AnnealedDraws(draws, logsumexp(weight) - jnp.log(len(weight)), acceptance)
 
 
+def check_paths(algorithm: Algorithm) -> None:
+    """Raises a ValueError unless a sampler has stochastic paths."""
+    if "path" not in algorithm.methods:
+        raise ValueError(
+            f"{algorithm.name!r} has no stochastic paths: its methods are {algorithm.methods}. "
+            "Take an iterative sampler, cs.osds or cs.scds."
+        )
+
+
 def resampled_paths(
     rng_key: PRNGKey,
     algorithm: Algorithm,
@@ -184,11 +193,7 @@ def resampled_paths(
       ((200, 1), (4,))
     """
     check_num_steps(num_steps, algorithm.max_steps)
-    if "path" not in algorithm.methods:
-        raise ValueError(
-            f"{algorithm.name!r} has no stochastic paths to resample: its methods are "
-            f"{algorithm.methods}. Take an iterative sampler, cs.osds or cs.scds."
-        )
+    check_paths(algorithm)
     control, base, params = algorithm.control, algorithm.base, state.ema_params
     log_density = algorithm.target.log_density
     gradient = jax.grad(log_density) if control.guided else None
