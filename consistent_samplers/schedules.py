@@ -5,6 +5,7 @@ large near the base, where the marginals are smooth, and small near the target.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -99,6 +100,25 @@ class _Brownian:
         return jnp.log(t1 / jnp.asarray(t0))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Geometric:
+    """See `geometric`."""
+
+    fall: float
+
+    def __post_init__(self) -> None:
+        if not self.fall > 1.0:
+            raise ValueError(f"A geometric schedule needs fall > 1, got {self.fall}.")
+
+    def rate(self, t: Array | float) -> Array:
+        log_fall = 2.0 * math.log(self.fall)
+        return jnp.asarray(log_fall / jnp.expm1(log_fall * t))
+
+    def integral(self, t0: Array | float, t1: Array | float) -> Array:
+        log_fall = 2.0 * math.log(self.fall)
+        return jnp.log(jnp.expm1(-log_fall * t1) / jnp.expm1(-log_fall * jnp.asarray(t0)))
+
+
 def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> NoisingRate:
     """A rate per unit of time that falls linearly, from ``beta_max`` at the base to ``beta_min``.
 
@@ -153,6 +173,25 @@ def brownian() -> NoisingRate:
       0.5
     """
     return _Brownian()
+
+
+def geometric(fall: float = 100.0) -> NoisingRate:
+    """The noising of a motion whose noise falls geometrically, to ``1 / fall`` of that at first.
+
+    For dX = σ(t) dW from X_0 = 0 with σ(t) = σ_max fall^{-t} (Havens et al., 2025), X_t / std(X_t)
+    is an Ornstein-Uhlenbeck process towards N(0, I) with a(t)² = (1 - fall^{-2t}) / (1 - fall^{-2}).
+    ∫β is infinite from t0 = 0, as of `brownian`, which is the limit of no fall: for exact kernels.
+
+    Raises:
+      ValueError: unless fall > 1.
+
+    Example:
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> signal = lambda t: jnp.exp(-0.5 * cs.schedules.geometric(2.0).integral(t, 1.0))
+      >>> round(float(signal(0.5) ** 2), 3)  # (1 - 1/2) / (1 - 1/4)
+      0.667
+    """
+    return _Geometric(fall)
 
 
 def check_num_steps(num_steps: int, max_steps: int) -> None:
