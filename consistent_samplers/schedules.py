@@ -179,7 +179,8 @@ def geometric(fall: float = 100.0) -> NoisingRate:
     """The noising of a motion whose noise falls geometrically, to ``1 / fall`` of that at first.
 
     For dX = σ(t) dW from X_0 = 0 with σ(t) = σ_max fall^{-t} (Havens et al., 2025), X_t / std(X_t)
-    is an Ornstein-Uhlenbeck process towards N(0, I) with a(t)² = (1 - fall^{-2t}) / (1 - fall^{-2}).
+    is an Ornstein-Uhlenbeck process towards N(0, I) with the signal
+    a(t)² = (1 - fall^{-2t}) / (1 - fall^{-2}).
     ∫β is infinite from t0 = 0, as of `brownian`, which is the limit of no fall: for exact kernels.
 
     Raises:
@@ -200,7 +201,8 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
     A step of size 1 / num_steps must be one the network was trained for: d = 2^k / max_steps.
 
     Raises:
-      ValueError: ``num_steps`` is not a power of two that divides ``max_steps``.
+      ValueError: ``num_steps`` is not a power of two that divides ``max_steps``, which is 0 where
+        there are no steps of this kind.
 
     Example:
       >>> import consistent_samplers as cs
@@ -210,6 +212,11 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
       ValueError: num_steps=3 does not divide the 16 fine steps of this sampler into ...
     """
     allowed = [2**k for k in range(max_steps.bit_length())]
+    if not allowed:
+        raise ValueError(
+            "This sampler has no deterministic map, whatever the number of steps: its draws are "
+            "ends of stochastic paths, by method='path'."
+        )
     if type(num_steps) is not int or num_steps not in allowed:
         raise ValueError(
             f"num_steps={num_steps!r} does not divide the {max_steps} fine steps of this sampler "

@@ -17,7 +17,6 @@ from consistent_samplers.algorithms.stochastic import (
 )
 from consistent_samplers.bases import Component
 from consistent_samplers.maps import Control
-from consistent_samplers.networks import clip_norm
 from consistent_samplers.schedules import NoisingRate
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, ArrayTree, Method, Params, PRNGKey
@@ -116,10 +115,10 @@ class AdjointSampling(OnPaths):
         """The regression on points of the buffer, after fresh ends were put into it."""
         key_path, key_draw, key_time, key_noise = jax.random.split(now.rng_key, 4)
         memory, elbo = self._refreshed(key_path, now, evaluate)
-        # Before the first usable end all weights are zero, and so is the loss.
-        logits = jnp.where(memory.usable, 0.0, -jnp.inf)
-        logits = jnp.where(memory.usable.any(), logits, 0.0)
-        index = jax.random.categorical(key_draw, logits, shape=(self.batch_size,))
+        # Before the first usable end any is drawn, and the loss is zero.
+        share = jnp.where(memory.usable.any(), memory.usable, True).astype(float)
+        capacity, size = self.buffer_capacity, (self.batch_size,)
+        index = jax.random.choice(key_draw, capacity, size, p=share / share.sum())
         ends = jax.tree.map(lambda leaf: leaf[index], memory[:4])
         end, adjoint, component, usable = ends
         # The gradient of the tempered log (ρ/p0)^temper.
@@ -132,11 +131,13 @@ class AdjointSampling(OnPaths):
         loss = jnp.where(usable, jnp.sum((found - adjoint) ** 2, axis=1), 0.0).mean()
         return Loss((loss,), PathInfo(loss, elbo, jnp.asarray(self.max_steps), loss), memory)
 
-    def _refreshed(
-        self, rng_key: PRNGKey, now: Now, evaluate: Evaluate
-    ) -> tuple[EndPoints, Array]:
+    def _refreshed(self, rng_key: PRNGKey, now: Now, evaluate: Evaluate) -> tuple[EndPoints, Array]:
         """The buffer with fresh ends in place of the oldest, and their mean log weight ``[]``."""
-        control, memory, params = now.control.on_training_paths(), now.state.memory, now.state.params
+        control, memory, params = (
+            now.control.on_training_paths(),
+            now.state.memory,
+            now.state.params,
+        )
         key_base, key_component, key_path = jax.random.split(rng_key, 3)
         z0 = jax.random.normal(key_base, (self.num_fresh, control.dim))
         component = control.draw_components(key_component, self.num_fresh)
@@ -154,10 +155,10 @@ class AdjointSampling(OnPaths):
         (score,) = jax.vjp(evaluate, x)[1](jnp.ones_like(log_rho))
         adjoint = pull_back((score, jnp.ones_like(correction)))[0] + end
         usable = jnp.isfinite(log_rho) & jnp.isfinite(adjoint).all(axis=1)
+        adjoint = jnp.where(usable[:, None], adjoint, 0.0)
+        length = jnp.linalg.norm(adjoint, axis=1, keepdims=True)
         longest = self.max_adjoint * control.dim**0.5
-        adjoint = jax.vmap(lambda g: clip_norm(g, longest))(
-            jnp.where(usable[:, None], adjoint, 0.0)
-        )
+        adjoint *= longest / jnp.maximum(length, longest)
         slots = (memory.num_added + jnp.arange(self.num_fresh)) % self.buffer_capacity
         kept = jax.tree.map(
             lambda old, new: old.at[slots].set(new), memory[:4], (end, adjoint, component, usable)
@@ -167,8 +168,8 @@ class AdjointSampling(OnPaths):
 
 
 def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the paper, on a perceptron."""
-    return paper_settings(target, batch_size=512)
+    """The paper's geometric noise, on a perceptron from N(0, I)."""
+    return paper_settings(target, schedule=schedules.geometric(1_000.0))
 
 
 adjoint_sampling = on_paths(AdjointSampling, _paper)

@@ -44,7 +44,7 @@ class CMCD(Stochastic):
 
     name: ClassVar[str] = "cmcd"
     methods: ClassVar[tuple[Method, ...]] = ("path",)
-    own_schedule: ClassVar[NoisingRate] = schedules.constant(5.0)
+    own_schedule: ClassVar[NoisingRate] = schedules.constant(1.0)
 
     def control(self, base: Base, network: Any) -> Control:
         """What is trained."""
@@ -58,7 +58,7 @@ cmcd = on_paths(
     all_steps(
         batch_size=300,
         loss="log_variance",
-        schedule=schedules.constant(5.0),
+        schedule=schedules.constant(1.0),
         integrator="euler_maruyama",
     ),
 )

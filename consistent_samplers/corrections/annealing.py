@@ -160,9 +160,9 @@ def resampled_paths(
     """Stochastic paths that are resampled between steps: sequential Monte Carlo (Del Moral, 2006).
 
     After k of K steps a path is worth its weight against p0^{1-λ} ρ^λ in place of ρ, with
-    λ = a(t)², the share of the target's variance that the noising has left there (of `cmcd` its own
-    exponent). Those that are
-    worth little by then are dropped for copies of others. E[mean w] = Z for any number of steps.
+    λ = a(t)², the share of the target's variance that the noising has left there, or the exponent
+    along which `algorithms.cmcd` anneals. Those that are worth little by then are dropped for
+    copies of others. E[mean w] = Z for any number of steps.
 
     Arguments as in `annealed`, K being ``num_steps``. Paths are resampled where the share of
     effective ones falls below ``resample_below``; never if it is 0.

@@ -82,7 +82,9 @@ class AnnealedControl(Control):
         rate = jnp.exp(params["log_rate"])
 
         def kernel(x: Array, at: Array, sign: float, t: Array, d: Array) -> GaussianKernel:
-            ratio = jnp.clip(self.log_ratio_gradient(x, component, gradient), -_MAX_RATIO, _MAX_RATIO)
+            ratio = jnp.clip(
+                self.log_ratio_gradient(x, component, gradient), -_MAX_RATIO, _MAX_RATIO
+            )
             pull = self.target_share(params, at) * ratio + sign * u(x, at, d)
             if self.process.integrator == "euler_maruyama":
                 b = rate * schedule.rate(t) * d
