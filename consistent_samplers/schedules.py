@@ -5,6 +5,7 @@ large near the base, where the marginals are smooth, and small near the target.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -99,6 +100,25 @@ class _Brownian:
         return jnp.log(t1 / jnp.asarray(t0))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Geometric:
+    """See `geometric`."""
+
+    fall: float
+
+    def __post_init__(self) -> None:
+        if not self.fall > 1.0:
+            raise ValueError(f"A geometric schedule needs fall > 1, got {self.fall}.")
+
+    def rate(self, t: Array | float) -> Array:
+        log_fall = 2.0 * math.log(self.fall)
+        return jnp.asarray(log_fall / jnp.expm1(log_fall * t))
+
+    def integral(self, t0: Array | float, t1: Array | float) -> Array:
+        log_fall = 2.0 * math.log(self.fall)
+        return jnp.log(jnp.expm1(-log_fall * t1) / jnp.expm1(-log_fall * jnp.asarray(t0)))
+
+
 def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> NoisingRate:
     """A rate per unit of time that falls linearly, from ``beta_max`` at the base to ``beta_min``.
 
@@ -155,13 +175,34 @@ def brownian() -> NoisingRate:
     return _Brownian()
 
 
+def geometric(fall: float = 100.0) -> NoisingRate:
+    """The noising of a motion whose noise falls geometrically, to ``1 / fall`` of that at first.
+
+    For dX = σ(t) dW from X_0 = 0 with σ(t) = σ_max fall^{-t} (Havens et al., 2025), X_t / std(X_t)
+    is an Ornstein-Uhlenbeck process towards N(0, I) with the signal
+    a(t)² = (1 - fall^{-2t}) / (1 - fall^{-2}).
+    ∫β is infinite from t0 = 0, as of `brownian`, which is the limit of no fall: for exact kernels.
+
+    Raises:
+      ValueError: unless fall > 1.
+
+    Example:
+      >>> import jax.numpy as jnp, consistent_samplers as cs
+      >>> signal = lambda t: jnp.exp(-0.5 * cs.schedules.geometric(2.0).integral(t, 1.0))
+      >>> round(float(signal(0.5) ** 2), 3)  # (1 - 1/2) / (1 - 1/4)
+      0.667
+    """
+    return _Geometric(fall)
+
+
 def check_num_steps(num_steps: int, max_steps: int) -> None:
     """Raises unless a sampler trained on ``max_steps`` fine steps can take ``num_steps``.
 
     A step of size 1 / num_steps must be one the network was trained for: d = 2^k / max_steps.
 
     Raises:
-      ValueError: ``num_steps`` is not a power of two that divides ``max_steps``.
+      ValueError: ``num_steps`` is not a power of two that divides ``max_steps``, which is 0 where
+        there are no steps of this kind.
 
     Example:
       >>> import consistent_samplers as cs
@@ -171,6 +212,11 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
       ValueError: num_steps=3 does not divide the 16 fine steps of this sampler into ...
     """
     allowed = [2**k for k in range(max_steps.bit_length())]
+    if not allowed:
+        raise ValueError(
+            "This sampler has no deterministic map, whatever the number of steps: its draws are "
+            "ends of stochastic paths, by method='path'."
+        )
     if type(num_steps) is not int or num_steps not in allowed:
         raise ValueError(
             f"num_steps={num_steps!r} does not divide the {max_steps} fine steps of this sampler "

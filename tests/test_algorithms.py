@@ -40,6 +40,8 @@ def build(name: str):
         return cs.scds(TARGET, first_steps=2, **small)
     if name in ("dis", "dds", "pis"):
         return getattr(cs, name)(TARGET, **small)
+    if name in ("cmcd", "adjoint_sampling"):
+        return getattr(cs.algorithms, name)(TARGET, **small)
     if name == "dis.learned":
         named = cs.dis(TARGET, learned_kernels="both", train_steps=(2, 4), **small)
         return dataclasses.replace(named, name=name)
@@ -64,16 +66,16 @@ MORE_NAMES = [
     "dis",
     "dds",
     "pis",
+    "cmcd",
+    "adjoint_sampling",
     "dis.learned",
     "cdds",
     "cdds.paper",
     "progressive",
 ]
-# Variants of another's code: for the long run.
-MORE = [
-    pytest.param(name, marks=() if name in ("scds", "dis", "cdds") else pytest.mark.slow)
-    for name in MORE_NAMES
-]
+# The others are variants of another's code: for the long run.
+FAST = ("scds", "dis", "cmcd", "adjoint_sampling", "cdds")
+MORE = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MORE_NAMES]
 by_any_name = pytest.mark.parametrize("name", [*NAMES, *MORE])
 
 
@@ -165,7 +167,7 @@ def test_sample_and_its_reverse(name):
     algorithm, state = build(name), perturbed(initial_state(name), 0.05)
     assert (algorithm.max_steps, algorithm.target, algorithm.base) == (4, TARGET, BASE)
     first = algorithm.methods[0]
-    assert first == ("path" if name in ("dis", "dds", "pis", "dis.learned") else "map")
+    assert first == ("map" if name in ("scds", "cdds", "cdds.paper", "progressive") else "path")
     draws = algorithm.sample(KEY, state, NUM, 2)
     assert draws.bound == BOUND_OF[first]
     assert (draws.flow is not None) == (first == "map")

@@ -1,9 +1,11 @@
 """Training algorithms, a file for each or for a kind, all of one protocol (`base.Algorithm`)."""
 
+from consistent_samplers.algorithms.adjoint import adjoint_sampling
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import Constructor, build
 from consistent_samplers.algorithms.calibration import calibration
 from consistent_samplers.algorithms.cdds import cdds
+from consistent_samplers.algorithms.cmcd import cmcd
 from consistent_samplers.algorithms.dds import dds
 from consistent_samplers.algorithms.dis import dis
 from consistent_samplers.algorithms.hierarchical import hierarchical
@@ -24,9 +26,11 @@ __all__ = [
     "OnPaths",
     "SamplerState",
     "Stochastic",
+    "adjoint_sampling",
     "build",
     "calibration",
     "cdds",
+    "cmcd",
     "dds",
     "dis",
     "hierarchical",

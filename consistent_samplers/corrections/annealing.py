@@ -169,8 +169,9 @@ def resampled_paths(
     """Stochastic paths that are resampled between steps: sequential Monte Carlo (Del Moral, 2006).
 
     After k of K steps a path is worth its weight against p0^{1-λ} ρ^λ in place of ρ, with
-    λ = a(t)², the share of the target's variance that the noising has left there. Those that are
-    worth little by then are dropped for copies of others. E[mean w] = Z for any number of steps.
+    λ = a(t)², the share of the target's variance that the noising has left there, or the exponent
+    along which `algorithms.cmcd` anneals. Those that are worth little by then are dropped for
+    copies of others. E[mean w] = Z for any number of steps.
 
     Arguments as in `annealed`, K being ``num_steps``. Paths are resampled where the share of
     effective ones falls below ``resample_below``; never if it is 0.
@@ -202,7 +203,7 @@ def resampled_paths(
     def log_value(z: Array, component: Component, t: Array) -> Array:
         """Log of the intermediate density that a path at time t is weighed against."""
         # At the start exactly the base, whatever the noising has left of the target there.
-        share = jnp.where(t > 0.0, control.process.signal(t) ** 2, 0.0)
+        share = jnp.where(t > 0.0, control.target_share(params, t), 0.0)
         log_base = simulate.standard_normal_log_prob(z)
         log_rho = base.whitened_log_density(log_density, component)(z)
         return log_base + share * (log_rho - log_base)

@@ -152,17 +152,30 @@ class Control(Map):
         self, z: Array, t: Array, component: Component, gradient: GradientFn | None
     ) -> Array:
         """The gradient of log(ρ/p0) in a frame, as far as the control may use it: ``[dim]``."""
+        ratio = self.log_ratio_gradient(z, component, gradient)
+        if self.guidance == "ratio":
+            return clip_norm(ratio, _MAX_RATIO * math.sqrt(self.dim))
+        scaled = t * ratio / self.process.signal(t)
+        return jnp.clip(scaled, -_MAX_INTERPOLATED, _MAX_INTERPOLATED)
+
+    def log_ratio_gradient(
+        self, z: Array, component: Component, gradient: GradientFn | None
+    ) -> Array:
+        """The gradient ``[dim]`` of log(ρ/p0) in a frame; zero where it is not finite."""
         if gradient is None:
             raise ValueError("A guided control needs the gradient of its target's log density.")
         x, pull_back = jax.vjp(lambda z: self.base.unwhiten(z, component), z)
         (own,) = pull_back(gradient(x))
         correction = jax.grad(lambda z: self.place(z, component)[1])(z)
         ratio = own + correction + z
-        ratio = jnp.where(jnp.isfinite(ratio), ratio, 0.0)
-        if self.guidance == "ratio":
-            return clip_norm(ratio, _MAX_RATIO * math.sqrt(self.dim))
-        scaled = t * ratio / self.process.signal(t)
-        return jnp.clip(scaled, -_MAX_INTERPOLATED, _MAX_INTERPOLATED)
+        return jnp.where(jnp.isfinite(ratio), ratio, 0.0)
+
+    def target_share(self, params: Params, t: Array) -> Array:
+        """The exponent ``[]`` of ρ in p0^{1-λ} ρ^λ, which stands for the path's density at t.
+
+        It is a(t)², the share of the target's variance that the noising has left there.
+        """
+        return self.process.signal(t) ** 2
 
     def on_training_paths(self) -> "Control":
         """What the stochastic paths of training are simulated and weighed with."""
@@ -174,11 +187,17 @@ class Control(Map):
         """Components of ``num`` base draws, stacked."""
         return jax.vmap(self.base.draw_component)(jax.random.split(rng_key, num))
 
+    def uncorrected_kernels(
+        self, params: Params, component: Component, gradient: GradientFn | None
+    ) -> PathKernels:
+        """The process's own transitions with the control."""
+        return simulate.noising_kernels(self.bind(params, component, gradient), self.process)
+
     def kernels(
         self, params: Params, component: Component = (), gradient: GradientFn | None = None
     ) -> PathKernels:
         """The transitions of the stochastic sampler, corrected where they are learned."""
-        own = simulate.noising_kernels(self.bind(params, component, gradient), self.process)
+        own = self.uncorrected_kernels(params, component, gradient)
         features = self.base.features(component)
 
         def forward(x: Array, t: Array, d: Array) -> GaussianKernel:
