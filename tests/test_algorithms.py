@@ -40,7 +40,7 @@ def build(name: str):
         return cs.scds(TARGET, first_steps=2, **small)
     if name in ("dis", "dds", "pis"):
         return getattr(cs, name)(TARGET, **small)
-    if name in ("cmcd", "adjoint_sampling"):
+    if name in ("cmcd", "adjoint_sampling", "snf"):
         return getattr(cs.algorithms, name)(TARGET, **small)
     if name == "dis.learned":
         named = cs.dis(TARGET, learned_kernels="both", train_steps=(2, 4), **small)
@@ -68,6 +68,7 @@ MORE_NAMES = [
     "pis",
     "cmcd",
     "adjoint_sampling",
+    "snf",
     "dis.learned",
     "cdds",
     "cdds.paper",

@@ -14,6 +14,7 @@ from consistent_samplers.algorithms.pis import pis
 from consistent_samplers.algorithms.progressive import progressive_distillation
 from consistent_samplers.algorithms.protocol import Adam, Loss, Now, Objective, SamplerState
 from consistent_samplers.algorithms.scds import scds
+from consistent_samplers.algorithms.snf import snf
 from consistent_samplers.algorithms.stochastic import OnPaths, Stochastic
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "pis",
     "progressive_distillation",
     "scds",
+    "snf",
 ]

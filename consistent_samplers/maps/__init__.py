@@ -1,6 +1,6 @@
 """Maps from a base to a target, and the stochastic paths beside them, without a density inside."""
 
-from consistent_samplers.maps.annealed import AnnealedControl
+from consistent_samplers.maps.annealed import AnnealedControl, StochasticFlow
 from consistent_samplers.maps.control import Control, Guidance, LearnedKernels
 from consistent_samplers.maps.denoising import Denoiser, DenoisingProcess
 from consistent_samplers.maps.hierarchical import HierarchicalMap, hierarchical_map
@@ -17,6 +17,7 @@ __all__ = [
     "Identity",
     "LearnedKernels",
     "Proposal",
+    "StochasticFlow",
     "has_density",
     "hierarchical_map",
     "marginal",

@@ -1,14 +1,20 @@
 """A control beside annealed Langevin dynamics: stochastic paths along given densities."""
 
+import functools
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers import log_det, simulate
 from consistent_samplers.bases import Component
-from consistent_samplers.maps.control import Control
+from consistent_samplers.maps.control import MAX_INVERSION_ERROR, Control
+from consistent_samplers.maps.identity import Proposal
 from consistent_samplers.processes import GaussianKernel
 from consistent_samplers.simulate import PathKernels
-from consistent_samplers.types import Array, GradientFn, Params, PRNGKey
+from consistent_samplers.simulate.controls import scan_steps
+from consistent_samplers.types import Array, GradientFn, Method, Params, PRNGKey
 
 # Of the exponent of ρ, which is linear in t between them.
 _NUM_KNOTS = 16
@@ -78,22 +84,122 @@ class AnnealedControl(Control):
         self, params: Params, component: Component, gradient: GradientFn | None
     ) -> PathKernels:
         """The Langevin steps with the control, forwards and backwards."""
-        u, schedule = self.bind(params, component, gradient), self.process.schedule
-        rate = jnp.exp(params["log_rate"])
-
-        def kernel(x: Array, at: Array, sign: float, t: Array, d: Array) -> GaussianKernel:
-            ratio = jnp.clip(
-                self.log_ratio_gradient(x, component, gradient), -_MAX_RATIO, _MAX_RATIO
-            )
-            pull = self.target_share(params, at) * ratio + sign * u(x, at, d)
-            if self.process.integrator == "euler_maruyama":
-                b = rate * schedule.rate(t) * d
-                return GaussianKernel(x + 0.5 * b * (pull - x), jnp.sqrt(b))
-            b = rate * schedule.integral(t, t + d)
-            mean = jnp.exp(-0.5 * b) * x - jnp.expm1(-0.5 * b) * pull
-            return GaussianKernel(mean, jnp.sqrt(-jnp.expm1(-b)))
-
+        u = self.bind(params, component, gradient)
+        step = functools.partial(self.langevin_kernel, params, component, gradient)
         return PathKernels(
-            lambda x, t, d: kernel(x, t, 1.0, t, d),
-            lambda x_next, t, d: kernel(x_next, t + d, -1.0, t, d),
+            lambda x, t, d: step(x, t, u(x, t, d), t, d),
+            lambda x_next, t, d: step(x_next, t + d, -u(x_next, t + d, d), t, d),
         )
+
+    def langevin_kernel(
+        self,
+        params: Params,
+        component: Component,
+        gradient: GradientFn | None,
+        x: Array,
+        at: Array,
+        push: Array | float,
+        t: Array,
+        d: Array,
+    ) -> GaussianKernel:
+        """The step from t to t + d along the score of π_at, with ``push [dim]`` beside λ r."""
+        ratio = self.log_ratio_gradient(x, component, gradient)
+        ratio = jnp.clip(ratio, -_MAX_RATIO, _MAX_RATIO)
+        pull = self.target_share(params, at) * ratio + push
+        rate, schedule = jnp.exp(params["log_rate"]), self.process.schedule
+        if self.process.integrator == "euler_maruyama":
+            b = rate * schedule.rate(t) * d
+            return GaussianKernel(x + 0.5 * b * (pull - x), jnp.sqrt(b))
+        b = rate * schedule.integral(t, t + d)
+        mean = jnp.exp(-0.5 * b) * x - jnp.expm1(-0.5 * b) * pull
+        return GaussianKernel(mean, jnp.sqrt(-jnp.expm1(-b)))
+
+
+@flax.struct.dataclass
+class StochasticFlow(AnnealedControl):
+    """Layers of two kinds by turns: a learned injective step, then a Langevin step towards π_t.
+
+    The k-th step of the control, x + c u(x, t, d) with a network that has a ``split``, carries the
+    point from π_t towards π_{t+d}; an unadjusted Langevin step for π_{t+d} follows. The first adds
+    the logarithm of its determinant to the weight, the second its density backwards over forwards,
+    the same kernel both ways.
+
+    Example:
+      >>> import jax, consistent_samplers as cs
+      >>> base, network = cs.bases.standard_normal(2), cs.networks.Structured(2, rank=2)
+      >>> flow = cs.maps.StochasticFlow(base, network, cs.processes.OrnsteinUhlenbeck(), 0)
+      >>> params = flow.init(jax.random.key(0))
+      >>> flow.draw(params, jax.random.key(1), 4, "path", gradient=lambda x: -x).position.shape
+      (2,)
+    """
+
+    def follow(
+        self,
+        params: Params,
+        rng_key: PRNGKey,
+        z0: Array,
+        component: Component,
+        num_steps: int,
+        gradient: GradientFn | None,
+    ) -> tuple[Array, Array]:
+        """Where the layers lead from z0 in a frame ``[dim]``, and what they add to log w ``[]``."""
+        u = self.bind(params, component, gradient)
+        langevin = functools.partial(self.langevin_kernel, params, component, gradient)
+
+        def layer(z: Array, t: Array, d: Array, key: PRNGKey) -> tuple[Array, Any]:
+            y, jacobian = simulate.flow_step_and_jacobian(u, self.process, z, t, d)
+            forward = langevin(y, t + d, 0.0, t, d)
+            z = forward.sample(key)
+            backward = langevin(z, t + d, 0.0, t, d)
+            return z, (jacobian, backward.log_prob(y) - forward.log_prob(z))
+
+        keys = jax.random.split(rng_key, num_steps)
+        end, (jacobians, ratios) = scan_steps(layer, z0, num_steps, keys)
+        return end, log_det.slogdet(jacobians).log_abs_det.sum() + ratios.sum()
+
+    def draw(
+        self,
+        params: Params,
+        rng_key: PRNGKey,
+        num_steps: int,
+        method: Method,
+        weights: bool = True,
+        gradient: GradientFn | None = None,
+    ) -> Proposal:
+        """One draw; see `Map.draw`."""
+        key_base, key_path = jax.random.split(rng_key)
+        z0, component = self.start_point(key_base)
+        end, gained = self.follow(params, key_path, z0, component, num_steps, gradient)
+        log_ratio = gained - simulate.standard_normal_log_prob(z0)
+        return self.landed(end, component, log_ratio if weights else None)
+
+    def reverse(
+        self,
+        params: Params,
+        rng_key: PRNGKey,
+        position: Array,
+        num_steps: int,
+        method: Method,
+        gradient: GradientFn | None = None,
+    ) -> Array:
+        """Log ratio of a draw that ends at a point; see `Map.reverse`."""
+        component = self.base.component_at(jax.random.fold_in(rng_key, 1), position)
+        u = self.bind(params, component, gradient)
+        langevin = functools.partial(self.langevin_kernel, params, component, gradient)
+
+        def layer(z: Array, t: Array, d: Array, key: PRNGKey) -> tuple[Array, Any]:
+            backward = langevin(z, t + d, 0.0, t, d)
+            y = backward.sample(key)
+            forward = langevin(y, t + d, 0.0, t, d)
+            before = simulate.invert_step(u, self.process, y, t, d)
+            again, jacobian = simulate.flow_step_and_jacobian(u, self.process, before, t, d)
+            missed = jnp.sqrt(jnp.mean((again - y) ** 2))
+            return before, (jacobian, backward.log_prob(y) - forward.log_prob(z), missed)
+
+        keys = jax.random.split(rng_key, num_steps)
+        z1 = self.base.whiten(position, component)
+        z0, (jacobians, ratios, missed) = scan_steps(layer, z1, num_steps, keys, reverse=True)
+        gained = log_det.slogdet(jacobians).log_abs_det.sum() + ratios.sum()
+        log_ratio = self.base.log_correction(position, component) + gained
+        log_ratio -= simulate.standard_normal_log_prob(z0)
+        return jnp.where(missed.max() < MAX_INVERSION_ERROR, log_ratio, jnp.nan)
