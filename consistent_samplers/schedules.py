@@ -115,8 +115,9 @@ class _Geometric:
         return jnp.asarray(log_fall / jnp.expm1(log_fall * t))
 
     def integral(self, t0: Array | float, t1: Array | float) -> Array:
+        # The log of a ratio of variances, as one of their difference: exact for short steps.
         log_fall = 2.0 * math.log(self.fall)
-        return jnp.log(jnp.expm1(-log_fall * t1) / jnp.expm1(-log_fall * jnp.asarray(t0)))
+        return jnp.log1p(-jnp.expm1(log_fall * (t0 - t1)) / jnp.expm1(log_fall * jnp.asarray(t0)))
 
 
 def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> NoisingRate:

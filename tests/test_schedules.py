@@ -57,6 +57,19 @@ def test_brownian_rate_and_integral(t0, t1):
     np.testing.assert_allclose(schedule.integral(t0, t1), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("fall", [2.0, 1_000.0])
+@pytest.mark.parametrize(("t0", "t1"), [(0.01, 1.0), (0.25, 0.5), (0.9921875, 1.0)])
+def test_geometric_rate_and_integral(fall, t0, t1):
+    schedule, variance = schedules.geometric(fall), lambda t: -np.expm1(-2 * np.log(fall) * t)
+    expected = np.log1p((variance(t1) - variance(t0)) / variance(t0))
+    np.testing.assert_allclose(schedule.integral(t0, t1), expected, rtol=1e-4)
+    found, _ = scipy.integrate.quad(lambda t: float(schedule.rate(t)), t0, t1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert schedule.integral(0.0, t1) == np.inf
+    with pytest.raises(ValueError, match="fall > 1"):
+        schedules.geometric(1.0)
+
+
 def test_brownian_forgets_everything_from_its_start():
     integral = schedules.brownian().integral
     assert np.isposinf(integral(0.0, 0.125)) and np.isposinf(integral(jnp.zeros(()), 1.0))

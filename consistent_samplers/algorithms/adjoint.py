@@ -119,25 +119,22 @@ class AdjointSampling(OnPaths):
         share = jnp.where(memory.usable.any(), memory.usable, True).astype(float)
         capacity, size = self.buffer_capacity, (self.batch_size,)
         index = jax.random.choice(key_draw, capacity, size, p=share / share.sum())
-        ends = jax.tree.map(lambda leaf: leaf[index], memory[:4])
-        end, adjoint, component, usable = ends
+        end, adjoint, component, usable = jax.tree.map(lambda leaf: leaf[index], memory[:4])
         # The gradient of the tempered log (ρ/p0)^temper.
         adjoint *= objectives.annealing(now.state.iteration, self.anneal_iterations)
         t = jax.random.randint(key_time, (self.batch_size,), 0, self.max_steps) / self.max_steps
-        a = jax.vmap(now.control.process.signal)(t)[:, None]
+        b = jax.vmap(lambda t: now.control.process.schedule.integral(t, 1.0))(t)[:, None]
         noise = jax.random.normal(key_noise, end.shape)
-        x, d = a * end + jnp.sqrt(1.0 - a**2) * noise, jnp.asarray(1.0 / self.max_steps)
+        x = jnp.exp(-0.5 * b) * end + jnp.sqrt(-jnp.expm1(-b)) * noise
+        d = jnp.asarray(1.0 / self.max_steps)
         found = jax.vmap(lambda c, x, t: now.bind(params, c)(x, t, d))(component, x, t)
         loss = jnp.where(usable, jnp.sum((found - adjoint) ** 2, axis=1), 0.0).mean()
         return Loss((loss,), PathInfo(loss, elbo, jnp.asarray(self.max_steps), loss), memory)
 
     def _refreshed(self, rng_key: PRNGKey, now: Now, evaluate: Evaluate) -> tuple[EndPoints, Array]:
         """The buffer with fresh ends in place of the oldest, and their mean log weight ``[]``."""
-        control, memory, params = (
-            now.control.on_training_paths(),
-            now.state.memory,
-            now.state.params,
-        )
+        control = now.control.on_training_paths()
+        memory, params = now.state.memory, now.state.params
         key_base, key_component, key_path = jax.random.split(rng_key, 3)
         z0 = jax.random.normal(key_base, (self.num_fresh, control.dim))
         component = control.draw_components(key_component, self.num_fresh)
@@ -148,23 +145,24 @@ class AdjointSampling(OnPaths):
             return points[-1], log_ratio.sum() - simulate.standard_normal_log_prob(z0)
 
         end, log_ratio = jax.vmap(path)(jax.random.split(key_path, self.num_fresh), z0, component)
-        end = jnp.where(jnp.isfinite(end), end, 0.0)
+        finite = jnp.isfinite(end).all(axis=1)
+        end = jnp.where(finite[:, None], end, 0.0)
         (x, correction), pull_back = jax.vjp(jax.vmap(control.place), end, component)
         # The first call is where the points are asked for; its derivative is at the same points.
         log_rho = evaluate(x)
         (score,) = jax.vjp(evaluate, x)[1](jnp.ones_like(log_rho))
+        score = jnp.where(jnp.isfinite(score), score, 0.0)
         adjoint = pull_back((score, jnp.ones_like(correction)))[0] + end
-        usable = jnp.isfinite(log_rho) & jnp.isfinite(adjoint).all(axis=1)
-        adjoint = jnp.where(usable[:, None], adjoint, 0.0)
         length = jnp.linalg.norm(adjoint, axis=1, keepdims=True)
         longest = self.max_adjoint * control.dim**0.5
         adjoint *= longest / jnp.maximum(length, longest)
+        fresh = (end, adjoint, component, finite & jnp.isfinite(log_rho))
         slots = (memory.num_added + jnp.arange(self.num_fresh)) % self.buffer_capacity
-        kept = jax.tree.map(
-            lambda old, new: old.at[slots].set(new), memory[:4], (end, adjoint, component, usable)
-        )
-        log_weight = log_rho + correction + log_ratio
-        return EndPoints(*kept, memory.num_added + self.num_fresh), log_weight.mean()
+        kept = jax.tree.map(lambda old, new: old.at[slots].set(new), memory[:4], fresh)
+        position, adjoint, component, usable = kept
+        added = memory.num_added + self.num_fresh
+        log_weight = jnp.where(finite, log_rho + correction + log_ratio, -jnp.inf)
+        return EndPoints(position, adjoint, component, usable, added), log_weight.mean()
 
 
 def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:
