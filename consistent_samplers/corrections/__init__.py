@@ -6,6 +6,7 @@ from consistent_samplers.corrections.expectations import Expectation, expectatio
 from consistent_samplers.corrections.metropolis import MetropolisResult, independence_metropolis
 from consistent_samplers.corrections.moves import move
 from consistent_samplers.corrections.other_density import Reweighted, reweight, reweight_chains
+from consistent_samplers.corrections.perturbation import perturbed
 from consistent_samplers.corrections.reweighting import (
     resample,
     systematic_indices,
@@ -23,6 +24,7 @@ __all__ = [
     "independence_metropolis",
     "latent_chains",
     "move",
+    "perturbed",
     "resample",
     "resampled_paths",
     "reweight",
