@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import simulate
-from consistent_samplers.algorithms import Algorithm
 from consistent_samplers.bases import Base, Component
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.targets import Target, evaluation, rounding
@@ -21,15 +20,6 @@ class LatentPoint(NamedTuple):
     log_weight: Array  # exact log ρ(T(z)) - log p0(z) + log |det ∂T|; -inf in place of NaN
     log_density: Array
     folded: Array  # whether a step's determinant is not positive
-
-
-def check_map(algorithm: Algorithm) -> None:
-    """Raises a ValueError unless a sampler has a deterministic map."""
-    if "map" not in algorithm.methods:
-        raise ValueError(
-            f"{algorithm.name!r} has no deterministic map: its methods are {algorithm.methods}. "
-            "Take cs.osds, cs.scds or cs.dis."
-        )
 
 
 WeighFn: TypeAlias = Callable[[Array, Component], LatentPoint]

@@ -1,4 +1,4 @@
-"""Flow perturbation and guidance by soft values: exact weights, whatever the sampler is worth."""
+"""Guidance by soft values: exact weights, whatever the sampler and the values are worth."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 import consistent_samplers as cs
 from consistent_samplers import networks
-from consistent_samplers.corrections import guided, perturbed
+from consistent_samplers.corrections import guided
 
 KEY = jax.random.key(0)
 MEAN, COVARIANCE = np.array([0.4, -0.3]), np.array([[1.2, 0.3], [0.3, 0.7]])
@@ -35,34 +35,6 @@ def assert_right(draws, log_z, mean):
     weight = np.asarray(jax.nn.softmax(draws.log_weight))
     off = np.abs(weight @ np.asarray(draws.position) - mean)
     assert (off < 5.0 * 1.1 / np.sqrt(len(weight) * float(e.ess))).all()
-
-
-@pytest.mark.parametrize("num_steps", [1, 8])
-@pytest.mark.parametrize("style", [jax.random.key, jax.random.PRNGKey])
-def test_perturbed_weights_need_no_determinant(num_steps, style):
-    algorithm, state = algorithm_of(wrong)
-    draws = perturbed(style(1), algorithm, state, 4_000, num_steps)
-    assert_right(draws, float(TARGET.log_z), MEAN)
-
-
-def test_a_poor_inverse_costs_evenness_and_nothing_else():
-    algorithm, state = algorithm_of(wrong)
-    fine, poor = (
-        perturbed(KEY, algorithm, state, 4_000, 8, noise=0.5, num_iterations=n) for n in (6, 1)
-    )
-    assert_right(poor, float(TARGET.log_z), MEAN)
-    assert float(cs.evidence(fine).ess) > float(cs.evidence(poor).ess)
-
-
-def test_perturbation_costs_what_the_docstring_says():
-    # A linear map onto the target: exact weights are constant, and all there is is the noise's.
-    scale = 1.0 + 0.1 * float(1.0 - cs.processes.OrnsteinUhlenbeck().signal(0.0))
-    target = cs.targets.gaussian(jnp.zeros(2), scale**2 * jnp.eye(2))
-    algorithm, state = algorithm_of(lambda x, t, d: 0.1 * x, target=target)
-    draws = perturbed(KEY, algorithm, state, 20_000, 1, noise=0.01)
-    expected = 0.5 * 2 * (1.0 - scale**-2) ** 2
-    np.testing.assert_allclose(jnp.var(draws.log_weight), expected, rtol=0.1)
-    np.testing.assert_allclose(cs.evidence(draws).log_z, target.log_z, atol=4 * 0.17 / 20_000**0.5)
 
 
 def test_guided_draws_are_those_of_the_tilted_target():
@@ -109,12 +81,10 @@ def test_more_candidates_make_the_weights_even_without_any_derivative():
 
 def test_what_cannot_be_corrected_is_said():
     algorithm, state = algorithm_of(wrong)
-    with pytest.raises(ValueError, match="noise must be positive"):
-        perturbed(KEY, algorithm, state, 10, noise=0.0)
     with pytest.raises(ValueError, match="num_candidates"):
         guided(KEY, algorithm, state, jnp.sum, 10, 8, num_candidates=0)
     with pytest.raises(ValueError, match="num_steps"):
-        perturbed(KEY, algorithm, state, 10, 3)
+        guided(KEY, algorithm, state, jnp.sum, 10, 3)
     step = cs.cdds(TARGET, teacher=algorithm, teacher_state=state, num_points=3)
     with pytest.raises(ValueError, match="no stochastic paths"):
         guided(KEY, step, step.init(KEY), jnp.sum, 10, 1)
