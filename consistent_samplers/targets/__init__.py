@@ -5,6 +5,7 @@ Ready-made targets raise a ValueError where an argument is out of range.
 
 from consistent_samplers.targets.base import Target, check_density
 from consistent_samplers.targets.image import image
+from consistent_samplers.targets.lattice import phi4
 from consistent_samplers.targets.mixtures import gaussian, gmm9, gmm40, student_t_mixture
 from consistent_samplers.targets.particles import (
     dw4,
@@ -52,6 +53,7 @@ __all__ = [
     "many_well",
     "particle_coordinates",
     "particle_positions",
+    "phi4",
     "rings",
     "rosenbrock",
     "seeds",
