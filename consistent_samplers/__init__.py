@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         streaming,
         targets,
         training,
+        training_free,
         types,
     )
     from consistent_samplers.algorithms.base import Algorithm
@@ -145,6 +146,7 @@ __all__ = [
     "targets",
     "train_sampler",
     "training",
+    "training_free",
     "types",
     "with_chains",
 ]
