@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         streaming,
         targets,
         training,
+        training_free,
         types,
     )
     from consistent_samplers.algorithms.base import Algorithm
@@ -149,6 +150,7 @@ __all__ = [
     "targets",
     "train_sampler",
     "training",
+    "training_free",
     "types",
     "with_chains",
 ]
