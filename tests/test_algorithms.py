@@ -40,6 +40,11 @@ def build(name: str):
         return cs.scds(TARGET, first_steps=2, **small)
     if name in ("dis", "dds", "pis"):
         return getattr(cs, name)(TARGET, **small)
+    if name in ("dgfs", "contrastive"):
+        return getattr(cs.algorithms, name)(TARGET, **small)
+    if name == "gflownet":
+        searching = {"num_searched": 8, "search_steps": 4, "burn_in": 1, "replay_capacity": 64}
+        return cs.algorithms.gflownet(TARGET, **small, **searching)
     if name == "dis.learned":
         named = cs.dis(TARGET, learned_kernels="both", train_steps=(2, 4), **small)
         return dataclasses.replace(named, name=name)
@@ -64,16 +69,17 @@ MORE_NAMES = [
     "dis",
     "dds",
     "pis",
+    "dgfs",
+    "gflownet",
+    "contrastive",
     "dis.learned",
     "cdds",
     "cdds.paper",
     "progressive",
 ]
 # Variants of another's code: for the long run.
-MORE = [
-    pytest.param(name, marks=() if name in ("scds", "dis", "cdds") else pytest.mark.slow)
-    for name in MORE_NAMES
-]
+SOME = ("scds", "dis", "gflownet", "contrastive", "cdds")
+MORE = [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in MORE_NAMES]
 by_any_name = pytest.mark.parametrize("name", [*NAMES, *MORE])
 
 
@@ -165,7 +171,8 @@ def test_sample_and_its_reverse(name):
     algorithm, state = build(name), perturbed(initial_state(name), 0.05)
     assert (algorithm.max_steps, algorithm.target, algorithm.base) == (4, TARGET, BASE)
     first = algorithm.methods[0]
-    assert first == ("path" if name in ("dis", "dds", "pis", "dis.learned") else "map")
+    few_steps = ("scds", "cdds", "cdds.paper", "progressive")
+    assert first == ("map" if name in few_steps else "path")
     draws = algorithm.sample(KEY, state, NUM, 2)
     assert draws.bound == BOUND_OF[first]
     assert (draws.flow is not None) == (first == "map")
