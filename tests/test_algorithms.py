@@ -40,8 +40,11 @@ def build(name: str):
         return cs.scds(TARGET, first_steps=2, **small)
     if name in ("dis", "dds", "pis"):
         return getattr(cs, name)(TARGET, **small)
-    if name in ("cmcd", "adjoint_sampling", "snf"):
+    if name in ("cmcd", "adjoint_sampling", "snf", "dgfs", "contrastive"):
         return getattr(cs.algorithms, name)(TARGET, **small)
+    if name == "gflownet":
+        searching = {"num_searched": 8, "search_steps": 4, "burn_in": 1, "replay_capacity": 64}
+        return cs.algorithms.gflownet(TARGET, **small, **searching)
     if name == "dis.learned":
         named = cs.dis(TARGET, learned_kernels="both", train_steps=(2, 4), **small)
         return dataclasses.replace(named, name=name)
@@ -69,13 +72,16 @@ MORE_NAMES = [
     "cmcd",
     "adjoint_sampling",
     "snf",
+    "dgfs",
+    "gflownet",
+    "contrastive",
     "dis.learned",
     "cdds",
     "cdds.paper",
     "progressive",
 ]
 # The others are variants of another's code: for the long run.
-FAST = ("scds", "dis", "cmcd", "adjoint_sampling", "cdds")
+FAST = ("scds", "dis", "gflownet", "cdds")
 MORE = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MORE_NAMES]
 by_any_name = pytest.mark.parametrize("name", [*NAMES, *MORE])
 
@@ -169,6 +175,8 @@ def test_sample_and_its_reverse(name):
     assert (algorithm.max_steps, algorithm.target, algorithm.base) == (4, TARGET, BASE)
     first = algorithm.methods[0]
     assert first == ("map" if name in ("scds", "cdds", "cdds.paper", "progressive") else "path")
+    few_steps = ("scds", "cdds", "cdds.paper", "progressive")
+    assert first == ("map" if name in few_steps else "path")
     draws = algorithm.sample(KEY, state, NUM, 2)
     assert draws.bound == BOUND_OF[first]
     assert (draws.flow is not None) == (first == "map")

@@ -6,8 +6,11 @@ from consistent_samplers.algorithms.building import Constructor, build
 from consistent_samplers.algorithms.calibration import calibration
 from consistent_samplers.algorithms.cdds import cdds
 from consistent_samplers.algorithms.cmcd import cmcd
+from consistent_samplers.algorithms.contrastive import contrastive
 from consistent_samplers.algorithms.dds import dds
+from consistent_samplers.algorithms.dgfs import dgfs
 from consistent_samplers.algorithms.dis import dis
+from consistent_samplers.algorithms.gflownet import gflownet
 from consistent_samplers.algorithms.hierarchical import hierarchical
 from consistent_samplers.algorithms.osds import osds
 from consistent_samplers.algorithms.pis import pis
@@ -32,8 +35,11 @@ __all__ = [
     "calibration",
     "cdds",
     "cmcd",
+    "contrastive",
     "dds",
+    "dgfs",
     "dis",
+    "gflownet",
     "hierarchical",
     "osds",
     "pis",

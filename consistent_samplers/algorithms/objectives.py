@@ -51,7 +51,7 @@ class PathBatch(NamedTuple):
     """Paths simulated for one iteration; no gradient."""
 
     position: Array  # [batch_size, most_steps + 1, dim]: the first num_steps + 1 are the path
-    log_weight: Array  # [batch_size], of ρ whatever the training target
+    log_weight: Array  # [batch_size], of ρ whatever the training target, but for stretches
     component: Component  # of the base, in whose frame each path runs
     num_steps: Array  # []
 
@@ -63,7 +63,9 @@ class PathLoss:
     ``"reverse_kl"`` (Zhang & Chen, 2022; Berner et al., 2024), ``"path_gradient"`` the same
     without the score term, whose mean is zero (Roeder et al., 2017; Vaitl et al., 2022),
     ``"log_variance"`` (Richter & Berner, 2024), ``"trajectory_balance"`` with a learned log Z,
-    or ``"sub_trajectory_balance"`` with a learned flow, on a stretch of each path.
+    or ``"sub_trajectory_balance"`` with a learned flow, on a stretch of each path. The log weights
+    of the last are those that the paths would have if the learned flow and log Z were right outside
+    of the stretch, under the training target: exact where the stretch is the whole path.
     """
 
     kind: ControlLoss
@@ -71,6 +73,7 @@ class PathLoss:
     hidden: tuple[int, ...]  # widths of the flow's hidden layers
     step_counts: tuple[int, ...]  # numbers of steps that paths may have
     segment_share: float = 0.25  # length of the stretch, as a share of the path
+    decay: float = 1.0  # weight of a piece of the stretch that is one step longer
 
     def __post_init__(self) -> None:
         check_choice("loss", self.kind, CONTROL_LOSSES)
@@ -123,17 +126,18 @@ class PathLoss:
         log_rho = evaluate(x.reshape(-1, control.dim)).reshape(points.shape[:2]) + correction
         tempered = (1.0 - temper) * _log_normal(points) + temper * log_rho
 
-        imbalance = jnp.zeros_like(log_ratio)
+        end, imbalance = tempered[:, -1], jnp.zeros_like(log_ratio)
+        log_weight = end - _log_normal(position[:, 0]) + log_ratio
         if not on_policy:
             given = [jax.vmap(self._given(params, now, n)) for n in self.step_counts]
             paths = (position, component, first, tempered)
-            log_ratio, imbalance = jax.lax.switch(which, given, *paths)
-        end = tempered[:, -1]
-        log_weight = end - _log_normal(position[:, 0]) + log_ratio
+            log_weight, imbalance = jax.lax.switch(which, given, *paths)
         loss = self._reduced(params, log_weight, imbalance, finite & jnp.isfinite(end))
         fresh = slice(0, self.batch_size)
-        log_weight = stop(log_weight + log_rho[:, -1] - end)[fresh]
-        log_weight = jnp.where(finite[fresh], log_weight, -jnp.inf)
+        if self.kind != "sub_trajectory_balance":
+            log_weight = log_weight + log_rho[:, -1] - end
+        log_weight = stop(log_weight)[fresh]
+        log_weight = jnp.where(finite[fresh] & ~jnp.isnan(log_weight), log_weight, -jnp.inf)
         component = jax.tree.map(lambda c: c[fresh], component)
         return loss, PathBatch(stop(position)[fresh], log_weight, component, num_steps)
 
@@ -186,7 +190,7 @@ class PathLoss:
         return jnp.take_along_axis(position, index[:, :, None], axis=1), first
 
     def _given(self, params: Params, now: Now, num_steps: int) -> Callable[..., Any]:
-        """(path, component, first, log_rho) -> log ratio and imbalance ``[]`` of a given path."""
+        """(path, component, first, log_rho) -> log weight and imbalance ``[]`` of a given path."""
         control, log_flow = now.control.on_training_paths(), ScalarMLP(self.hidden)
         length = self._length(num_steps)
 
@@ -194,7 +198,8 @@ class PathLoss:
             kernels = control.kernels(params, component, now.gradient)
             if self.kind != "sub_trajectory_balance":
                 log_ratio = simulate.path_log_ratio(path[: num_steps + 1], kernels, num_steps).sum()
-                return log_ratio, jnp.zeros_like(log_ratio)
+                log_weight = log_rho[-1] - _log_normal(path[0]) + log_ratio
+                return log_weight, jnp.zeros_like(log_weight)
             path = jax.lax.dynamic_slice_in_dim(path, first, length + 1)
             log_ratio = simulate.path_log_ratio(path, kernels, num_steps, first)
             index = first + jnp.arange(length + 1)
@@ -205,7 +210,8 @@ class PathLoss:
             middle = (1.0 - t) * (log_z + log_p0) + t * log_rho + learned
             flow = jnp.where(index == 0, log_z + log_p0, middle)
             flow = jnp.where(index == num_steps, log_rho, flow)
-            return log_ratio.sum(), losses.sub_trajectory_balance(flow, log_ratio)
+            log_weight = log_z + flow[-1] - flow[0] + log_ratio.sum()
+            return log_weight, losses.sub_trajectory_balance(flow, log_ratio, self.decay)
 
         return given
 

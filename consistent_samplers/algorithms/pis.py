@@ -35,7 +35,8 @@ class PIS(Stochastic):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.schedule is not None or self.integrator != "exponential":
-            raise ValueError("cs.pis is a Brownian motion: it takes no schedule and no integrator.")
+            what = f"{self.name} is a Brownian motion: it takes no schedule and no integrator."
+            raise ValueError(what)
 
 
 # The paper's learning rate falls from 5e-3.

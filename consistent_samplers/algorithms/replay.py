@@ -51,7 +51,9 @@ def draw(
     ranks, since weights early in training span hundreds of nats.
     """
     capacity = buffer.log_weight.shape[0]
-    rank = jnp.argsort(jnp.argsort(-buffer.log_weight))
-    logits = -jnp.log(rank_offset * capacity + rank)
-    logits = jnp.where(jnp.isneginf(buffer.log_weight), -jnp.inf, logits)
-    return buffer.position[jax.random.categorical(rng_key, logits, shape=(num_samples,))]
+    order, rank = jnp.argsort(-buffer.log_weight), jnp.arange(capacity)
+    # Slots without a weight are the last ones.
+    filled = rank < jnp.sum(~jnp.isneginf(buffer.log_weight))
+    share = jnp.where(filled, 1.0 / (rank_offset * capacity + rank), 0.0)
+    # One uniform number a draw, where a categorical one takes as many as there are slots.
+    return buffer.position[order[jax.random.choice(rng_key, rank, (num_samples,), p=share)]]

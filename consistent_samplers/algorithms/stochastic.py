@@ -18,7 +18,7 @@ from consistent_samplers import networks, schedules
 from consistent_samplers.algorithms import building, objectives, replay
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import Constructor
-from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss, PathLoss
+from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss, PathBatch, PathLoss
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases import Base, standard_normal
 from consistent_samplers.bases.base import one_frame
@@ -267,21 +267,28 @@ class Stochastic(OnPaths):
         """The replay buffer, if any."""
         return replay.init(self.replay_capacity, control.dim) if self.num_replayed else ()
 
+    def replayed(self, rng_key: PRNGKey, memory: Any) -> Array:
+        """End points ``[num_replayed, dim]`` of further paths."""
+        # While the buffer is empty its points are zeros: paths like any other.
+        drawn = replay.draw(rng_key, memory, self.num_replayed)
+        return jnp.where(memory.num_added > 0, drawn, 0.0)
+
+    def remember(self, memory: Any, batch: PathBatch) -> ArrayTree:
+        """The buffer with the ends of fresh paths."""
+        return replay.add(memory, batch.position[:, batch.num_steps], batch.log_weight)
+
     def __call__(self, params: Params, now: Now, evaluate: Evaluate) -> Loss:
         """The control loss of paths with a number of steps drawn among those of training."""
         key_count, key_replay, key_path = jax.random.split(now.rng_key, 3)
-        path_loss, memory, replayed = self.path_loss(), now.state.memory, None
+        path_loss, memory = self.path_loss(), now.state.memory
         choices = [path_loss.step_counts.index(n) for n in self._train_steps]
-        if self.num_replayed:
-            # While the buffer is empty its points are zeros: paths like any other.
-            drawn = replay.draw(key_replay, memory, self.num_replayed)
-            replayed = jnp.where(memory.num_added > 0, drawn, 0.0)
+        replayed = self.replayed(key_replay, memory) if self.num_replayed else None
         which = jax.random.choice(key_count, jnp.asarray(choices))
         temper = objectives.annealing(now.state.iteration, self.anneal_iterations)
         value, batch = path_loss(
             params, now, key_path, evaluate, which=which, temper=temper, replayed=replayed
         )
         if self.num_replayed:
-            memory = replay.add(memory, batch.position[:, batch.num_steps], batch.log_weight)
+            memory = self.remember(memory, batch)
         elbo = batch.log_weight.mean()
         return Loss((value,), PathInfo(value, elbo, batch.num_steps, value), memory)

@@ -11,6 +11,7 @@ from consistent_samplers.networks.perceptron import (
     Trunk,
     clip_norm,
 )
+from consistent_samplers.networks.potential import Potential
 from consistent_samplers.networks.structured import Structured
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Gate",
     "KernelCorrection",
     "Network",
+    "Potential",
     "ScalarMLP",
     "StepConditionedMLP",
     "Structured",

@@ -66,7 +66,8 @@ class Trunk(nn.Module):
         return hidden.astype(x.dtype)
 
 
-def _beside(x: Array, features: Array | None) -> Array:
+def beside(x: Array, features: Array | None) -> Array:
+    """A point with the features of its component behind it."""
     return x if features is None else jnp.concatenate([x, features])
 
 
@@ -110,7 +111,7 @@ class StepConditionedMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, d: Array, features: Array | None = None) -> Array:
         """The control at ``x [dim]``: ``[dim]``; ``features`` tell a base's components apart."""
-        hidden = Trunk(self.hidden, dtype=self.dtype)(_beside(x, features), t, d)
+        hidden = Trunk(self.hidden, dtype=self.dtype)(beside(x, features), t, d)
         # Shift and elementwise gain: funnels and hierarchies rescale some coordinates by others.
         # A gain above -1 keeps each coordinate's own scaling positive in a step of any size.
         num_outputs = 2 * self.dim if self.elementwise_gain else self.dim
@@ -179,7 +180,7 @@ class KernelCorrection(nn.Module):
         self, x: Array, t: Array, d: Array, features: Array | None = None
     ) -> tuple[Array, Array]:
         """Shift and change of the log scale, ``[dim]`` each, in units of the kernel's std."""
-        hidden = Trunk(self.hidden)(_beside(x, features), t, d)
+        hidden = Trunk(self.hidden)(beside(x, features), t, d)
         out = nn.Dense(2 * self.dim, kernel_init=nn.initializers.zeros)(hidden)
         shift, log_scale = jnp.split(out, 2)
         shift = self.max_shift * jnp.tanh(shift / self.max_shift)
