@@ -39,8 +39,12 @@ def trained():
 # ---- truth
 
 
-def control_error(algorithm, state):
-    """Mean squared distance to the optimal control on the optimal marginals, and its size."""
+def score_error(algorithm, state):
+    """Mean squared distance of a(t) u to a(t) u* on the optimal marginals, and the size of that.
+
+    Relative to the score, as the control acts: where a is small next to nothing is learned of it,
+    and next to nothing depends on it.
+    """
     process, rng = algorithm.control.process, np.random.default_rng(0)
     mean, covariance = MEAN / SCALE, COVARIANCE / SCALE**2
     x, t, best = [], [], []
@@ -48,21 +52,22 @@ def control_error(algorithm, state):
         a = float(process.signal(time))
         marginal = a**2 * covariance + (1 - a**2) * np.eye(2)
         points = rng.multivariate_normal(a * mean, marginal, size=200)
-        # u* = (score + x) / a, the score being that of the noised target.
+        # The score of the noised target is -x + a u*.
         score = -np.linalg.solve(marginal, (points - a * mean).T).T
         x.append(points)
         t.append(np.full(200, time))
-        best.append((score + points) / a)
+        best.append(score + points)
     x, t, best = (jnp.asarray(np.concatenate(part), jnp.float32) for part in (x, t, best))
     control = algorithm.control.bind(state.ema_params)
     found = jax.vmap(control, (0, 0, None))(x, t, jnp.asarray(1.0 / 8))
+    found = jax.vmap(process.signal)(t)[:, None] * found
     return float(jnp.mean((found - best) ** 2)), float(jnp.mean(best**2))
 
 
 def test_training_approaches_the_optimal_control():
     algorithm, (state, history) = trained()
-    error, size = control_error(algorithm, state)
-    assert error < 0.1 * size
+    error, size = score_error(algorithm, state)
+    assert error < 0.03 * size
     draws = algorithm.sample(jax.random.key(1), state, 4_000)
     evidence = cs.evidence(draws)
     assert evidence.bound == "lower" and draws.flow is None

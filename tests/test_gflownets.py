@@ -137,7 +137,7 @@ def test_proposals_ride_along_in_one_call():
     chex.assert_trees_all_close(1.3 * state.memory.chains.position, points[-32:], rtol=1e-5)
 
 
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("inside", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_chains_keep_density_and_gradient_of_where_they_are(inside):
     base = GaussianBase(jnp.array([0.5, -0.2]), jnp.array([[1.1, 0.0], [0.3, 0.9]]))
     algorithm = build("gflownet", base=base)

@@ -64,8 +64,8 @@ class DGFS(PIS):
 
     def path_loss(self) -> PathLoss:
         """The control loss."""
-        own = {"segment_share": self.segment_share, "decay": self.decay}
-        return dataclasses.replace(super().path_loss(), **own)
+        loss = super().path_loss()
+        return dataclasses.replace(loss, segment_share=self.segment_share, decay=self.decay)
 
 
 def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:

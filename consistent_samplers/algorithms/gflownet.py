@@ -48,7 +48,7 @@ class GFlowNet(PIS):
     them. The paper's noise of exploration is left out, and its learned backward kernels are the
     setting ``learned_kernels``.
 
-    Chains climb to modes that are downhill from where they start; they do not pass between modes
+    Chains climb to the modes nearest to where they start; they do not pass between modes
     that are far apart, nor find one that no path comes near. How many chains are in a mode says
     little of its mass: that is left to the loss. The base must have one component.
 
@@ -134,10 +134,9 @@ class GFlowNet(PIS):
 
         gradient = jax.vmap(jax.grad(in_frame))(proposals.position, together.gradients)
         gain = (1.0 + now.state.iteration) ** -0.5
-        settings = {"lifetime": lifetime, "gain": gain}
-        values = together.values + correction
+        values, kept = together.values + correction, memory.chains
         chains = local_search.accept(
-            key_accept, memory.chains, proposals, values, gradient, **settings
+            key_accept, kept, proposals, values, gradient, lifetime=lifetime, gain=gain
         )
         settled = (chains.age >= self.burn_in) & jnp.isfinite(chains.log_density)
         evenly = jnp.where(settled, 0.0, -jnp.inf)

@@ -4,16 +4,20 @@ In units of the base's frame, with the step size ε and the log density ℓ ther
 
     z' = z + ½ ε² ∇ℓ(z) + ε ξ,    accepted with probability min(1, ρ(z') q(z | z') / ρ(z) q(z' | z))
 
-(Roberts & Rosenthal, 1998). A proposal is made from what is kept of the last iteration, so that an
+(Roberts & Rosenthal, 1998). The drift ½ ε² ∇ℓ is bounded by twice the size of the noise: with light
+tails it would lead from the outside over to the other side and beyond, to be refused for ever
+(Roberts & Tweedie, 1996). A proposal is made from what is kept of the last iteration, so that an
 iteration asks for the density of all of them once, with whatever else it asks for. Pure functions
 over arrays of fixed size.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers.networks import clip_norm
 from consistent_samplers.types import Array, PRNGKey
 
 ACCEPTANCE = 0.574
@@ -40,9 +44,9 @@ class Proposals(NamedTuple):
 def init(num: int, dim: int, lifetime: int) -> Chains:
     """Chains without a start, of different ages, so that they do not all start anew together."""
     age = jnp.arange(num) * lifetime // num
-    log_step = -jnp.log(jnp.asarray(float(dim))) / 6.0
-    zeros = jnp.zeros((num, dim))
-    return Chains(zeros, jnp.full(num, -jnp.inf), zeros, age, log_step)
+    # Made of arrays of zeros: of numbers alone they would be of a weak type, and compiled twice.
+    zeros, log_step = jnp.zeros((num, dim)), jnp.zeros(()) - math.log(dim) / 6.0
+    return Chains(zeros, zeros[:, 0] - jnp.inf, zeros, age, log_step)
 
 
 def propose(rng_key: PRNGKey, chains: Chains, starts: Array, lifetime: int) -> Proposals:
@@ -95,4 +99,5 @@ def accept(
 
 
 def _drifted(position: Array, gradient: Array, step: Array) -> Array:
-    return position + 0.5 * step**2 * gradient
+    limit = 2.0 * step * position.shape[1] ** 0.5
+    return position + jax.vmap(clip_norm, (0, None))(0.5 * step**2 * gradient, limit)
