@@ -11,6 +11,7 @@ iteration asks for the density of all of them once, with whatever else it asks f
 over arrays of fixed size.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -43,9 +44,9 @@ class Proposals(NamedTuple):
 def init(num: int, dim: int, lifetime: int) -> Chains:
     """Chains without a start, of different ages, so that they do not all start anew together."""
     age = jnp.arange(num) * lifetime // num
-    log_step = -jnp.log(jnp.asarray(float(dim))) / 6.0
-    zeros = jnp.zeros((num, dim))
-    return Chains(zeros, jnp.full(num, -jnp.inf), zeros, age, log_step)
+    # Made of arrays of zeros: of numbers alone they would be of a weak type, and compiled twice.
+    zeros, log_step = jnp.zeros((num, dim)), jnp.zeros(()) - math.log(dim) / 6.0
+    return Chains(zeros, zeros[:, 0] - jnp.inf, zeros, age, log_step)
 
 
 def propose(rng_key: PRNGKey, chains: Chains, starts: Array, lifetime: int) -> Proposals:
