@@ -107,7 +107,7 @@ def _run(
         state, info = kernel(key, state, tempered, size, jnp.ones(dim), _NUM_LEAPFROG)
         return state.position, info.acceptance_rate
 
-    def sweep(carry: Any, key: PRNGKey) -> tuple[Any, Array]:
+    def sweep(carry: Any, key: PRNGKey) -> tuple[Any, Any]:
         z, sizes, parity = carry
         key_move, key_swap = jax.random.split(key)
         keys = jax.random.split(key_move, (len(betas), num_chains))
