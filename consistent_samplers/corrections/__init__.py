@@ -3,6 +3,7 @@
 from consistent_samplers.corrections.annealing import AnnealedDraws, annealed, resampled_paths
 from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.corrections.expectations import Expectation, expectation
+from consistent_samplers.corrections.feynman_kac import product_paths
 from consistent_samplers.corrections.guidance import guided
 from consistent_samplers.corrections.metropolis import MetropolisResult, independence_metropolis
 from consistent_samplers.corrections.moves import move
@@ -27,6 +28,7 @@ __all__ = [
     "latent_chains",
     "move",
     "perturbed",
+    "product_paths",
     "resample",
     "resampled_paths",
     "reweight",

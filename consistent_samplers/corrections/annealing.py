@@ -15,15 +15,14 @@ from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Component
 from consistent_samplers.compilation import jit
 from consistent_samplers.corrections.latent import weigh_latent
-from consistent_samplers.corrections.reweighting import systematic_indices
-from consistent_samplers.estimate import effective_sample_size
-from consistent_samplers.schedules import check_num_steps, time_grid
+from consistent_samplers.corrections.particles import check_paths, resampled_steps
+from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.targets import rounding
 from consistent_samplers.types import Array, Draws, FlowDiagnostics, PRNGKey
 
 
 class AnnealedDraws(NamedTuple):
-    """Draws of `annealed` or `resampled_paths`, and how evenly they came along.
+    """Draws of `annealed`, `resampled_paths` or `product_paths`, and how evenly they came along.
 
     Attributes:
       draws: weighted draws with E[w] = Z.
@@ -148,15 +147,6 @@ def _mended(draws: Draws, acceptance: Array, algorithm: Algorithm) -> AnnealedDr
     return AnnealedDraws(draws, logsumexp(weight) - jnp.log(len(weight)), acceptance)
 
 
-def check_paths(algorithm: Algorithm) -> None:
-    """Raises a ValueError unless a sampler has stochastic paths."""
-    if "path" not in algorithm.methods:
-        raise ValueError(
-            f"{algorithm.name!r} has no stochastic paths: its methods are {algorithm.methods}. "
-            "Take an iterative sampler, cs.osds or cs.scds."
-        )
-
-
 def resampled_paths(
     rng_key: PRNGKey,
     algorithm: Algorithm,
@@ -193,12 +183,10 @@ def resampled_paths(
       >>> result.draws.position.shape, result.acceptance.shape
       ((200, 1), (4,))
     """
-    check_num_steps(num_steps, algorithm.max_steps)
-    check_paths(algorithm)
+    check_paths(algorithm, num_steps)
     control, base, params = algorithm.control, algorithm.base, state.ema_params
     log_density = algorithm.target.log_density
     gradient = jax.grad(log_density) if control.guided else None
-    d = jnp.asarray(1.0 / num_steps)
 
     def log_value(z: Array, component: Component, t: Array) -> Array:
         """Log of the intermediate density that a path at time t is weighed against."""
@@ -208,38 +196,25 @@ def resampled_paths(
         log_rho = base.whitened_log_density(log_density, component)(z)
         return log_base + share * (log_rho - log_base)
 
-    def advance(key: PRNGKey, z: Array, component: Component, t: Array) -> tuple[Array, Array]:
+    def advance(
+        key: PRNGKey, particle: tuple[Array, Component], t: Array, d: Array
+    ) -> tuple[tuple[Array, Component], Array]:
+        z, component = particle
         kernels = control.kernels(params, component, gradient)
         forward = kernels.forward(z, t, d)
         after = forward.sample(key)
-        increment = kernels.backward(after, t, d).log_prob(z) - forward.log_prob(after)
-        increment += log_value(after, component, t + d) - log_value(z, component, t)
-        return after, jnp.where(jnp.isnan(increment), -jnp.inf, increment)
-
-    def step(carry: Any, inputs: tuple[Array, PRNGKey]) -> tuple[Any, Array]:
-        z, component, log_weight = carry
-        t, key = inputs
-        key_move, key_choose = jax.random.split(key)
-        keys = jax.random.split(key_move, num_samples)
-        z, increment = jax.vmap(advance, (0, 0, 0, None))(keys, z, component, t)
-        log_weight = log_weight + increment
-        effective = effective_sample_size(log_weight)
-        # The last step's weights are the result.
-        due = (effective < resample_below) & (t + d < 1.0 - 0.5 * d)
-        chosen = systematic_indices(key_choose, log_weight, num_samples)
-        index = jnp.where(due, chosen, jnp.arange(num_samples))
-        even = jnp.full(num_samples, logsumexp(log_weight) - jnp.log(num_samples))
-        carry = (z[index], jax.tree.map(lambda c: c[index], component))
-        return (*carry, jnp.where(due, even, log_weight)), effective
+        gained = kernels.backward(after, t, d).log_prob(z) - forward.log_prob(after)
+        gained += log_value(after, component, t + d) - log_value(z, component, t)
+        return (after, component), gained
 
     @jit
     def run(key: PRNGKey) -> tuple[Draws, Array]:
         key_base, key_component, key_steps = jax.random.split(key, 3)
         z = jax.random.normal(key_base, (num_samples, base.dim))
         component = control.draw_components(key_component, num_samples)
-        start = (z, component, jnp.zeros(num_samples))
-        inputs = (time_grid(num_steps), jax.random.split(key_steps, num_steps))
-        (z, component, log_weight), effective = jax.lax.scan(step, start, inputs)
+        (z, component), log_weight, effective = resampled_steps(
+            key_steps, (z, component), advance, num_steps, resample_below
+        )
         x = jax.vmap(base.unwhiten)(z, component)
         return Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower"), effective
 

@@ -10,9 +10,9 @@ from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_integer
 from consistent_samplers.compilation import jit
-from consistent_samplers.corrections.annealing import check_paths
+from consistent_samplers.corrections.particles import check_paths
 from consistent_samplers.sampler import weighed
-from consistent_samplers.schedules import check_num_steps, time_grid
+from consistent_samplers.schedules import time_grid
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Draws, PRNGKey
 
@@ -65,8 +65,7 @@ def guided(
       >>> bool((draws.position > 1.0).mean() > 0.5)  # 16 % of the target
       True
     """
-    check_paths(algorithm)
-    check_num_steps(num_steps, algorithm.max_steps)
+    check_paths(algorithm, num_steps)
     check_integer("num_samples", num_samples)
     check_integer("num_candidates", num_candidates)
     control, params, base = algorithm.control, state.ema_params, algorithm.base
