@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -175,9 +176,9 @@ def _check(
                 f"The base of {algorithm.name!r} has several frames, and powers of a target do not "
                 "share them out. Train with a Gaussian base, cs.bases.fit_gaussian say."
             )
-        same = jax.tree.structure(control.base) == jax.tree.structure(first.base) and all(
-            map(np.array_equal, jax.tree.leaves(control.base), jax.tree.leaves(first.base))
-        )
+        parts: list[Any] = [jax.tree.flatten(base) for base in (control.base, first.base)]
+        (leaves, structure), (others, other) = parts
+        same = structure == other and all(map(np.array_equal, leaves, others))
         if not same or control.process != first.process:
             raise ValueError(
                 f"{algorithm.name!r} and {algorithms[0].name!r} differ in "
