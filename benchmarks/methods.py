@@ -13,6 +13,8 @@ import optax
 
 import consistent_samplers as cs
 from benchmarks import race
+from benchmarks.untrained import UNTRAINED
+from consistent_samplers import algorithms
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import GaussianBase
 from consistent_samplers.targets import Target
@@ -71,6 +73,20 @@ METHODS: dict[str, Method] = {
         cs.dis, 5e-3, 128, (1_000, 5_000), _FEW, _FEW, _ANNEALED, None, False, _LEARNED
     ),
     "recipe": Method(iterations=(1_800, 1_800), steps=_POWERS),
+    **{
+        name: Method(build, rate, 256, (800, 5_000), (1, 16, 128), (128,), _ANNEALED)
+        for name, build, rate in (
+            ("adjoint", algorithms.adjoint_sampling, 1e-3),
+            ("dgfs", algorithms.dgfs, 2e-3),
+            ("gflownet", algorithms.gflownet, 2e-3),
+            ("contrastive", algorithms.contrastive, 1e-3),
+        )
+    },
+    "cmcd": Method(
+        algorithms.cmcd, 2e-3, 256, (800, 5_000), (64,), (64,), settings={"max_steps": 64}
+    ),
+    "snf": Method(algorithms.snf, 5e-3, 128, (800, 5_000), (8,), (8,), settings={"max_steps": 8}),
+    **dict.fromkeys(UNTRAINED, Method()),
     # The papers' own, but for a batch that two cores can carry within the same budget.
     "dis.paper": Method(cs.dis.paper, 5e-3, 256, (1_000, 5_000), _LONG, _LONG),
     "osds.paper": Method(

@@ -26,7 +26,10 @@ from benchmarks.process import isolated
 from benchmarks.registry import TARGETS, Entry
 from benchmarks.report import Report, Row, Table, cell, grouped, number
 from benchmarks.timing import timed
+from benchmarks.untrained import UNTRAINED
 from consistent_samplers import diagnostics
+from consistent_samplers.bases import GaussianBase
+from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Draws
 from consistent_samplers.types import Method as Transitions
 
@@ -34,13 +37,19 @@ _NUM_POINTS, _NUM_REVERSED, _MAX_INVERTED_STEPS = 2_000, 1_000, 16
 _METRICS = (
     *("elbo", "eubo", "log_z_error", "ess", "folded", "sampling_seconds"),
     *("sinkhorn", "mmd", "entropic_coverage", "num_missed_modes", "training_seconds"),
+    "density_evaluations",
 )
 
 # --- Which rows ---------------------------------------------------------------------------------
 
 _SAMPLERS = ("base", "dis", "dds", "pis", "cdds", "scds", "osds", "osds-calibrated", "recipe")
 _FEW = ("base", "dis", "scds", "osds", "osds-calibrated", "recipe")
+_FIELD = ("base", "nuts", *UNTRAINED, "dis", "cmcd", "adjoint", "dgfs", "gflownet")
 _ROWS: dict[str, dict[str, tuple[str, ...]]] = {
+    # The rest of the field, beside what trains nothing and the recipe.
+    "field": dict.fromkeys(
+        ("gmm40", "funnel", "many_well", "seeds"), (*_FIELD, "contrastive", "snf", "recipe")
+    ),
     "scds": {
         "gmm9": _SAMPLERS,
         # Without dds and pis, which the quick budget leaves on one ring each.
@@ -132,6 +141,10 @@ def lines(
     trainer = Trainer(method, built, base, iterations, steps)
     found: list[Row] = []
     for current in range(seed, seed + seeds):
+        if method in UNTRAINED:
+            row, draws = untrained(jax.random.key(current), method, built, base, num)
+            found.append(row | distances(draws.position[:_NUM_POINTS], entry, reference))
+            continue
         sampler = trainer.train(current)
         key = jax.random.fold_in(jax.random.key(current), 2**20)
         for num_steps in [k for k in steps if k <= sampler.trained.many_steps.max_steps]:
@@ -145,6 +158,23 @@ def lines(
                 row |= distances(draws.position[:_NUM_POINTS], entry, reference)
                 found.append(common | row)
     return {"lines": [about | line for line in summarised(found, ("num_steps", "bound"), _METRICS)]}
+
+
+def untrained(
+    rng_key: Array, method: str, target: Target, base: GaussianBase, num: int
+) -> tuple[Row, Draws]:
+    """A method that trains nothing: seconds with compilation, evidence where there are weights."""
+    drawn, seconds = timed(lambda: UNTRAINED[method](rng_key, target, base, num))
+    draws, log_z = drawn.draws, drawn.log_z
+    row: Row = {"num_steps": None, "bound": draws.bound, "sampling_seconds": seconds}
+    row["density_evaluations"] = drawn.num_evaluations
+    if draws.log_weight is not None:
+        e = cs.evidence(draws)
+        row |= {"elbo": float(e.elbo), "ess": float(e.ess)}
+        log_z = float(e.log_z)
+    if log_z is not None and target.log_z is not None:
+        row["log_z_error"] = abs(log_z - target.log_z)
+    return row, draws
 
 
 def evidence(
@@ -297,7 +327,8 @@ BENCHMARK = Benchmark(
             """target: {target} | method: {method} | NFE: {num_steps} | weights: {bound} {note} |
             ELBO: {elbo} | EUBO: {eubo} | abs. error of log Z: {log_z_error} | ESS: {ess} |
             folded: {folded} | Sinkhorn: {sinkhorn} | modes missed: {num_missed_modes} |
-            training s: {training_seconds} | drawing s: {sampling_seconds}""",
+            training s: {training_seconds} | drawing s: {sampling_seconds} |
+            densities: {density_evaluations}""",
             rows=_shown,
         ),
         PUBLISHED["note"],

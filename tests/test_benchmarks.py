@@ -232,6 +232,18 @@ def test_base_weights_are_importance_weights():
     assert row["log_z_error"] < 5 * float(cs.evidence(draws).log_z_stderr)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", table.UNTRAINED)
+def test_methods_without_training_have_draws_and_a_cost(name):
+    target = cs.targets.gaussian(jnp.array([0.5, -0.2]), jnp.diag(jnp.array([0.6, 1.1])))
+    base = cs.bases.standard_normal(2)
+    row, draws = table.untrained(jax.random.key(0), name, target, base, 800)
+    assert draws.position.shape == (800, 2) and row["density_evaluations"] >= 800
+    # Of chains and of biased draws the error is larger than that of independent ones.
+    np.testing.assert_allclose(draws.position.mean(0), [0.5, -0.2], atol=0.35)
+    assert row.get("log_z_error", 0.0) < 0.2
+
+
 def test_methods_refuse_what_cannot_be():
     target = registry.TARGETS["gmm9"].build()
     base, _ = registry.build_base(registry.TARGETS["gmm9"], target)
