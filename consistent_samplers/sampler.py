@@ -282,7 +282,7 @@ def weighed(
       >>> from consistent_samplers.sampler import weighed
       >>> target, x = cs.targets.gaussian(jnp.zeros(1), jnp.eye(1)), jnp.zeros((2, 1))
       >>> weighed(target, x, jnp.array([0.0, jnp.nan]), "lower").log_weight.tolist()
-      [-0.0, -inf]
+      [0.0, -inf]
     """
     values = jnp.asarray(rounding.values(as_partial(target.log_density), position))
     log_weight = _log_weight(values, log_ratio)

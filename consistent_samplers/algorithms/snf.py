@@ -48,7 +48,7 @@ class SNF(Objective):
       >>> import consistent_samplers as cs
       >>> target, base = cs.targets.funnel(3), cs.bases.standard_normal(3)
       >>> algorithm = cs.algorithms.snf(target, base=base, max_steps=4, hidden=(8,))
-      >>> algorithm.methods, algorithm.default_steps
+      >>> algorithm.methods, algorithm.objective.default_steps
       (('path',), 4)
     """
 
