@@ -72,7 +72,7 @@ def _settings(name, *line):
 
 
 @pytest.mark.parametrize("budget_set", ["quick", "full"])
-@pytest.mark.parametrize("name", ["scds", "osds", "kernels", "heuristic"])
+@pytest.mark.parametrize("name", ["scds", "osds", "kernels", "heuristic", "field"])
 def test_rows_of_a_table_have_commands_that_can_be_read(name, budget_set):
     benchmark, settings = _settings("table", name, "--budget-set", budget_set)
     planned = list(benchmark.cases(settings, []))
