@@ -41,11 +41,11 @@ def walk_jump(
 ) -> CountedDraws:
     """Draws by walking on noisy measurements and jumping to a posterior mean; they have no weights.
 
-    Four biases remain, and the draws cannot say how large they are. A posterior mean varies less
-    than the target: of a Gaussian with variance s², s⁴ / (s² + σ² / M) is left after M
-    measurements. Means of a few points are biased as ratios. Walks are short, and their steps are
-    not adjusted. In many dimensions, or where σ is large beside the target, one point has all the
-    weight.
+    Biases remain, and the draws cannot say how large they are. A posterior mean varies less than
+    the target: of a Gaussian with variance s², s⁴ / (s² + σ² / M) is left after M measurements.
+    Means of a few points stay too close to ȳ_m, which widens the law again. Walks are short, and
+    their steps are not adjusted. In many dimensions, or where σ is large beside the target, one
+    point has all the weight.
 
     A walk in y_m begins at x̂ + σ ε with the posterior mean x̂ of the measurements before, where y_m
     is to be if x is x̂; the first of them at a draw of the base and noise.
