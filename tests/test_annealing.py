@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import consistent_samplers as cs
 from consistent_samplers.corrections import annealed, resample, resampled_paths
@@ -91,6 +92,32 @@ def test_resampling_leaves_exact_draws():
     result = resampled_paths(jax.random.key(0), algorithm, state, 2_000, 8)
     np.testing.assert_allclose(result.draws.log_weight, LOG_Z, atol=1e-3)
     np.testing.assert_allclose(result.acceptance, 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("outside", [-jnp.inf, jnp.nan, -100.0])
+def test_paths_beyond_the_edge_of_a_target_may_come_back(outside):
+    def log_density(x):
+        return jnp.where(x[0] > 0.5, -0.5 * jnp.sum(x**2), outside)
+
+    target = cs.Target(log_density, 1)
+    truth = 0.5 * np.log(2.0 * np.pi) + scipy.stats.norm.logsf(0.5)
+    base = cs.bases.standard_normal(1)
+    algorithm = cs.dis(target, base=base, max_steps=8, hidden=(8,), guidance=None)
+    state = algorithm.init(jax.random.key(0))
+
+    def one(key):
+        result = resampled_paths(key, algorithm, state, 512, 8, resample_below=0.8)
+        return result.log_z, result.log_z_stderr, result.acceptance[:-1].min()
+
+    log_z, stderr, least = jax.vmap(one)(jax.random.split(jax.random.key(1), 64))
+    z = np.exp(np.asarray(log_z, float) - truth)
+    # Were all of them dropped, most of the mass would be missing, and no weight would say so.
+    assert abs(z.mean() - 1.0) < 4.0 * z.std(ddof=1) / len(z) ** 0.5 < 0.4
+    assert (least < 0.8).all()
+    # Copies are no draws: their ancestors say how far log Z is known.
+    covered = np.abs(np.log(z)) < 2.0 * np.asarray(stderr)
+    assert covered.mean() > 0.8
+    assert np.median(stderr) < 1.5 * np.log(z).std(ddof=1)
 
 
 def test_bad_input_is_refused():

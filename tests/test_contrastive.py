@@ -67,7 +67,7 @@ def score_error(algorithm, state):
 def test_training_approaches_the_optimal_control():
     algorithm, (state, history) = trained()
     error, size = score_error(algorithm, state)
-    assert error < 0.03 * size
+    assert error < 0.01 * size
     draws = algorithm.sample(jax.random.key(1), state, 4_000)
     evidence = cs.evidence(draws)
     assert evidence.bound == "lower" and draws.flow is None

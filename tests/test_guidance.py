@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import consistent_samplers as cs
 from consistent_samplers import networks
@@ -77,6 +78,29 @@ def test_more_candidates_make_the_weights_even_without_any_derivative():
     truth = float(jnp.log(jnp.exp(jax.vmap(reward.fun)(points)).mean()) + TARGET.log_z)
     found = cs.evidence(guided(KEY, algorithm, state, reward, 8_000, 8, num_candidates=16))
     assert abs(float(found.log_z) - truth) < 4.0 * float(found.log_z_stderr) + 0.02
+
+
+@pytest.mark.parametrize("outside", [-jnp.inf, -100.0])
+def test_a_reward_that_jumps_loses_no_paths(outside):
+    # Most paths that end beyond the jump were predicted before not to reach it.
+    variance = np.diag(COVARIANCE)
+    exact = cs.targets.gaussian(MEAN, np.diag(variance))
+    schedule = cs.schedules.linear(0.1, 10.0)
+    process = cs.processes.OrnsteinUhlenbeck(schedule)
+
+    def control(x, t, d):
+        a = process.signal(t)
+        return (a * (variance - 1.0) * x + MEAN) / (a**2 * variance + 1.0 - a**2)
+
+    algorithm, state = algorithm_of(control, exact, schedule=schedule)
+    draws = guided(KEY, algorithm, state, lambda x: jnp.where(x[0] > 1.5, 0.0, outside), 8_192, 8)
+    truth = float(exact.log_z) + scipy.stats.norm.logsf(1.5, MEAN[0], variance[0] ** 0.5)
+    weight = np.exp(np.asarray(draws.log_weight, float) - truth)
+    # Values that are not held up lose half of the mass, sixty of their standard errors.
+    assert abs(weight.mean() - 1.0) < 4.0 * weight.std() / len(weight) ** 0.5 < 0.2
+    beyond = np.asarray(draws.position[:, 0]) > 1.5
+    assert beyond.mean() > 1.5 * np.exp(truth - float(exact.log_z))
+    assert weight[~beyond].max() < 1e-30
 
 
 def test_what_cannot_be_corrected_is_said():

@@ -15,7 +15,11 @@ from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Component
 from consistent_samplers.compilation import jit
 from consistent_samplers.corrections.latent import weigh_latent
-from consistent_samplers.corrections.particles import check_paths, resampled_steps
+from consistent_samplers.corrections.particles import (
+    check_paths,
+    genealogical_stderr,
+    resampled_steps,
+)
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.targets import rounding
 from consistent_samplers.types import Array, Draws, FlowDiagnostics, PRNGKey
@@ -27,17 +31,21 @@ class AnnealedDraws(NamedTuple):
     Attributes:
       draws: weighted draws with E[w] = Z.
       log_z: ``[]``, log of the mean weight, in nats.
+      log_z_stderr: ``[]``, its standard error in nats. Of resampled paths that of their ancestors:
+        copies are dependent, and `evidence`, which takes draws for independent, says less.
       acceptance: ``[num_temperatures]`` mean acceptance rate of the moves at each temperature, or
         ``[num_steps]`` share of effective draws before each resampling.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> draws = cs.Draws(jnp.zeros((4, 1)), jnp.zeros(4), bound="lower")
-      >>> result = cs.corrections.AnnealedDraws(draws, log_z=jnp.zeros(()), acceptance=jnp.ones(8))
+      >>> zero = jnp.zeros(())
+      >>> result = cs.corrections.AnnealedDraws(draws, zero, log_z_stderr=zero, acceptance=zero)
     """
 
     draws: Draws
     log_z: Array
+    log_z_stderr: Array
     acceptance: Array
 
 
@@ -134,17 +142,18 @@ def annealed(
 
     keys = jax.random.split(rng_key, num_samples)
     draws, rates = jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
-    return _mended(draws, rates.mean(0), algorithm)
+    return _mended(draws, jnp.arange(num_samples), rates.mean(0), algorithm)
 
 
-def _mended(draws: Draws, acceptance: Array, algorithm: Algorithm) -> AnnealedDraws:
+def _mended(draws: Draws, origin: Array, acceptance: Array, algorithm: Algorithm) -> AnnealedDraws:
     """Draws without the constant that single precision adds to their weights, and log Z."""
     weight, value = draws.log_weight, draws.log_density
     assert weight is not None and value is not None
     if shift := rounding.constant(algorithm.target.log_density, draws.position, value):
         weight = weight + shift
         draws = dataclasses.replace(draws, log_weight=weight, log_density=value + shift)
-    return AnnealedDraws(draws, logsumexp(weight) - jnp.log(len(weight)), acceptance)
+    log_z = logsumexp(weight) - jnp.log(len(weight))
+    return AnnealedDraws(draws, log_z, genealogical_stderr(weight, origin), acceptance)
 
 
 def resampled_paths(
@@ -161,7 +170,8 @@ def resampled_paths(
     After k of K steps a path is worth its weight against p0^{1-λ} ρ^λ in place of ρ, with
     λ = a(t)², the share of the target's variance that the noising has left there, or the exponent
     along which `algorithms.cmcd` anneals. Those that are worth little by then are dropped for
-    copies of others. E[mean w] = Z for any number of steps.
+    copies of others, though not all of them: what is worth less than e^-2 of the mean is chosen as
+    if it were worth that, and weighed for it. E[mean w] = Z for any number of steps.
 
     Arguments as in `annealed`, K being ``num_steps``. Paths are resampled where the share of
     effective ones falls below ``resample_below``; never if it is 0.
@@ -169,7 +179,7 @@ def resampled_paths(
     Returns:
       Draws of ``bound="lower"`` and the share of effective paths before each step's resampling. In
       expectation the log of the draws' mean weight is a lower bound of log Z; each log weight by
-      itself is none. Copies are dependent: a standard error made from them is too small.
+      itself is none. Copies are dependent: ``log_z_stderr`` counts their ancestors.
 
     Raises:
       ValueError: a sampler without stochastic paths, or ``num_steps`` that it does not take.
@@ -188,35 +198,32 @@ def resampled_paths(
     log_density = algorithm.target.log_density
     gradient = jax.grad(log_density) if control.guided else None
 
-    def log_value(z: Array, component: Component, t: Array) -> Array:
-        """Log of the intermediate density that a path at time t is weighed against."""
-        # At the start exactly the base, whatever the noising has left of the target there.
-        share = jnp.where(t > 0.0, control.target_share(params, t), 0.0)
-        log_base = simulate.standard_normal_log_prob(z)
-        log_rho = base.whitened_log_density(log_density, component)(z)
-        return log_base + share * (log_rho - log_base)
-
     def advance(
         key: PRNGKey, particle: tuple[Array, Component], t: Array, d: Array
-    ) -> tuple[tuple[Array, Component], Array]:
+    ) -> tuple[tuple[Array, Component], Array, Array]:
         z, component = particle
         kernels = control.kernels(params, component, gradient)
         forward = kernels.forward(z, t, d)
         after = forward.sample(key)
         gained = kernels.backward(after, t, d).log_prob(z) - forward.log_prob(after)
-        gained += log_value(after, component, t + d) - log_value(z, component, t)
-        return (after, component), gained
+        # All of a path is weighed against the base that it came from.
+        gained -= jnp.where(t > 0.0, 0.0, simulate.standard_normal_log_prob(z))
+        log_base = simulate.standard_normal_log_prob(after)
+        log_rho = base.whitened_log_density(log_density, component)(after)
+        share = control.target_share(params, t + d)
+        return (after, component), gained, log_base + share * (log_rho - log_base)
 
     @jit
-    def run(key: PRNGKey) -> tuple[Draws, Array]:
+    def run(key: PRNGKey) -> tuple[Draws, Array, Array]:
         key_base, key_component, key_steps = jax.random.split(key, 3)
         z = jax.random.normal(key_base, (num_samples, base.dim))
         component = control.draw_components(key_component, num_samples)
-        (z, component), log_weight, effective = resampled_steps(
+        (z, component), log_weight, origin, effective = resampled_steps(
             key_steps, (z, component), advance, num_steps, resample_below
         )
         x = jax.vmap(base.unwhiten)(z, component)
-        return Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower"), effective
+        draws = Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower")
+        return draws, origin, effective
 
-    draws, effective = run(rng_key)
-    return _mended(draws, effective, algorithm)
+    draws, origin, effective = run(rng_key)
+    return _mended(draws, origin, effective, algorithm)

@@ -15,7 +15,11 @@ from consistent_samplers.bases.base import one_frame
 from consistent_samplers.checks import check_integer
 from consistent_samplers.compilation import jit
 from consistent_samplers.corrections.annealing import AnnealedDraws
-from consistent_samplers.corrections.particles import check_paths, resampled_steps
+from consistent_samplers.corrections.particles import (
+    check_paths,
+    genealogical_stderr,
+    resampled_steps,
+)
 from consistent_samplers.estimate import effective_sample_size
 from consistent_samplers.processes import GaussianKernel
 from consistent_samplers.targets import rounding
@@ -108,7 +112,7 @@ def product_paths(
 
     def advance(
         key: PRNGKey, particle: tuple[Array, Array, Array], t: Array, d: Array
-    ) -> tuple[tuple[Array, Array, Array], Array]:
+    ) -> tuple[tuple[Array, Array, Array], Array, Array]:
         z, u, owed = particle
         forward = process.forward_kernel(z, ahead * (power @ u), t, d)
         forward = forward._replace(std=scale * forward.std)
@@ -124,22 +128,22 @@ def product_paths(
             0.5 * (p + q) for p, q in zip(potential(z, u), potential(after, u_after), strict=True)
         )
         gained = 0.5 * (now**2 - before**2) * square + (now - before) * linear
-        return (after, u_after, owed + log_ratio - gained), gained
+        return (after, u_after, owed + log_ratio - gained), gained, jnp.zeros(())
 
     @jit
-    def run(key: PRNGKey) -> tuple[Array, Array, Array]:
+    def run(key: PRNGKey) -> tuple[Array, Array, Array, Array]:
         key_base, key_steps = jax.random.split(key)
         noise = jax.random.normal(key_base, (num_samples, base.dim))
         log_start = jax.vmap(simulate.standard_normal_log_prob)(noise) - base.dim * math.log(scale)
         z, d = scale * noise, jnp.asarray(1.0 / num_steps)
         u = jax.vmap(evaluated, (0, None, None))(z, jnp.zeros(()), d)
-        (z, _, owed), log_weight, effective = resampled_steps(
+        (z, _, owed), log_weight, origin, effective = resampled_steps(
             key_steps, (z, u, -log_start), advance, num_steps, resample_below
         )
         x, correction = jax.vmap(first.place)(z)
-        return x, log_weight + owed + correction, effective
+        return x, log_weight + owed + correction, origin, effective
 
-    x, log_ratio, effective = run(rng_key)
+    x, log_ratio, origin, effective = run(rng_key)
     values = [rounding.values(algorithm.target.log_density, x) for algorithm in algorithms]
     log_density = sum(power[i] * value for i, value in enumerate(values))
     outside = jnp.stack([jnp.isnan(value) | jnp.isneginf(value) for value in values]).any(axis=0)
@@ -148,7 +152,8 @@ def product_paths(
     log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
     effective = effective.at[-1].set(effective_sample_size(log_weight))
     log_z = logsumexp(log_weight) - jnp.log(num_samples)
-    return AnnealedDraws(Draws(x, log_weight, log_density, bound="lower"), log_z, effective)
+    draws = Draws(x, log_weight, log_density, bound="lower")
+    return AnnealedDraws(draws, log_z, genealogical_stderr(log_weight, origin), effective)
 
 
 def _check(
