@@ -611,3 +611,19 @@ def test_the_papers_presets_take_overrides():
         algorithm = constructor.paper(TARGET, max_steps=4, hidden=(8,))
         assert (algorithm.name, algorithm.max_steps) == (f"{name}.paper", 4)
         assert algorithm.methods[0] == "path"
+
+
+@by_name
+def test_the_papers_guidance_is_finite_from_the_base_on(name):
+    # The Brownian motion of PIS has no signal of the target there.
+    algorithm = build(name, guidance="interpolated")
+    state = algorithm.init(KEY)
+    control = algorithm.control.bind(state.params, (), jax.grad(TARGET.log_density))
+    x, t, d = jnp.array([0.3, -2.0]), jnp.zeros(()), jnp.asarray(0.125)
+    # An untrained network is zero and its gate one.
+    np.testing.assert_allclose(control(x, t, d), jnp.zeros(2), atol=1e-6)
+    late = jnp.asarray(0.75)
+    score = jax.grad(TARGET.log_density)(x)
+    expected = late * (score + x) / algorithm.control.process.signal(late)
+    np.testing.assert_allclose(control(x, late, d), expected, rtol=1e-4)
+    assert jnp.isfinite(algorithm.sample(KEY, state, 100).log_weight).all()
