@@ -115,6 +115,7 @@ def test_the_buffer_goes_round_and_asks_for_fresh_ends_only(monkeypatch):
     np.testing.assert_allclose(memory.adjoint, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_ends_without_a_density_teach_nothing():
     def log_density(x):
         return jnp.where(x[0] > 0.0, -0.5 * jnp.sum(x**2), jnp.nan)
@@ -130,6 +131,7 @@ def test_ends_without_a_density_teach_nothing():
     assert (float(info.loss), bool(state.memory.usable.any())) == (0.0, False)
 
 
+@pytest.mark.slow
 def test_frames_of_a_mixture_keep_their_components():
     target = cs.targets.gmm9()
     shape = jnp.array([[[1.0, 0.0], [0.5, 2.0]], [[3.0, 0.0], [0.0, 1.0]]])

@@ -433,6 +433,7 @@ def test_blocks_of_draws_are_the_draws(monkeypatch):
         np.testing.assert_allclose(errors[arrived], others[arrived], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_numbers_of_draws_share_what_is_compiled():
     calls = 0
 

@@ -64,6 +64,7 @@ def test_annealing_works_in_the_frames_of_a_mixture():
     assert abs(float(e.log_z)) < 4.0 * float(e.log_z_stderr) < 0.6
 
 
+@pytest.mark.slow
 def test_resampled_paths_estimate_z_without_bias():
     algorithm, state = untrained(cs.dis, max_steps=8)
     log_z = jax.vmap(

@@ -422,6 +422,7 @@ def test_first_draws_say_what_is_missed():
     assert {name: x.shape for name, (x, _) in data.items()} == regressions.SHAPES
 
 
+@pytest.mark.slow
 def test_blocks_of_nuts_are_charged_by_their_rate():
     target = cs.Target(lambda x: -0.5 * jnp.sum(x**2), 1)
     sizes = {"warm_up": 50, "block": 50, "enough": 1}

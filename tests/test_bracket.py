@@ -146,6 +146,7 @@ def trained():
     return cs.TrainedSampler(target, base, base)
 
 
+@pytest.mark.slow
 def test_a_trained_sampler_brackets_log_z():
     sampler = trained()
     found = sampler.bracket(jax.random.key(0))

@@ -160,6 +160,7 @@ def test_a_log_z_that_is_not_known_is_bad():
     assert verdict.level == "not to be used" and "known to ± 0.7 only" in str(verdict)
 
 
+@pytest.mark.slow
 def test_chains_do_not_forget_a_spike_that_one_step_saw():
     """A third of the mass in a spike: chains leave it while they adapt, and never return."""
 
@@ -180,6 +181,7 @@ def test_coarse_densities_are_no_ground_for_chains():
     assert chains_verdict(mixed, Bridge(1e7, 0.01), _evidence(1e7)).level == "not to be used"
 
 
+@pytest.mark.slow
 def test_latent_points_are_weighed_as_draws_are():
     target = cs.targets.funnel(3)
     algorithm = cs.osds(
@@ -286,6 +288,7 @@ def test_ctrl_c_during_chains_keeps_what_was_trained(monkeypatch, of_funnel):
         assert chain_stage.where_needed(KEY, without, True, progress_bar=False) is without
 
 
+@pytest.mark.slow
 def test_a_sampler_made_by_hand_takes_chains():
     target = cs.targets.gaussian(jnp.ones(2), jnp.ones(2))
     algorithm = cs.osds(target, base=cs.bases.standard_normal(2), guidance=None, hidden=(8,))
@@ -341,6 +344,7 @@ def test_a_numpyro_model_by_chains(capsys):
     assert weighted["mean"].shape == (2_000,) and float(jnp.std(log_weight)) > 0.0
 
 
+@pytest.mark.slow
 def test_a_run_whose_draws_fall_short_goes_on_to_chains(tmp_path):
     """A sampler from a folder is too narrow for its model: nothing is trained anew."""
     y = jnp.array([1.0, 3.0, 5.0])
@@ -383,6 +387,7 @@ def test_chains_go_on_until_they_have_mixed():
     np.testing.assert_array_equal(longer.position[:, :20], short.position)
 
 
+@pytest.mark.slow
 def test_chains_end_where_gradients_are_many():
     """After the draws that were asked for, 250 at most, and with all that there are by then."""
     base = cs.bases.standard_normal(2)

@@ -72,6 +72,7 @@ def test_kernels_are_langevin_steps_with_the_control_both_ways(integrator):
         np.testing.assert_allclose(kernel.std, variance**0.5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_velocity_of_the_densities_is_the_optimal_control():
     # Weights are all Z in the limit of short steps: halving them halves the variance.
     coarse, fine = (log_weights(optimal(), n).var() for n in (16, 64))

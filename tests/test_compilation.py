@@ -75,6 +75,7 @@ def test_options_that_a_compiler_does_not_know_are_found_out():
     assert not compilation._is_known("xla_backend_optimization_level", 1, "tpu")
 
 
+@pytest.mark.slow
 def test_a_second_training_on_the_same_density_traces_nothing():
     calls = []
 
@@ -103,6 +104,7 @@ def test_a_second_training_on_the_same_density_traces_nothing():
     assert len(calls) == traced
 
 
+@pytest.mark.slow
 def test_what_draws_need_is_compiled_beside_the_training(monkeypatch):
     """By another thread, with the same results; a short calibration with all that follows it."""
     made, prepare = [], programs.prepare
@@ -130,6 +132,7 @@ def test_what_draws_need_is_compiled_beside_the_training(monkeypatch):
     assert train(13) == beside
 
 
+@pytest.mark.slow
 def test_what_a_training_needs_is_compiled_beside_the_exploration(monkeypatch):
     """Where a Gaussian's weights are uneven, and only there; with the same results."""
     made, prepare = [], programs.prepare
@@ -152,6 +155,7 @@ def test_what_a_training_needs_is_compiled_beside_the_exploration(monkeypatch):
     assert train(0.5, 3) == beside
 
 
+@pytest.mark.slow
 def test_what_is_compiled_beside_has_the_precision_of_who_asked(monkeypatch):
     """Precision is set for a thread: in another one all would be of single precision."""
     made, prepare = [], programs.prepare

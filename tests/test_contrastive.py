@@ -64,6 +64,7 @@ def score_error(algorithm, state):
     return float(jnp.mean((found - best) ** 2)), float(jnp.mean(best**2))
 
 
+@pytest.mark.slow
 def test_training_approaches_the_optimal_control():
     algorithm, (state, history) = trained()
     error, size = score_error(algorithm, state)

@@ -25,6 +25,7 @@ def check(trained: cs.TrainedSampler, evidence: cs.Evidence, log_z: float):
     assert cs.diagnostics.is_trustworthy(evidence, trained.exploration)
 
 
+@pytest.mark.slow
 def test_a_target_that_no_base_fits():
     def log_density(x):  # a wave: x_1 is N(sin 2 x_0, 1/4), x_0 has the tails of a quartic
         return -0.1 * x[0] ** 4 - 2.0 * (x[1] - jnp.sin(2.0 * x[0])) ** 2

@@ -139,6 +139,7 @@ def test_cdds_learns_the_affine_flow_of_a_gaussian(skip):
     assert set(np.round(history.time * 8).tolist()) == set(range(8))
 
 
+@pytest.mark.slow
 def test_the_student_of_an_exact_teacher_starts_as_the_teacher():
     teacher, teacher_state = exact_teacher()
     algorithm = distilled("flow")[0]
@@ -212,6 +213,7 @@ def test_reverse_weights_of_cdds_have_the_mean_of_one_over_z():
 # ---- progressive distillation
 
 
+@pytest.mark.slow
 def test_progressive_distillation_halves_down_to_one_step():
     teacher, teacher_state = exact_teacher()
     algorithm = cs.progressive_distillation(

@@ -88,6 +88,7 @@ def test_a_first_power_has_the_weights_of_the_path():
     np.testing.assert_allclose(e.ess, own.ess, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_exact_scores_and_short_steps_leave_even_draws():
     all_moments, exponents = CASES["tempered"]
     result = run(all_moments, exponents, num_samples=2_000, num_steps=64, resample_below=1.0)

@@ -46,6 +46,7 @@ def trained(name):
     return algorithm, cs.fit(KEY, algorithm, 400, progress_bar=False)
 
 
+@pytest.mark.slow
 @by_name
 def test_training_finds_log_z(name):
     algorithm, (state, history) = trained(name)
@@ -116,6 +117,7 @@ def test_dgfs_asks_for_the_density_on_a_stretch_of_each_path(share, num_points):
         assert np.mean((paths[:, 1:] - paths[:, :-1]) ** 2) < 0.6
 
 
+@pytest.mark.slow
 def test_decay_weighs_longer_pieces():
     states, losses = [], []
     for decay in (1.0, 2.0):
@@ -127,6 +129,7 @@ def test_decay_weighs_longer_pieces():
     assert losses[1] > 1.05 * losses[0]
 
 
+@pytest.mark.slow
 def test_proposals_ride_along_in_one_call():
     algorithm = build("gflownet")
     state = algorithm.init(KEY)

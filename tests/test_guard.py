@@ -48,6 +48,7 @@ print(names.count("tf_XLAEigen"))
     return int(printed), said
 
 
+@pytest.mark.slow
 @concerned
 def test_xla_has_threads_to_spare():
     for said_so in ({}, {"NPROC": "3"}):  # what other programs go by
@@ -136,6 +137,7 @@ print((ours + x).tolist(), threads() - few >= 16)
     assert rest == ["[1.0, 2.0, 3.0] True"]
 
 
+@pytest.mark.slow
 @concerned
 @pytest.mark.parametrize(
     ("before", "flags"),

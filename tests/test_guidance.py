@@ -52,6 +52,7 @@ def test_guided_draws_are_those_of_the_tilted_target():
     )
 
 
+@pytest.mark.slow
 def test_more_candidates_make_the_weights_even_without_any_derivative():
     algorithm, state = algorithm_of(
         lambda x, t, d: 0.0 * x,

@@ -195,6 +195,7 @@ def trained(name: str, **settings):
     return algorithm, cs.fit(KEY, algorithm, 300, progress_bar=False)
 
 
+@pytest.mark.slow
 @by_name
 def test_training_approaches_the_optimal_control(name):
     algorithm, (state, history) = trained(name)

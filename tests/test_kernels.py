@@ -614,6 +614,7 @@ def test_the_second_process_reads_what_the_first_compiled(tmp_path, folder):
     assert first["value"] == second["value"] and first["key"] == second["key"]
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once(tmp_path, folder):
     agree(processes(tmp_path, folder, 3), folder)
 

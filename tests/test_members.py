@@ -54,6 +54,7 @@ def test_one_member_among_many():
     assert members_left_out(target, sampler, draws).num_members == 1
 
 
+@pytest.mark.slow
 def test_members_of_two_coordinates_that_change_signs_together():
     def log_density(x):
         a, b = x[1 : NUM + 1], x[NUM + 1 :]
@@ -113,6 +114,7 @@ def test_the_mirror_image_of_a_factor_model_is_found():
     assert members_left_out(target, sampler, draws).num_members == 0  # one member alone cannot turn
 
 
+@pytest.mark.slow
 def test_there_is_no_mirror_image_where_the_prior_knows_the_signs():
     target, start = factors(signs_known=True)
     assert mass_elsewhere(KEY, target, untrained(target, start)[0]) == -np.inf

@@ -242,6 +242,7 @@ def test_reparametrised_sites_come_with_their_own(many_sites):
     assert many_sites.trained.target.name == "all_supports"
 
 
+@pytest.mark.slow
 def test_density_has_gradients_through_every_transform(many_sites):
     target = many_sites.trained.target
     assert target.dim == NUM_UNCONSTRAINED
@@ -760,6 +761,7 @@ def test_nothing_before_run():
             access()
 
 
+@pytest.mark.slow
 def test_both_styles_of_keys_work():
     """``jax.random.key`` and ``jax.random.PRNGKey`` give one training and one set of draws."""
     results = []

@@ -134,6 +134,7 @@ def test_exact_draws_are_all_accepted():
     assert float(mcmc.get_extra_fields()["mean_accept_prob"][-1]) > 0.98
 
 
+@pytest.mark.slow
 def test_runs_go_on_and_repeat_and_convert(sampler):
     mcmc = MCMC(OneStepMH(sampler), num_warmup=0, num_samples=50, progress_bar=False)
     mcmc.run(jax.random.key(2), EVENTS)

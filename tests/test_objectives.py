@@ -106,6 +106,7 @@ def test_a_density_outside_teaches_what_one_inside_does(name):
     assert outside.iteration == inside.iteration == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dis", slow("osds")])
 def test_what_fit_repeats_is_the_step_with_a_key_of_each_iteration(name):
     algorithm = build(name)

@@ -174,6 +174,7 @@ def free_prior(free_sampler):
     return cs.as_prior(free_sampler)
 
 
+@pytest.mark.slow
 def test_constraint_transforms_are_in_the_density(free_prior):
     drawn = free_prior.sample(KEY, (5,))
     sites = free_prior.unpack(drawn)

@@ -67,6 +67,7 @@ def test_a_stage_that_fails_leaves_none_running(terminal, capsys):
     assert progress.label("osds") == "osds"
 
 
+@pytest.mark.slow
 def test_training_shows_its_stages_in_order(terminal, capsys):
     trained(True, effort="full")
     shown = lines(capsys)

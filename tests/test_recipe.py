@@ -416,6 +416,7 @@ def shifted(shift, x):
     return -0.5 * jnp.sum((x - shift) ** 2) - 0.1 * jnp.sum(jnp.cos(x - shift))
 
 
+@pytest.mark.slow
 def test_targets_of_one_function_share_what_is_compiled():
     """Data as arguments of a Partial: another target traces nothing of the density again."""
     calls = 0

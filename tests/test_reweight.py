@@ -59,6 +59,7 @@ def test_mass_beyond_the_draws_is_told(shift, scale):
     assert "cs.train_sampler(rng_key, target, start=trained)" in found.verdict.words
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reweighted_says_so():
     sampler = trained()
     with pytest.raises(ValueError, match="have 2 dimensions, and target 'other' has 3"):

@@ -282,6 +282,7 @@ def test_a_base_of_somebody_elses_class_is_taken_as_it_is():
 # ---- what was asked for
 
 
+@pytest.mark.slow
 def test_effort_overrides_what_the_weights_are_worth():
     poor = cs.bases.standard_normal(2)
     alone = cs.train_sampler(KEY, banana(), base=poor, effort="base", **QUICK)
@@ -294,6 +295,7 @@ def test_effort_overrides_what_the_weights_are_worth():
     assert counted.route.name == "full" and len(counted.histories["calibrated"].loss) == 7
 
 
+@pytest.mark.slow
 def test_full_effort_trains_where_the_base_would_do():
     trained = cs.train_sampler(KEY, bent(), effort="full", **QUICK)
     assert len(trained.histories["calibrated"].loss) >= route.SHORT_ITERATIONS

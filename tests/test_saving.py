@@ -83,6 +83,7 @@ def test_what_is_loaded_is_what_was_saved(trained, folder):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_loaded_sampler(trained, folder):
     loaded = cs.load(folder, bent())
     settings = {k: v for k, v in TINY.items() if k not in ("max_steps", "hidden")}
@@ -100,6 +101,7 @@ def test_training_goes_on_from_a_loaded_sampler(trained, folder):
         pytest.param("mixture", marks=pytest.mark.slow),
         pytest.param("heavy-tailed mixture", marks=pytest.mark.slow),
         pytest.param("product", marks=pytest.mark.slow),
+        pytest.param("symmetric", marks=pytest.mark.slow),
     ],
 )
 def test_every_base_is_kept(base, tmp_path):
@@ -112,6 +114,8 @@ def test_every_base_is_kept(base, tmp_path):
         chosen = cs.bases.MixtureBase(
             jnp.log(jnp.array([0.3, 0.7])), jnp.eye(2), scales, jnp.linalg.inv(scales), tail
         )
+    if base == "symmetric":
+        chosen = cs.bases.symmetric(chosen, -jnp.eye(2)[None])
     algorithm = cs.osds(bent(), base=chosen, max_steps=2, hidden=(8,), guidance=None)
     made = cs.TrainedSampler.of(algorithm, algorithm.init(KEY))
     made.save(tmp_path)
@@ -324,6 +328,7 @@ _KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _KINDS)
 def test_ones_own_base_and_network_are_read_by_another_process(theirs, tmp_path, kind):
     made = theirs("theirs", registered=True).made(kind)
@@ -386,6 +391,7 @@ def test_what_is_not_registered_is_named_and_nothing_is_lost(
 # --- The recipe, stopped and started ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_the_recipe_gives_what_was_reached(monkeypatch):
     class Interrupting(training.tqdm):
         def update(self, n=1):

@@ -451,6 +451,9 @@ def test_keys_of_both_styles_give_the_same_everywhere(tmp_path):
 
 
 PAGES = [(ROOT / page).read_text() for page in ("README.md", "docs/start.md")]
+# Iterations and draws, of which the tests need fewer.
+FEWER = {"1_500": "50", "algorithm, 300": "algorithm, 20", "step, 1_000": "step, 50"}
+FEWER |= {"1_000_000": "50_000"}
 BLOCKS = re.findall(r"^```python\n(.*?)^```", "\n".join(PAGES), re.MULTILINE | re.DOTALL)
 
 
@@ -461,7 +464,9 @@ def test_the_readme_and_the_first_page_run(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     for i, block in enumerate(BLOCKS):
-        block = block.replace("random.key(", f"random.{make}(").replace("1_500", "50")
+        block = block.replace("random.key(", f"random.{make}(")
+        for number, fewer in FEWER.items():
+            block = block.replace(number, fewer)
         exec(compile(block, f"block {i + 1}", "exec"), names)
 
 
@@ -497,6 +502,7 @@ def train(folder, **settings):
     return cs.train_sampler(KEY, target, base=base, checkpoint_dir=folder, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Calibration did not improve:UserWarning")
 def test_a_folder_in_use_is_refused_and_that_of_the_dead_is_not(held):
     folder, child = held
@@ -556,7 +562,7 @@ train(sys.argv[1], num_calibration_iterations=3_000).save(sys.argv[1] + "/kept")
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_leaves_a_folder_that_goes_on(tmp_path):
     folder = tmp_path / "run"
-    for delay in np.random.default_rng(0).uniform(0.5, 12.0, 8):
+    for delay in np.random.default_rng(0).uniform(0.5, 12.0, 5):
         command = [sys.executable, "-c", INTERRUPTED, str(folder)]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert child.stdout.readline() == "ready\n"

@@ -130,6 +130,7 @@ def test_arrays_bound_to_one_device_are_taken_to_the_mesh(mesh):
     close(*trained)
 
 
+@pytest.mark.slow
 def test_meshes_of_any_shape_and_axis_type(mesh):
     devices = np.array(jax.devices()[:8]).reshape(2, 4)
     square = Mesh(devices, ("hosts", "devices"), axis_types=(AxisType.Explicit,) * 2)

@@ -24,6 +24,7 @@ def perturbed(state, scale):
     return state._replace(ema_params=jax.tree.unflatten(structure, noisy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("integrator", ["exponential", "euler_maruyama"])
 def test_weights_hold_for_any_parameters_in_both_directions(integrator):
     algorithm = build(integrator=integrator)

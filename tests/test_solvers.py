@@ -78,6 +78,7 @@ def gap(solver, num_steps):
     return float(TARGET.log_z - cs.evidence(draws).elbo)
 
 
+@pytest.mark.slow
 def test_the_exact_control_is_exact_in_the_limit():
     # Not quite: a share a(0)² of the target is left in the base, which costs 0.017 nats.
     assert gap("path", 64) < 0.04 < 0.5 * gap("path", 8)

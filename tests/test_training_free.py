@@ -109,6 +109,7 @@ def test_polar_slices_take_old_keys_and_refuse_bad_input():
         polar_slice(KEY, bounded, -jnp.ones((1, 2)), 2)
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_any_size_has_weights_of_mean_z():
     def mean_weight(key):
         settings = {"ensemble_size": 8, "num_rounds": 2, "num_steps": 4, "base_share": 0.2}
@@ -120,6 +121,7 @@ def test_an_ensemble_of_any_size_has_weights_of_mean_z():
     assert abs(means.mean() - 1.0) < 4.0 * means.std(ddof=1) / 2_000**0.5 < 0.2
 
 
+@pytest.mark.slow
 def test_an_ensemble_finds_both_modes_without_gradients():
     modes = two_modes(5)
     target = cs.Target(lambda x: modes.log_density(without_gradient(x)), 5)
@@ -161,6 +163,7 @@ def test_an_ensemble_takes_support_and_refuses_bad_input():
             ensemble_score(KEY, cut, 10, **settings)
 
 
+@pytest.mark.slow
 def test_reverse_diffusion_has_the_moments_of_a_gaussian():
     draws, num_evaluations = reverse_diffusion(jax.random.PRNGKey(1), GAUSSIAN, 2_000, num_steps=16)
     assert draws.log_weight is None and num_evaluations == 2_000 * 32 * (32 + 8 * 9)

@@ -18,6 +18,7 @@ def test_sinkhorn_is_near_exact_transport(shift):
     assert 0.99 * exact < sinkhorn(x, y) < 1.01 * exact + 0.06
 
 
+@pytest.mark.slow
 def test_sinkhorn_converges_on_heavy_tails():
     rng = np.random.default_rng(11)
     noise = rng.normal(size=(2, 400, 10))

@@ -58,6 +58,7 @@ def test_streams_count_the_same():
     np.testing.assert_allclose(found.log_z, whole.log_z, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_goes_on_beyond_nan():
     """Calibration, whose batches meet such points in every iteration."""
     settings = {"num_calibration_iterations": 100, "progress_bar": False, "hidden": (16,)}

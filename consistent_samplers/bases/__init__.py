@@ -15,6 +15,7 @@ from consistent_samplers.bases.mixture_fit import (
     fit_to_draws,
 )
 from consistent_samplers.bases.modes import Modes, find_modes
+from consistent_samplers.bases.symmetric import SymmetricBase, fit_symmetric, symmetric
 
 __all__ = [
     "Base",
@@ -27,6 +28,7 @@ __all__ = [
     "MixtureBase",
     "Modes",
     "ProductMixtureBase",
+    "SymmetricBase",
     "explore",
     "find_modes",
     "fit",
@@ -36,9 +38,11 @@ __all__ = [
     "fit_mixture",
     "fit_product",
     "fit_product_mixture",
+    "fit_symmetric",
     "fit_to_draws",
     "judge",
     "mixture",
     "refit_base",
     "standard_normal",
+    "symmetric",
 ]

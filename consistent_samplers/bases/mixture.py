@@ -48,7 +48,7 @@ def _unstretch(w: Array, tail: Array) -> Array:
     return w * jnp.exp(-0.5 * _lambert_w(tail * w**2))
 
 
-class _SeveralFrames:
+class SeveralFrames:
     """What bases of several components share: the extended target, see `Base`."""
 
     def draw_component(self: Any, rng_key: PRNGKey) -> Array:
@@ -76,7 +76,7 @@ class _SeveralFrames:
 
 
 @flax.struct.dataclass
-class MixtureBase(_SeveralFrames):
+class MixtureBase(SeveralFrames):
     """Σ_k π_k N(m_k, L_k L_kᵀ) on R^dim. Build it with `mixture`, or fit it with `fit_mixture`.
 
     With tails h_k > 0 a component is the law of m_k + L_k w, where w = z exp(h_k z² / 2) by
@@ -206,7 +206,7 @@ def mixture(
 
 
 @flax.struct.dataclass
-class ProductMixtureBase(_SeveralFrames):
+class ProductMixtureBase(SeveralFrames):
     """A product over the coordinates of one-dimensional Gaussian mixtures.
 
     It has num_components^dim modes at the cost of num_components · dim numbers.

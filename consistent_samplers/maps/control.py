@@ -155,7 +155,7 @@ class Control(Map):
         ratio = self.log_ratio_gradient(z, component, gradient)
         if self.guidance == "ratio":
             return clip_norm(ratio, _MAX_RATIO * math.sqrt(self.dim))
-        # Of a memoryless process the signal at t = 0 is zero, and the limit of the score's share too.
+        # A memoryless process has no signal at t = 0, where the quotient's limit is zero.
         scaled = t * ratio / jnp.maximum(self.process.signal(t), jnp.finfo(t.dtype).tiny)
         return jnp.clip(scaled, -_MAX_INTERPOLATED, _MAX_INTERPOLATED)
 

@@ -13,6 +13,7 @@ from consistent_samplers.targets.particles import (
     lj55,
     particle_coordinates,
     particle_positions,
+    particle_symmetries,
 )
 from consistent_samplers.targets.posteriors import (
     brownian,
@@ -53,6 +54,7 @@ __all__ = [
     "many_well",
     "particle_coordinates",
     "particle_positions",
+    "particle_symmetries",
     "phi4",
     "rings",
     "rosenbrock",

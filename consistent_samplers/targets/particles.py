@@ -139,6 +139,52 @@ def particle_coordinates(positions: Array) -> Array:
     return free.reshape(*positions.shape[:-2], -1)
 
 
+def particle_symmetries(
+    num_particles: int, spatial_dim: int, *, num_rotations: int = 32
+) -> np.ndarray:
+    """Orthogonal matrices ``[n, dim, dim]`` that generate symmetries of a particle target.
+
+    On the coordinates of ``particle_coordinates``, dim = (num_particles - 1) * spatial_dim: two
+    permutations that generate all of them, and of the space a reflection and rotations, in the
+    plane by 2π / num_rotations, else by right angles. For ``cs.bases.symmetric``.
+
+    Args:
+      num_particles: number of particles, at least 2.
+      spatial_dim: dimension of their space.
+      num_rotations: of the circle of rotations of the plane, this many are kept.
+
+    Raises:
+      ValueError: numbers out of range.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.targets.particle_symmetries(4, 2).shape
+      (4, 6, 6)
+    """
+    check_integer("num_particles", num_particles, 2)
+    check_integer("spatial_dim", spatial_dim)
+    check_integer("num_rotations", num_rotations)
+    basis = helmert(num_particles)
+    order = np.arange(num_particles)
+    swapped = np.concatenate([order[1::-1], order[2:]])
+    moves = [np.diag([-1.0] + (spatial_dim - 1) * [1.0])]
+    angle = 2.0 * np.pi / num_rotations if spatial_dim == 2 else 0.5 * np.pi
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    for i in range(spatial_dim - 1):
+        move = np.eye(spatial_dim)
+        move[i : i + 2, i : i + 2] = turn
+        moves.append(move)
+    return np.stack(
+        [
+            *(
+                np.kron(basis @ np.eye(num_particles)[p] @ basis.T, np.eye(spatial_dim))
+                for p in (swapped, np.roll(order, 1))
+            ),
+            *(np.kron(np.eye(num_particles - 1), move) for move in moves),
+        ]
+    )
+
+
 def _particle_target(
     name: str, num_particles: int, spatial_dim: int, pair_energy: _PairEnergy, stiffness: float
 ) -> Target:

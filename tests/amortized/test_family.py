@@ -72,6 +72,7 @@ def test_members_drop_out_of_padded_data_sets(members):
     assert np.isnan(theta[0, :, 3:]).all() and np.isfinite(theta[0, :, :3]).all()
 
 
+@pytest.mark.slow
 def test_one_data_set_answers_as_a_sampler_does(linear):
     ((X,), kwargs), *_ = linear_sets((6,))
     one = linear.condition(jax.random.PRNGKey(3), X=X, **kwargs)
@@ -139,6 +140,7 @@ def moved(family, shift):
     return dataclasses.replace(family, params=params)
 
 
+@pytest.mark.slow
 def test_data_sets_that_are_not_to_be_used_have_a_short_training_of_the_map(linear):
     wrong, sets = moved(linear, 2.5), linear_sets((4, 6))
     before = wrong.condition_many(jax.random.key(1), sets, progress_bar=False)

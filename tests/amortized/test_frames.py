@@ -40,6 +40,7 @@ def test_modes_are_those_that_hold_the_mass():
     assert np.median(away) < 1.3 * np.sqrt(st.chi2(4).median())
 
 
+@pytest.mark.slow
 def test_the_maps_density_is_that_of_its_draws():
     """Some draws of a global are wider, and the density knows."""
     made = ConditionalMap(2, 0, hidden=8)

@@ -56,6 +56,7 @@ def test_models_that_have_no_such_density():
         build(always_latent)
 
 
+@pytest.mark.slow
 def test_models_that_use_rows_together():
     def centred(X, y=None):
         b = numpyro.sample("b", dist.Normal(jnp.zeros(2), 1.0).to_event(1))

@@ -37,6 +37,7 @@ def ends_after(monkeypatch, num_chunks, error=None):
     return written
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_to_the_same_family(short_chunks, monkeypatch, tmp_path):
     whole = train()
     with monkeypatch.context() as during:
@@ -51,6 +52,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_family(short_chunks, mon
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_family_and_a_folder_to_go_on_from(short_chunks, monkeypatch, tmp_path):
     with monkeypatch.context() as during:
         ends_after(during, 2, KeyboardInterrupt())
@@ -64,6 +66,7 @@ def test_ctrl_c_leaves_a_family_and_a_folder_to_go_on_from(short_chunks, monkeyp
     assert [len(chunks) for chunks in again.history.values()] == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_training_is_refused(short_chunks, tmp_path):
     train(tmp_path)
     with pytest.raises(cs.CheckpointError, match="a training of another rng_key"):
