@@ -104,9 +104,10 @@ def test_a_fit_is_modulo_the_symmetries():
 @pytest.mark.slow
 def test_evidence_of_dw4_is_valid_at_one_step():
     target = cs.targets.dw4()
-    base = cs.bases.fit_symmetric(KEY, target, cs.targets.particle_symmetries(4, 2))
+    generators = cs.targets.particle_symmetries(4, 2, num_rotations=16)
+    base = cs.bases.fit_symmetric(KEY, target, generators)
     evidence = cs.evidence(cs.Sampler.of_base(base).sample(KEY, target, 10_000))
-    assert evidence.ess > 0.3 and evidence.bound == "lower"
+    assert evidence.ess > 0.25 and evidence.bound == "lower"
 
     # Weights of a single wide Gaussian, four million of them.
     @jax.jit
