@@ -68,7 +68,9 @@ def test_frames_share_out_the_target(inner):
 def test_a_map_on_it_keeps_the_symmetries_and_its_weights():
     # The target lacks them: its weights are no less right.
     target = cs.targets.gaussian(jnp.array([1.0, 0.5]), jnp.array([[3.0, 0.5], [0.5, 4.0]]))
-    base = cs.bases.symmetric(MIXTURE, SQUARE)
+    # Wide enough to take all of it in.
+    wide = cs.bases.mixture(jnp.zeros(2), MIXTURE.loc, jnp.tile(2.0 * jnp.eye(2), (2, 1, 1)))
+    base = cs.bases.symmetric(wide, SQUARE)
     algorithm = cs.osds(target, base=base, max_steps=1, hidden=(8,), guidance=None)
     state = cs.fit(KEY, algorithm, 20, progress_bar=False).state
     draws = algorithm.sample(KEY, state, 8_000)

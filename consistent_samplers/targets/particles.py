@@ -29,8 +29,9 @@ def dw4() -> Target:
     log ρ = -Σ_{i<j} [-4 (d_ij - 4)² + 0.9 (d_ij - 4)⁴], every pair once: the equation
     1/(2τ) Σ_{i≠j} of Köhler, Klein & Noé, Equivariant flows (arXiv:2006.02425), with a = 0,
     b = -4, c = 0.9, d_0 = 4 and τ = 1. The centre of mass is fixed; rotations, reflections and
-    permutations remain. log Z is not known. The density has a cusp where two particles coincide,
-    at exp(-170) of a pair's peak; the pair's gradient is taken to be zero there.
+    permutations remain, which `bases.fit_symmetric` takes in. log Z is not known. The density has a
+    cusp where two particles coincide, at exp(-170) of a pair's peak; the pair's gradient is taken
+    to be zero there.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
