@@ -22,17 +22,18 @@ class _Limits(NamedTuple):
     """The most that is computed at once, and sizes of blocks of draws."""
 
     points: int
-    floats: int  # of one array of points, or of their full Jacobians
+    floats: int  # of one array of points
+    jacobian_floats: int  # of their full Jacobians
     blocks: tuple[int, ...]  # with full Jacobians
     cheap_blocks: tuple[int, ...]  # without
 
 
-# On CPUs a few arrays of a chunk, and its Jacobians (1 MiB), have to fit the caches: beyond them a
-# weighted draw takes twice the time. Other devices idle over small batches.
-_LIMITS = {"cpu": _Limits(8_192, 2**18, (256, 4_096), (256, 4_096, 65_536))}
-_LIMITS_ELSEWHERE = _Limits(2**17, 2**26, (1_024, 2**17), (1_024, 2**17))
-# What filling up the last block may cost, relative to the draws asked for.
-_MAX_FILLING = 1.3
+# On CPUs the Jacobians of a chunk (1 MiB) have to fit the caches: beyond them a weighted draw takes
+# twice the time. Arrays of points are better larger (4 MiB). Other devices idle over small batches.
+_LIMITS = {"cpu": _Limits(16_384, 2**20, 2**18, (256, 4_096), (256, 4_096, 65_536))}
+_LIMITS_ELSEWHERE = _Limits(2**17, 2**26, 2**26, (1_024, 2**17), (1_024, 2**17))
+# What a block costs beside its draws, in draws: with full Jacobians, and without.
+_CALL, _CHEAP_CALL = 200, 2_000
 # Draws that are taken back by the inverse, to measure it.
 _NUM_ROUND_TRIPS = 256
 
@@ -46,16 +47,15 @@ def batch_size(dim: int, num_jacobians: int) -> int:
     limit = _limits()
     most = min(limit.points, limit.floats // dim)
     if num_jacobians:
-        most = min(most, limit.floats // (num_jacobians * dim**2))
+        most = min(most, limit.jacobian_floats // (num_jacobians * dim**2))
     return max(1, most)
 
 
 def block_size(num_samples: int, with_jacobians: bool) -> int:
-    """Draws of a block: the largest size at which filling up the last block costs little."""
+    """Draws of a block, the size that costs least: each has its calls, and a last one to fill up."""
     sizes = _limits().blocks if with_jacobians else _limits().cheap_blocks
-    filled = {size: -(-num_samples // size) * size for size in sizes}
-    enough = [size for size in sizes if filled[size] <= _MAX_FILLING * num_samples]
-    return max(enough) if enough else min(sizes, key=filled.__getitem__)
+    call = _CALL if with_jacobians else _CHEAP_CALL
+    return min(sizes, key=lambda size: -(-num_samples // size) * (size + call))
 
 
 class Mover(NamedTuple):
