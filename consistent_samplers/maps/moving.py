@@ -52,7 +52,7 @@ def batch_size(dim: int, num_jacobians: int) -> int:
 
 
 def block_size(num_samples: int, with_jacobians: bool) -> int:
-    """Draws of a block, the size that costs least: each has its calls, and a last one to fill up."""
+    """Draws of a block: the size whose blocks, the last one filled up, cost least."""
     sizes = _limits().blocks if with_jacobians else _limits().cheap_blocks
     call = _CALL if with_jacobians else _CHEAP_CALL
     return min(sizes, key=lambda size: -(-num_samples // size) * (size + call))
