@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import consistent_samplers as cs
 from consistent_samplers import plotting
 from consistent_samplers.algorithms.calibration import CalibrationInfo
-from consistent_samplers.algorithms.stochastic import PathInfo
+from consistent_samplers.algorithms.on_paths import PathInfo
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.plotting import style
 

@@ -12,13 +12,14 @@ from consistent_samplers.algorithms.dgfs import dgfs
 from consistent_samplers.algorithms.dis import dis
 from consistent_samplers.algorithms.gflownet import gflownet
 from consistent_samplers.algorithms.hierarchical import hierarchical
+from consistent_samplers.algorithms.on_paths import OnPaths
 from consistent_samplers.algorithms.osds import osds
 from consistent_samplers.algorithms.pis import pis
 from consistent_samplers.algorithms.progressive import progressive_distillation
 from consistent_samplers.algorithms.protocol import Adam, Loss, Now, Objective, SamplerState
 from consistent_samplers.algorithms.scds import scds
 from consistent_samplers.algorithms.snf import snf
-from consistent_samplers.algorithms.stochastic import OnPaths, Stochastic
+from consistent_samplers.algorithms.stochastic import Stochastic
 
 __all__ = [
     "Adam",

@@ -8,13 +8,8 @@ import jax.numpy as jnp
 
 from consistent_samplers import schedules, simulate
 from consistent_samplers.algorithms import objectives
+from consistent_samplers.algorithms.on_paths import OnPaths, PathInfo, on_paths, paper_settings
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
-from consistent_samplers.algorithms.stochastic import (
-    OnPaths,
-    PathInfo,
-    on_paths,
-    paper_settings,
-)
 from consistent_samplers.bases import Component
 from consistent_samplers.maps import Control
 from consistent_samplers.schedules import NoisingRate

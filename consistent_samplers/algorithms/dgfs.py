@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from consistent_samplers.algorithms.objectives import ControlLoss, PathLoss
+from consistent_samplers.algorithms.on_paths import on_paths, paper_settings
 from consistent_samplers.algorithms.pis import PIS
-from consistent_samplers.algorithms.stochastic import on_paths, paper_settings
 from consistent_samplers.targets import Target
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from consistent_samplers.algorithms import local_search, replay
 from consistent_samplers.algorithms.local_search import Chains
 from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch
+from consistent_samplers.algorithms.on_paths import on_paths, paper_settings
 from consistent_samplers.algorithms.pis import PIS
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.algorithms.replay import ReplayBuffer
-from consistent_samplers.algorithms.stochastic import on_paths, paper_settings
 from consistent_samplers.checks import check_integer
 from consistent_samplers.maps import Control
 from consistent_samplers.targets import Target

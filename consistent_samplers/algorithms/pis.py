@@ -4,7 +4,8 @@ import dataclasses
 from typing import ClassVar
 
 from consistent_samplers import schedules
-from consistent_samplers.algorithms.stochastic import Stochastic, all_steps, on_paths
+from consistent_samplers.algorithms.on_paths import all_steps, on_paths
+from consistent_samplers.algorithms.stochastic import Stochastic
 from consistent_samplers.schedules import NoisingRate
 from consistent_samplers.types import Method
 

@@ -21,8 +21,8 @@ from consistent_samplers import losses, schedules
 from consistent_samplers.algorithms import objectives
 from consistent_samplers.algorithms.consistency import draw_steps
 from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch, PathLoss
+from consistent_samplers.algorithms.on_paths import OnPaths, on_paths, paper_settings
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
-from consistent_samplers.algorithms.stochastic import OnPaths, on_paths, paper_settings
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_choice
 from consistent_samplers.targets import Target

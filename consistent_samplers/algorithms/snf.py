@@ -11,8 +11,8 @@ import optax
 from consistent_samplers import networks, schedules, simulate
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import Constructor, build, choose_base, choose_network
+from consistent_samplers.algorithms.on_paths import PathInfo
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
-from consistent_samplers.algorithms.stochastic import PathInfo
 from consistent_samplers.bases import Base, Component, standard_normal
 from consistent_samplers.maps import Control, StochasticFlow
 from consistent_samplers.processes import Integrator, OrnsteinUhlenbeck

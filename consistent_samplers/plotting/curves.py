@@ -68,7 +68,7 @@ def plot_training(
     Example:
       >>> import numpy as np
       >>> from consistent_samplers import plotting
-      >>> from consistent_samplers.algorithms.stochastic import PathInfo
+      >>> from consistent_samplers.algorithms.on_paths import PathInfo
       >>> decay = np.exp(-np.arange(200) / 40)
       >>> history = PathInfo(loss=decay, elbo=-decay, num_steps=0 * decay, gradient_norm=decay)
       >>> [ax.get_title() for ax in plotting.plot_training(history, log_z=0.0)]

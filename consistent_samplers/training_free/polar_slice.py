@@ -8,7 +8,6 @@ draws a level t ~ U(0, ρ₁(r, θ)) and then, inside of the slice {ρ₁ > t},
 2. r along the ray of the new θ, by stepping out and shrinkage (Neal, "Slice sampling", 2003).
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +19,7 @@ from consistent_samplers.checks import check_integer
 from consistent_samplers.compilation import is_traced, jit
 from consistent_samplers.targets import Target, evaluation
 from consistent_samplers.training_free.frame import choose_frame, whitened
+from consistent_samplers.training_free.slices import shrink, step_out
 from consistent_samplers.types import Array, PRNGKey
 
 
@@ -121,7 +121,7 @@ def polar_slice(
 
         key_first, key_angle = jax.random.split(key_angle)
         first = jax.random.uniform(key_first, dtype=r.dtype, maxval=2.0 * np.pi)
-        angle, value, num_turns = _shrink(
+        angle, value, num_turns = shrink(
             key_angle,
             lambda angle: log_polar(r, turned(angle)),
             level,
@@ -137,7 +137,7 @@ def polar_slice(
         key_place, key_share, key_first, key_radius = jax.random.split(key_radius, 4)
         low = r - width * jax.random.uniform(key_place, dtype=r.dtype)
         below = jax.random.randint(key_share, (), 0, max_expansions)
-        ends, num_out = jax.vmap(lambda *end: _step_out(along, level, *end))(
+        ends, num_out = jax.vmap(lambda *end: step_out(along, level, *end))(
             jnp.stack([low, low + width]),
             jnp.asarray([-width, width], r.dtype),
             jnp.stack([below, max_expansions - 1 - below]),
@@ -145,7 +145,7 @@ def polar_slice(
         # Below zero there is no density, which needs no trial.
         low, high = jnp.maximum(ends[0], 0.0), ends[1]
         first = jax.random.uniform(key_first, dtype=r.dtype, minval=low, maxval=high)
-        r, value, num_radii = _shrink(
+        r, value, num_radii = shrink(
             key_radius, along, level, (low, high, first), (r, value), max_shrinkages
         )
         return (r, theta, value), (r * theta, num_turns + num_radii + num_out.sum())
@@ -166,57 +166,3 @@ def _check_start(target: Target, initial: Array, start: Array) -> None:
         raise ValueError("A chain begins at the centre, where it has no direction: move it.")
     if not np.isfinite(np.asarray(evaluation.values(target.log_density, initial))).all():
         raise ValueError("The density is not positive and finite where a chain begins: move it.")
-
-
-def _shrink(
-    rng_key: PRNGKey,
-    log_value: Callable[[Array], Array],
-    level: Array,
-    bracket: tuple[Array, Array, Array],
-    now: tuple[Array, Array],
-    limit: int,
-) -> tuple[Array, Array, Array]:
-    """A point above the level, its log value and the number of points tried.
-
-    ``bracket`` is low end, high end and the first point to try, ``now`` a point inside and its log
-    value. A point that fails becomes the end on its side of ``now``. The way from ``now`` to a
-    point is as likely as the way back through the same failures, so to end all ways at a limit
-    leaves the transition reversible.
-    """
-
-    def is_open(carry: Any) -> Array:
-        (*_, num), found, _ = carry
-        return ~found & (num < limit)
-
-    def try_next(carry: Any) -> Any:
-        (key, low, high, point, num), _, kept = carry
-        value = log_value(point)
-        found = value > level
-        kept = jax.tree.map(lambda new, old: jnp.where(found, new, old), (point, value), kept)
-        low, high = jnp.where(point < now[0], point, low), jnp.where(point < now[0], high, point)
-        key, key_point = jax.random.split(key)
-        point = jax.random.uniform(key_point, dtype=point.dtype, minval=low, maxval=high)
-        return (key, low, high, point, num + 1), found, kept
-
-    start = (rng_key, *bracket, jnp.zeros((), int)), jnp.zeros((), bool), now
-    (*_, num), _, (point, value) = jax.lax.while_loop(is_open, try_next, start)
-    return point, value, num
-
-
-def _step_out(
-    log_value: Callable[[Array], Array], level: Array, end: Array, stride: Array, limit: Array
-) -> tuple[Array, Array]:
-    """The end moved by strides until it is outside of the slice, and how often it was looked at."""
-
-    def is_open(carry: tuple[Array, Array, Array, Array]) -> Array:
-        end, left, inside, _ = carry
-        return inside & (left > 0) & (end > 0.0)
-
-    def step(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        end, left, _, num = carry
-        inside = log_value(end) > level
-        return jnp.where(inside, end + stride, end), left - 1, inside, num + 1
-
-    start = (end, limit, jnp.ones((), bool), jnp.zeros((), int))
-    end, _, _, num = jax.lax.while_loop(is_open, step, start)
-    return end, num
