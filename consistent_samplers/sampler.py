@@ -191,7 +191,7 @@ class Sampler:
         Their numbers are few: each has a program of its own.
         """
         with_jacobians = self._has_jacobians(self.methods[0], True)
-        return moving.block_size(num_samples, with_jacobians)
+        return moving.block_size(num_samples, self.base.dim, with_jacobians)
 
     def map_cost(self) -> float:
         """Floating-point operations of a draw with its determinant, as the compiler counts them.
@@ -229,7 +229,7 @@ class Sampler:
         if is_traced((rng_key, self.params, density)):
             return propose(np.int32(0), size=num_samples, **settings)
         with_jacobians = self._has_jacobians(settings["method"], settings["weights"])
-        size = moving.block_size(num_samples, with_jacobians)
+        size = moving.block_size(num_samples, self.base.dim, with_jacobians)
         begins = map(np.int32, range(0, num_samples, size))
         blocks = [propose(begin, size=size, **settings) for begin in begins]
         xp = _arrays_on(rng_key)

@@ -460,7 +460,7 @@ def test_more_draws_than_a_block_and_a_chunk_hold():
     num, limits = 130_000, moving._LIMITS["cpu"]
     # Two of the largest blocks, the last one cut, each of several chunks.
     assert num > limits.cheap_blocks[-1] > limits.points
-    assert moving.block_size(num, False) == limits.cheap_blocks[-1] < num
+    assert moving.block_size(num, 2, False) == limits.cheap_blocks[-1] < num
     draws = build("osds").sample(KEY, initial_state("osds"), num, weights=False)
     assert draws.position.shape == (num, 2)
     np.testing.assert_allclose(draws.position.mean(0), BASE.loc, atol=0.04)

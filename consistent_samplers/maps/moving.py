@@ -24,16 +24,15 @@ class _Limits(NamedTuple):
     points: int
     floats: int  # of one array of points
     jacobian_floats: int  # of their full Jacobians
+    call: int  # floats that take as long as a call does beside its draws
     blocks: tuple[int, ...]  # with full Jacobians
     cheap_blocks: tuple[int, ...]  # without
 
 
 # On CPUs the Jacobians of a chunk (1 MiB) have to fit the caches: beyond them a weighted draw takes
 # twice the time. Arrays of points are better larger (4 MiB). Other devices idle over small batches.
-_LIMITS = {"cpu": _Limits(16_384, 2**20, 2**18, (256, 4_096), (256, 4_096, 65_536))}
-_LIMITS_ELSEWHERE = _Limits(2**17, 2**26, 2**26, (1_024, 2**17), (1_024, 2**17))
-# What a block costs beside its draws, in draws: with full Jacobians, and without.
-_CALL, _CHEAP_CALL = 200, 2_000
+_LIMITS = {"cpu": _Limits(2**14, 2**20, 2**18, 2**16, (256, 4_096), (256, 4_096, 65_536))}
+_LIMITS_ELSEWHERE = _Limits(2**17, 2**26, 2**26, 2**22, (1_024, 2**17), (1_024, 2**17))
 # Draws that are taken back by the inverse, to measure it.
 _NUM_ROUND_TRIPS = 256
 
@@ -51,10 +50,11 @@ def batch_size(dim: int, num_jacobians: int) -> int:
     return max(1, most)
 
 
-def block_size(num_samples: int, with_jacobians: bool) -> int:
+def block_size(num_samples: int, dim: int, with_jacobians: bool) -> int:
     """Draws of a block: the size whose blocks, the last one filled up, cost least."""
-    sizes = _limits().blocks if with_jacobians else _limits().cheap_blocks
-    call = _CALL if with_jacobians else _CHEAP_CALL
+    limit = _limits()
+    call = min(limit.points // 4, limit.call // (dim**2 if with_jacobians else dim))
+    sizes = limit.blocks if with_jacobians else limit.cheap_blocks
     return min(sizes, key=lambda size: -(-num_samples // size) * (size + call))
 
 
