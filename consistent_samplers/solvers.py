@@ -61,7 +61,8 @@ def solve(
       target: what the weights are for.
       num_samples: number of draws.
       solver: see `Solver`.
-      num_steps: network evaluations of a draw; of ``"restart"`` without the parts repeated.
+      num_steps: of the grid, network evaluations of a draw but for ``"restart"``; see
+        `num_evaluations`.
       times: ``[num_steps + 1]``, from 0 to 1, ascending; equal steps if None. `learned_times`
         finds one. ``"restart"`` has a grid of its own and takes the number alone.
 
@@ -88,6 +89,19 @@ def solve(
     drawn = _solved(keys, sampler, density, grid, solver=solver)
     folded = drawn.folded if _BOUNDS[solver] != "lower" else None
     return weighed(target, drawn.position, drawn.log_ratio, _BOUNDS[solver], folded)
+
+
+def num_evaluations(solver: Solver, num_steps: int) -> int:
+    """Network evaluations of a draw of `solve`: the steps, of ``"restart"`` those repeated too.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> cs.solvers.num_evaluations("dpm++", 10), cs.solvers.num_evaluations("restart", 10)
+      (10, 18)
+    """
+    check_choice("solver", solver, get_args(Solver))
+    check_integer("num_steps", num_steps)
+    return solvers.restart_evaluations(num_steps) if solver == "restart" else num_steps
 
 
 def learned_times(

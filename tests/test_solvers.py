@@ -9,7 +9,7 @@ import consistent_samplers as cs
 from consistent_samplers import networks
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.simulate import solvers as steps
-from consistent_samplers.solvers import learned_times, solve
+from consistent_samplers.solvers import learned_times, num_evaluations, solve
 
 KEY = jax.random.key(0)
 MEAN, STD = jnp.array([1.0, -0.5]), jnp.array([0.6, 1.3])
@@ -123,3 +123,18 @@ def test_what_a_solver_cannot_take_is_said():
         learned_times(KEY, EXACT, TARGET, 4, "restart")
     with pytest.raises(ValueError, match="num_steps"):
         learned_times(KEY, EXACT, TARGET, 1)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 10])
+def test_a_restart_takes_the_evaluations_that_are_said(num_steps):
+    seen = []
+
+    def control(x, t):
+        jax.debug.callback(lambda t: seen.append(float(t)), t)
+        return jnp.tanh(x)
+
+    times = jnp.linspace(0.0, 1.0, num_steps + 1)
+    jax.block_until_ready(steps.restart(KEY, control, PROCESS, jnp.ones(2), times))
+    jax.effects_barrier()
+    assert len(seen) == num_evaluations("restart", num_steps) > num_steps
+    assert num_evaluations("flow", num_steps) == num_steps

@@ -148,6 +148,9 @@ def sa_solver(
     return Solved(end, ratios.sum() + last, jnp.zeros((), bool))
 
 
+_INTERVAL, _NUM_RESTARTS = (0.6, 0.9), 2
+
+
 def restart(
     rng_key: PRNGKey,
     u: Drift,
@@ -155,8 +158,8 @@ def restart(
     x: Array,
     times: Array,
     *,
-    interval: tuple[float, float] = (0.6, 0.9),
-    num_restarts: int = 2,
+    interval: tuple[float, float] = _INTERVAL,
+    num_restarts: int = _NUM_RESTARTS,
 ) -> Solved:
     """Restart sampling: the flow, with noise added back and the way repeated.
 
@@ -166,11 +169,11 @@ def restart(
     F(x_t | x_s) / N(x_s | x_t): E[w] = Z for any control, but one long step is a poor reversal, and
     the weights are the more uneven the more is added back. The draws are the paper's.
     """
-    low, high = interval
-    num = len(times) - 1
-    up = jnp.linspace(0.0, 1.0, max(2, round(num * high) + 1)) * high
-    again = low + jnp.linspace(0.0, 1.0, max(2, round(num * (high - low)) + 1)) * (high - low)
-    rest = high + jnp.linspace(0.0, 1.0, max(2, round(num * (1.0 - high)) + 1)) * (1.0 - high)
+    (low, high), legs = interval, _legs(len(times) - 1, interval)
+    up, again, rest = (
+        jnp.linspace(*ends, num + 1)
+        for ends, num in zip(((0.0, high), (low, high), (high, 1.0)), legs, strict=True)
+    )
     solve = map_solver(flow)
     x, ratio, folded = solve(rng_key, u, process, x, up)
 
@@ -188,6 +191,30 @@ def restart(
     (x, ratio, folded), _ = jax.lax.scan(leg, (x, ratio, folded), keys)
     end = solve(rng_key, u, process, x, rest)
     return Solved(end.position, ratio + end.log_ratio, folded | end.folded)
+
+
+def restart_evaluations(
+    num_steps: int,
+    *,
+    interval: tuple[float, float] = _INTERVAL,
+    num_restarts: int = _NUM_RESTARTS,
+) -> int:
+    """Network evaluations of a draw of `restart`: the legs, and one of each noising's reversal.
+
+    Example:
+      >>> from consistent_samplers.simulate.solvers import restart_evaluations
+      >>> restart_evaluations(10)
+      18
+    """
+    up, again, rest = _legs(num_steps, interval)
+    return up + num_restarts * (again + 1) + rest
+
+
+def _legs(num_steps: int, interval: tuple[float, float]) -> tuple[int, int, int]:
+    """Steps to t_max, from t_min to it again, and from it to the end."""
+    low, high = interval
+    up, again, rest = (max(1, round(num_steps * share)) for share in (high, high - low, 1 - high))
+    return up, again, rest
 
 
 class _Step(NamedTuple):
