@@ -441,7 +441,7 @@ def test_speed_command_measures_a_part_and_keeps_others(tmp_path, capsys):
     case.write(tmp_path / "speed.jsonl", [kept])
     command_line.main(["speed", "--parts", "draws", "--quick", "--output", str(tmp_path)])
     assert "draws without weights" in capsys.readouterr().out
-    draws, memory = case.read(tmp_path / "speed.jsonl")
+    draws, _, memory = case.read(tmp_path / "speed.jsonl")
     assert memory == kept
     goal = draws["goals"]["measured"]
     assert (draws["target"], goal["sense"], goal["limit"]) == ("draws", ">=", 0.6)

@@ -57,9 +57,13 @@ class Timed(NamedTuple):
         step, key = jax.jit(self.algorithm.step), jax.random.key(5)
         return lambda: step(key, self.state)
 
-    def bare(self, num: int, chunk: int | None = None) -> Callable[[], Any]:
-        """The network alone at t = 0, of one batch of given points, or of chunks of it in turn."""
-        x = jax.random.normal(jax.random.key(2), (num, self.dim))
+    def bare(self, num: int, chunk: int | None = None, fresh: bool = False) -> Callable[[], Any]:
+        """The network alone at t = 0, of one batch of given points, or of chunks of it in turn.
+
+        Of ``fresh`` points their draws count, too.
+        """
+        noise = jax.jit(lambda key: jax.random.normal(key, (num, self.dim)))
+        x = noise(jax.random.key(2))
         t, d = jnp.zeros(()), jnp.ones(())
 
         def network(params: Params, x: Array) -> Array:
@@ -69,7 +73,7 @@ class Timed(NamedTuple):
             return jax.lax.map(lambda y: network(params, y[None])[0], x, batch_size=chunk)
 
         evaluate = jax.jit(network if chunk is None else in_chunks)
-        return lambda: evaluate(self.state.ema_params, x)
+        return lambda: evaluate(self.state.ema_params, noise(jax.random.key(4)) if fresh else x)
 
 
 def full_base(dim: int) -> Base:
