@@ -300,6 +300,12 @@ def test_optima_are_modes_where_the_density_dips_between_them():
     # Two of hardly any mass do not count, nor does none.
     assert fitting._num_separate(gmm9, modes_at(centres[:4], [0.0, 0.0, -9.0, -9.0])) == 2
     assert fitting._num_separate(gmm9, modes_at(centres[:0])) == 0
+    # Nor does a sharp optimum, dip or no dip, that holds next to nothing of what a Gaussian shows.
+    sharp = cs.Target(lambda x: 20.0 * jnp.exp(-1e4 * ((x - 1.0) ** 2).sum()) - 0.5 * x @ x, 2)
+    base = cs.bases.GaussianBase(jnp.zeros(2), jnp.eye(2))
+    for log_evidence, num in (([1.8, 1.0], 1), ([-7.0, -7.0], 0)):
+        modes = modes_at(np.array([[0.0, 0.0], [1.0, 1.0]]), log_evidence)
+        assert fitting._num_spikes(sharp, modes, base, math.log(2.0 * math.pi)) == num
     # A density that is zero or not a number between them dips.
     split = cs.Target(lambda x: jnp.sqrt(jnp.abs(x[0]) - 1.0) - x @ x, 2)
     assert fitting._num_separate(split, modes_at(np.array([[-2.0, 0.0], [2.0, 0.0]]))) == 2

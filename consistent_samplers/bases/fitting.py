@@ -199,10 +199,15 @@ def _num_separate(target: Target, modes: Modes) -> int:
 
 
 def _num_spikes(target: Target, modes: Modes, gaussian: GaussianBase, elbo: float) -> int:
-    """Number of optima with mass whose density is far above the Gaussian's, dip or no dip."""
+    """Number of optima with mass whose density is far above the Gaussian's, dip or no dip.
+
+    Those in the neck of a funnel hold next to nothing of the mass, which is exp(elbo) at least.
+    """
     loc = _with_mass(modes)
-    if len(loc) <= 1:
+    massive = modes.log_evidence[: len(loc)] > elbo + math.log(_MINOR)
+    if len(loc) <= 1 or not massive.any():
         return 0
+    loc = loc[massive]
     values = rounding.values(target.log_density, loc.astype(jnp.result_type(float)))
     factor = np.asarray(gaussian.scale_tril, np.float64)
     z = scipy.linalg.solve_triangular(factor, (loc - np.asarray(gaussian.loc)).T, lower=True)
