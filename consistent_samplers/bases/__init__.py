@@ -8,13 +8,9 @@ from consistent_samplers.bases.gaussian import GaussianBase, standard_normal
 from consistent_samplers.bases.gaussian_fit import fit_gaussian
 from consistent_samplers.bases.judging import Fit, judge
 from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture
-from consistent_samplers.bases.mixture_fit import (
-    fit_mixture,
-    fit_product,
-    fit_product_mixture,
-    fit_to_draws,
-)
+from consistent_samplers.bases.mixture_fit import fit_mixture, fit_to_draws
 from consistent_samplers.bases.modes import Modes, find_modes
+from consistent_samplers.bases.product_fit import fit_product, fit_product_mixture
 from consistent_samplers.bases.symmetric import SymmetricBase, fit_symmetric, symmetric
 
 __all__ = [

@@ -60,6 +60,7 @@ class Exploration(NamedTuple):
         200 dimensions, for very expensive densities, or where tempering came to no end.
       log_z: its estimate of log Z in nats, or NaN without particles.
       inside: share of the particles that set out inside of the support; 1 without particles.
+      extent: ``[2, dim]``, least and largest coordinates of all that was found on the way, or None.
 
     Example:
       >>> import numpy as np, consistent_samplers as cs
@@ -72,6 +73,7 @@ class Exploration(NamedTuple):
     particles: np.ndarray
     log_z: float
     inside: float = 1.0
+    extent: Any = None
 
 
 def explore(
@@ -130,9 +132,12 @@ def explore(
     step = np.full(num_starts, step, loc.dtype)
     # A long step may lead out of a narrow mode: what was known stays.
     found = merged(distinct(target, *climb(target, starts, step, num_iterations)), modes)
+    # Of many optima the best are kept: of a mode in each of many coordinates they may lack one.
+    around = np.concatenate([modes.loc, found.loc, particles])
+    extent = np.stack([around.min(0), around.max(0)])
     if not np.isfinite(log_z):
         particles = particles[:0]
-    return Exploration(weighed(key_weigh, target, found), particles, log_z, inside)
+    return Exploration(weighed(key_weigh, target, found), particles, log_z, inside, extent)
 
 
 class _Level(NamedTuple):

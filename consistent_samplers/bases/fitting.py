@@ -17,8 +17,9 @@ from consistent_samplers.bases.iterating import MAX_DENSE_DIM, split
 from consistent_samplers.bases.judging import Fit, judge
 from consistent_samplers.bases.laplace import check_starts, usable_everywhere
 from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture
-from consistent_samplers.bases.mixture_fit import fit_mixture, fit_product_mixture, train_mixture
+from consistent_samplers.bases.mixture_fit import fit_mixture, train_mixture
 from consistent_samplers.bases.modes import Modes, fall_between
+from consistent_samplers.bases.product_fit import fit_product_mixture, mean_field
 from consistent_samplers.bases.scales import mass_farther
 from consistent_samplers.targets import rounding
 from consistent_samplers.targets.base import Target
@@ -131,9 +132,13 @@ def fit_base(
     elif (has_edges or not simple) and target.dim <= MAX_DENSE_DIM:
         bases["mixture"] = fit_mixture(key_mixture, target, exploration=found)
         if _usable(found.particles):
-            bases["product"] = fit_product_mixture(key_product, target, exploration=found)
+            product = fit_product_mixture(key_product, target, exploration=found)
+            bases["product"] = product
         for kind in bases.keys() - fits.keys():
             fits[kind] = judge(key_judge, target, bases[kind])
+        if max(fits, key=lambda kind: fits[kind].elbo) == "product":
+            bases["product"] = mean_field(key_product, target, product, found)
+            fits["product"] = judge(key_judge, target, bases["product"])
     if has_edges:
         # No flow makes up for draws outside.
         kind = max(bases, key=lambda kind: fits[kind].ess)

@@ -1,8 +1,4 @@
-"""How mixtures of Gaussians and products of mixtures are fitted.
-
-A mixture has Laplace or EM starts and is trained by reparametrised reverse KL; a product is fitted
-to the marginals of tempered particles.
-"""
+"""How mixtures of Gaussians are fitted: starts by Laplace or EM, trained by reverse KL."""
 
 import math
 import warnings
@@ -18,7 +14,7 @@ from consistent_samplers.bases import iterating
 from consistent_samplers.bases.exploration import Exploration, explore
 from consistent_samplers.bases.iterating import Evaluated, affordable
 from consistent_samplers.bases.judging import judge
-from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, mixture, stretch
+from consistent_samplers.bases.mixture import MixtureBase, mixture, stretch
 from consistent_samplers.kernels import kernel
 from consistent_samplers.progress import counted
 from consistent_samplers.targets.base import Target
@@ -254,64 +250,3 @@ def _by_em(particles: np.ndarray, max_components: int) -> tuple[np.ndarray, np.n
         return np.zeros(1), centre[None], np.diag(spread)[None]
     factors = np.stack([scipy.linalg.cholesky(c, lower=True) for c in best.covariances_])
     return np.log(best.weights_), centre + spread * best.means_, spread[:, None] * factors
-
-
-@iterating.one_thread
-def fit_product_mixture(
-    rng_key: PRNGKey,
-    target: Target,
-    *,
-    exploration: Exploration | None = None,
-    max_components: int = 3,
-) -> ProductMixtureBase:
-    """A product of one-dimensional mixtures, fitted to the marginals of tempered particles.
-
-    For modes that multiply: two in each of thirty coordinates are 2^30 of them, which no list of
-    components holds.
-
-    Args:
-      rng_key: key.
-      target: the target.
-      exploration: what `explore` found; a new look if None.
-      max_components: largest number of components of a coordinate, found by BIC.
-
-    Example:
-      >>> import jax, consistent_samplers as cs
-      >>> key, target = jax.random.key(0), cs.targets.double_wells(dim=2, num_wells=2)
-      >>> found = cs.bases.explore(key, target, num_starts=16, num_particles=400)
-      >>> cs.bases.fit_product_mixture(key, target, exploration=found).loc.shape  # two in each
-      (2, 2)
-    """
-    from sklearn.mixture import GaussianMixture
-
-    if exploration is None:
-        exploration = explore(rng_key, target)
-    particles, sizes = np.asarray(exploration.particles, np.float64), range(1, max_components + 1)
-    log_weights = np.full((target.dim, max_components), -np.inf)
-    loc = np.repeat(particles.mean(0)[:, None], max_components, 1)
-    scale = np.repeat(np.maximum(particles.std(0), 1e-6)[:, None], max_components, 1)
-    for i, values in enumerate(particles.T):
-        centre, spread = values.mean(), max(values.std(), 1e-6)
-        scaled = ((values - centre) / spread)[:, None]
-        fits = [GaussianMixture(k, random_state=0, reg_covar=1e-6).fit(scaled) for k in sizes]
-        fitted = min(fits, key=lambda f: f.bic(scaled))
-        k = fitted.n_components
-        log_weights[i, :k] = np.log(fitted.weights_)
-        loc[i, :k] = centre + spread * fitted.means_[:, 0]
-        scale[i, :k] = spread * np.sqrt(fitted.covariances_[:, 0, 0])
-    used = max(int(np.isfinite(log_weights).sum(1).max()), 1)
-    return ProductMixtureBase(*(jnp.asarray(a[:, :used], float) for a in (log_weights, loc, scale)))
-
-
-def fit_product(*args: Any, **kwargs: Any) -> ProductMixtureBase:
-    """The former name of `fit_product_mixture`, for one version more.
-
-    Example:
-      >>> import consistent_samplers as cs
-      >>> cs.bases.fit_product_mixture is not cs.bases.fit_product  # warns, and does the same
-      True
-    """
-    warnings.warn(
-        "fit_product is now called fit_product_mixture.", DeprecationWarning, stacklevel=2
-    )
-    return fit_product_mixture(*args, **kwargs)
