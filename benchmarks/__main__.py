@@ -20,6 +20,7 @@ COMMANDS = {
     "first": "seconds from the start of a process to 10,000 effective draws, beside NUTS",
     "speed": "where a draw and an iteration spend their time, against goals and NUTS",
     "table": "the rows of a paper's table, published figures beside them",
+    "particles": "particles, lattices and many wells beside parallel tempering",
     "solvers": "ELBO against network evaluations: solvers of one control, on several grids",
     "hang": "whether densities that call LAPACK hang, in many processes",
     "notebooks": "the notebooks in full, and how long they take",

@@ -1,6 +1,8 @@
 """What answers are held against: kept truths, long NUTS, and the outcomes of a comparison."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from statistics import NormalDist
 from typing import Any
 
@@ -104,12 +106,15 @@ def of_draws(draws: dict[str, np.ndarray], sizes: dict[str, float]) -> Row:
 def _quantiles(
     values: np.ndarray, num_effective: float, unseen: float = 0.0
 ) -> tuple[list[float], float, list[float]]:
-    """Quantiles, IQR / 1.349 and the quantiles' standard errors."""
+    """Quantiles, IQR / 1.349 and the quantiles' standard errors, to the fourth digit of the IQR."""
     probabilities = np.asarray(QUANTILES)
     found = np.quantile(values, probabilities)
     away = np.sqrt(probabilities * (1.0 - probabilities) / max(num_effective, 1.0) + unseen**2)
     low, high = (np.quantile(values, np.clip(probabilities + s * away, 0, 1)) for s in (-1, 1))
-    return found.tolist(), float((found[3] - found[1]) / 1.349), (0.5 * (high - low)).tolist()
+    spread = float((found[3] - found[1]) / 1.349)
+    size = math.log10(spread) if 0.0 < spread < math.inf else 0.0
+    rounded = partial(np.round, decimals=4 - math.floor(size))
+    return rounded(found).tolist(), float(rounded(spread)), rounded(0.5 * (high - low)).tolist()
 
 
 def long_nuts(module: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
