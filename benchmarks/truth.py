@@ -113,7 +113,7 @@ def _quantiles(
     low, high = (np.quantile(values, np.clip(probabilities + s * away, 0, 1)) for s in (-1, 1))
     spread = float((found[3] - found[1]) / 1.349)
     size = math.log10(spread) if 0.0 < spread < math.inf else 0.0
-    rounded = partial(np.round, decimals=4 - math.floor(size))
+    rounded: Any = partial(np.round, decimals=4 - math.floor(size))
     return rounded(found).tolist(), float(rounded(spread)), rounded(0.5 * (high - low)).tolist()
 
 
