@@ -7,14 +7,14 @@ the parts that restarts repeat. All weights have the mean Z; an ELBO of "flow", 
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 import consistent_samplers as cs
 from benchmarks import methods, registry
-from benchmarks.case import Benchmark, Case, Settings
+from benchmarks.case import Benchmark, Case
 from benchmarks.race import figures
 from benchmarks.report import Report, Row, grouped
 
@@ -22,11 +22,6 @@ from benchmarks.report import Report, Row, grouped
 _MOST_LEARNED = 16
 _SOLVERS: tuple[cs.solvers.Solver, ...] = ("flow", "dpm++", "path", "sa", "restart")
 _LEARNED: tuple[cs.solvers.Solver, ...] = ("path", "dpm++")
-
-
-def _cases(settings: Settings, rows: list[Row]) -> Iterator[Case]:
-    for name in settings["names"]:
-        yield Case(name, "solvers", f"{settings['iterations']}it", settings["seed"], settings)
 
 
 def measure(case: Case) -> list[Row]:
@@ -76,7 +71,6 @@ def _figure(rows: Sequence[Row]) -> Any:
 BENCHMARK = Benchmark(
     name="solvers",
     names=lambda settings: ["gmm40", "funnel", "many_well", "seeds"],
-    cases=_cases,
     measure=measure,
     by=("target", "solver", "num_steps", "seed"),
     options={

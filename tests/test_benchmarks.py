@@ -19,6 +19,7 @@ from benchmarks import (
     first,
     hang,
     honesty,
+    particles,
     process,
     race,
     readme,
@@ -449,6 +450,28 @@ def test_speed_command_measures_a_part_and_keeps_others(tmp_path, capsys):
     text = (tmp_path / "speed.md").read_text()
     assert "| memory | peak memory | 1.5 | 1.4 to 1.6 | ≤ 1.2 | no |" in text
     assert "Made by `python -m benchmarks speed --quick`" in text
+
+
+def test_distances_between_particles_are_those_of_a_shift():
+    target, x = (
+        cs.targets.gaussian(np.zeros(2), np.ones(2)),
+        np.random.default_rng(0).normal(size=(50, 2)),
+    )
+    found = particles.distances(target, x + np.array([3.0, 4.0]), x)
+    assert found["w2"] == pytest.approx(5.0, rel=1e-4) and found["energy_w2"] > 5.0
+    assert particles.distances(target, x[:40], x) == {}
+    assert particles.distances(target, x, x)["w2"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_solvers_are_measured_beside_their_base(tmp_path):
+    small = ["--steps", "2", "--iterations", "2", "--num-samples", "64", "--names", "gmm40"]
+    command_line.main(["solvers", *small, "--output", str(tmp_path)])
+    rows = {row["solver"]: row for row in case.read(tmp_path / "solvers.jsonl")}
+    assert len(rows) == 8 and rows["base alone"]["evaluations"] is None
+    assert rows["flow"]["evaluations"] == 2 < rows["restart"]["evaluations"]
+    assert rows["path, learned"]["times"][0] == 0.0 and len(rows["path, learned"]["times"]) == 3
+    assert (tmp_path / "solvers.png").is_file()
 
 
 def test_a_field_case_is_judged_by_truth_and_verdict():

@@ -496,6 +496,9 @@ def test_a_product_is_refined_and_finds_the_wells_that_particles_have_lost():
         fit = cs.bases.judge(KEY, target, base)
         # Of 2^8 modes; two components a well leave .04 nats, and a lost well .17 each.
         assert target.log_z - fit.elbo < 0.03 and fit.ess > 0.9
+    # A warm start's product is refined likewise.
+    again = cs.bases.judge(KEY, target, cs.bases.refit_base(KEY, target, base))
+    assert target.log_z - again.elbo < 0.03
     # Signs that are bound together: the best product has only one of them, and is not taken.
     bound = cs.Target(lambda x: -0.5 * ((x[1:] - x[:-1]) ** 2).sum() - ((x**2 - 4.0) ** 2).sum(), 8)
     found = cs.bases.explore(KEY, bound)

@@ -82,7 +82,8 @@ def fit_base(
     The target is explored first (`explore`). Where no dip of the density lies between the optima,
     and the particles see little more than the Gaussian does, the Gaussian is taken: one step of a
     flow shapes a single mode better than more components do. Otherwise the best ELBO of all wins;
-    it does not know of a mode that no exploration met. Tempered particles are left out where more
+    it does not know of a mode that no exploration met. A product that wins is refined by coordinate
+    ascent. Tempered particles are left out where more
     than nine tenths of the Gaussian's own draws are effective, optimisers find no other mode, and
     draws at larger scales no mass that lies farther out.
 
@@ -137,8 +138,9 @@ def fit_base(
         for kind in bases.keys() - fits.keys():
             fits[kind] = judge(key_judge, target, bases[kind])
         if max(fits, key=lambda kind: fits[kind].elbo) == "product":
-            bases["product"] = mean_field(key_product, target, product, found)
-            fits["product"] = judge(key_judge, target, bases["product"])
+            bases["product"], fits["product"] = _refined(
+                key_product, key_judge, target, product, found
+            )
     if has_edges:
         # No flow makes up for draws outside.
         kind = max(bases, key=lambda kind: fits[kind].ess)
@@ -149,6 +151,19 @@ def fit_base(
     margin = 2.0 * best.elbo_stderr + (_FLOW_NATS if num_modes <= 1 else 0.0)
     kind = next((kind for kind in bases if fits[kind].elbo >= best.elbo - margin), "gaussian")
     return FittedBase(bases[kind], kind, fits, found)
+
+
+def _refined(
+    rng_key: PRNGKey,
+    key_judge: PRNGKey,
+    target: Target,
+    product: ProductMixtureBase,
+    found: Exploration,
+) -> tuple[ProductMixtureBase, Fit]:
+    """The better of a product of particles' marginals and what coordinate ascent makes of it."""
+    both = (product, mean_field(rng_key, target, product, found))
+    judged = [(base, judge(key_judge, target, base)) for base in both]
+    return max(judged, key=lambda of: of[1].elbo)
 
 
 def _fitted_gaussian(rng_key: PRNGKey, target: Target, init_position: Array | None) -> GaussianBase:
@@ -258,5 +273,8 @@ def refit_base(rng_key: PRNGKey, target: Target, base: Base) -> Base:
         better = judge(key_judge, target, trained).elbo > judge(key_judge, target, base).elbo
         return trained if better else base
     if isinstance(base, ProductMixtureBase):
-        return fit_product_mixture(rng_key, target, max_components=base.loc.shape[1])
+        key_explore, key_product, key_judge, *_ = split(rng_key)
+        found = explore(key_explore, target)
+        product = fit_product_mixture(key_product, target, exploration=found)
+        return _refined(key_product, key_judge, target, product, found)[0]
     return base

@@ -207,6 +207,7 @@ def _of_table(grid: np.ndarray, log_density: np.ndarray) -> ProductMixtureBase:
 def _by_em(x: np.ndarray, mass: np.ndarray, k: int) -> _Parts:
     """Mixtures of ``k`` components fitted to masses at places ``[dim, n]``, by EM.
 
+    All coordinates at once; scikit-learn's, which takes points without masses, would not do.
     They start as parts of even length, from the first to the last thousandth of the mass.
     """
     cumulative, last = np.cumsum(mass, 1), x.shape[1] - 1

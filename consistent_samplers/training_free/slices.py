@@ -50,7 +50,7 @@ def shrink(
 def step_out(
     log_value: Callable[[Array], Array], level: Array, end: Array, stride: Array, limit: Array
 ) -> tuple[Array, Array]:
-    """The end moved by strides until it is outside of the slice, and how often it was looked at."""
+    """The end, moved by strides until it is outside of the slice or below zero, and all looks."""
 
     def is_open(carry: tuple[Array, Array, Array, Array]) -> Array:
         end, left, inside, _ = carry
