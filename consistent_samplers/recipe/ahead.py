@@ -1,7 +1,7 @@
 """What a training and a trained sampler's draws need is compiled beside what comes before."""
 
 import contextlib
-import functools
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,7 +62,12 @@ def draws_compiled(
     if not _is_cheap(cost):
         yield
         return
-    thread = _beside(functools.partial(_draw, rng_key, sampler, plan, start.particles))
+
+    def draw() -> None:
+        _draw(rng_key, sampler, plan, start.particles)
+        importlib.import_module("sklearn.covariance")  # seconds; the look for modes needs it
+
+    thread = _beside(draw)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from consistent_samplers import progress
+from consistent_samplers.bases.modes import NUM_STARTS
 from consistent_samplers.diagnostics import (
     ExplorationCheck,
     exploration_check,
@@ -28,6 +29,9 @@ NUM_PLACED = 2_048
 
 # They are from so many nats of excess on, or below this share of effective draws.
 _DOUBT, _UNEVEN = 0.25, 0.15
+# Starts of a hierarchical map's look, a batch of gradients: most of its members' modes are looked
+# for one member at a time.
+_HIERARCHICAL_STARTS = 128
 
 
 def look_for_missed_mass(
@@ -46,6 +50,7 @@ def look_for_missed_mass(
     """
     if not start.explored:
         return None
+    hierarchical = isinstance(sampler.control, HierarchicalMap)
     with progress.stage("look for missed modes", progress_bar=progress_bar):
         found = exploration_check(
             rng_key,
@@ -56,11 +61,12 @@ def look_for_missed_mass(
             particle_log_z=start.particle_log_z,
             modes=modes,
             known=start.known,
+            num_starts=_HIERARCHICAL_STARTS if hierarchical else NUM_STARTS,
         )
         assert draws.log_density is not None
         num_open = len(open_directions(target, draws.position, draws.log_density))
         found = found._replace(num_open=num_open)
-        if isinstance(sampler.control, HierarchicalMap):
+        if hierarchical:
             weighed = np.isfinite(np.asarray(draws.log_weight))
             left_out = members_left_out(target, sampler, draws.position[weighed])
             elsewhere = mass_elsewhere(rng_key, target, sampler)
