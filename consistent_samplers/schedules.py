@@ -250,3 +250,21 @@ def time_grid(num_steps: int) -> Array:
       [0.0, 0.25, 0.5, 0.75]
     """
     return jnp.arange(num_steps) / num_steps
+
+
+def annealing(iteration: Array | int, num_iterations: int) -> Array:
+    """Exponent of the tempered target: rises from 0 to 1 as (i / num_iterations)², ``[]``.
+
+    While it is small the modes are joined, and mass settles among them evenly instead of in the
+    mode that is met first. Slow at first, since a peaked density bites at small exponents.
+
+    Args:
+      iteration: ``[]``, from 0.
+      num_iterations: of the annealing; none at all for 0.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> [float(cs.schedules.annealing(i, 4)) for i in range(5)]
+      [0.0625, 0.25, 0.5625, 1.0, 1.0]
+    """
+    return jnp.minimum(1.0, (iteration + 1.0) / max(num_iterations, 1)) ** 2

@@ -14,6 +14,7 @@ import consistent_samplers as cs
 from consistent_samplers.bracket import AT_ONCE, bracket, weighted_bounds
 from consistent_samplers.bridge import Bridge, bridge
 from consistent_samplers.corrections import chains as latent
+from consistent_samplers.corrections import gaussian_bridge
 from consistent_samplers.diagnostics import Mixing
 from consistent_samplers.integrations.numpyro import OneStepSampler
 
@@ -132,8 +133,8 @@ def test_the_bridge_that_is_chosen_covers(shape):
         of_map = bridge(own, theirs)
         key = jax.random.key(i)
         position = np.asarray(flat).reshape(4, 400, dim)
-        other = latent._bridge_to_chains(key, space, target, position, theirs, 1_600.0)
-        found, replaced = latent.smaller_error(of_map, other)
+        other = gaussian_bridge.bridge_to_gaussian(key, space, target, position, theirs, 1_600.0)
+        found, replaced = gaussian_bridge.smaller_error(of_map, other)
         covered += abs(found.log_z) < 1.96 * found.log_z_stderr
         chosen += replaced
     assert covered / num > 0.95 - 3.0 * np.sqrt(0.05 * 0.95 / num)

@@ -13,7 +13,7 @@ import pytest
 
 import consistent_samplers as cs
 from consistent_samplers.bridge import Bridge, bridge
-from consistent_samplers.corrections import chains as latent
+from consistent_samplers.corrections import gaussian_bridge
 from consistent_samplers.diagnostics import ExplorationCheck, Mixing, chains_verdict, mixing
 from consistent_samplers.integrations.numpyro import OneStepSampler
 from consistent_samplers.integrations.numpyro.model import flatten_model
@@ -73,7 +73,7 @@ def test_a_bridge_to_draws_far_away_knows_that_it_knows_nothing():
     found = bridge(own, theirs)
     assert np.isfinite(found.log_z) and 0.5 < found.log_z_stderr < np.inf
     # So that one to a Gaussian of the chains takes its place.
-    assert latent.smaller_error(found, Bridge(0.0, 0.1)) == (Bridge(0.0, 0.1), True)
+    assert gaussian_bridge.smaller_error(found, Bridge(0.0, 0.1)) == (Bridge(0.0, 0.1), True)
 
 
 @pytest.mark.parametrize(

@@ -464,9 +464,9 @@ def test_replayed_end_points_count_in_the_loss():
 
 
 def test_annealing_starts_from_the_base():
-    exponent = jax.vmap(lambda i: objectives.annealing(i, 4))(jnp.arange(6))
+    exponent = jax.vmap(lambda i: schedules.annealing(i, 4))(jnp.arange(6))
     np.testing.assert_allclose(exponent, [1 / 16, 1 / 4, 9 / 16, 1.0, 1.0, 1.0])
-    assert objectives.annealing(jnp.zeros((), jnp.int32), 0) == 1.0
+    assert schedules.annealing(jnp.zeros((), jnp.int32), 0) == 1.0
     # At exponent 0 the zero control is right; the weights reported are the target's all along.
     _, of = path_loss("log_variance", 16, 4)
     of = jax.jit(lambda theta, temper, of=of: of({"control": theta}, temper=temper))

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import schedules, simulate
-from consistent_samplers.algorithms import objectives
 from consistent_samplers.algorithms.on_paths import OnPaths, PathInfo, on_paths, paper_settings
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.bases import Component
 from consistent_samplers.maps import Control
-from consistent_samplers.schedules import NoisingRate
+from consistent_samplers.schedules import NoisingRate, annealing
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, ArrayTree, Method, Params, PRNGKey
 
@@ -116,7 +115,7 @@ class AdjointSampling(OnPaths):
         index = jax.random.choice(key_draw, capacity, size, p=share / share.sum())
         end, adjoint, component, usable = jax.tree.map(lambda leaf: leaf[index], memory[:4])
         # The gradient of the tempered log (ρ/p0)^temper.
-        adjoint *= objectives.annealing(now.state.iteration, self.anneal_iterations)
+        adjoint *= annealing(now.state.iteration, self.anneal_iterations)
         t = jax.random.randint(key_time, (self.batch_size,), 0, self.max_steps) / self.max_steps
         b = jax.vmap(lambda t: now.control.process.schedule.integral(t, 1.0))(t)[:, None]
         noise = jax.random.normal(key_noise, end.shape)

@@ -13,7 +13,6 @@ change of variables needs to be a bound.
 """
 
 import dataclasses
-import functools
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -22,14 +21,13 @@ import optax
 
 from consistent_samplers import losses, simulate
 from consistent_samplers.algorithms.base import Algorithm
+from consistent_samplers.algorithms.batches import antithetic_draws
 from consistent_samplers.algorithms.building import choose_optimizer
-from consistent_samplers.algorithms.objectives import antithetic_draws
+from consistent_samplers.algorithms.monotonicity import shortfall_of_monotonicity
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases import Component
-from consistent_samplers.log_det import Jacobian
-from consistent_samplers.schedules import check_num_steps, time_grid
-from consistent_samplers.sharding import shard_batch
-from consistent_samplers.types import Array, Method, Params, PRNGKey
+from consistent_samplers.schedules import check_num_steps
+from consistent_samplers.types import Array, Method, Params
 
 
 class CalibrationInfo(NamedTuple):
@@ -147,36 +145,22 @@ class Calibration(Objective):
         away = jnp.where(own, jnp.abs(log_weight - jnp.median(log_weight)), 0.0)
         far = away.max() > losses.TAME_LIMIT
         divergence = jax.lax.cond((folded & own).any() | far, in_full, along_path)
-        penalty = self._penalty(params, now, key_probe, x0, component)
+        quarter = -(-self.batch_size // 4)
+        x0, component = jax.tree.map(lambda part: part[:quarter], (x0, component))
+        penalty = shortfall_of_monotonicity(
+            params,
+            now,
+            key_probe,
+            x0,
+            component,
+            num_steps=self.num_steps,
+            wide_scale=self.wide_scale,
+            margin=self.monotonicity_margin,
+        )
         weighted = self.monotonicity_weight * penalty
         elbo, reverse_kl = mean(log_weight), mean(losses.reverse_kl(losses.tame(log_weight)))
         info = CalibrationInfo(reverse_kl + weighted, elbo, penalty, folded.mean(), elbo)
         return Loss((divergence + weighted,), info)
-
-    def _penalty(
-        self, params: Params, now: Now, rng_key: PRNGKey, x0: Array, component: Component
-    ) -> Array:
-        """Mean shortfall of the steps' smallest eigenvalues, at base draws and wider ones."""
-        num, process = -(-self.batch_size // 4), now.control.process
-        held = shard_batch(jnp.concatenate([x0[:num], self.wide_scale * x0[:num]]))
-        probe = jax.random.normal(rng_key, held.shape)
-        twice = jax.tree.map(lambda c: jnp.concatenate([c[:num], c[:num]]), component)
-        still, size = jax.lax.stop_gradient(params), jnp.asarray(1.0 / self.num_steps)
-
-        def one(x0: Array, probe: Array, component: Component) -> Array:
-            u, moving = now.bind(still, component), now.bind(params, component)
-            position, jacobians = simulate.flow_jacobians(u, process, x0, self.num_steps)
-
-            def shortfall(x: Array, t: Array, jacobian: Jacobian) -> Array:
-                step = functools.partial(simulate.flow_step, moving, process, t=t, d=size)
-                v = losses.least_direction(jacobian, probe)
-                _, product = jax.jvp(step, (x,), (v,))
-                return losses.shortfall(v, product, self.monotonicity_margin)
-
-            times = time_grid(self.num_steps)
-            return jax.vmap(shortfall)(position[:-1], times, jacobians).sum()
-
-        return jax.vmap(one)(held, probe, twice).mean()
 
 
 def calibration(

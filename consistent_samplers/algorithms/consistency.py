@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from consistent_samplers import simulate
 from consistent_samplers.algorithms.base import Algorithm
-from consistent_samplers.algorithms.objectives import PathBatch
+from consistent_samplers.algorithms.batches import PathBatch
 from consistent_samplers.algorithms.protocol import Evaluate, Now
 from consistent_samplers.bases import Component
 from consistent_samplers.bases.base import one_frame

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers.algorithms import local_search, replay
+from consistent_samplers.algorithms.batches import PathBatch
 from consistent_samplers.algorithms.local_search import Chains
-from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch
+from consistent_samplers.algorithms.objectives import ControlLoss
 from consistent_samplers.algorithms.on_paths import on_paths, paper_settings
 from consistent_samplers.algorithms.pis import PIS
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers.algorithms.base import Algorithm
+from consistent_samplers.algorithms.batches import antithetic_draws
 from consistent_samplers.algorithms.building import choose_optimizer
-from consistent_samplers.algorithms.objectives import antithetic_draws
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases.diagonal import DiagonalBase, fit_diagonal
 from consistent_samplers.maps.hierarchical import HierarchicalMap, hierarchical_map

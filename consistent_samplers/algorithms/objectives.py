@@ -8,18 +8,18 @@ and a replay buffer may supply some of the paths.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 
 from consistent_samplers import losses, simulate
+from consistent_samplers.algorithms.batches import PathBatch, paths_back, simulated_paths
 from consistent_samplers.algorithms.protocol import Evaluate, Now
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_choice
 from consistent_samplers.maps import Control
 from consistent_samplers.networks import ScalarMLP
-from consistent_samplers.sharding import shard_batch
 from consistent_samplers.types import Array, Params, PRNGKey
 
 ControlLoss: TypeAlias = Literal[
@@ -31,29 +31,6 @@ ON_POLICY: tuple[ControlLoss, ...] = ("reverse_kl", "path_gradient")
 # The learned log Z moves this many times faster than the networks' weights.
 _LOG_Z_RATE = 10.0
 _NUM_START_DRAWS = 512
-
-
-def antithetic_draws(
-    rng_key: PRNGKey, batch_size: int, dim: int, *, wider: Array, tail_share: float
-) -> tuple[Array, Array]:
-    """Latent points ``[batch_size, dim]`` in pairs z and -z, and which are the base's own draws.
-
-    The others, a part ``tail_share`` of them, are ``wider`` times the base's: for its tails.
-    """
-    half = jax.random.normal(rng_key, ((batch_size + 1) // 2, dim))
-    own = jnp.arange(len(half)) >= round(tail_share * len(half))
-    half = jnp.where(own[:, None], half, wider * half)
-    points = shard_batch(jnp.concatenate([half, -half])[:batch_size])
-    return points, jnp.concatenate([own, own])[:batch_size]
-
-
-class PathBatch(NamedTuple):
-    """Paths simulated for one iteration; no gradient."""
-
-    position: Array  # [batch_size, most_steps + 1, dim]: the first num_steps + 1 are the path
-    log_weight: Array  # [batch_size], of ρ whatever the training target, but for stretches
-    component: Component  # of the base, in whose frame each path runs
-    num_steps: Array  # []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,31 +121,23 @@ class PathLoss:
     def _simulate(
         self, params: Params, now: Now, rng_key: PRNGKey, replayed: Array | None, num_steps: int
     ) -> tuple[Array, Array, Component]:
-        """Paths ``[n, most_steps + 1, dim]``, their summed log ratios ``[n]``, and frames."""
-        control = now.control.on_training_paths()
+        """Fresh paths and those to given end points: as `batches.simulated_paths` returns them."""
         key_fresh, key_replay, _ = jax.random.split(rng_key, 3)
-        key_base, key_path = jax.random.split(key_fresh)
-        x0 = shard_batch(jax.random.normal(key_base, (self.batch_size, control.dim)))
-        keys = jax.random.split(key_path, self.batch_size)
-        component = control.draw_components(jax.random.fold_in(key_base, 1), self.batch_size)
-
-        def one(key: PRNGKey, x: Array, component: Component) -> tuple[Array, Array]:
-            kernels, weighing = control.kernels(params, component, now.gradient), None
-            if self.kind == "path_gradient":
-                still = control.kernels(jax.lax.stop_gradient(params), component, now.gradient)
-                weighing = kernels._replace(forward=still.forward)
-            moved = simulate.simulate_path(key, x, kernels, num_steps, density_kernels=weighing)
-            return moved[0], moved[1].sum()
-
-        position, log_ratio = jax.vmap(one)(keys, x0, component)
+        room: Any = {"most_steps": max(self.step_counts), "gradient": now.gradient}
+        position, log_ratio, component = simulated_paths(
+            now.control.on_training_paths(),
+            params,
+            key_fresh,
+            num_steps,
+            batch_size=self.batch_size,
+            still=self.kind == "path_gradient",
+            **room,
+        )
         if replayed is not None:
-            kernels = now.control.kernels(params, (), now.gradient)
-            keys = jax.random.split(key_replay, replayed.shape[0])
-            back = jax.vmap(lambda k, x: simulate.backward_path(k, x, kernels, num_steps))
-            position = jnp.concatenate([position, back(keys, replayed)])
+            back = paths_back(now.control, params, key_replay, num_steps, replayed, **room)
+            position = jnp.concatenate([position, back])
             log_ratio = jnp.pad(log_ratio, (0, replayed.shape[0]))
-        room = max(self.step_counts) - num_steps
-        return jnp.pad(position, ((0, 0), (0, room), (0, 0))), log_ratio, component
+        return position, log_ratio, component
 
     def _length(self, num_steps: int) -> int:
         return max(1, round(self.segment_share * num_steps))
@@ -183,9 +152,8 @@ class PathLoss:
             return position[:, num_steps][:, None], jnp.full(num, 0)
         lengths = [self._length(n) for n in self.step_counts]
         length = jnp.asarray(lengths)[which]
-        share = jax.random.uniform(rng_key, (num,))
-        first = jnp.floor(share * (num_steps - length + 1)).astype(jnp.int32)
-        first = jnp.minimum(first, num_steps - length)
+        first = jnp.floor(jax.random.uniform(rng_key, (num,)) * (num_steps - length + 1))
+        first = jnp.minimum(first.astype(jnp.int32), num_steps - length)
         index = first[:, None] + jnp.minimum(jnp.arange(max(lengths) + 1), length)
         return jnp.take_along_axis(position, index[:, :, None], axis=1), first
 
@@ -229,14 +197,4 @@ class PathLoss:
         return losses.trajectory_balance(log_weight, log_z).mean()
 
 
-# Log density of N(0, I): [..., dim] -> [...].
 _log_normal = jnp.vectorize(simulate.standard_normal_log_prob, signature="(d)->()")
-
-
-def annealing(iteration: Array, num_iterations: int) -> Array:
-    """Exponent of the tempered target: rises from 0 to 1 as (i / num_iterations)², ``[]``.
-
-    While it is small the modes are joined, and mass settles among them evenly instead of in the
-    mode that is met first. Slow at first, since a peaked density bites at small exponents.
-    """
-    return jnp.minimum(1.0, (iteration + 1.0) / max(num_iterations, 1)) ** 2

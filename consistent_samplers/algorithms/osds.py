@@ -17,14 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import log_det, losses, schedules, simulate
-from consistent_samplers.algorithms import objectives
+from consistent_samplers.algorithms.batches import PathBatch
 from consistent_samplers.algorithms.consistency import draw_steps
-from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch, PathLoss
+from consistent_samplers.algorithms.objectives import CONTROL_LOSSES, ControlLoss, PathLoss
 from consistent_samplers.algorithms.on_paths import OnPaths, on_paths, paper_settings
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_choice
 from consistent_samplers.maps import Guidance
+from consistent_samplers.schedules import annealing
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Method, Params, PRNGKey
 
@@ -83,7 +84,7 @@ class OSDS(OnPaths):
 
     def __post_init__(self) -> None:
         check_choice("volume", self.volume, ("exact", "hutchinson"))
-        check_choice("control_loss", self.control_loss, objectives.CONTROL_LOSSES)
+        check_choice("control_loss", self.control_loss, CONTROL_LOSSES)
 
     def path_loss(self) -> PathLoss:
         """The control loss."""
@@ -93,7 +94,7 @@ class OSDS(OnPaths):
         """Control loss + weight (state + volume consistency) + penalties."""
         key_path, key_pair = jax.random.split(now.rng_key)
         iteration = now.state.iteration
-        temper = objectives.annealing(iteration, self.anneal_iterations)
+        temper = annealing(iteration, self.anneal_iterations)
         loss, paths = self.path_loss()(params, now, key_path, evaluate, temper=temper)
         warm = jnp.minimum(1.0, iteration / max(self.warmup_iterations, 1))
         weight = self.consistency_weight * warm

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import losses, schedules
-from consistent_samplers.algorithms import objectives
+from consistent_samplers.algorithms.batches import PathBatch
 from consistent_samplers.algorithms.consistency import draw_steps
-from consistent_samplers.algorithms.objectives import ControlLoss, PathBatch, PathLoss
+from consistent_samplers.algorithms.objectives import CONTROL_LOSSES, ControlLoss, PathLoss
 from consistent_samplers.algorithms.on_paths import OnPaths, on_paths, paper_settings
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_choice
+from consistent_samplers.schedules import annealing
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Method, Params, PRNGKey
 
@@ -84,7 +85,7 @@ class SCDS(OnPaths):
     def __post_init__(self) -> None:
         schedules.check_max_steps(self.max_steps)
         schedules.check_num_steps(min(self.first_steps, self.max_steps), self.max_steps)
-        check_choice("control_loss", self.control_loss, objectives.CONTROL_LOSSES)
+        check_choice("control_loss", self.control_loss, CONTROL_LOSSES)
 
     def path_loss(self) -> PathLoss:
         """The control loss."""
@@ -97,7 +98,7 @@ class SCDS(OnPaths):
         key_path, key_pair = jax.random.split(now.rng_key)
         path_loss, iteration = self.path_loss(), now.state.iteration
         which = _stage(iteration, self.steps_iterations, len(path_loss.step_counts))
-        temper = objectives.annealing(iteration, self.anneal_iterations)
+        temper = annealing(iteration, self.anneal_iterations)
         loss, paths = path_loss(params, now, key_path, evaluate, which=which, temper=temper)
         levels = jnp.asarray([n.bit_length() - 1 for n in path_loss.step_counts])[which]
         level = jnp.where(levels > 0, 1 + _stage(iteration, self.size_iterations, levels), 0)

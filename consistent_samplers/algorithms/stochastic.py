@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import schedules
-from consistent_samplers.algorithms import objectives, replay
-from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss, PathBatch, PathLoss
+from consistent_samplers.algorithms import replay
+from consistent_samplers.algorithms.batches import PathBatch
+from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss, PathLoss
 from consistent_samplers.algorithms.on_paths import OnPaths, PathInfo
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.bases import Base
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.maps import Control
+from consistent_samplers.schedules import annealing
 from consistent_samplers.types import Array, ArrayTree, Method, Params, PRNGKey
 
 
@@ -129,7 +131,7 @@ class Stochastic(OnPaths):
         choices = [path_loss.step_counts.index(n) for n in self._train_steps]
         replayed = self.replayed(key_replay, memory) if self.num_replayed else None
         which = jax.random.choice(key_count, jnp.asarray(choices))
-        temper = objectives.annealing(now.state.iteration, self.anneal_iterations)
+        temper = annealing(now.state.iteration, self.anneal_iterations)
         value, batch = path_loss(
             params, now, key_path, evaluate, which=which, temper=temper, replayed=replayed
         )

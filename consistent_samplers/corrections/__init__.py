@@ -1,6 +1,6 @@
 """Corrections of a sampler's draws towards the target: each exact in its limit."""
 
-from consistent_samplers.corrections.annealing import AnnealedDraws, annealed, resampled_paths
+from consistent_samplers.corrections.annealing import AnnealedDraws, annealed
 from consistent_samplers.corrections.chains import Chains, latent_chains
 from consistent_samplers.corrections.expectations import Expectation, expectation
 from consistent_samplers.corrections.feynman_kac import product_paths
@@ -9,6 +9,7 @@ from consistent_samplers.corrections.metropolis import MetropolisResult, indepen
 from consistent_samplers.corrections.moves import move
 from consistent_samplers.corrections.other_density import Reweighted, reweight, reweight_chains
 from consistent_samplers.corrections.perturbation import perturbed
+from consistent_samplers.corrections.resampling import resampled_paths
 from consistent_samplers.corrections.reweighting import (
     resample,
     systematic_indices,

@@ -13,35 +13,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.bases import Base, GaussianBase
+from consistent_samplers.bases import Base
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.bridge import Bridge, bridge
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import jit
+from consistent_samplers.corrections.gaussian_bridge import bridge_to_gaussian, smaller_error
 from consistent_samplers.corrections.latent import weigh_latent
+from consistent_samplers.corrections.latent_space import NUM_DRAWS, latent_space
 from consistent_samplers.corrections.metropolis import accept
 from consistent_samplers.diagnostics import (
     ENOUGH_DRAWS,
     MAX_DIVERGENT,
-    MAX_ROUND_TRIP_ERROR,
     MIXED_R_HAT,
     ExplorationCheck,
     Mixing,
     mixing,
 )
-from consistent_samplers.estimate import checked_log_weight, evidence
+from consistent_samplers.estimate import checked_log_weight
 from consistent_samplers.maps import Identity
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.targets import Target
-from consistent_samplers.types import Array, Draws, PRNGKey
+from consistent_samplers.types import Array, PRNGKey
 
 LEAST_SAMPLES = 250
 """Draws of each chain at least, however many gradients they take."""
 
-# Draws of the sampler that chains start at some of, and that the bridge stands on.
-_NUM_DRAWS = 4_096
 # Iterations of a dispatch: between two of them a chain can be shown, and stopped.
 _SEGMENT = 50
 _MAX_TREE_DEPTH, _ACCEPTANCE = 8, 0.9
@@ -50,9 +49,6 @@ _SHORTER, _MANY = 0.25, 0.1
 # Draws of a base of several components that are proposed after each move: a gradient each, where a
 # move takes fifteen, and neighbours of a chain are as good as independent.
 _JUMPS = 4
-# Effective draws for each dimension from which on weighted moments are better than plain ones, and
-# those of chains from which on a covariance is better than standard deviations alone.
-_DRAWS_PER_MOMENT = 10.0
 # Standard error of log Z, in nats, from which on another sampler than the map is asked for it.
 _CLOSE = 0.05
 
@@ -151,7 +147,7 @@ def latent_chains(
     check_integer("num_chains", num_chains, 2)
     check_integer("num_warmup", num_warmup)
     check_integer("num_samples", num_samples, 4)
-    space, start, log_weight = _latent_space(
+    space, start, log_weight = latent_space(
         folded(rng_key, 0), target, sampler, num_chains, gaussian
     )
     weigh = weigh_latent(space, target)
@@ -216,7 +212,7 @@ def latent_chains(
         weighed = (
             sampler if isinstance(sampler.control, Identity) else Sampler.of_base(sampler.base)
         )
-        own = weighed.sample(folded(rng_key, 4), target, _NUM_DRAWS, 1)
+        own = weighed.sample(folded(rng_key, 4), target, NUM_DRAWS, 1)
         log_weight = np.asarray(checked_log_weight(own), np.float64)
         there = weighed.log_weight(folded(rng_key, 4), target, found.position, 1)
         weights = np.asarray(there).reshape(latent.shape[:2])
@@ -224,7 +220,7 @@ def latent_chains(
     log_z, replaced = bridge(log_weight, weights), False
     if log_z.log_z_stderr > _CLOSE:
         key = folded(rng_key, 2)
-        other = _bridge_to_chains(key, space, target, latent, of_space, mixed.bulk)
+        other = bridge_to_gaussian(key, space, target, latent, of_space, mixed.bulk)
         log_z, replaced = smaller_error(log_z, other)
     return Chains(
         drawn[0],
@@ -263,17 +259,6 @@ def _jumped(
     return state._replace(z=moved[0], potential_energy=moved[1], z_grad=moved[2])
 
 
-def smaller_error(of_map: Bridge, of_gaussian: Bridge) -> tuple[Bridge, bool]:
-    """The bridge with the smaller standard error, and whether it is that of the Gaussian.
-
-    An error that is estimated too small is chosen more often, but the two differ by more than they
-    are noisy where it matters: the 95 % interval of the one that is chosen covers log Z as often as
-    either's own (`tests/test_bracket.py` holds it on normal, t-shaped and skewed targets).
-    """
-    replaced = of_gaussian.log_z_stderr < of_map.log_z_stderr
-    return (of_gaussian if replaced else of_map), replaced
-
-
 def _calmer(state: Any, divergent: float) -> Any:
     """The state of chains, to go on with steps shorter than those of any of them.
 
@@ -288,92 +273,3 @@ def _calmer(state: Any, divergent: float) -> Any:
 def _are_mixed(latent: np.ndarray) -> bool:
     found = mixing(latent)
     return found.r_hat <= MIXED_R_HAT and min(found.bulk, found.tail) >= ENOUGH_DRAWS
-
-
-def _bridge_to_chains(
-    rng_key: PRNGKey,
-    space: Sampler,
-    target: Target,
-    latent: np.ndarray,
-    log_weight: np.ndarray,
-    effective: float,
-) -> Bridge:
-    """Log Z between the second half of each chain and a Gaussian fitted to the first.
-
-    The two halves keep fit and bridge apart (Overstall & Forster, 2010). ``latent`` is
-    ``[num_chains, num_samples, dim]``.
-    """
-    num, dim = latent.shape[1] // 2, latent.shape[2]
-    few = 0.5 * effective < _DRAWS_PER_MOMENT * dim
-    fitted = _gaussian(latent[:, :num].reshape(-1, dim), diagonal=few)
-    z = fitted.sample(rng_key, _NUM_DRAWS)
-    there = np.asarray(checked_log_weight(space.weigh(target, z)), np.float64)
-
-    def normal_over_fitted(z: Array) -> np.ndarray:
-        normal = jax.scipy.stats.norm.logpdf(z).sum(-1)
-        return np.asarray(normal - fitted.log_prob(z), np.float64)
-
-    rest = jax.device_put(latent[:, num:])
-    return bridge(there + normal_over_fitted(z), log_weight[:, num:] + normal_over_fitted(rest))
-
-
-def _latent_space(
-    rng_key: PRNGKey, target: Target, sampler: Sampler, num_chains: int, gaussian: bool
-) -> tuple[Sampler, Array, np.ndarray]:
-    """The sampler whose latent space chains move in, starts in it, log weights of its draws.
-
-    It has one frame; starts are ``[num_chains, dim]``, log weights ``[n]``.
-    """
-    key_draws, key_start, key_latent = jax.random.split(rng_key, 3)
-    z = jax.random.normal(key_latent, (_NUM_DRAWS, target.dim))
-    single = one_frame(sampler.base)
-    if single and not gaussian and (sampler.control.injective or _is_bijective(sampler, target)):
-        weighed = sampler.weigh(target, z)
-        start = z[_distinct(key_start, weighed, num_chains)]
-    else:
-        draws = sampler.sample(key_draws, target, _NUM_DRAWS, 1)
-        bases: list[Base] = [_moments(draws, float(evidence(draws).ess))]
-        # In many dimensions so few draws do not tell a covariance: a fitted base is closer.
-        bases += [sampler.base] * single
-        spaces = [Sampler.of_base(base) for base in bases]
-        each = [space.weigh(target, z) for space in spaces]
-        best = int(np.argmax([np.mean(np.asarray(found.log_weight)) for found in each]))
-        sampler, weighed, chosen = spaces[best], each[best], _distinct(key_start, draws, num_chains)
-        start = jax.vmap(lambda x: sampler.base.whiten(x, ()))(draws.position[chosen])
-    return sampler, start, np.asarray(checked_log_weight(weighed), np.float64)
-
-
-def _is_bijective(sampler: Sampler, target: Target) -> bool:
-    """Whether draws show neither folds nor places where the map cannot be inverted."""
-    found = evidence(sampler.sample(jax.random.key(0), target, _NUM_DRAWS, 1))
-    error = float(found.round_trip_error or 0.0)
-    return not float(found.folded or 0.0) and error <= MAX_ROUND_TRIP_ERROR
-
-
-def _distinct(rng_key: PRNGKey, draws: Draws, num: int) -> Array:
-    """Indices of distinct draws, chosen by weight (Gumbel's trick)."""
-    log_weight = checked_log_weight(draws)
-    noisy = log_weight + jax.random.gumbel(rng_key, log_weight.shape, log_weight.dtype)
-    index: Array = jax.lax.top_k(noisy, num)[1]
-    return index
-
-
-def _moments(draws: Draws, ess: float) -> GaussianBase:
-    """The Gaussian of draws, weighted if enough of them are effective."""
-    weight = None
-    if ess * len(draws.position) > _DRAWS_PER_MOMENT * draws.position.shape[1]:
-        log_weight = np.asarray(checked_log_weight(draws), np.float64)
-        weight = np.exp(log_weight - log_weight.max())
-    return _gaussian(np.asarray(draws.position), weight)
-
-
-def _gaussian(
-    x: np.ndarray, weight: np.ndarray | None = None, diagonal: bool = False
-) -> GaussianBase:
-    """The Gaussian with the moments of ``x`` ``[n, dim]``."""
-    dtype, x = x.dtype, np.asarray(x, np.float64)
-    loc = np.average(x, axis=0, weights=weight)
-    covariance = np.atleast_2d(np.cov(x, rowvar=False, aweights=weight))
-    variances = np.diag(np.diag(covariance))
-    scale_tril = np.linalg.cholesky(variances if diagonal else covariance + 1e-9 * variances)
-    return GaussianBase(jnp.asarray(loc, dtype), jnp.asarray(scale_tril, dtype))

@@ -1,0 +1,88 @@
+"""Stochastic paths that are resampled between steps: sequential Monte Carlo.
+
+It keeps E[w] = Z whatever the sampler, and needs its control rather than its draws alone.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from consistent_samplers import simulate
+from consistent_samplers.algorithms import Algorithm, SamplerState
+from consistent_samplers.bases import Component
+from consistent_samplers.compilation import jit
+from consistent_samplers.corrections.annealing import AnnealedDraws, mended
+from consistent_samplers.corrections.particles import check_paths, resampled_steps
+from consistent_samplers.types import Array, Draws, PRNGKey
+
+
+def resampled_paths(
+    rng_key: PRNGKey,
+    algorithm: Algorithm,
+    state: SamplerState,
+    num_samples: int,
+    num_steps: int,
+    *,
+    resample_below: float = 0.5,
+) -> AnnealedDraws:
+    """Stochastic paths that are resampled between steps: sequential Monte Carlo (Del Moral, 2006).
+
+    After k of K steps a path is worth its weight against p0^{1-λ} ρ^λ in place of ρ, with
+    λ = a(t)², the share of the target's variance that the noising has left there, or the exponent
+    along which `algorithms.cmcd` anneals. Those that are worth little by then are dropped for
+    copies of others, though not all of them: what is worth less than e^-2 of the mean is chosen as
+    if it were worth that, and weighed for it. E[mean w] = Z for any number of steps.
+
+    Arguments as in `annealed`, K being ``num_steps``. Paths are resampled where the share of
+    effective ones falls below ``resample_below``; never if it is 0.
+
+    Returns:
+      Draws of ``bound="lower"`` and the share of effective paths before each step's resampling. In
+      expectation the log of the draws' mean weight is a lower bound of log Z; each log weight by
+      itself is none. Copies are dependent: ``log_z_stderr`` counts their ancestors.
+
+    Raises:
+      ValueError: a sampler without stochastic paths, or ``num_steps`` that it does not take.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, consistent_samplers as cs
+      >>> target, base = cs.targets.gaussian(jnp.ones(1), jnp.ones(1)), cs.bases.standard_normal(1)
+      >>> algorithm = cs.dis(target, base=base, max_steps=4, hidden=(8,))
+      >>> state = algorithm.init(jax.random.key(0))
+      >>> result = cs.corrections.resampled_paths(jax.random.key(1), algorithm, state, 200, 4)
+      >>> result.draws.position.shape, result.acceptance.shape
+      ((200, 1), (4,))
+    """
+    check_paths(algorithm, num_steps)
+    control, base, params = algorithm.control, algorithm.base, state.ema_params
+    log_density = algorithm.target.log_density
+    gradient = jax.grad(log_density) if control.guided else None
+
+    def advance(
+        key: PRNGKey, particle: tuple[Array, Component], t: Array, d: Array
+    ) -> tuple[tuple[Array, Component], Array, Array]:
+        z, component = particle
+        kernels = control.kernels(params, component, gradient)
+        forward = kernels.forward(z, t, d)
+        after = forward.sample(key)
+        gained = kernels.backward(after, t, d).log_prob(z) - forward.log_prob(after)
+        # All of a path is weighed against the base that it came from.
+        gained -= jnp.where(t > 0.0, 0.0, simulate.standard_normal_log_prob(z))
+        log_base = simulate.standard_normal_log_prob(after)
+        log_rho = base.whitened_log_density(log_density, component)(after)
+        share = control.target_share(params, t + d)
+        return (after, component), gained, log_base + share * (log_rho - log_base)
+
+    @jit
+    def run(key: PRNGKey) -> tuple[Draws, Array, Array]:
+        key_base, key_component, key_steps = jax.random.split(key, 3)
+        z = jax.random.normal(key_base, (num_samples, base.dim))
+        component = control.draw_components(key_component, num_samples)
+        (z, component), log_weight, origin, effective = resampled_steps(
+            key_steps, (z, component), advance, num_steps, resample_below
+        )
+        x = jax.vmap(base.unwhiten)(z, component)
+        draws = Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower")
+        return draws, origin, effective
+
+    draws, origin, effective = run(rng_key)
+    return mended(draws, origin, effective, algorithm)
