@@ -5,11 +5,11 @@ member's own and hardly does (its likelihood). Their precisions add up.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from consistent_samplers.maps.triangular import bounded, shape, unshape
 from consistent_samplers.types import Array, Params, PRNGKey
@@ -86,77 +86,106 @@ def members_forward(
     """Where z ``[J p]`` is taken to, ``[J, p]``, given points y ``[dim]`` before; log |det|."""
     mean, root, skew, tail = _conditional(params, group, features, y)
     own: Any = params
-    shaped, gained = shape(z.reshape(mean.shape), skew, tail)
+    shaped, gained = shape(z.reshape(group.members.shape).T, skew, tail)
     log_det = gained.sum() - _log_diagonal(root).sum()
     if "inner" in own:
         shift, log_scale = _inner(own["inner"], shaped)
         shaped = shaped * jnp.exp(log_scale) + shift
         log_det = log_det + log_scale.sum()
-    return mean + _solve_transposed(root, shaped), log_det
+    moved = _solve_transposed(root, _rows(shaped))
+    return jnp.stack([m + x for m, x in zip(mean, moved, strict=True)], -1), log_det
 
 
 def members_inverse(params: Params, group: Group, features: Array, y: Array) -> tuple[Array, Array]:
     """The z ``[J p]`` that is taken to the members in y ``[dim]``; log |det| of the map there."""
     mean, root, skew, tail = _conditional(params, group, features, y)
     own: Any = params
-    away = jnp.einsum("jab,ja->jb", root, y[group.members] - mean)
+    away = [x - m for x, m in zip(_rows(y[group.members].T), mean, strict=True)]
+    moved = [_dot([root[c][b] for c in range(b, len(away))], away[b:]) for b in range(len(away))]
     log_det = -_log_diagonal(root).sum()
     if "inner" in own:
-        away, log_scale = _inner_back(own["inner"], away)
+        moved, log_scale = _inner_back(own["inner"], moved)
         log_det = log_det + log_scale.sum()
-    z = unshape(away, skew, tail)
-    return z.reshape(-1), log_det + shape(z, skew, tail)[1].sum()
+    z = unshape(jnp.stack(moved), skew, tail)
+    return z.T.reshape(-1), log_det + shape(z, skew, tail)[1].sum()
 
 
-def _conditional(params: Any, group: Group, features: Array, y: Array) -> tuple[Array, ...]:
-    """Of each member: mean ``[J, p]``, precision root ``[J, p, p]``, skewness and log tail."""
+# Of small matrices of many members each entry is an array [J] of its own: XLA has a call for each
+# matrix of a batched product, and no vectors for sums over so few numbers. Lower triangular ones
+# are lists of rows.
+_Vector: TypeAlias = list[Array]
+_Triangle: TypeAlias = list[list[Array]]
+
+
+def _conditional(
+    params: Any, group: Group, features: Array, y: Array
+) -> tuple[_Vector, _Triangle, Array, Array]:
+    """Of the members: mean, root of the precision, skewness and log tail ``[p, J]``."""
     shared, parents = features[group.shared], y[group.own] * group.exists
     own, prior, size = params["own"], params["prior"], group.members.shape[1]
     seen = shared @ own["globals"] + parents @ own["parents"] + own["member"]
     out = own["bias"] + jnp.tanh(seen) @ own["out"] + jnp.einsum("s,jso->jo", shared, own["linear"])
-    slopes = jnp.einsum("jr,jro->jo", parents, own["slopes"])
-    out = out.at[:, : 2 * size].add(slopes)
-    own_mean, own_root = _gaussian(out, size)
-    skew, tail = out[:, -2 * size : -size], out[:, -size:]
+    own_mean, log_diagonal, rest = jnp.split(out.T, (size, 2 * size))
+    slopes = own["slopes"].transpose(1, 2, 0)  # [r, 2 p, J]
+    for slope, parent in zip(slopes, _rows(parents.T), strict=True):
+        own_mean, log_diagonal = (
+            own_mean + slope[:size] * parent,
+            log_diagonal + slope[size:] * parent,
+        )
+    below, skew, tail = jnp.split(rest, (len(rest) - 2 * size, len(rest) - size))
+    own_mean, own_root = _gaussian(own_mean, log_diagonal, below)
 
     of_globals = shared @ prior["globals"] + prior["hidden_bias"]
     seen = jnp.tanh(of_globals + parents @ prior["parents"])
     # How a member depends on its own parents may depend on the globals: a correlation, say.
     changing = jnp.einsum("h,hro->ro", jnp.tanh(of_globals), prior["slopes_out"])
     slopes = prior["slopes"].at[:, :size].add(changing)
-    out = prior["bias"] + shared @ prior["linear"] + seen @ prior["out"] + parents @ slopes
     # Linear far out, to either side, as the logarithms of conditional variances of correlated
     # effects are in the coordinates of their correlations.
     log_cosh = jnp.logaddexp(of_globals, -of_globals) - math.log(2.0)
-    out = out + log_cosh @ prior["bends"]
-    prior_mean, prior_root = _gaussian(out, size)
+    out = prior["bias"] + shared @ prior["linear"] + log_cosh @ prior["bends"]
+    out = out + seen @ prior["out"] + parents @ slopes
+    prior_mean, prior_root = _gaussian(*jnp.split(out.T, (size, 2 * size)))
 
-    own_precision, prior_precision = (
-        jnp.einsum("jca,jcb->jab", root, root) for root in (own_root, prior_root)
+    own_precision, prior_precision = _precision(own_root), _precision(prior_root)
+    root = _cholesky(
+        [
+            [a + b for a, b in zip(*rows, strict=True)]
+            for rows in zip(own_precision, prior_precision, strict=True)
+        ]
     )
-    root = _cholesky(own_precision + prior_precision)
-    pull = jnp.einsum("jab,jb->ja", own_precision, own_mean)
-    pull += jnp.einsum("jab,jb->ja", prior_precision, prior_mean)
-    mean = _solve_transposed(root, _solve(root, pull))
+    pulls = zip(_times(own_precision, own_mean), _times(prior_precision, prior_mean), strict=True)
+    mean = _solve_transposed(root, _solve(root, [a + b for a, b in pulls]))
     return mean, root, 0.3 * skew, 0.3 * tail
 
 
 def _inner(params: Any, u: Array) -> tuple[Array, Array]:
-    """Shift and log scale ``[J, p]`` of each coordinate of a member, of those before it."""
-    below = jnp.tril(jnp.ones((u.shape[1],) * 2, u.dtype), -1)
-    into = jnp.einsum("jq,pq,pqh->jph", u, below, params["hidden"])
-    seen = jnp.tanh(into + params["bias"])
-    shift, log_scale = jnp.einsum("jph,jpho->ojp", seen, params["out"])
+    """Shift and log scale ``[p, J]`` of each coordinate of a member, of those before it."""
+    rows = _rows(u)
+    found = [_inner_at(params, i, rows) for i in range(len(rows))]
+    shift, log_scale = map(jnp.stack, zip(*found, strict=True))
+    return shift, log_scale
+
+
+def _inner_at(params: Any, i: int, before: _Vector) -> tuple[Array, Array]:
+    """Shift and log scale ``[J]`` of a coordinate, of those before it."""
+    into = params["bias"][:, i].T  # [h, J]
+    if i:
+        into = into + params["hidden"][i, :i].T @ jnp.stack(before[:i])
+    seen, out = _rows(jnp.tanh(into)), params["out"][:, i].transpose(1, 2, 0)  # [h, 2, J]
+    shift, log_scale = (_dot([*out[:, k]], seen) for k in range(2))
     return shift, bounded(log_scale)
 
 
-def _inner_back(params: Any, v: Array) -> tuple[Array, Array]:
-    """What shift and scale took to v ``[J, p]``, one coordinate after the other; log scales."""
-    u = log_scale = jnp.zeros_like(v)
-    for i in range(v.shape[1]):
-        shift, log_scale = _inner(params, u)
-        u = u.at[:, i].set((v[:, i] - shift[:, i]) * jnp.exp(-log_scale[:, i]))
-    return u, log_scale
+def _inner_back(params: Any, v: _Vector) -> tuple[_Vector, Array]:
+    """What shift and scale took to v, one coordinate after the other; log scales ``[p, J]``."""
+    u: _Vector = []
+    log_scales = []
+    for i, moved in enumerate(v):
+        shift, log_scale = _inner_at(params, i, u)
+        u.append((moved - shift) * jnp.exp(-log_scale))
+        log_scales.append(log_scale)
+    return u, jnp.stack(log_scales)
 
 
 def _num_gaussian(size: int) -> int:
@@ -164,45 +193,68 @@ def _num_gaussian(size: int) -> int:
     return 2 * size + size * (size - 1) // 2
 
 
-def _gaussian(out: Array, size: int) -> tuple[Array, Array]:
-    """Mean ``[J, p]`` and lower triangular root of the precision ``[J, p, p]``."""
-    rows, columns = np.tril_indices(size, -1)
-    diagonal = jnp.exp(out[:, size : 2 * size])
-    root = diagonal[:, :, None] * jnp.eye(size)
-    below = out[:, 2 * size : _num_gaussian(size)]
-    # In units of the diagonal, so that a scale moves the root as a whole.
-    return out[:, :size], root.at[:, rows, columns].set(below * diagonal[:, columns])
+def _gaussian(mean: Array, log_diagonal: Array, below: Array) -> tuple[_Vector, _Triangle]:
+    """Mean and root of the precision, of numbers ``[p, J]``, ``[p, J]`` and ``[p (p - 1) / 2, J]``.
+
+    What is below the diagonal is in units of it, so that a scale moves the root as a whole.
+    """
+    diagonal, rest = _rows(jnp.exp(log_diagonal)), iter(_rows(below))
+    root = [[*(next(rest) * diagonal[j] for j in range(i)), d] for i, d in enumerate(diagonal)]
+    return _rows(mean), root
 
 
-def _cholesky(matrix: Array) -> Array:
-    """Lower triangular roots of small matrices ``[J, p, p]``, entry by entry."""
-    size = matrix.shape[-1]
-    root = [[jnp.zeros(len(matrix))] * size for _ in range(size)]
-    for i in range(size):
-        for j in range(i + 1):
-            rest = matrix[:, i, j] - sum(root[i][k] * root[j][k] for k in range(j))
-            root[i][j] = jnp.sqrt(rest) if i == j else rest / root[j][j]
-    return jnp.stack([jnp.stack(row, -1) for row in root], -2)
+def _rows(matrix: Array) -> _Vector:
+    """The rows of ``[n, ...]``. Their gradients are joined at once, unlike those of slices."""
+    if not len(matrix):
+        return []
+    return [part[0] for part in jax.lax.split(matrix, (1,) * len(matrix))]
 
 
-def _solve(root: Array, right: Array) -> Array:
-    """L⁻¹ b of lower triangular ``[J, p, p]`` and ``[J, p]``."""
-    found: list[Array] = []
-    for i in range(root.shape[-1]):
-        rest = right[:, i] - sum(root[:, i, k] * found[k] for k in range(i))
-        found.append(rest / root[:, i, i])
-    return jnp.stack(found, -1)
+def _dot(a: Sequence[Array], b: Sequence[Array]) -> Array:
+    products = [x * y for x, y in zip(a, b, strict=True)]
+    return sum(products[1:], products[0])
 
 
-def _solve_transposed(root: Array, right: Array) -> Array:
+def _precision(root: _Triangle) -> _Triangle:
+    """The lower triangle of LᵀL."""
+    columns = [[row[j] for row in root[j:]] for j in range(len(root))]
+    return [[_dot(columns[i], columns[j][i - j :]) for j in range(i + 1)] for i in range(len(root))]
+
+
+def _times(matrix: _Triangle, vector: _Vector) -> _Vector:
+    """A symmetric matrix, of which the lower triangle is given, times a vector."""
+    size = range(len(vector))
+    return [_dot([matrix[max(i, j)][min(i, j)] for j in size], vector) for i in size]
+
+
+def _cholesky(matrix: _Triangle) -> _Triangle:
+    root: _Triangle = []
+    for i, row in enumerate(matrix):
+        root.append([])
+        for j, entry in enumerate(row):
+            rest = entry - _dot(root[i][:j], root[j][:j]) if j else entry
+            root[i].append(jnp.sqrt(rest) if i == j else rest / root[j][j])
+    return root
+
+
+def _solve(root: _Triangle, right: _Vector) -> _Vector:
+    """L⁻¹ b."""
+    found: _Vector = []
+    for i, row in enumerate(root):
+        rest = right[i] - _dot(row[:i], found) if i else right[i]
+        found.append(rest / row[i])
+    return found
+
+
+def _solve_transposed(root: _Triangle, right: _Vector) -> _Vector:
     """L⁻ᵀ b."""
-    size = root.shape[-1]
-    found: dict[int, Array] = {}
-    for i in reversed(range(size)):
-        rest = right[:, i] - sum(root[:, k, i] * found[k] for k in range(i + 1, size))
-        found[i] = rest / root[:, i, i]
-    return jnp.stack([found[i] for i in range(size)], -1)
+    found: _Vector = []  # the last first
+    for i in reversed(range(len(root))):
+        column = [row[i] for row in reversed(root[i + 1 :])]
+        rest = right[i] - _dot(column, found) if found else right[i]
+        found.append(rest / root[i][i])
+    return found[::-1]
 
 
-def _log_diagonal(root: Array) -> Array:
-    return jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1))
+def _log_diagonal(root: _Triangle) -> Array:
+    return jnp.log(jnp.stack([row[-1] for row in root]))

@@ -76,10 +76,19 @@ def bounded(log_scale: Array) -> Array:
     return _MAX_LOG_SCALE * jnp.tanh(log_scale / _MAX_LOG_SCALE)
 
 
+def triangular_layer(u: Array, weights: Array) -> Array:
+    """What each coordinate's hidden units see of those before it: ``[..., n]`` to ``[..., n, h]``.
+
+    One product of matrices. The weights are ``[n, n, h]``: of coordinate, of another, and unit.
+    """
+    num, _, width = weights.shape
+    below = jnp.tril(jnp.ones((num, num), weights.dtype), -1)[:, :, None] * weights
+    return (u @ jnp.swapaxes(below, 0, 1).reshape(num, -1)).reshape(*u.shape, width)
+
+
 def _layer_at(layer: Any, u: Array) -> tuple[Array, Array]:
     """Shift and log scale ``[g]`` of each coordinate, of the ones before it."""
-    below = jnp.tril(jnp.ones((u.shape[0],) * 2, u.dtype), -1)
-    seen = jnp.tanh(jnp.einsum("j,ij,ijh->ih", u, below, layer["hidden"]) + layer["bias"])
+    seen = jnp.tanh(triangular_layer(u, layer["hidden"]) + layer["bias"])
     shift, log_scale = jnp.einsum("ih,iho->oi", seen, layer["out"])
     return shift, bounded(log_scale)
 
