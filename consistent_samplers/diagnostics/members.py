@@ -130,7 +130,7 @@ def _share_beyond(
     steps = np.linspace(-1.0, 1.0, 2 * _NUM_POINTS + 1)
     points = (draw + steps[:, None] * way).astype(jnp.result_type(float))
     theirs = evaluation.values_and_grads(target.log_density, points)[1]
-    own = _scores(control, params, jnp.asarray(points))
+    own = _seen(control, params, jnp.asarray(points))[1]
     logs = []
     for grads in (theirs, own):
         slope = (np.asarray(grads, np.float64) * way)[:, members].sum(2)  # [points, J]
@@ -159,17 +159,29 @@ def _integral(slope: np.ndarray) -> np.ndarray:
     return np.where(reached, total, -np.inf)
 
 
-@kernel(effort="less")
-def _scores(control: Any, params: Params, points: Array) -> Array:
-    """Gradients of the map's log density ``[n, dim]``."""
-    return jax.vmap(jax.grad(lambda x: control.log_prob(params, x)))(points)
+@kernel(effort="least")
+def _seen(control: Any, params: Params, points: Array) -> tuple[Array, Array]:
+    """Where the inverse takes points, and the gradients of the map's log density, ``[n, dim]``."""
+
+    def one(x: Array) -> tuple[Array, Array]:
+        z, _ = control.inverse(params, control.base.whiten(x, ()))
+        return control.log_prob(params, x), z
+
+    gradients, latent = jax.vmap(jax.grad(one, has_aux=True))(points)
+    return latent, gradients
+
+
+def compile_look(sampler: Sampler) -> None:
+    """Compiles what a look at the members asks of a map."""
+    shape = (2 * _NUM_POINTS + 1, sampler.base.dim)
+    _seen(sampler.control, sampler.params, jnp.zeros(shape))
 
 
 def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
     """Log of the mass that a second fit holds where the map does not come, less that of the first.
 
     By the ELBOs of two mean-field fits: the map's own base, and one that sets out from the mirror
-    image of the map's mean, as a change of signs of a global and all its members would have it.
+    image of its mean, as a change of signs of a global and all its members would have it.
     -inf where it came back to where the map is, where no barrier lies between the two along
     straight lines of the latent space, or where it is worse by more than 4.6 nats.
 
@@ -193,19 +205,20 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
       True
     """
     control: Any = sampler.control
-    at_zero = np.asarray(sampler.weigh(target, jnp.zeros((1, target.dim))).position[0])
-    start = _mirrored(target, at_zero, np.asarray(control.globals))
+    frame, (mean, log_scale) = control.base, control.start
+    first = DiagonalBase(frame.loc + frame.scale * mean, frame.scale * jnp.exp(log_scale))
+    start = _mirrored(target, np.asarray(first.loc), np.asarray(control.globals))
     try:
         other = fit_diagonal(rng_key, target, init_position=jnp.asarray(start))
     except ValueError:  # the mirror image lies outside of the support
         return -np.inf
     draws = Sampler.of_base(other).sample(rng_key, target, _NUM_DRAWS)
-    latent = _latents(control, sampler.params, draws.position)
-    away = np.abs(np.median(np.asarray(latent), axis=0)).max()
-    if not away > _FAR or not _barrier(target, sampler, np.asarray(latent)) > _HIGH:
+    # As many as the points of a line, for what is compiled.
+    points = np.resize(draws.position, (2 * _NUM_POINTS + 1, target.dim))
+    latent = np.asarray(_seen(control, sampler.params, jnp.asarray(points))[0])[:_NUM_DRAWS]
+    away = np.abs(np.median(latent, axis=0)).max()
+    if not away > _FAR or not _barrier(target, sampler, latent) > _HIGH:
         return -np.inf
-    frame, (mean, log_scale) = control.base, control.start
-    first = DiagonalBase(frame.loc + frame.scale * mean, frame.scale * jnp.exp(log_scale))
     own = Sampler.of_base(first).sample(rng_key, target, _NUM_DRAWS)
     elbos = [float(np.median(np.asarray(d.log_weight, np.float64))) for d in (draws, own)]
     excess = elbos[0] - elbos[1]
@@ -243,9 +256,3 @@ def _mirrored(target: Target, x: np.ndarray, of: np.ndarray) -> np.ndarray:
             break
         mirrored = tried[best]
     return mirrored
-
-
-@kernel(effort="less")
-def _latents(control: Any, params: Params, points: Array) -> Array:
-    """Where the inverse of the map takes points ``[n, dim]``."""
-    return jax.vmap(lambda x: control.inverse(params, control.base.whiten(x, ()))[0])(points)

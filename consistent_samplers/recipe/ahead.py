@@ -14,7 +14,9 @@ from consistent_samplers.bases import Fit, standard_normal
 from consistent_samplers.bases.base import as_pytree
 from consistent_samplers.bases.exploration import NUM_PARTICLES
 from consistent_samplers.compilation import is_double, precision
+from consistent_samplers.diagnostics.members import compile_look
 from consistent_samplers.estimate import evidence
+from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe import building, route
 from consistent_samplers.recipe.judging import NUM_CHECK_DRAWS
 from consistent_samplers.recipe.looking import NUM_PLACED
@@ -65,6 +67,8 @@ def draws_compiled(
 
     def draw() -> None:
         _draw(rng_key, sampler, plan, start.particles)
+        if isinstance(sampler.control, HierarchicalMap):
+            compile_look(sampler)
         importlib.import_module("sklearn.covariance")  # seconds; the look for modes needs it
 
     thread = _beside(draw)

@@ -217,6 +217,7 @@ def train_sampler(
             )
         if network == "hierarchical" and base is None:
             with progress.stage("fit a base", progress_bar=progress_bar):
+                evaluation.compile_ahead(target.log_density, target.dim)
                 fitted = fit_diagonal(key_base, target, init_position=init_position)
             cold = Start(fitted, explore)
         else:
