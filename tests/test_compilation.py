@@ -156,6 +156,34 @@ def test_what_a_training_needs_is_compiled_beside_the_exploration(monkeypatch):
 
 
 @pytest.mark.slow
+def test_what_a_hierarchical_map_needs_is_compiled_beside_the_fit_of_its_base(monkeypatch):
+    """Its iterations, and what the look at its members takes; with the same results."""
+    made, prepare = [], programs.prepare
+
+    def noted(function, *args, **kwargs):
+        made.append((threading.current_thread().name, function.__name__))
+        return prepare(function, *args, **kwargs)
+
+    def train():
+        target = cs.Target(lambda x: -0.5 * (x[0] ** 2 + jnp.sum((x[1:] - x[0]) ** 2)), 104)
+        trained = cs.train_sampler(
+            KEY, target, num_calibration_iterations=100, hidden=(8,), progress_bar=False
+        )
+        assert isinstance(trained.one_step.control, cs.maps.HierarchicalMap)
+        return trained.evidence(KEY, 10_000)
+
+    monkeypatch.setattr(programs, "prepare", noted)
+    beside = train()
+    made_here = {name for thread, name in made if thread != "compiles ahead"}
+    made_beside = {name for thread, name in made if thread == "compiles ahead"}
+    assert {"ask", "learn", "_seen"} <= made_beside
+    assert not {"learn", "_seen"} & made_here
+    monkeypatch.setattr(training, "compile_iterations", lambda *_: None)
+    monkeypatch.setattr(stages, "draws_compiled", lambda *_: contextlib.nullcontext())
+    assert train() == beside
+
+
+@pytest.mark.slow
 def test_what_is_compiled_beside_has_the_precision_of_who_asked(monkeypatch):
     """Precision is set for a thread: in another one all would be of single precision."""
     made, prepare = [], programs.prepare

@@ -125,15 +125,13 @@ def _conditional(
     own, prior, size = params["own"], params["prior"], group.members.shape[1]
     seen = shared @ own["globals"] + parents @ own["parents"] + own["member"]
     out = own["bias"] + jnp.tanh(seen) @ own["out"] + jnp.einsum("s,jso->jo", shared, own["linear"])
-    own_mean, log_diagonal, rest = jnp.split(out.T, (size, 2 * size))
+    loc, log_diagonal, rest = jnp.split(out.T, (size, 2 * size))
     slopes = own["slopes"].transpose(1, 2, 0)  # [r, 2 p, J]
     for slope, parent in zip(slopes, _rows(parents.T), strict=True):
-        own_mean, log_diagonal = (
-            own_mean + slope[:size] * parent,
-            log_diagonal + slope[size:] * parent,
-        )
+        loc = loc + slope[:size] * parent
+        log_diagonal = log_diagonal + slope[size:] * parent
     below, skew, tail = jnp.split(rest, (len(rest) - 2 * size, len(rest) - size))
-    own_mean, own_root = _gaussian(own_mean, log_diagonal, below)
+    own_mean, own_root = _gaussian(loc, log_diagonal, below)
 
     of_globals = shared @ prior["globals"] + prior["hidden_bias"]
     seen = jnp.tanh(of_globals + parents @ prior["parents"])

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.bases import Fit, standard_normal
+from consistent_samplers.algorithms.hierarchical import hierarchical
+from consistent_samplers.bases import DiagonalBase, Fit, standard_normal
 from consistent_samplers.bases.base import as_pytree
 from consistent_samplers.bases.exploration import NUM_PARTICLES
 from consistent_samplers.compilation import is_double, precision
 from consistent_samplers.diagnostics.members import compile_look
 from consistent_samplers.estimate import evidence
-from consistent_samplers.maps import HierarchicalMap
+from consistent_samplers.maps import HierarchicalMap, hierarchical_map
 from consistent_samplers.recipe import building, route
 from consistent_samplers.recipe.judging import NUM_CHECK_DRAWS
 from consistent_samplers.recipe.looking import NUM_PLACED
@@ -48,6 +49,23 @@ def compile_training(rng_key: PRNGKey, dim: int, plan: Plan, gaussian: Fit) -> N
 
     needed = plan.effort == "full" or (plan.effort != "base" and gaussian.ess < _EVEN)
     if needed and _is_cheap(route.costs(dim, plan.hidden, plan.network == "structured", 0.0)):
+        _beside(iterate)
+
+
+def compile_iterations(rng_key: PRNGKey, target: Target, plan: Plan) -> None:
+    """Begins to compile what trains a hierarchical map, beside the fit of its base.
+
+    Comes back at once, with the target's structure known.
+    """
+    base = DiagonalBase(jnp.zeros(target.dim), jnp.ones(target.dim))
+    control = hierarchical_map(base, target.structure)
+
+    def iterate() -> None:
+        algorithm = hierarchical(_target(target.dim), control, optimizer=plan.optimizer)
+        brief, _ = building.calibrations(algorithm, plan)
+        brief.advance(rng_key, brief.restart(algorithm.init(rng_key)))
+
+    if jax.process_count() == 1:
         _beside(iterate)
 
 

@@ -23,7 +23,7 @@ from consistent_samplers.checks import check_choice, check_integer, check_key, c
 from consistent_samplers.compilation import as_partial
 from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe import chain_stage, route, warm_start
-from consistent_samplers.recipe.ahead import compile_training
+from consistent_samplers.recipe.ahead import compile_iterations, compile_training
 from consistent_samplers.recipe.building import distillation
 from consistent_samplers.recipe.looking import NUM_PLACED
 from consistent_samplers.recipe.plan import Plan, Start
@@ -217,6 +217,7 @@ def train_sampler(
             )
         if network == "hierarchical" and base is None:
             with progress.stage("fit a base", progress_bar=progress_bar):
+                compile_iterations(key_base, target, plan)
                 evaluation.compile_ahead(target.log_density, target.dim)
                 fitted = fit_diagonal(key_base, target, init_position=init_position)
             cold = Start(fitted, explore)
