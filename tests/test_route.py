@@ -12,7 +12,6 @@ from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.integrations.numpyro import OneStepSampler
 from consistent_samplers.maps import Control, Identity
 from consistent_samplers.recipe import Route, base_stage, chain_stage, judging, looking, route
-from consistent_samplers.recipe.plan import Plan
 from consistent_samplers.targets import evaluation
 
 KEY = jax.random.key(0)
@@ -52,26 +51,6 @@ def worth(k: float, ess: float, num_samples: int = 4_096) -> cs.Evidence:
 
 
 # ---- the decisions
-
-
-@pytest.mark.parametrize(("network", "enough"), [("hierarchical", False), ("general", True)])
-def test_many_draws_bear_out_a_short_calibration_of_a_hierarchical_map(
-    monkeypatch, network, enough
-):
-    """Where they would not, chains would follow, which take longer than training on."""
-    plan = Plan(1_000, "auto", 1, (8,), network, None, 0, (500, 1_000), True, False, None)
-    looks = {judging.NUM_CHECK_DRAWS: worth(0.3, 0.7), judging.NUM_FRESH: worth(0.6, 0.1)}
-
-    def look(sampler, rng_key, target, num=judging.NUM_CHECK_DRAWS):
-        return looks[num]
-
-    def why():
-        return judging.why_calibration_is_enough(None, KEY, bent(), plan, CHEAP)
-
-    monkeypatch.setattr(judging, "worth_of", look)
-    assert (why() is not None) == enough
-    looks[judging.NUM_FRESH] = worth(0.4, 0.6, 10_000)
-    assert why() is not None
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -15,7 +16,6 @@ from consistent_samplers.corrections.chains import LEAST_SAMPLES, Chains, latent
 from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.diagnostics.beyond import mass_beyond, share_beyond
 from consistent_samplers.estimate import checked_log_weight, evidence
-from consistent_samplers.recipe.judging import NUM_FRESH, darker
 from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.targets import Target, evaluation
@@ -32,12 +32,14 @@ _GRADIENTS, _CHEAP, _DEAR, _AFFORDABLE = 15, 1e11, 4e11, 1e13
 # Operations of all gradients from which on chains end as they are, and those that dispatching a
 # gradient costs.
 _ENOUGH, _LEAST_COST = 5e11, 1e5
-# Nats above all of the chains' weights.
-_ABOVE = 0.5
+# One-step draws that chains are held against, and nats above all of the chains' weights.
+_NUM_FRESH, _ABOVE = 10_000, 0.5
 # Operations of all their densities from which on they take seconds.
 _SECONDS_OF_DRAWS = 4e10
 # Part of Z that some draws hide and others show, from which on it is no matter of a heavy tail.
 _NOTICEABLE = 0.05
+# By how much other draws of the same sampler may look worse.
+_MORE_K, _LESS = 0.03, 0.95
 # Operations of a gradient, relative to those of a draw with its determinant.
 _MAP_GRADIENT = 3.0
 
@@ -100,12 +102,12 @@ def where_needed(
 def fresh_draws_are_dear(target: Target) -> bool:
     """Whether `fresh_draws` take seconds."""
     cost = evaluation.cost(target.log_density, target.dim)
-    return 2.0 * NUM_FRESH * cost > _SECONDS_OF_DRAWS
+    return 2.0 * _NUM_FRESH * cost > _SECONDS_OF_DRAWS
 
 
 def fresh_draws(rng_key: PRNGKey, trained: TrainedSampler) -> list[Draws]:
     """One-step draws of two keys."""
-    return [trained.sample(key, NUM_FRESH) for key in pair(rng_key)]
+    return [trained.sample(key, _NUM_FRESH) for key in pair(rng_key)]
 
 
 def falls_short(trained: TrainedSampler, draws: Sequence[Draws]) -> bool:
@@ -119,6 +121,11 @@ def falls_short(trained: TrainedSampler, draws: Sequence[Draws]) -> bool:
         worths = [evidence(part) for part in draws]
     except ValueError:  # draws that cannot be weighed
         return False
+
+    def darker(worth: Any) -> Any:
+        # On the host: every small operation on arrays would be compiled by itself.
+        k, ess = np.asarray(worth.pareto_k), np.asarray(worth.ess)
+        return dataclasses.replace(worth, pareto_k=k + _MORE_K, ess=_LESS * ess)
 
     return any(trained.verdict(darker(worth)).level == "not to be used" for worth in worths)
 

@@ -1,15 +1,11 @@
 """Whether a stage of the recipe is enough, and which of them is the best."""
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-
-from consistent_samplers.bases.iterating import folded, pair
-from consistent_samplers.diagnostics import ExplorationCheck, verdict
+from consistent_samplers.bases.iterating import folded
+from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.recipe import route
 from consistent_samplers.recipe.plan import Plan
@@ -20,9 +16,6 @@ from consistent_samplers.types import Draws, PRNGKey
 NUM_CHECK_DRAWS = 4_096
 """Draws on which the stages of the recipe are compared with each other."""
 
-NUM_FRESH = 10_000
-"""Draws of each of two keys by which one step falls short, and that chains are held against."""
-
 # What a second look's key is folded with: a stage ends the training where two looks say so.
 _AGAIN = 2
 # A third look, at many draws, where a density is cheap: the number that its key is folded with, and
@@ -32,10 +25,6 @@ _MANY, _MANY_DRAWS, _MANY_OPERATIONS = 3, 65_536, 2e9
 _EFFECTIVE_ENOUGH = 0.9
 # Share of a base's draws outside of the support from which on it is not calibrated.
 _MAX_BEYOND = 0.02
-# By how much other draws of the same sampler may look worse.
-_MORE_K, _LESS = 0.03, 0.95
-# What the keys of many draws are folded with.
-_FRESH = 4
 # Nats below which two stages are as good as each other: rounding, where the base is exact.
 _SAME_ELBO = 1e-3
 
@@ -96,26 +85,7 @@ def why_calibration_is_enough(
         return route.calibration_is_enough(worth, plan.num_samples, cost)
 
     first = why(rng_key)
-    if first is None or why(folded(rng_key, _AGAIN)) is None:
-        return None
-    # Where many draws show what few do not, chains would follow, which take longer than training
-    # on.
-    if plan.network == "hierarchical" and plan.effort == "auto":
-        for key in pair(folded(rng_key, _FRESH)):
-            worth = worth_of(sampler, key, target, NUM_FRESH)
-            if worth is None or verdict(darker(worth)).level == "not to be used":
-                return None
-    return first
-
-
-def darker(worth: Evidence) -> Evidence:
-    """The evidence as other draws of the same sampler may have it."""
-    # On the host: every small operation on arrays would be compiled by itself.
-    changed: Any = {
-        "pareto_k": np.asarray(worth.pareto_k) + _MORE_K,
-        "ess": _LESS * np.asarray(worth.ess),
-    }
-    return dataclasses.replace(worth, **changed)
+    return first if first is not None and why(folded(rng_key, _AGAIN)) is not None else None
 
 
 def worth_of(
