@@ -102,7 +102,7 @@ BENCHMARK = Benchmark(
     report=Report(
         __doc__,
         Table(
-            """model: {target} | d: {ours.dim} | base alone, ESS: {ours.base_ess:.2g} |
+            """model: {target} | d: {ours.dim} | ESS of the base: {ours.base_ess:.2g} |
             ESS: {ours.ess:.2g} | k: {ours.pareto_k:.2f} |
             log Z: {ours.log_z:.3f} ± {ours.log_z_stderr:.2g} | level: {ours.level} |
             quantile error: {ours.quantile_error:.2f} {ours.worst_site} |
