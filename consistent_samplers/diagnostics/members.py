@@ -21,6 +21,7 @@ from consistent_samplers.types import Array, Params, PRNGKey
 # Draws whose conditionals are looked at; points of a line to either side; how far it goes, in
 # standard deviations and beyond the mirror image of the draw.
 _NUM_LOOKED, _NUM_POINTS = 4, 200
+_ON_LINE = 2 * _NUM_POINTS + 1
 _LEAST_REACH, _MOST_REACH, _BEYOND_MIRROR, _PAST = 40.0, 200.0, 2.5, 10.0
 # Nats by which the target's conditional exceeds the map's where the map hardly goes, and the share
 # of a member's mass that may lie there.
@@ -127,7 +128,7 @@ def _share_beyond(
     way: np.ndarray,
 ) -> np.ndarray:
     """Part of the mass along a line, of each member, where the map hardly goes: ``[J]``."""
-    steps = np.linspace(-1.0, 1.0, 2 * _NUM_POINTS + 1)
+    steps = np.linspace(-1.0, 1.0, _ON_LINE)
     points = (draw + steps[:, None] * way).astype(jnp.result_type(float))
     theirs = evaluation.values_and_grads(target.log_density, points)[1]
     own = _seen(control, params, jnp.asarray(points))[1]
@@ -173,8 +174,7 @@ def _seen(control: Any, params: Params, points: Array) -> tuple[Array, Array]:
 
 def compile_look(sampler: Sampler) -> None:
     """Compiles what a look at the members asks of a map."""
-    shape = (2 * _NUM_POINTS + 1, sampler.base.dim)
-    _seen(sampler.control, sampler.params, jnp.zeros(shape))
+    _seen(sampler.control, sampler.params, jnp.zeros((_ON_LINE, sampler.base.dim)))
 
 
 def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
@@ -214,7 +214,7 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
         return -np.inf
     draws = Sampler.of_base(other).sample(rng_key, target, _NUM_DRAWS)
     # As many as the points of a line, for what is compiled.
-    points = np.resize(draws.position, (2 * _NUM_POINTS + 1, target.dim))
+    points = np.resize(draws.position, (_ON_LINE, target.dim))
     latent = np.asarray(_seen(control, sampler.params, jnp.asarray(points))[0])[:_NUM_DRAWS]
     away = np.abs(np.median(latent, axis=0)).max()
     if not away > _FAR or not _barrier(target, sampler, latent) > _HIGH:

@@ -76,19 +76,12 @@ def bounded(log_scale: Array) -> Array:
     return _MAX_LOG_SCALE * jnp.tanh(log_scale / _MAX_LOG_SCALE)
 
 
-def triangular_layer(u: Array, weights: Array) -> Array:
-    """What each coordinate's hidden units see of those before it: ``[..., n]`` to ``[..., n, h]``.
-
-    One product of matrices. The weights are ``[n, n, h]``: of coordinate, of another, and unit.
-    """
-    num, _, width = weights.shape
-    below = jnp.tril(jnp.ones((num, num), weights.dtype), -1)[:, :, None] * weights
-    return (u @ jnp.swapaxes(below, 0, 1).reshape(num, -1)).reshape(*u.shape, width)
-
-
 def _layer_at(layer: Any, u: Array) -> tuple[Array, Array]:
     """Shift and log scale ``[g]`` of each coordinate, of the ones before it."""
-    seen = jnp.tanh(triangular_layer(u, layer["hidden"]) + layer["bias"])
+    # Of each one's units, from each other: [g, g, h], in one product of matrices.
+    below = jnp.tril(jnp.ones((len(u), len(u)), u.dtype), -1)[:, :, None] * layer["hidden"]
+    into = u @ jnp.swapaxes(below, 0, 1).reshape(len(u), -1)
+    seen = jnp.tanh(into.reshape(layer["bias"].shape) + layer["bias"])
     shift, log_scale = jnp.einsum("ih,iho->oi", seen, layer["out"])
     return shift, bounded(log_scale)
 

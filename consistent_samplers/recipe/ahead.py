@@ -57,6 +57,8 @@ def compile_iterations(rng_key: PRNGKey, target: Target, plan: Plan) -> None:
 
     Comes back at once, with the target's structure known.
     """
+    if plan.effort == "base" or target.structure.is_dense or jax.process_count() > 1:
+        return
     base = DiagonalBase(jnp.zeros(target.dim), jnp.ones(target.dim))
     control = hierarchical_map(base, target.structure)
 
@@ -65,8 +67,7 @@ def compile_iterations(rng_key: PRNGKey, target: Target, plan: Plan) -> None:
         brief, _ = building.calibrations(algorithm, plan)
         brief.advance(rng_key, brief.restart(algorithm.init(rng_key)))
 
-    if jax.process_count() == 1:
-        _beside(iterate)
+    _beside(iterate)
 
 
 @contextlib.contextmanager
@@ -87,7 +88,8 @@ def draws_compiled(
         _draw(rng_key, sampler, plan, start.particles)
         if isinstance(sampler.control, HierarchicalMap):
             compile_look(sampler)
-        importlib.import_module("sklearn.covariance")  # seconds; the look for modes needs it
+            # Seconds; the look for modes needs it where draws are few for so many dimensions.
+            importlib.import_module("sklearn.covariance")
 
     thread = _beside(draw)
     try:
