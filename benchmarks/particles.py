@@ -5,11 +5,12 @@ their standard error, which takes no modes into account that no chain came to. "
 tempered SMC (`cs.bases.explore`), three runs, their spread the error. "symmetric base": weighted
 draws of `cs.bases.fit_symmetric`. "recipe": `cs.train_sampler` with its defaults. W2 is exact for a
 thousand draws of each, in the target's coordinates and of their log densities, against draws of
-parallel tempering; the line of tempering itself compares two halves of its draws.
+parallel tempering; the line of tempering itself compares two halves of its draws. Figure:
+histograms of the log densities, the first and the last bin with all that lies beyond.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ import consistent_samplers as cs
 from benchmarks import race
 from benchmarks.case import Benchmark, Case
 from benchmarks.process import isolated
-from benchmarks.report import Report, Row
+from benchmarks.report import Report, Row, grouped
 from benchmarks.tempering import parallel_tempering
 from benchmarks.timing import timed
 from consistent_samplers.targets import Target, evaluation
@@ -38,7 +39,7 @@ SYSTEMS: dict[str, tuple[Callable[[], Target], float, tuple[int, int] | None]] =
     "phi4_8": (cs.targets.phi4, 1.0, None),
     "phi4_16": (partial(cs.targets.phi4, 16, coupling=5.113), 1.0, None),
 }
-_NUM_COMPARED, _NUM_RUNS, _NUM_DRAWS = 1_000, 3, 10_000
+_NUM_COMPARED, _NUM_RUNS, _NUM_DRAWS, _NUM_BINS = 1_000, 3, 10_000, 40
 
 
 def measure(case: Case) -> list[Row]:
@@ -92,14 +93,43 @@ def _symmetric(rng_key: Any, target: Target, of: tuple[int, int]) -> cs.Draws:
 
 
 def distances(target: Target, x: np.ndarray, reference: np.ndarray) -> Row:
-    """W2 of draws ``[n, dim]`` to the reference's, and of their log densities."""
+    """W2 of draws ``[n, dim]`` to the reference's and of their log densities, and a histogram.
+
+    The histogram's bins reach half of the reference's range beyond it, on either side.
+    """
     x = np.random.default_rng(1).permutation(x)[: len(reference)]
     if len(x) < len(reference):
         return {}
     cost = cdist(x, reference, "sqeuclidean")
-    energies = (np.sort(evaluation.values(target.log_density, of)) for of in (x, reference))
-    energy = math.sqrt(float(np.mean((next(energies) - next(energies)) ** 2)))
-    return {"w2": math.sqrt(cost[linear_sum_assignment(cost)].mean()), "energy_w2": energy}
+    own, theirs = (np.sort(evaluation.values(target.log_density, of)) for of in (x, reference))
+    beyond = 0.5 * (theirs[-1] - theirs[0])
+    low, high = float(theirs[0] - beyond), float(theirs[-1] + beyond)
+    counts, _ = np.histogram(np.clip(own, low, high), _NUM_BINS, (low, high))
+    return {
+        "w2": math.sqrt(cost[linear_sum_assignment(cost)].mean()),
+        "energy_w2": math.sqrt(float(np.mean((own - theirs) ** 2))),
+        "histogram": {"low": low, "high": high, "shares": (counts / len(own)).tolist()},
+    }
+
+
+def _figure(rows: Sequence[Row]) -> Any:
+    """Histograms of the log densities: a panel a system, a line a method."""
+    from consistent_samplers.plotting import style
+
+    systems = grouped([row for row in rows if "histogram" in row], "target")
+    if not systems:
+        return None
+    colors = dict(zip((name for (name,) in grouped(rows, "method")), style.CYCLE, strict=False))
+    axes = style.row_of_axes(None, len(systems), columns=4)
+    for ax, ((name,), found) in zip(axes, systems.items(), strict=True):
+        for row in found:
+            low, high, shares = (row["histogram"][part] for part in ("low", "high", "shares"))
+            edges = np.linspace(low, high, len(shares) + 1)
+            ax.stairs(shares, edges, color=colors[row["method"]], label=row["method"])
+        ax.set(title=name, xlabel="log density", yticks=[])
+        style.tidy(ax, left=False)
+    style.legend(axes[0], of_figure=True, loc="outside lower center", ncols=4)
+    return axes[0].figure
 
 
 BENCHMARK = Benchmark(
@@ -114,5 +144,6 @@ BENCHMARK = Benchmark(
         ELBO: {elbo:.2f} | ESS: {ess:.3f} | level: {level} | route: {route} | W2: {w2:.2f} |
         W2 of log densities: {energy_w2:.2f} | evaluations: {evaluations:.3g} |
         seconds: {seconds:.0f}""",
+        figure=_figure,
     ),
 )

@@ -460,7 +460,14 @@ def test_distances_between_particles_are_those_of_a_shift():
     found = particles.distances(target, x + np.array([3.0, 4.0]), x)
     assert found["w2"] == pytest.approx(5.0, rel=1e-4) and found["energy_w2"] > 5.0
     assert particles.distances(target, x[:40], x) == {}
-    assert particles.distances(target, x, x)["w2"] == pytest.approx(0.0, abs=1e-6)
+    same = particles.distances(target, x, x)
+    assert same["w2"] == pytest.approx(0.0, abs=1e-6)
+    for row in (found, same):
+        assert sum(row["histogram"]["shares"]) == pytest.approx(1.0)  # what lies beyond as well
+    rows = [row | {"target": "a", "method": str(i)} for i, row in enumerate((found, same))]
+    figure = particles.BENCHMARK.report.figure([*rows, {"target": "b", "method": "0"}])
+    assert [ax.get_title() for ax in figure.axes] == ["a"]
+    assert len(figure.axes[0].patches) == 2
 
 
 @pytest.mark.slow
