@@ -122,11 +122,7 @@ def hierarchical(
       (1,)
     """
     if control is None:
-        if target.structure.is_dense:
-            raise ValueError(
-                f"Target {target.name!r} does not fall apart into members: use cs.osds or another "
-                "algorithm."
-            )
+        check_structure(target)
         if base is None:
             base = fit_diagonal(jax.random.key(0), target)
         elif not isinstance(base, DiagonalBase):
@@ -138,3 +134,23 @@ def hierarchical(
     objective = Hierarchical(**settings)
     chosen, of_target = choose_optimizer(objective, optimizer), cast(Any, control)
     return Algorithm("hierarchical", target, of_target, objective, chosen)
+
+
+def check_structure(target: Target) -> None:
+    """Raises a ValueError unless a target falls apart into globals and members.
+
+    Args:
+      target: the target.
+
+    Example:
+      >>> import consistent_samplers as cs
+      >>> from consistent_samplers.algorithms.hierarchical import check_structure
+      >>> target = cs.Target(lambda x: -0.5 * (x**2).sum(), dim=9)
+      >>> check_structure(target)
+    """
+    if target.structure.is_dense:
+        raise ValueError(
+            f"Target {target.name!r} does not fall apart into members: leave network out "
+            '(cs.train_sampler takes a general one, or "structured"), or use cs.osds or another '
+            "algorithm."
+        )

@@ -80,7 +80,7 @@ def _layer_at(layer: Any, u: Array) -> tuple[Array, Array]:
     """Shift and log scale ``[g]`` of each coordinate, of the ones before it."""
     # Of each one's units, from each other: [g, g, h], in one product of matrices.
     below = jnp.tril(jnp.ones((len(u), len(u)), u.dtype), -1)[:, :, None] * layer["hidden"]
-    into = u @ jnp.swapaxes(below, 0, 1).reshape(len(u), -1)
+    into = u @ jnp.swapaxes(below, 0, 1).reshape(len(u), len(u) * _WIDTH)
     seen = jnp.tanh(into.reshape(layer["bias"].shape) + layer["bias"])
     shift, log_scale = jnp.einsum("ih,iho->oi", seen, layer["out"])
     return shift, bounded(log_scale)

@@ -16,12 +16,12 @@ import optax
 
 from consistent_samplers import checkpoint, progress
 from consistent_samplers.algorithms.building import check_base
+from consistent_samplers.algorithms.hierarchical import check_structure
 from consistent_samplers.bases import Base, fit_base, fit_diagonal, fit_gaussian, standard_normal
 from consistent_samplers.bases.base import as_pytree
 from consistent_samplers.bases.iterating import folded, pair, split
 from consistent_samplers.checks import check_choice, check_integer, check_key, check_widths
 from consistent_samplers.compilation import as_partial
-from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe import chain_stage, route, warm_start
 from consistent_samplers.recipe.ahead import compile_iterations, compile_training
 from consistent_samplers.recipe.building import distillation
@@ -172,8 +172,11 @@ def train_sampler(
         rounds, effort = (num_calibration_iterations,), "full"
     if num_iterations and effort == "auto":
         effort = "full"
+    if start is not None:
+        network = warm_start.network_of(start) or network
     if network is None and large:
-        network = _network_of(target, base, effort, num_iterations, start)
+        given = base is not None or start is not None
+        network = _network_of(target, given, effort, num_iterations)
     if network == "hierarchical" and num_calibration_iterations is None:
         rounds = _HIERARCHICAL_ROUNDS
     plan = Plan(
@@ -195,6 +198,8 @@ def train_sampler(
             raise ValueError(
                 "A hierarchical map takes one step: leave max_steps at 1 and num_iterations out."
             )
+        if start is None:
+            check_structure(target)
     else:
         distillation(target, base or standard_normal(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.
@@ -308,16 +313,12 @@ def _chained(
 
 def _network_of(
     target: Target,
-    base: Base | None,
+    given: bool,
     effort: Effort,
     num_iterations: int,
-    start: TrainedSampler | None,
 ) -> str:
-    """The network of a target of many dimensions: what its structure allows."""
-    if start is not None:
-        known = isinstance(start.many_steps.control, HierarchicalMap)
-        return "hierarchical" if known else "structured"
-    if base is not None or effort == "base" or num_iterations > 0:
+    """The network of a target of many dimensions, unless a base is given: what structure allows."""
+    if given or effort == "base" or num_iterations > 0:
         return "structured"
     # Without globals it is a product, whose factors may have several modes: a base sees to these.
     return "hierarchical" if target.structure.has_members else "structured"

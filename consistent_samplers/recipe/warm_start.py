@@ -8,7 +8,7 @@ import optax
 
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Base, refit_base
-from consistent_samplers.maps import Identity
+from consistent_samplers.maps import Control, HierarchicalMap, Identity
 from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Params, PRNGKey
@@ -31,6 +31,16 @@ def check_start(start: TrainedSampler, target: Target) -> None:
             f"start has {start.target.dim} dimensions, but target {target.name!r} has "
             f"{target.dim}: train without it."
         )
+
+
+def network_of(start: TrainedSampler) -> str | None:
+    """The network that goes on, as `train_sampler` names it; None of a base alone."""
+    control = start.many_steps.control
+    if isinstance(control, HierarchicalMap):
+        return "hierarchical"
+    if isinstance(control, Control):
+        return "structured" if control.structured else "general"
+    return None
 
 
 def moved_base(rng_key: PRNGKey, target: Target, start: TrainedSampler) -> Base:

@@ -153,5 +153,5 @@ def _largest_number(log_density: LogDensityFn, dim: int, values: np.ndarray) -> 
     for number in evaluation.numbers(log_density, dim):
         size = np.abs(np.asarray(number, float))
         size = size[size < _INFINITE]
-        largest = max(largest, np.max(size, initial=0.0), 0.1 * math.fsum(size.flat))
+        largest = max(largest, np.max(size, initial=0.0), 0.1 * float(size.sum()))
     return float(largest)

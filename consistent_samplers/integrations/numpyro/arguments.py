@@ -62,8 +62,9 @@ def split_arrays(arguments: Call) -> tuple[Arguments, list[Array]]:
     leaves, structure = jax.tree.flatten(arguments)
     rest = tuple((i, type(leaf), leaf) for i, leaf in enumerate(leaves) if not is_array(leaf))
     arrays = [jnp.asarray(leaf) for leaf in leaves if is_array(leaf)]
-    # Of types as NumPy's arrays have: ``jnp.full(n, 45)`` has a weak one, and compiles anew.
-    arrays = [jnp.asarray(a, a.dtype) if a.weak_type else a for a in arrays]
+    # Of types as NumPy's arrays have: ``jnp.full(n, 45)`` has a weak one, and compiles anew. Keys
+    # have none of either.
+    arrays = [jnp.asarray(a, a.dtype) if getattr(a, "weak_type", False) else a for a in arrays]
     return Arguments(structure, rest), arrays
 
 

@@ -28,7 +28,7 @@ def check_trace(name: str, trace: dict[str, Any]) -> None:
                 "them as floats."
             )
     for site in latent:
-        if isinstance(site["fn"], dist.Delta):
+        if isinstance(innermost(site["fn"]), dist.Delta):
             raise ValueError(
                 f"Latent site {site['name']!r} of model {name!r} has a Delta distribution, which "
                 "has no density. Use numpyro.deterministic for a value that is computed."
@@ -47,11 +47,19 @@ def check_trace(name: str, trace: dict[str, Any]) -> None:
                 f"Plate {site['name']!r} of model {name!r} is subsampled ({subsample_size} of "
                 f"{size}), so the density would change from call to call. Leave out subsample_size."
             )
-    if not latent:
+    if not any(np.size(site["value"]) for site in latent):
         raise ValueError(
             f"Model {name!r} has no latent site, so there is nothing to sample: every "
-            "numpyro.sample in it is observed."
+            "numpyro.sample in it is observed or empty."
         )
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside of plates' and handlers' expansions, masks and event dimensions."""
+    wrappers = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
+    while isinstance(fn, wrappers):
+        fn = fn.base_dist
+    return fn
 
 
 def _overflows(value: Any) -> bool:

@@ -15,7 +15,12 @@ import numpyro.distributions as dist
 from jax.tree_util import Partial
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
-from numpyro.infer.util import constrain_fn, helpful_support_errors, potential_energy
+from numpyro.infer.util import (
+    constrain_fn,
+    helpful_support_errors,
+    log_density,
+    potential_energy,
+)
 
 from consistent_samplers.compilation import jit
 from consistent_samplers.integrations.numpyro.arguments import (
@@ -30,7 +35,7 @@ from consistent_samplers.integrations.numpyro.arguments import (
 )
 from consistent_samplers.integrations.numpyro.checking import check_trace
 from consistent_samplers.targets.base import Target
-from consistent_samplers.types import Array, ArrayTree
+from consistent_samplers.types import Array, ArrayTree, PRNGKey
 
 Samples: TypeAlias = dict[str, Array]
 """Constrained and deterministic sites by name, each ``[num_samples, ...]``."""
@@ -75,6 +80,8 @@ class FlatModel:
         model, (known, fixed) = self.functions.model, self.data
         constants, arrays = split_arrays((model_args, model_kwargs))
         alike = [(a.shape, a.dtype) for a in arrays] == [(a.shape, a.dtype) for a in known]
+        # Initial values of parameters may be computed from the data.
+        alike &= not fixed
         if alike and self.functions.arguments == constants and not self.has_changed():
             return _flat_model(self.functions, (arrays, fixed), (model_args, model_kwargs))
         flat = flatten_model(model, model_args, model_kwargs)
@@ -97,6 +104,7 @@ class _Functions:
     sites: tuple[tuple[str, tuple[int, ...]], ...]  # names and unconstrained shapes of the latent
     trace: str | None = None  # fingerprint of what they compute, see `_fingerprint`
     missing: tuple[tuple[str, tuple[int, ...]], ...] = ()  # see `_missing`; by site
+    is_scaled: bool = False  # whether handlers scale or mask latent sites
 
     @property
     def dim(self) -> int:
@@ -111,7 +119,13 @@ class _Functions:
     def __call__(self, data: ArrayTree, x: Array) -> Array:
         """Log density."""
         model, args, kwargs = self.of(data)
-        return -potential_energy(model, args, kwargs, self.unravel(x))
+        free = self.unravel(x)
+        if not self.is_scaled:
+            return -potential_energy(model, args, kwargs, free)
+        # Handlers around a site would take its Jacobian, which is a factor there, for part of it.
+        sites = constrain_fn(model, args, kwargs, free)
+        value, trace = log_density(model, args, kwargs, sites)
+        return value + log_abs_det(trace, free, sites)
 
     def constrain_sites(self, data: ArrayTree, sites: Samples) -> Samples:
         """Sites and deterministics of one draw."""
@@ -129,6 +143,14 @@ class _Functions:
             begin += size
         return sites
 
+    def ravel(self, sites: Samples) -> Array:
+        """The position of unconstrained sites, as `unravel` takes it apart."""
+        parts = []
+        for name, _, _, missing in self._parts():
+            flat = jnp.ravel(sites[name])
+            parts.append(flat if missing is None else flat[np.array(missing, int)])
+        return jnp.concatenate(parts)
+
     def _parts(self) -> Iterator[tuple[str, tuple[int, ...], int, tuple[int, ...] | None]]:
         """Name and shape of each site, how many of its coordinates vary, and which if not all."""
         some = dict(self.missing)
@@ -136,16 +158,39 @@ class _Functions:
             size = len(some[name]) if name in some else math.prod(shape)
             yield name, shape, size, some.get(name)
 
-    def of(self, data: ArrayTree) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    def of(
+        self, data: ArrayTree, seed: PRNGKey | int = 0
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """The model with its random sites seeded, and its arguments."""
         arrays, fixed = data
         args, kwargs = self.arguments.join(arrays)
 
         def seeded_model(*args: Any, **kwargs: Any) -> Any:
             # A fresh handler each time: it stores keys, which must not leak out of a JAX trace.
-            return handlers.seed(handlers.substitute(self.model, data=fixed), 0)(*args, **kwargs)
+            fixed_model = handlers.substitute(self.model, data=fixed)
+            return handlers.seed(fixed_model, seed)(*args, **kwargs)
 
         return seeded_model, args, kwargs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ByIdentity:
+    """A model that Python cannot hash, such as an instance of a dataclass: equal to itself only."""
+
+    fn: Callable[..., Any]
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:  # whose signature it has
+        return self.fn
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.fn(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and self.fn is other.fn
+
+    def __hash__(self) -> int:
+        return id(self.fn)
 
 
 def flatten_model(
@@ -156,6 +201,10 @@ def flatten_model(
     This is ``numpyro.infer.initialize_model`` without its search for a starting point, which
     gives up on a density that is NaN without saying so; our own checks name the cause.
     """
+    try:
+        hash(model)
+    except TypeError:
+        model = _ByIdentity(model)
     check_arguments(name_of(model), (model_args, model_kwargs))
     trace = _trace(model, model_args, model_kwargs)
     check_trace(name_of(model), trace)
@@ -163,26 +212,61 @@ def flatten_model(
     sites = []
     for site_name, site in trace.items():
         if site["type"] == "sample" and not site["is_observed"]:
-            with helpful_support_errors(site, raise_warnings=True):
+            with helpful_support_errors(site):
                 transform = dist.biject_to(site["fn"].support)
-            sites.append((site_name, tuple(transform.inverse_shape(site["fn"].shape()))))
+            # Of the value, which ``sample_shape=`` makes larger than its distribution.
+            sites.append((site_name, tuple(transform.inverse_shape(jnp.shape(site["value"])))))
     # Parameters (of neural networks, say) keep their initial values, as under MCMC.
     fixed = {k: s["value"] for k, s in trace.items() if s["type"] in ("param", "mutable")}
     arguments = model_args, model_kwargs
     constants, arrays = split_arrays(arguments)
     missing = {name: _missing(name_of(model), trace, name, shape) for name, shape in sites}
     some = tuple((name, index) for name, index in missing.items() if index is not None)
-    functions = _Functions(model, constants, tuple(sites), missing=some)
-    if not some and (computed := _fingerprint(functions, (arrays, fixed))):
-        functions = dataclasses.replace(functions, trace=computed)
+    scaled = any(_is_scaled(trace[name]) for name, index in missing.items() if index is None)
+    functions = _Functions(model, constants, tuple(sites), missing=some, is_scaled=scaled)
+    if not some and (functions := _traced(functions, (arrays, fixed))).trace is not None:
         return _flat_model(functions, (arrays, fixed), arguments)
     # The model looks at its data, to count groups or to choose a branch, or we did, for what is
     # missing: they are constants to it.
     leaves, structure = jax.tree.flatten(arguments)
     rest = Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
-    functions = _Functions(model, Arguments(structure, rest), tuple(sites), missing=some)
-    functions = dataclasses.replace(functions, trace=_fingerprint(functions, ([], fixed)))
-    return _flat_model(functions, ([], fixed), arguments)
+    functions = dataclasses.replace(functions, arguments=Arguments(structure, rest))
+    return _flat_model(_traced(functions, ([], fixed)), ([], fixed), arguments)
+
+
+def log_abs_det(trace: dict[str, Any], free: Samples, sites: Samples) -> Array:
+    """Log |det| ``[]`` of the map from unconstrained sites to constrained ones of a model's trace.
+
+    Neither scaled nor masked, whatever the trace says of the sites.
+    """
+    each = (
+        jnp.sum(dist.biject_to(trace[n]["fn"].support).log_abs_det_jacobian(free[n], sites[n]))
+        for n in sites
+    )
+    return sum(each, start=jnp.zeros(()))
+
+
+def _is_scaled(site: dict[str, Any]) -> bool:
+    """Whether a site has a Jacobian, and may be scaled or masked by a handler."""
+    fn, masked = site["fn"], False
+    if getattr(fn.support, "base_constraint", fn.support) is dist.constraints.real:
+        return False
+    while fn is not None:
+        masked |= isinstance(fn, dist.MaskedDistribution)
+        fn = getattr(fn, "base_dist", None)
+    return masked or site.get("scale") is not None
+
+
+def _traced(functions: _Functions, data: ArrayTree) -> _Functions:
+    """Functions with the fingerprint of what they compute, which must be the same each time."""
+    computed = _fingerprint(functions, data)
+    if computed is not None and computed != _fingerprint(functions, data):
+        raise ValueError(
+            f"Model {name_of(functions.model)!r} computes something else each time that it is "
+            "called: it draws random numbers of NumPy or Python. Draw them once outside of the "
+            "model and give them as an argument, or make them a site of it (numpyro.sample)."
+        )
+    return dataclasses.replace(functions, trace=computed)
 
 
 def _trace(

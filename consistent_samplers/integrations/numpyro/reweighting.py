@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from numpyro.distributions import biject_to
 from numpyro.infer.util import compute_log_probs
 
 from consistent_samplers import corrections
@@ -19,7 +18,12 @@ from consistent_samplers.compilation import jit, precision
 from consistent_samplers.corrections import Reweighted
 from consistent_samplers.estimate import pareto_smooth
 from consistent_samplers.integrations.numpyro.flattening import in_support
-from consistent_samplers.integrations.numpyro.model import FlatModel, Samples, flatten_model
+from consistent_samplers.integrations.numpyro.model import (
+    FlatModel,
+    Samples,
+    flatten_model,
+    log_abs_det,
+)
 from consistent_samplers.integrations.numpyro.run import Run
 from consistent_samplers.targets import Target, rounding
 from consistent_samplers.types import Array, ArrayTree
@@ -42,10 +46,7 @@ class _Changed:
         values = self.old.constrain_sites(old_data, free)
         sites = {name: values[name] for name, _ in self.old.sites}
         _, _, known = _terms(self.old, old_data, sites)
-        log_det = sum(
-            jnp.sum(biject_to(known[n]["fn"].support).log_abs_det_jacobian(free[n], sites[n]))
-            for n in sites
-        )
+        log_det = log_abs_det(known, free, sites)
         log_prior, log_likelihood, found = _terms(self.new, new_data, sites)
         inside = jnp.stack([in_support(found[n]["fn"].support, sites[n]) for n in sites]).all()
         # A power of zero leaves out what may be infinite.

@@ -18,6 +18,7 @@ from numpyro.infer.util import log_likelihood
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.estimate import checked_log_weight, evidence
+from consistent_samplers.integrations.numpyro.checking import innermost
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
 from consistent_samplers.integrations.numpyro.table import Columns, chosen, label, table, wrapped
 from consistent_samplers.pareto import pareto_smooth
@@ -184,7 +185,7 @@ class Run:
             for name, site in self._sites().items()
             if site["is_observed"]
             # A ``numpyro.factor`` is observed in name only.
-            and type(site["fn"]).__name__ != "Unit"
+            and type(innermost(site["fn"])).__name__ != "Unit"
         }
 
     def improper(self) -> tuple[str, ...]:
@@ -304,4 +305,5 @@ def _builder() -> Callable[[dict[str, dict[str, Any]]], Any]:
 def _in_chains(values: dict[str, Any], *, num_chains: int) -> dict[str, np.ndarray]:
     """Arrays of draws, chain after chain, with an axis for the chains in front."""
     arrays = {name: np.asarray(value) for name, value in values.items()}
-    return {name: x.reshape(num_chains, -1, *x.shape[1:]) for name, x in arrays.items()}
+    shapes = {name: (num_chains, len(x) // num_chains, *x.shape[1:]) for name, x in arrays.items()}
+    return {name: x.reshape(shapes[name]) for name, x in arrays.items()}

@@ -44,9 +44,9 @@ class OneStepSampler(Results):
     Works with every model whose latent sites are continuous, those under
     ``numpyro.handlers.reparam`` included. The first `run` trains, and later runs with the same
     arguments (data) only draw. On other data training goes on from the sampler that there is, which
-    a warning says; with arrays of the same shapes nothing is compiled again. Data that the model
-    reads from elsewhere, such as a global variable, cannot be told apart. What needs draws or a
-    trained sampler raises RuntimeError before `run`.
+    a warning says; with arrays of the same shapes nothing is compiled again. Of data that the model
+    reads from elsewhere, such as a global variable, a change in place may not be seen. What needs
+    draws or a trained sampler raises RuntimeError before `run`.
 
     Args:
       model: a function with NumPyro primitives, or a handler around one.
@@ -306,7 +306,7 @@ class OneStepSampler(Results):
         trained = train_sampler(
             key_train,
             model.target,
-            init_position=starting_points(key_init, model),
+            init_position=starting_points(key_init, model, settings.get("base")),
             num_samples=self.num_samples,
             start=start,
             progress_bar=self.progress_bar,

@@ -71,6 +71,7 @@ def table(samples: dict[str, np.ndarray], prob: float, more: Columns, *, shorten
     long = shorten and sum(sizes) > MOST_ROWS
     rows: list[_Row] = []
     for name, value in samples.items():
+        value = value.astype(float) if value.dtype == bool else value
         interval = hpdi(value, prob, axis=0)
         parts = [value.mean(0), value.std(0, ddof=1), np.median(value, 0), *interval]
         ends = [np.broadcast_to(of[name], value.shape[1:]) for of in more.values()]
