@@ -8,6 +8,7 @@ import scipy.stats
 
 import consistent_samplers as cs
 from consistent_samplers.corrections import annealed, resample, resampled_paths
+from consistent_samplers.corrections.particles import genealogical_stderr
 
 TARGET = cs.targets.gaussian(jnp.array([1.0, -0.5]), jnp.array([[1.5, 0.4], [0.4, 0.6]]))
 LOG_Z = float(TARGET.log_z)
@@ -121,10 +122,39 @@ def test_paths_beyond_the_edge_of_a_target_may_come_back(outside):
     assert np.median(stderr) < 1.5 * np.log(z).std(ddof=1)
 
 
+@pytest.mark.parametrize("num", [2, 5])
+def test_the_error_of_log_z_is_that_of_the_mean_of_few_weights(num):
+    weight = np.arange(1.0, num + 1.0)
+    found = genealogical_stderr(jnp.log(weight), jnp.arange(num))
+    np.testing.assert_allclose(found, scipy.stats.sem(weight) / weight.mean(), rtol=1e-5)
+    # Copies of a single draw tell nothing of the spread: the error is that of the mean itself.
+    alike = genealogical_stderr(jnp.zeros(num), jnp.zeros(num, int))
+    np.testing.assert_allclose(alike, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("num_samples", value) for value in (0, 1, 10.0)],
+        *[(f"num_{what}", 0) for what in ("temperatures", "moves", "integration_steps")],
+        *[("step_size", value) for value in (0.0, -1.0, jnp.nan, jnp.inf)],
+    ],
+)
+def test_annealing_refuses_numbers_out_of_range(name, value):
+    algorithm, state = untrained(cs.osds, hidden=(8,), max_steps=1)
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        annealed(jax.random.key(0), algorithm, state, **{"num_samples": 10} | {name: value})
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 10.0])
+def test_a_standard_error_takes_two_paths(num_samples):
+    algorithm, state = untrained(cs.dis, hidden=(8,), max_steps=2)
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 2"):
+        resampled_paths(jax.random.key(0), algorithm, state, num_samples, 2)
+
+
 def test_bad_input_is_refused():
     algorithm, state = untrained(cs.osds)
-    with pytest.raises(ValueError, match="num_temperatures must be at least 1"):
-        annealed(jax.random.key(0), algorithm, state, 10, num_temperatures=0)
     with pytest.raises(ValueError, match="num_steps"):
         annealed(jax.random.key(0), algorithm, state, 10, 3)
     student = cs.cdds(TARGET, teacher=algorithm, teacher_state=state, num_points=8)

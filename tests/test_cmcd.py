@@ -144,6 +144,14 @@ def test_there_is_no_map():
     ):
         with pytest.raises(ValueError, match="no deterministic map"):
             wrong()
+    for noised in (
+        lambda: cs.corrections.guided(KEY, algorithm, state, jnp.sum, 10, algorithm.max_steps),
+        lambda: cs.corrections.product_paths(
+            KEY, [algorithm], [state], [1.0], 10, algorithm.max_steps
+        ),
+    ):
+        with pytest.raises(ValueError, match="predicts no end"):
+            noised()
     with pytest.raises(ValueError, match="no probability flow"):
         cs.cdds(TARGET, teacher=algorithm, teacher_state=state)
     with pytest.raises(ValueError, match="no deterministic map"):

@@ -138,7 +138,7 @@ def test_bad_input_is_refused():
         (([algorithm], [state], [-1.0], 8, 8), "positive sum"),
         (([algorithm] * 2, [state] * 2, [1.0, 0.0], 8, 8), "not zero"),
         (([algorithm], [state], [1.0], 8, 3), "num_steps=3"),
-        (([algorithm], [state], [1.0], 0, 8), "num_samples"),
+        (([algorithm], [state], [1.0], 1, 8), "num_samples must be an integer of at least 2"),
     ):
         with pytest.raises(ValueError, match=message):
             product_paths(KEY, *arguments)

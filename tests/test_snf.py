@@ -66,4 +66,14 @@ def test_what_may_fold_is_refused():
     with pytest.raises(ValueError, match="no deterministic map"):
         algorithm = build()
         cs.corrections.annealed(KEY, algorithm, algorithm.init(KEY), 10)
+    # Its layers are no Gaussian steps: taken for such, they would be another sampler.
+    state = algorithm.init(KEY)
+    for wrong in (
+        lambda: cs.corrections.resampled_paths(KEY, algorithm, state, 10, 4),
+        lambda: cs.corrections.guided(KEY, algorithm, state, lambda x: 0.0, 10, 4),
+        lambda: cs.corrections.product_paths(KEY, [algorithm], [state], [1.0], 10, 4),
+        lambda: algorithm.control.kernels(state.params),
+    ):
+        with pytest.raises(ValueError, match=r"no Gaussian steps.*draws"):
+            wrong()
     assert snf.paper(TARGET).name == "snf.paper"

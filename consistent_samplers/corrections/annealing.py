@@ -4,6 +4,7 @@ It needs the sampler's control rather than its draws alone.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jax.scipy.special import logsumexp
 
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
+from consistent_samplers.checks import check_integer
 from consistent_samplers.compilation import jit
 from consistent_samplers.corrections.latent import weigh_latent
 from consistent_samplers.corrections.particles import genealogical_stderr
@@ -67,7 +69,7 @@ def annealed(
       rng_key: PRNG key.
       algorithm: a trained sampler with a deterministic map.
       state: its state.
-      num_samples: number of draws.
+      num_samples: number of draws, two or more.
       num_steps: steps of the map.
       num_temperatures: values of β above zero, evenly spaced.
       num_moves: transitions at each of them.
@@ -79,7 +81,7 @@ def annealed(
       acceptance rates.
 
     Raises:
-      ValueError: a number below one, or ``num_steps`` is not one the sampler was trained for.
+      ValueError: a number out of range, or ``num_steps`` is not one the sampler was trained for.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -91,9 +93,12 @@ def annealed(
       True
     """
     check_num_steps(num_steps, algorithm.control.max_flow_steps)
-    for name, value in (("num_samples", num_samples), ("num_temperatures", num_temperatures)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    check_integer("num_samples", num_samples, 2)
+    check_integer("num_temperatures", num_temperatures)
+    check_integer("num_moves", num_moves)
+    check_integer("num_integration_steps", num_integration_steps)
+    if not 0.0 < step_size < math.inf:
+        raise ValueError(f"step_size must be positive and finite, got {step_size!r}.")
     import blackjax
 
     base = algorithm.base

@@ -61,7 +61,7 @@ def product_paths(
         with the same process: train them with the same ``base=`` and settings.
       states: their states.
       exponents: β_i, of either sign, with a positive sum.
-      num_samples: number of draws.
+      num_samples: number of draws, two or more.
       num_steps: steps of a path; each evaluates every network once, and once more at the start.
       resample_below: share of effective paths below which they are resampled; never if it is 0.
 
@@ -85,7 +85,7 @@ def product_paths(
       >>> bool(abs(result.log_z - truth) < 0.3)
       True
     """
-    check_integer("num_samples", num_samples)
+    check_integer("num_samples", num_samples, 2)
     _check(algorithms, states, exponents, num_steps)
     power, total = jnp.asarray(exponents, float), float(sum(exponents))
     first = algorithms[0].control
@@ -174,7 +174,7 @@ def _check(
         )
     first = algorithms[0].control
     for algorithm in algorithms:
-        check_paths(algorithm, num_steps)
+        check_paths(algorithm, num_steps, noised=True)
         control = algorithm.control
         if not one_frame(control.base):
             raise ValueError(

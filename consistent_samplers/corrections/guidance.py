@@ -62,7 +62,8 @@ def guided(
       Draws of ``bound="lower"`` for ρ exp r, whose log density is theirs.
 
     Raises:
-      ValueError: a sampler without stochastic paths, or a number that it does not take.
+      ValueError: a sampler without paths that reverse a noising, a number that it does not take,
+        or a reward that is no scalar.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -74,12 +75,18 @@ def guided(
       >>> bool((draws.position > 1.0).mean() > 0.3)  # 16 % of the target
       True
     """
-    check_paths(algorithm, num_steps)
+    check_paths(algorithm, num_steps, noised=True)
     check_integer("num_samples", num_samples)
     check_integer("num_candidates", num_candidates)
     control, params, base = algorithm.control, state.ema_params, algorithm.base
     density = algorithm.target.log_density
     gradient = jax.grad(density) if control.guided else None
+
+    def rewarded(x: Array) -> Array:
+        return density(x) + log_reward(x)
+
+    # Made first: it refuses a reward that is no number.
+    target = Target(rewarded, base.dim, f"{algorithm.target.name}, rewarded")
     d = jnp.asarray(1.0 / num_steps)
 
     def reward(z: Array, component: Component) -> Array:
@@ -122,9 +129,4 @@ def guided(
 
     keys = jax.random.split(rng_key, num_samples)
     position, log_ratio = jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
-
-    def rewarded(x: Array) -> Array:
-        return density(x) + log_reward(x)
-
-    name = f"{algorithm.target.name}, rewarded"
-    return weighed(Target(rewarded, base.dim, name), position, log_ratio, "lower")
+    return weighed(target, position, log_ratio, "lower")

@@ -10,6 +10,7 @@ from jax.scipy.special import logsumexp
 from consistent_samplers.algorithms import Algorithm
 from consistent_samplers.corrections.reweighting import systematic_indices
 from consistent_samplers.estimate import effective_sample_size
+from consistent_samplers.maps import AnnealedControl, StochasticFlow
 from consistent_samplers.schedules import check_num_steps, time_grid
 from consistent_samplers.types import Array, ArrayTree, PRNGKey
 
@@ -23,13 +24,27 @@ Advance: TypeAlias = Callable[[PRNGKey, _Particle, Array, Array], tuple[_Particl
 _MOST_BEHIND = 2.0
 
 
-def check_paths(algorithm: Algorithm, num_steps: int) -> None:
-    """Raises a ValueError unless a sampler has stochastic paths of ``num_steps``."""
+def check_paths(algorithm: Algorithm, num_steps: int, *, noised: bool = False) -> None:
+    """Raises a ValueError unless a sampler has paths of ``num_steps`` Gaussian steps.
+
+    For ``noised`` they must reverse the noising process, of which its control predicts the end.
+    """
     check_num_steps(num_steps, algorithm.max_steps)
     if "path" not in algorithm.methods:
         raise ValueError(
             f"{algorithm.name!r} has no stochastic paths to resample: its methods are "
             f"{algorithm.methods}. Take an iterative sampler, cs.osds or cs.scds."
+        )
+    if isinstance(algorithm.control, StochasticFlow):
+        raise ValueError(
+            f"Layers of {algorithm.name!r} are no Gaussian steps that paths could be resampled "
+            "between. Take the weighted draws of algorithm.sample, which "
+            "cs.corrections.resample makes equal, or train cs.dis, cs.osds or cs.scds."
+        )
+    if noised and isinstance(algorithm.control, AnnealedControl):
+        raise ValueError(
+            f"{algorithm.name!r} follows annealed Langevin dynamics in place of a noising process: "
+            "its control predicts no end of a path. Train cs.dis, cs.osds or cs.scds."
         )
 
 
@@ -103,10 +118,11 @@ def genealogical_stderr(log_weight: Array, origin: Array) -> Array:
 
     With S_i the share of the weights that descends from particle i of n at the start, the relative
     variance is Σ_i (S_i - 1/n)² (Chan & Lai, "A general theory of particle filters in hidden
-    Markov models and some applications", 2013). Without resampling it is that of n weights.
+    Markov models and some applications", 2013), times n / (n - 1) for the mean that was estimated.
+    Without resampling it is that of n weights.
 
     Args:
-      log_weight: log weights ``[n]``.
+      log_weight: log weights ``[n]``, of two or more.
       origin: ``[n]``, each particle's number at the start.
 
     Returns:
@@ -114,4 +130,4 @@ def genealogical_stderr(log_weight: Array, origin: Array) -> Array:
     """
     num = log_weight.shape[0]
     shares = jnp.zeros(num).at[origin].add(jax.nn.softmax(log_weight))
-    return jnp.sqrt(jnp.sum((shares - 1.0 / num) ** 2))
+    return jnp.sqrt(num / (num - 1) * jnp.sum((shares - 1.0 / num) ** 2))

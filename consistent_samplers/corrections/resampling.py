@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Component
+from consistent_samplers.checks import check_integer
 from consistent_samplers.compilation import jit
 from consistent_samplers.corrections.annealing import AnnealedDraws, mended
 from consistent_samplers.corrections.particles import check_paths, resampled_steps
@@ -41,7 +42,8 @@ def resampled_paths(
       itself is none. Copies are dependent: ``log_z_stderr`` counts their ancestors.
 
     Raises:
-      ValueError: a sampler without stochastic paths, or ``num_steps`` that it does not take.
+      ValueError: fewer than two draws, a sampler without paths of Gaussian steps, or ``num_steps``
+        that it does not take.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -53,6 +55,7 @@ def resampled_paths(
       ((200, 1), (4,))
     """
     check_paths(algorithm, num_steps)
+    check_integer("num_samples", num_samples, 2)
     control, base, params = algorithm.control, algorithm.base, state.ema_params
     log_density = algorithm.target.log_density
     gradient = jax.grad(log_density) if control.guided else None

@@ -133,6 +133,12 @@ class StochasticFlow(AnnealedControl):
       (2,)
     """
 
+    def kernels(
+        self, params: Params, component: Component = (), gradient: GradientFn | None = None
+    ) -> PathKernels:
+        """Raises a ValueError: a layer is no Gaussian transition."""
+        raise ValueError("Layers of a stochastic flow are no Gaussian steps: take its draws.")
+
     def follow(
         self,
         params: Params,
