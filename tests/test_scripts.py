@@ -1,5 +1,6 @@
 """Models as they are found in scripts: handlers, arguments, sizes, keys, and folders in use."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -26,6 +27,7 @@ import consistent_samplers as cs
 from consistent_samplers import checkpoint, corrections
 from consistent_samplers.integrations.numpyro import OneStepMH, OneStepSampler
 from consistent_samplers.integrations.numpyro.model import flatten_model
+from consistent_samplers.integrations.numpyro.starting import starting_points
 from consistent_samplers.targets import evaluation, rounding
 
 ROOT = Path(__file__).parents[1]
@@ -82,10 +84,18 @@ def by_factor(mu, y):
     numpyro.factor("likelihood", dist.Normal(mu, 1.0).log_prob(y).sum())
 
 
-def in_one_group():
-    with numpyro.plate("one", 1):
-        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-    numpyro.sample("y", dist.Normal(mu[np.zeros(4, int)], 1.0), obs=Y)
+def in_one_group_of(prior):
+    def model():
+        with numpyro.plate("one", 1):
+            mu = numpyro.sample("mu", prior)
+        numpyro.sample("y", dist.Normal(mu[np.zeros(4, int)], 1.0), obs=Y)
+
+    return model
+
+
+def in_a_sample_shape():
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0), sample_shape=(1,))
+    numpyro.sample("y", dist.Normal(mu, 1.0), obs=Y)
 
 
 def of_tree(mu, data, kind, *, options=None, cast=None):
@@ -106,6 +116,14 @@ def table():
     return pytest.importorskip("pandas").DataFrame({"y": Y, "name": list("abcd")})
 
 
+@dataclasses.dataclass  # which Python cannot hash
+class Scaled:
+    scale: float
+
+    def __call__(self, y, more=0.0):
+        observe(numpyro.sample("mu", dist.Normal(more, self.scale)), y)
+
+
 TREE = {"none": None, "in": {"y": list(Y)}}
 SCRIPTS = {
     "condition": lambda: (unobserved(4),),
@@ -124,7 +142,10 @@ SCRIPTS = {
         handlers.reparam(of(observe, dist.Normal(jnp.zeros(()), 1.0)), {"mu": LocScaleReparam(0)}),
         Y,
     ),
-    "a plate of one": lambda: (in_one_group,),
+    "a plate of one": lambda: (in_one_group_of(dist.Normal(0.0, 1.0)),),
+    "a sample_shape": lambda: (in_a_sample_shape,),
+    "a key": lambda: (of(lambda mu, y, key: observe(mu + 0.0 * jax.random.normal(key), y)), Y, KEY),
+    "a dataclass": lambda: (Scaled(1.0), Y),
     "a tree": lambda: (
         functools.partial(of(of_tree), options={"depth": 1}, cast=np.array),
         TREE,
@@ -153,6 +174,21 @@ def test_the_density_is_that_of_the_model(script):
 
 REFUSED = {
     "a list": ((of(observe), list(Y)), TypeError, "'y' of model 'model' holds a list"),
+    "chance of NumPy's": (
+        (of(lambda mu, y: observe(mu, y[np.random.permutation(len(y))[:2]])), np.arange(50.0)),
+        ValueError,
+        "'model' computes something else each time.*an argument, or make them a site",
+    ),
+    "a Delta in a plate": (
+        (in_one_group_of(dist.Delta(0.0)),),
+        ValueError,
+        "'mu' of model 'model' has a Delta",
+    ),
+    "empty sites only": (
+        (lambda: numpyro.sample("none", dist.Normal(jnp.zeros(0), 1.0).to_event(1)),),
+        ValueError,
+        "has no latent site.*or empty",
+    ),
     "whole numbers beyond int32": (
         (of(observe), np.array([3_000_000_000, 1])),
         TypeError,
@@ -180,6 +216,79 @@ def test_series_are_refused_as_numpyro_refuses_them():
     series = pytest.importorskip("pandas").Series(Y)
     with pytest.raises(TypeError, match=r"holds a Series.*jax\.numpy\.asarray"):
         flatten_model(of(observe), (series,), {})
+
+
+SCALED = {
+    "scale": (lambda: handlers.scale(scale=2.0), 2.0),
+    "mask": (lambda: handlers.mask(mask=False), 0.0),
+}
+
+
+@pytest.mark.parametrize("handler", SCALED)
+def test_handlers_scale_a_site_and_not_its_jacobian(handler):
+    make, power = SCALED[handler]
+
+    def model():
+        with make():
+            numpyro.sample("x", dist.HalfNormal(1.0))
+
+    points = jnp.array([[-0.7], [0.13]])
+    values = jax.vmap(flatten_model(model, (), {}).target.log_density)(points)
+    expected = power * st.halfnorm.logpdf(np.exp(points[:, 0])) + points[:, 0]
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_parameters_are_initialised_by_the_data_that_there_are():
+    def model(y):
+        around = numpyro.param("around", y.mean())
+        numpyro.sample("y", dist.Normal(numpyro.sample("mu", dist.Normal(around, 1.0)), 1.0), obs=y)
+
+    flat = flatten_model(model, (jnp.zeros(3),), {})
+    moved = flat.with_arguments((jnp.full(3, 2.0),), {})
+    values = [m.target.log_density(jnp.array([at])) for m, at in ((flat, 0.0), (moved, 2.0))]
+    assert values[0] == pytest.approx(float(values[1]))
+
+
+def test_a_support_that_the_data_bound_is_found():
+    """theta is at least 50, where no point within two of the origin is."""
+
+    def model(y):
+        theta = numpyro.sample("theta", dist.Exponential(0.01))
+        numpyro.sample("y", dist.Uniform(0.0, theta), obs=y)
+
+    starts = starting_points(KEY, flatten_model(model, (jnp.array([3.0, 50.0]),), {}))
+    assert (jnp.exp(starts) >= 50.0).all()
+    with pytest.raises(ValueError, match=r"1 of 2 values of the observed site 'y'.*Check the data"):
+        starting_points(KEY, flatten_model(model, (jnp.array([3.0, -1.0]),), {}))
+
+
+@pytest.mark.filterwarnings("ignore:Other arguments")
+def test_models_that_cannot_be_hashed_have_draws_and_go_on():
+    base = cs.bases.DiagonalBase(jnp.full(1, 0.5), jnp.full(1, 0.7))
+    sampler = OneStepSampler(Scaled(1.0), effort="base", base=base, **QUICK)
+    for shift in (0.0, 0.1):
+        sampler.run(KEY, jnp.ones(1) + shift)
+        assert abs(sampler.get_samples()["mu"].mean() - (0.5 + shift / 2)) < 0.05
+
+
+def test_empty_sites_and_masked_factors_go_to_arviz(capsys):
+    pytest.importorskip("arviz")
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        numpyro.sample("none", dist.Normal(jnp.zeros(0), 1.0).to_event(1))
+        with handlers.mask(mask=jnp.array(True)):
+            numpyro.factor("half", -0.5 * mu**2)
+        numpyro.deterministic("positive", mu > 0.0)
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    base = cs.bases.DiagonalBase(jnp.full(1, 0.3), jnp.full(1, 0.6))
+    sampler = OneStepSampler(model, effort="base", base=base, **QUICK)
+    sampler.run(KEY, jnp.ones(1))
+    sampler.print_summary(exclude_deterministic=False)
+    assert "positive" in capsys.readouterr().out
+    data = sampler.to_arviz()
+    assert list(data["observed_data"]) == ["y"] and data["posterior"]["none"].shape[-1] == 0
 
 
 # --- Posteriors ---------------------------------------------------------------------------------

@@ -260,10 +260,44 @@ def test_the_recipe_takes_it_above_a_hundred_dimensions(tmp_path):
 def test_a_product_is_left_to_a_base_that_sees_its_modes():
     wells = cs.targets.many_well(128)
     assert not wells.structure.is_dense and not len(wells.structure.globals)
-    assert training._network_of(wells, None, "auto", 0, None) == "structured"
+    assert training._network_of(wells, False, "auto", 0) == "structured"
     hierarchy, _ = conjugate(num=120)
-    assert training._network_of(hierarchy, None, "auto", 0, None) == "hierarchical"
-    assert training._network_of(hierarchy, None, "base", 0, None) == "structured"
+    assert training._network_of(hierarchy, False, "auto", 0) == "hierarchical"
+    assert training._network_of(hierarchy, True, "auto", 0) == "structured"
+    assert training._network_of(hierarchy, False, "base", 0) == "structured"
+
+
+def conditional(num=10):
+    """A hierarchy, the base of its members given its global, and a short training."""
+    target, _ = conjugate(num=num)
+    base = cs.bases.DiagonalBase(jnp.full(num + 1, 0.5), jnp.ones(num + 1))
+    return target, {"base": base, "num_calibration_iterations": 3, "progress_bar": False}
+
+
+@pytest.mark.filterwarnings("ignore:The warm start")
+def test_a_warm_start_keeps_its_map_in_any_dimension():
+    target, settings = conditional()
+    first = cs.train_sampler(KEY, target, network="hierarchical", **settings)
+    again = cs.train_sampler(KEY, target, start=first, **settings)
+    assert isinstance(again.one_step.control, cs.maps.HierarchicalMap)
+    general = cs.train_sampler(KEY, target, **settings)
+    again = cs.train_sampler(KEY, target, start=general, network="hierarchical", **settings)
+    assert isinstance(again.one_step.control, cs.maps.Control)
+
+
+def test_members_without_globals_have_a_map():
+    target = cs.Target(lambda x: -0.5 * jnp.sum(x**2) - 0.1 * jnp.sum(jnp.cosh(x)), 6)
+    _, settings = conditional(5)
+    trained = cs.train_sampler(KEY, target, network="hierarchical", **settings)
+    assert not len(target.structure.globals)
+    assert jnp.isfinite(trained.evidence(KEY, 200).log_z)
+
+
+def test_a_map_of_members_of_what_has_none_is_refused_before_a_base_is_fitted():
+    root = np.random.default_rng(0).normal(size=(40, 40))
+    target = cs.Target(gaussian(root @ root.T), 40)
+    with pytest.raises(ValueError, match=r"does not fall apart.*leave network out"):
+        cs.train_sampler(KEY, target, network="hierarchical", **conditional(39)[1])
 
 
 @pytest.mark.parametrize(

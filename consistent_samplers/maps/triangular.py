@@ -90,14 +90,15 @@ def _layer_back(layer: Any, v: Array) -> tuple[Array, Array]:
     """The coordinates ``[g]`` that shift and scale took to v, one after the other; log scales."""
     index = jnp.arange(len(v))
 
-    def next_one(u: Array, i: Array) -> tuple[Array, Array]:
+    def next_one(u: Array, own: tuple[Array, Array, Any]) -> tuple[Array, Array]:
+        i, v, part = own
         before = jnp.where(index < i, u, 0.0)
-        seen = jnp.tanh(before @ layer["hidden"][i] + layer["bias"][i])
-        shift, log_scale = seen @ layer["out"][i]
+        shift, log_scale = jnp.tanh(before @ part["hidden"] + part["bias"]) @ part["out"]
         log_scale = bounded(log_scale)
-        return u.at[i].set((v[i] - shift) * jnp.exp(-log_scale)), log_scale
+        return jnp.where(index == i, (v - shift) * jnp.exp(-log_scale), u), log_scale
 
-    return jax.lax.scan(next_one, jnp.zeros_like(v), index)
+    parts = {name: layer[name] for name in ("hidden", "bias", "out")}
+    return jax.lax.scan(next_one, jnp.zeros_like(v), (index, v, parts))
 
 
 def _row_norm(params: Any, triangle: Array) -> Array:
