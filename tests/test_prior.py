@@ -10,8 +10,8 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
-from numpyro.distributions import biject_to, transforms
-from numpyro.infer import MCMC, NUTS, Predictive
+from numpyro.distributions import biject_to, constraints, transforms
+from numpyro.infer import MCMC, NUTS, Predictive, init_to_median
 from numpyro.infer.util import compute_log_probs
 from scipy.stats import multivariate_normal, norm
 
@@ -19,6 +19,7 @@ import consistent_samplers as cs
 from consistent_samplers.bases.diagonal import DiagonalBase
 from consistent_samplers.diagnostics import Mixing
 from consistent_samplers.integrations.numpyro import OneStepSampler, Prior
+from consistent_samplers.integrations.numpyro.model import flatten_model
 
 KEY = jax.random.key(0)
 BASE = {"effort": "base", "explore": False, "progress_bar": False, "num_samples": 2_000}
@@ -211,6 +212,83 @@ def test_sites_are_sampled_under_their_own_names(free_prior):
     drawn = Predictive(model, num_samples=2_000)(KEY, free_prior)
     np.testing.assert_allclose(drawn["angle"].mean(0), 3.0, atol=0.02)
     assert trace["share"]["fn"].support(values["share"])
+
+
+@pytest.mark.parametrize("given", ["angle", "scale", "share"])
+def test_sites_are_given_all_or_none(free_prior, given):
+    """Given one of them the others have another distribution than in a joint draw."""
+
+    def model(prior):
+        prior.sites()
+
+    values = free_prior.unpack(free_prior.sample(KEY))
+    conditioned = handlers.condition(model, {given: values[given]})
+    with pytest.raises(ValueError, match=rf"in part \({given}\): give all of them, or none"):
+        Predictive(conditioned, num_samples=3)(KEY, free_prior)
+    whole = handlers.condition(model, values)
+    found = handlers.trace(handlers.seed(whole, 0)).get_trace(free_prior)["share"]["value"]
+    np.testing.assert_array_equal(found, values["share"])
+    # Places to start from are no draws.
+    start = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_median())
+    assert handlers.trace(start).get_trace(free_prior)["share"]["value"].shape == (3,)
+
+
+def prior_of(model):
+    """A prior with a standard normal density over a model's unconstrained sites."""
+    flat = flatten_model(model, (), {})
+    base = cs.Sampler.of_base(cs.bases.standard_normal(flat.target.dim))
+    sampler = OneStepSampler(model)
+    sampler._training = flat, cs.TrainedSampler(flat.target, base, base)
+    with warnings.catch_warnings(action="ignore"):  # of what the prior is worth
+        return cs.as_prior(sampler, density="map")
+
+
+def one_site(fn):
+    def model():
+        numpyro.sample("site", fn)
+
+    return model
+
+
+OUTSIDE = {
+    "positive": (dist.Gamma(3.0, 2.0), -1.0),
+    "interval": (dist.Uniform(0.0, 1.0), 2.0),
+    "its edge": (dist.Uniform(0.0, 1.0), 0.0),
+    "ordered": (dist.ImproperUniform(constraints.ordered_vector, (), (3,)), [3.0, 2.0, 1.0]),
+    "simplex, negative": (dist.Dirichlet(jnp.array([3.0, 4.0, 5.0])), [-0.1, 0.6, 0.5]),
+    "simplex, sum": (dist.Dirichlet(jnp.array([3.0, 4.0, 5.0])), [0.2, 0.2, 0.2]),
+    "cholesky": (dist.LKJCholesky(2, 2.0), [[1.0, 0.0], [0.6, -0.8]]),
+    "correlation": (dist.LKJ(2, 2.0), [[1.0, 2.0], [2.0, 1.0]]),
+    "plate of simplices": (
+        dist.Dirichlet(jnp.ones((2, 2))).to_event(1),
+        [[0.5, 0.5], [1.5, -0.5]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_outside_of_the_support_there_is_no_density(name):
+    fn, value = OUTSIDE[name]
+    prior = prior_of(one_site(fn))
+    outside = jnp.asarray(value, float).reshape(-1)
+    assert jax.jit(prior.log_prob)(outside) == -jnp.inf
+    assert np.isfinite(jax.grad(prior.log_prob)(outside)).all()
+    drawn = prior.sample(KEY, (500,))
+    assert jnp.isfinite(prior.log_prob(drawn)).all()
+
+
+def bounded_by_arrays():
+    numpyro.sample("a", dist.Uniform(jnp.array([0.0, 1.0, 2.0]), 4.0))
+    numpyro.sample("b", dist.TruncatedNormal(0.0, 1.0, low=jnp.zeros(2)))
+    numpyro.sample("c", dist.Uniform(0.0, jnp.arange(3.0).max()))
+
+
+def test_bounds_that_are_arrays_are_fixed_supports():
+    prior = prior_of(bounded_by_arrays)
+    assert prior.event_shape == (6,) and prior.support == prior_of(bounded_by_arrays).support
+    below = prior.sample(KEY).at[1].set(0.5)
+    assert prior.log_prob(below) == -jnp.inf
+    assert prior.support.parts[0] != prior.support.parts[1]
 
 
 def test_nuts_finds_a_narrow_prior_far_away(free_prior):

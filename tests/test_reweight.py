@@ -1,6 +1,7 @@
 """Draws under another density: log Z, verdicts, other priors, powers of prior and likelihood."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from scipy.stats import multivariate_normal
 import consistent_samplers as cs
 from consistent_samplers.bridge import Bridge
 from consistent_samplers.corrections import Chains, reweight_chains
-from consistent_samplers.diagnostics import Mixing, Verdict
+from consistent_samplers.diagnostics import ExplorationCheck, Mixing, Verdict
 from consistent_samplers.integrations.numpyro import OneStepSampler
+from consistent_samplers.integrations.numpyro.model import flatten_model
 
 KEY = jax.random.key(0)
 BASE = {"effort": "base", "explore": False, "progress_bar": False, "num_samples": 4_000}
@@ -36,6 +38,19 @@ def test_log_z_and_moments_of_another_gaussian(key):
     np.testing.assert_allclose(mean, 0.4, atol=0.05)
     np.testing.assert_allclose(std**2, 0.7, atol=0.05)
     assert found.draws.bound == "lower" and evidence.num_samples == 10_000
+
+
+def test_a_sampler_that_is_not_to_be_used_gives_no_better_draws_of_another_density():
+    """It sits in one of two modes, which the weights cannot show; and it has missed modes."""
+    missed = dataclasses.replace(trained(), exploration=ExplorationCheck(2, 1, 1.0, math.nan))
+    found = missed.reweight(missed.target)
+    assert found.verdict.level == "not to be used"
+    assert missed.verdict(found.evidence).findings in found.verdict.words
+    # Of which the corrections know what they are told.
+    own = Verdict("usable", "A heavy tail.\nTo improve: train longer.")
+    of = cs.corrections.reweight(KEY, missed.one_step, missed.target, judged=own)
+    assert of.verdict.level == "usable" and "A heavy tail." in of.verdict.findings
+    assert of.verdict.words.endswith("To improve: train longer.")
 
 
 def test_they_are_the_draws_of_the_key():
@@ -70,7 +85,7 @@ def test_what_cannot_be_reweighted_says_so():
         sampler.reweight(lambda x: 0.0 * x[0], 3)
     algorithm = cs.osds(sampler.target, base=cs.bases.standard_normal(2), hidden=(8,))
     guided = algorithm.sampler(algorithm.init(KEY))
-    with pytest.raises(ValueError, match="guided control"):
+    with pytest.raises(ValueError, match=r"guided control .* cs.train_sampler\(rng_key, target\)"):
         dataclasses.replace(sampler, one_step=guided).reweight(sampler.target)
 
 
@@ -201,6 +216,103 @@ def test_a_model_with_a_smaller_support(sampler):
     assert abs(found.evidence.log_z - log_z) < 0.02 and (found.samples["mu"] > 0.0).all()
 
 
+SUPPORTS = {
+    "half-normal": (dist.HalfNormal(2.0), dist.Normal(0.0, 2.0), "'mu' of the new model"),
+    "uniform": (dist.Uniform(0.0, 1.0), dist.Uniform(0.0, 1.01), "'mu' of the new model"),
+    "ordered": (
+        dist.ImproperUniform(dist.constraints.ordered_vector, (), (2,)),
+        dist.Normal(0.0, 1.0).expand([2]).to_event(1),
+        "'mu' of the new model",
+    ),
+    "simplex": (
+        dist.Dirichlet(jnp.ones(3)),
+        dist.Normal(0.0, 1.0).expand([3]).to_event(1),
+        "unconstrained ones too",
+    ),
+    "same": (dist.Uniform(1e6, 1e6 + 1.0), dist.Uniform(1e6, 1e6 + 1.0), None),
+    "smaller": (dist.Normal(0.0, 1.0), dist.TruncatedNormal(0.0, 1.0, low=0.5), None),
+}
+
+
+def of_prior(prior):
+    def model(y):
+        mu = numpyro.sample("mu", prior)
+        numpyro.sample("y", dist.Normal(jnp.mean(mu), 1.0), obs=y)
+
+    return model
+
+
+def as_drawn(model, *args, **kwargs):
+    """A sampler of a model that has its draws from a standard normal base."""
+    flat = flatten_model(model, args, kwargs)
+    base = cs.Sampler.of_base(cs.bases.standard_normal(flat.target.dim))
+    made = OneStepSampler(model, effort="base", progress_bar=False, num_samples=500)
+    made._training = flat, cs.TrainedSampler(flat.target, base, base)
+    made.run(KEY, *args, **kwargs)
+    return made
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_a_larger_support_is_refused(name):
+    old, new, words = SUPPORTS[name]
+    made = as_drawn(of_prior(old), Y)
+    if words is None:
+        assert np.isfinite(made.reweight(of_prior(new)).evidence.log_z)
+        return
+    with pytest.raises(ValueError, match=words):
+        made.reweight(of_prior(new))
+
+
+def test_a_support_that_grows_with_the_data_is_refused():
+    def model(most):
+        numpyro.sample("x", dist.Uniform(0.0, most))
+
+    made = as_drawn(model, jnp.asarray(2.0))
+    assert abs(made.reweight(None, jnp.asarray(1.0)).evidence.log_z) < 0.3
+    with pytest.raises(ValueError, match="'x' of the new model has a larger support"):
+        made.reweight(None, jnp.asarray(3.0))
+
+
+def test_a_smaller_support_of_several_axes_is_held(sampler):
+    """A vector and its order: of the draws those in order have a density."""
+    old = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    found = as_drawn(of_prior(old), Y).reweight(
+        of_prior(dist.ImproperUniform(dist.constraints.ordered_vector, (), (2,)))
+    )
+    assert abs(found.evidence.outside - 0.5) < 0.1
+    assert (np.diff(found.samples["mu"]) > 0.0).all()
+
+
+def test_a_run_that_is_not_to_be_used_stays_so():
+    missed = ExplorationCheck(2, 1, 1.0, math.nan)
+    made = as_drawn(of_prior(dist.Normal(0.0, 1.0)), Y[:1])
+    flat, known = made._training
+    made._training = flat, dataclasses.replace(known, exploration=missed)
+    made.run(KEY, Y[:1])
+    found = made.reweight(prior_power=1.01)
+    assert found.verdict.level == "not to be used" and made.verdict.findings in found.verdict.words
+    pytest.importorskip("arviz_stats")
+    with pytest.warns(UserWarning, match="rests on draws that are not to be used"):
+        made.sensitivity()
+
+
+@pytest.mark.parametrize("power", [np.float32(0.5), jnp.asarray(0.5), np.int64(1), 1])
+def test_powers_are_numbers_of_any_kind(sampler, power):
+    assert sampler.reweight(prior_power=power).draws.position.shape == (4_000, 1)
+
+
+def test_a_keyword_with_the_name_of_a_power_is_told_apart():
+    def model(y, prior_power=1.0):
+        mu = numpyro.sample("mu", dist.Normal(0.0, prior_power))
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    made = as_drawn(model, Y[:2])
+    with pytest.raises(ValueError, match=r"'model' has an argument 'prior_power'.*lambda y: model"):
+        made.reweight(None, Y[:2], prior_power=2.0)
+    found = made.reweight(lambda y: model(y, prior_power=2.0), Y[:2]).evidence
+    assert abs(found.log_z - conjugate(Y[:2], 2.0)[2]) < 4.0 * found.log_z_stderr
+
+
 def test_powers_of_prior_and_likelihood(sampler):
     prior_power, likelihood_power = 1.3, 0.8
     found = sampler.reweight(prior_power=prior_power, likelihood_power=likelihood_power)
@@ -240,6 +352,8 @@ def test_what_a_model_cannot_be_reweighted_to_says_so(sampler):
         sampler.reweight(renamed)
     with pytest.raises(ValueError, match="likelihood_power must be a number"):
         sampler.reweight(likelihood_power=-1.0)
+    with pytest.raises(ValueError, match="prior_power must be a number"):
+        sampler.reweight(prior_power="0.5")
     far = sampler.reweight(None, Y + 50.0)
     assert far.verdict.level == "not to be used" and "OneStepSampler" in far.verdict.words
 

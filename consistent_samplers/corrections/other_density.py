@@ -48,6 +48,7 @@ def reweight(
     num_samples: int = 10_000,
     num_steps: int = 1,
     *,
+    judged: Verdict | None = None,
     cure: str = _CURE,
 ) -> Reweighted:
     """A sampler's draws with weights for any target of its dimension, and their verdict.
@@ -62,6 +63,9 @@ def reweight(
       target: the new one.
       num_samples: number of draws.
       num_steps: network evaluations of each.
+      judged: what the sampler's draws are worth for its own target; the verdict is no better. The
+        weights show neither folds elsewhere nor modes that no draw reaches. None of one that nobody
+        judged.
       cure: what the verdict recommends where the weights are too uneven.
 
     Raises:
@@ -79,12 +83,13 @@ def reweight(
     if sampler.control.guided:
         raise ValueError(
             "Draws of a guided control depend on the density that guides it, so that they cannot "
-            "be used for another: train with guidance=None."
+            "be used for another: train for the new target, as with "
+            "cs.train_sampler(rng_key, target), whose control is not guided."
         )
     method = "map" if "map" in sampler.methods else sampler.methods[0]
     draws = sampler.sample(rng_key, target, num_samples, num_steps, method=method)
     found = evidence(draws)
-    return Reweighted(draws, found, verdict(found, remedies=_remedies(cure)))
+    return Reweighted(draws, found, _no_better(verdict(found, remedies=_remedies(cure)), judged))
 
 
 def reweight_chains(
@@ -133,10 +138,17 @@ def reweight_chains(
         for stderr in (found.log_z_stderr, found.elbo_stderr)
     )
     found = dataclasses.replace(found, log_z_stderr=of_z, elbo_stderr=of_elbo)
-    own = verdict(found, remedies=_remedies(cure))
-    level = max(own.level, judged.level, key=LEVELS.index)
-    words = own.words if level == own.level else f"{own.words}\n{judged.words}"
-    return Reweighted(draws, found, Verdict(level, words))
+    return Reweighted(draws, found, _no_better(verdict(found, remedies=_remedies(cure)), judged))
+
+
+def _no_better(found: Verdict, judged: Verdict | None) -> Verdict:
+    """The verdict on new weights, no better than that on the draws for their own density."""
+    if judged is None or judged.level == LEVELS[0]:
+        return found
+    worse = max(found, judged, key=lambda verdict: LEVELS.index(verdict.level))
+    to_improve = worse.words.removeprefix(worse.findings)
+    words = f"For its own density: {judged.findings}\nBy the new weights: {found.findings}"
+    return Verdict(worse.level, words + to_improve)
 
 
 def _check_dim(dim: int, target: Target) -> None:

@@ -177,8 +177,8 @@ class TrainedSampler:
     ) -> Reweighted:
         """The sampler's draws under another density, with its log Z and a verdict.
 
-        They are those of the chains where these are what to go by (`concluded`), all of them; else
-        one-step draws.
+        The draws are those of the chains where these are what to go by (`concluded`), all of them;
+        else one-step draws. The verdict is no better than the one on them for their own target.
 
         Args:
           log_density: ``[dim] -> []``, or a target; its support may be smaller.
@@ -192,12 +192,11 @@ class TrainedSampler:
         target = log_density
         if not isinstance(target, Target):
             target = Target(target, self.target.dim, "the new density", sites=self.target.sites)
-        if self.chains is not None:
-            stages = list(self.stages.values())
-            chains, _, judged = self.concluded(stages[-1] if stages else self.evidence(rng_key))
-            if chains is not None:
-                return reweight_chains(chains, judged, self.target, target)
-        return reweight(rng_key, self.sampler_for(1), target, num_samples)
+        stages = list(self.stages.values())
+        chains, _, judged = self.concluded(stages[-1] if stages else self.evidence(rng_key))
+        if chains is not None:
+            return reweight_chains(chains, judged, self.target, target)
+        return reweight(rng_key, self.sampler_for(1), target, num_samples, judged=judged)
 
     def bracket(self, rng_key: PRNGKey, num_samples: int = 10_000) -> Bracket:
         """Log Z from both sides, and the optimal bridge in between, in nats.

@@ -8,11 +8,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import Transform
 
 from consistent_samplers.types import Array
+
+# Square roots of a unit of rounding that a value may be off by once it came back.
+_ROUNDING = 4.0
 
 
 class Placed(constraints.Constraint):
@@ -61,10 +66,7 @@ class Placed(constraints.Constraint):
 
     def eq(self, other: object, static: bool = False) -> Any:
         """Whether another is the same."""
-        if not isinstance(other, Placed) or self.support != other.support:
-            return False
-        same = (jnp.array_equal(getattr(self, k), getattr(other, k)) for k in ("loc", "scale"))
-        return all(map(bool, same))
+        return isinstance(other, Placed) and same(self, other)
 
 
 class Flat(constraints.Constraint):
@@ -201,12 +203,30 @@ biject_to.register(Flat, _ToVector)
 
 
 def in_support(support: Any, x: Array) -> Array:
-    """Whether a value is in a support, as far as that is no equation: ``[]`` bool.
+    """Whether a value is in a support: ``[]`` bool.
 
-    Equations (a simplex adds up to one) hold to rounding only, and are not looked at.
+    Equations (a simplex adds up to one) hold to rounding: of such supports see `comes_back`.
     """
     base = getattr(support, "base_constraint", support)
-    return jnp.all(base(x)) if base.event_dim == 0 else jnp.ones((), bool)
+    return jnp.all(base(x)) if base.event_dim == 0 else comes_back(support, x)
+
+
+def comes_back(support: Any, x: Array) -> Array:
+    """Whether a value is what its unconstrained one is mapped to, to rounding: ``[]`` bool.
+
+    Of values outside of the support the inverse is NaN, or that of another value. Those so close
+    to the edge that they are rounded onto it come back.
+    """
+    to = biject_to(support)
+    back = to(to.inv(x))
+    tolerance = _ROUNDING * jnp.sqrt(jnp.finfo(back.dtype).eps) * jnp.max(jnp.abs(x), initial=0.0)
+    return jnp.all(jnp.isfinite(x) & (jnp.abs(back - x) <= tolerance))
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two supports are the same, arrays in them compared by their values."""
+    (a, of_a), (b, of_b) = jax.tree.flatten(first), jax.tree.flatten(second)
+    return of_a == of_b and all(map(np.array_equal, a, b))
 
 
 def _cut(x: Array, shapes: list[tuple[int, ...]]) -> list[Array]:

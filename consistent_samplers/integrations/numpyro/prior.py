@@ -87,15 +87,28 @@ class Prior(dist.Distribution):
 
         The sites' log densities add up to that of the vector: it belongs to the last one. Seeded
         without values for them (prior predictive draws) they come from one joint draw.
+
+        Raises:
+          ValueError: a handler gives values of some sites, and others are to be drawn: given those
+            they have another distribution than in the joint draw.
         """
         shared: dict[str, Any] = {}
         values: Samples = {}
         for name in self.support.names:
             values[name] = numpyro.sample(name, _Site(self, dict(values), name, shared))
+        drawn = [name for name in values if values[name] is shared.get("drawn", {}).get(name)]
+        if drawn and len(drawn) < len(values):
+            given = ", ".join(name for name in values if name not in drawn)
+            raise ValueError(
+                f"sites given in part ({given}): give all of them, or none. A prior has no draws "
+                f"of {', '.join(drawn)} given the others."
+            )
         return values
 
     def _log_prob(self, value: Array) -> Array:
-        to, inside = biject_to(self.support), self.support.inside(value)
+        to = biject_to(self.support)
+        # On the edge itself the density is zero, and the logarithms below are not finite.
+        inside = self.support.inside(value) & jnp.isfinite(to.inv(value)).all()
         loc, scale = self.support.placed()
         # Outside the inverse is NaN, and a gradient would be for all.
         value = jnp.where(inside, value, to(jnp.zeros_like(loc)))

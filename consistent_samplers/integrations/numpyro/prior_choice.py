@@ -29,7 +29,7 @@ from consistent_samplers.estimate import (
     evidence,
     pareto_smooth,
 )
-from consistent_samplers.integrations.numpyro.flattening import Flat, Placed
+from consistent_samplers.integrations.numpyro.flattening import Flat, Placed, same
 from consistent_samplers.integrations.numpyro.model import FlatModel
 from consistent_samplers.integrations.numpyro.prior import Density, Prior
 from consistent_samplers.integrations.numpyro.sampler import OneStepSampler
@@ -291,7 +291,7 @@ def _supports(
     supports = {}
     for name in names:
         first, second = (trace[name]["fn"].support for trace in found)
-        if first != second:
+        if not same(first, second):
             raise ValueError(
                 f"The support of site {name!r} depends on other sites ({first}, elsewhere "
                 f"{second}), so that it has none of its own. Take as_prior(sampler.trained), over "

@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib
+import inspect
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,8 +18,10 @@ from consistent_samplers import corrections
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.compilation import jit, precision
 from consistent_samplers.corrections import Reweighted
+from consistent_samplers.diagnostics import LEVELS
 from consistent_samplers.estimate import pareto_smooth
-from consistent_samplers.integrations.numpyro.flattening import in_support
+from consistent_samplers.integrations.numpyro.arguments import name_of
+from consistent_samplers.integrations.numpyro.flattening import comes_back, in_support
 from consistent_samplers.integrations.numpyro.model import (
     FlatModel,
     Samples,
@@ -31,6 +35,9 @@ from consistent_samplers.types import Array, ArrayTree
 # The key of the resample, of those that a run has.
 _RESAMPLE = 10_000
 _AT_ONCE = 64
+_POWERS = ("prior_power", "likelihood_power")
+# Points that tell whether one support is within another, and how far out they are.
+_NUM_POINTS, _FAR = 64, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,22 +70,27 @@ def reweight(
     likelihood_power: float,
 ) -> Reweighted:
     """See `OneStepSampler.reweight`."""
-    for name, power in (("prior_power", prior_power), ("likelihood_power", likelihood_power)):
-        if not (isinstance(power, int | float) and math.isfinite(power) and power >= 0):
-            raise ValueError(f"{name} must be a number that is not negative, got {power!r}.")
+    pairs = zip(_POWERS, (prior_power, likelihood_power), strict=True)
+    powers = jnp.array([_power(name, value) for name, value in pairs], float)
     known, given = run.model, any(map(len, arguments))
     args, kwargs = arguments if given else known.arguments
+    if given:
+        taken = known.arguments[1] if model is None else {}
+        _check_names(known.functions.model if model is None else model, taken)
     if model is not None:
         other = flatten_model(model, args, kwargs)
         was, now = _shapes(known), _shapes(other)
-        if was != now:
+        if was != now or known.functions.shapes != other.functions.shapes:
             raise ValueError(
                 f"Draws of the sites {was} cannot be used for a model with the latent sites {now}: "
-                "names and shapes must be the same. Run a OneStepSampler of that model."
+                "names and shapes must be the same, unconstrained ones too "
+                f"({known.functions.shapes} and {other.functions.shapes}). Run a OneStepSampler of "
+                "that model."
             )
     else:
         other = known.with_arguments(args, kwargs) if given else known
-    powers = jnp.array([prior_power, likelihood_power], float)
+    if other is not known:
+        _check_supports(known, other)
     density = Partial(_Changed(known.functions, other.functions), (known.data, other.data, powers))
     target = Target(density, known.target.dim, other.target.name, sites=known.target.sites)
     cure = "run a OneStepSampler of the new model"
@@ -90,7 +102,7 @@ def reweight(
         sampler = run.trained.sampler_for(run.num_steps)
         key = folded(run.rng_key, 0)  # of the run's own draws
         found = corrections.reweight(
-            key, sampler, target, run.num_samples, run.num_steps, cure=cure
+            key, sampler, target, run.num_samples, run.num_steps, judged=run.verdict, cure=cure
         )
     smoothed, _ = pareto_smooth(jnp.asarray(found.draws.log_weight))
     key, position = folded(run.rng_key, _RESAMPLE), np.asarray(found.draws.position)
@@ -108,6 +120,10 @@ def sensitivity(run: Run, alphas: tuple[float, float]) -> Any:
         raise ImportError(
             'sensitivity needs ArviZ\'s statistics: pip install "arviz-stats[xarray]".'
         ) from error
+    if run.verdict.level == LEVELS[-1]:
+        warnings.warn(
+            f"This table rests on draws that are not to be used: {run.verdict.words}", stacklevel=3
+        )
     chains = run.chains
     num_chains = 1 if chains is None else len(chains.position)
     values = run.samples(run.reweighted)[0] if chains is None else run.chain_samples()
@@ -124,6 +140,53 @@ def sensitivity(run: Run, alphas: tuple[float, float]) -> Any:
     }
     with np.errstate(divide="ignore", invalid="ignore"):  # of a prior that is constant
         return stats.psense_summary(base.from_dict(shaped), alphas=alphas)
+
+
+def _power(name: str, value: Any) -> float:
+    number = np.asarray(value)
+    if number.ndim or number.dtype.kind not in "biuf" or not 0.0 <= float(number) < math.inf:
+        raise ValueError(f"{name} must be a number that is not negative, got {value!r}.")
+    return float(number)
+
+
+def _check_names(model: Any, taken: Iterable[str]) -> None:
+    """Raises where keywords of a model, or those that it took before, have the powers' names."""
+    fn = model
+    while not inspect.isfunction(fn) and (inner := getattr(fn, "fn", getattr(fn, "func", None))):
+        fn = inner
+    try:
+        names = {*inspect.signature(fn).parameters, *taken}
+    except (TypeError, ValueError):
+        names = set(taken)
+    for name in names.intersection(_POWERS):
+        raise ValueError(
+            f"Model {name_of(model)!r} has an argument {name!r}, which reweight takes for its own "
+            f"power: set it inside, sampler.reweight(lambda y: model(y, {name}=...), y)."
+        )
+
+
+def _check_supports(known: FlatModel, other: FlatModel) -> None:
+    """Raises where another model has sites where the draws of the known one cannot be."""
+
+    def within(known_data: ArrayTree, other_data: ArrayTree, x: Array) -> dict[str, Array]:
+        functions = other.functions
+        values = functions.constrain_sites(other_data, functions.unravel(x))
+        sites = {name: values[name] for name, _ in known.functions.sites}
+        trace = _terms(known.functions, known_data, sites)[2]
+        return {name: comes_back(trace[name]["fn"].support, sites[name]) for name in sites}
+
+    def every(known_data: ArrayTree, other_data: ArrayTree, points: Array) -> dict[str, Array]:
+        return jax.lax.map(lambda x: within(known_data, other_data, x), points)
+
+    shape = _NUM_POINTS, known.target.dim
+    points = jax.random.uniform(jax.random.key(0), shape, minval=-_FAR, maxval=_FAR)
+    for name, inside in jit(every)(known.data, other.data, points).items():
+        if not np.all(inside):
+            raise ValueError(
+                f"Site {name!r} of the new model has a larger support than the draws have, so that "
+                "its log Z and its mass beyond would be left out. Run a OneStepSampler of that "
+                "model."
+            )
 
 
 def _terms(functions: Any, data: ArrayTree, sites: Samples) -> tuple[Array, Array, Any]:
