@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from consistent_samplers import checkpoint, progress
-from consistent_samplers.amortized import fitting, modes, simulated
+from consistent_samplers.amortized import fitting, keeping, modes, simulated
+from consistent_samplers.amortized.answering import distance
 from consistent_samplers.amortized.conditional import ConditionalMap, Fitted
 from consistent_samplers.amortized.coverage import MAX_MISSED, missed_mass
-from consistent_samplers.amortized.family import AmortizedSampler, distance
+from consistent_samplers.amortized.family import AmortizedSampler
 from consistent_samplers.amortized.padded import Covariates, PaddedModel
 from consistent_samplers.amortized.probing import padded_model
 from consistent_samplers.checks import check_integer, check_key
@@ -118,9 +119,16 @@ def amortize(
         raise ValueError(
             "observed must map observed sites to keyword arguments, such as {'y': 'y'}."
         )
+    if not isinstance(num_iterations, tuple | list) or len(num_iterations) != 2:
+        raise ValueError(
+            "num_iterations must be two numbers, of maximum likelihood and of the path gradient, "
+            f"such as {NUM_ITERATIONS}, got {num_iterations!r}."
+        )
     for count in num_iterations:
         check_integer("num_iterations must hold two numbers; each", count, 0)
+    check_integer("hidden, the width of the networks,", hidden, 2)
     padded = padded_model(model, covariates, (least, most), observed)
+    keeping.check_can_be_kept(padded)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     with contextlib.nullcontext() if folder is None else checkpoint.reserved(folder):
         return _trained(

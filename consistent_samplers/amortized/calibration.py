@@ -14,19 +14,17 @@ import numpy as np
 
 from consistent_samplers import progress
 from consistent_samplers.amortized import simulated
-from consistent_samplers.amortized.blocks import in_blocks
-from consistent_samplers.amortized.family import NUM_SAMPLES, AmortizedSampler, answers
+from consistent_samplers.amortized.answering import answered, sites_of
+from consistent_samplers.amortized.family import NUM_SAMPLES, AmortizedSampler
 from consistent_samplers.amortized.padded import Covariates, PaddedModel
 from consistent_samplers.amortized.posterior import judged_all
 from consistent_samplers.checks import check_integer, check_key
-from consistent_samplers.integrations.numpyro.model import Samples
 from consistent_samplers.integrations.numpyro.table import label
 from consistent_samplers.types import PRNGKey
 
 _NUM_POINTS = 40  # at which distribution functions are compared
 _NUM_SIMULATED = 10_000  # sets of uniform ranks for the bands
 _LEVEL = 0.05  # of a false alarm, over all coordinates
-_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,24 +145,29 @@ def calibration_check(
     model, keys = family.model, jax.random.split(rng_key, 2)
     pairs = simulated.simulate(keys[0], model, covariates, family.num_rows, num_data_sets)
 
-    truth = in_blocks(model.constrain, _AT_ONCE)((pairs.globals, pairs.members), pairs.data)
+    at = pairs.globals[:, None], pairs.members[:, None]
+    truth = {name: x[:, 0] for name, x in sites_of(model, at, pairs.data).items()}
     with progress.stage("calibration", progress_bar=progress_bar):
         keys = jax.random.split(keys[1], len(pairs))
-        samples, log_weight, _ = answers(family, model, num_samples)(keys, pairs.data)
+        given = [(model, jax.tree.map(lambda x, i=i: x[i], pairs.data)) for i in range(len(pairs))]
+        samples, log_weight, _ = answered(keys, family, given, num_samples)
     _, verdicts = judged_all(log_weight)
     log_weight = np.where(log_weight < np.inf, log_weight, -np.inf)
     weight = np.exp(log_weight - np.maximum(log_weight.max(1, keepdims=True), -1e30))
     weight /= np.maximum(weight.sum(1, keepdims=True), 1e-30)
-    names, below, weighted = [], [], []
-    for name, index in _coordinates(model, truth):
-        less = samples[name][(..., *index)] < truth[name][(slice(None), None, *index)]
-        names.append(label(name, index))
-        below.append(less.sum(1))
-        weighted.append((weight * less).sum(1))
-    used = np.array([verdict.level != "not to be used" for verdict in verdicts])
-    # Ties broken at random: ranks are then uniform, not on a grid.
+    # Ties are broken at random, by those of one value (constants of a Cholesky factor) as by those
+    # of a grid: ranks are then uniform.
     random = np.random.default_rng(0)
-    even = [(x + random.random(x.shape)) / (num_samples + 1) for x in below]
+    names, even, weighted = [], [], []
+    for name, index in _coordinates(model, truth):
+        place: Any = (..., *index)
+        own, drawn = truth[name][place][:, None], samples[name][place]
+        u = random.random(len(own))
+        less, tied = drawn < own, drawn == own
+        names.append(label(name, index))
+        even.append((less.sum(1) + u * (1 + tied.sum(1))) / (num_samples + 1))
+        weighted.append((weight * less).sum(1) + u * (weight * tied).sum(1))
+    used = np.array([verdict.level != "not to be used" for verdict in verdicts])
     return CalibrationCheck(
         dict(zip(names, even, strict=True)),
         dict(zip(names, [x[used] for x in weighted], strict=True)),
@@ -174,7 +177,9 @@ def calibration_check(
     )
 
 
-def _coordinates(model: PaddedModel, truth: Samples) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _coordinates(
+    model: PaddedModel, truth: dict[str, np.ndarray]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Latent sites and indices of their entries, of members the first one's."""
     for name, _, axis in model.sites:
         for index in np.ndindex(truth[name].shape[1:]):

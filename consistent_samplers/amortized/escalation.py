@@ -9,7 +9,7 @@ with chains where that falls short.
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,10 +19,11 @@ from consistent_samplers.amortized.posterior import Posteriors
 from consistent_samplers.bases.iterating import folded, pair
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import Evidence
+from consistent_samplers.integrations.numpyro.arguments import Call
 from consistent_samplers.integrations.numpyro.model import Samples
 from consistent_samplers.integrations.numpyro.sampler import OneStepSampler
 from consistent_samplers.recipe import Route
-from consistent_samplers.types import Array, PRNGKey
+from consistent_samplers.types import BOUNDS, Array, PRNGKey
 
 SHORT = "short"
 """The route of an answer of the family's map after a short training on one data set."""
@@ -38,7 +39,7 @@ def escalated(
     many: Posteriors,
     again: Callable[[PRNGKey, np.ndarray], Posteriors] | None,
     model: Callable[..., Any],
-    data_sets: Sequence[Any],
+    call: Callable[[int], Call],
     progress_bar: bool,
 ) -> tuple[Posteriors, Samplers]:
     """The same answers, but for the data sets whose draws are not to be used.
@@ -48,26 +49,32 @@ def escalated(
       again: of a key and the indices of data sets, the answers after a short training on each;
         None where that cannot help.
       model: what an `OneStepSampler` takes.
-      data_sets: the model's arguments ``(args, kwargs)`` of each.
+      call: the model's arguments ``(args, kwargs)`` of a data set, by its index.
       progress_bar: show how far each training is.
 
     Returns:
       The answers, and the samplers of those that have one.
     """
     key_again, key_own = pair(many.rng_key)
-    answers, samplers = _Answers(many), Samplers()
-    index = np.flatnonzero(~many.trusted)
+    answers, samplers, failed = _Answers(many), Samplers(), set[int]()
+    # Data that are impossible under the model stay so.
+    index = np.flatnonzero(~many.trusted & np.isfinite(many.evidence.log_z))
     if len(index) and again is not None:
         _train_shortly(answers, index, again(key_again, index))
     num_samples = many.log_weight.shape[1]
-    for i in np.flatnonzero(~answers.trusted).tolist():
-        args, kwargs = data_sets[i]
+    for i in [int(i) for i in index if not answers.trusted[i]]:
+        args, kwargs = call(i)
         sampler = OneStepSampler(model, num_samples=num_samples, progress_bar=progress_bar)
-        with warnings.catch_warnings():
-            # What it warns of is in its verdict.
-            warnings.simplefilter("ignore")
-            sampler.run(folded(key_own, i), *args, **kwargs)
-            drawn = sampler.get_samples()
+        try:
+            with warnings.catch_warnings():
+                # What it warns of is in its verdict.
+                warnings.simplefilter("ignore")
+                sampler.run(folded(key_own, i), *args, **kwargs)
+                drawn = sampler.get_samples()
+        except Exception as error:  # whatever it is, the other answers are worth keeping
+            answers.add_finding(i, f"A training of its own ended in an error: {error}")
+            failed.add(i)
+            continue
         route, before = sampler.route, answers.routes[i]
         if route is not None:
             reason = f"the family's draws were not to be used; {route.reason}"
@@ -75,7 +82,7 @@ def escalated(
         found = sampler.evidence
         answers.put(i, drawn, found.log_z, found, sampler.verdict, route or before)
         samplers[i] = sampler
-    return answers.posteriors(many, escalated=~many.trusted), samplers
+    return answers.posteriors(many, index, failed), samplers
 
 
 def _train_shortly(answers: "_Answers", index: np.ndarray, again: Posteriors) -> None:
@@ -107,10 +114,8 @@ class _Answers:
         self.samples = {name: np.array(x) for name, x in many.samples.items()}
         self.log_weight, self.trusted = np.array(many.log_weight), np.array(many.trusted)
         self.verdicts, self.routes = list(many.verdicts), list(many.routes)
-        columns = {f.name: getattr(many.evidence, f.name) for f in dataclasses.fields(Evidence)}
-        self.evidence: dict[str, Any] = {
-            name: np.array(x) for name, x in columns.items() if isinstance(x, np.ndarray)
-        }
+        self.evidence = _columns(many.evidence)
+        self.bounds, self.counts = [many.evidence.bound], [many.evidence.num_samples]
 
     def put(
         self,
@@ -124,25 +129,47 @@ class _Answers:
         """Replaces what a data set has."""
         for name, values in samples.items():
             _put(self.samples[name], index, np.asarray(values))
-        for name, column in self.evidence.items():
-            value = getattr(found, name)
-            column[index] = np.nan if value is None else float(value)
+        columns = _columns(found)
+        for name in self.evidence.keys() | columns.keys():
+            unknown = np.full(len(self.trusted), np.nan)
+            self.evidence.setdefault(name, unknown)[index] = columns.get(name, np.nan)
+        self.bounds.append(found.bound)
+        self.counts.append(found.num_samples)
         self.log_weight[index] = log_weight
         self.verdicts[index], self.routes[index] = verdict, route
         self.trusted[index] = verdict.level != "not to be used"
 
-    def posteriors(self, many: Posteriors, escalated: np.ndarray) -> Posteriors:
+    def add_finding(self, index: int, words: str) -> None:
+        """Adds to what is said of an answer."""
+        self.verdicts[index] = self.verdicts[index].with_finding(words)
+
+    def posteriors(self, many: Posteriors, tried: np.ndarray, failed: set[int]) -> Posteriors:
         """All of them."""
+        # What is claimed of all is what the weakest can.
+        evidence = dataclasses.replace(
+            many.evidence,
+            bound=max(self.bounds, key=BOUNDS.index),
+            num_samples=min(self.counts),
+            **self.evidence,
+        )
+        escalated = np.isin(np.arange(len(self.trusted)), [i for i in tried if i not in failed])
         return dataclasses.replace(
             many,
             samples=self.samples,
             log_weight=self.log_weight,
-            evidence=dataclasses.replace(many.evidence, **self.evidence),
+            evidence=evidence,
             verdicts=tuple(self.verdicts),
             routes=tuple(self.routes),
             trusted=self.trusted,
             escalated=escalated,
         )
+
+
+def _columns(found: Evidence) -> dict[str, Any]:
+    """What evidence holds that is known."""
+    values = {f.name: getattr(found, f.name) for f in dataclasses.fields(Evidence)}
+    fixed = ("bound", "num_samples")
+    return {n: np.array(x) for n, x in values.items() if n not in fixed and x is not None}
 
 
 def _put(into: np.ndarray, index: int, values: np.ndarray) -> None:

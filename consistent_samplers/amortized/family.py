@@ -1,9 +1,8 @@
 """A family of data sets: one training for all of them, exact weights for each."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,17 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers import progress
-from consistent_samplers.amortized import drawing, fitting
-from consistent_samplers.amortized.blocks import in_blocks
-from consistent_samplers.amortized.conditional import ConditionalMap, Fitted, Standard
+from consistent_samplers.amortized import fitting
+from consistent_samplers.amortized.answering import Answers, answered
+from consistent_samplers.amortized.conditional import ConditionalMap, Standard
 from consistent_samplers.amortized.coverage import MAX_MISSED, MUCH_MISSED
 from consistent_samplers.amortized.escalation import Samplers, escalated
-from consistent_samplers.amortized.frames import frames_of
-from consistent_samplers.amortized.padded import Covariates, DataSet, PaddedModel
+from consistent_samplers.amortized.padded import (
+    Covariates,
+    DataSet,
+    PaddedModel,
+    first_rows,
+    of_size,
+)
 from consistent_samplers.amortized.posterior import AMORTIZED, Posterior, Posteriors, judged_all
 from consistent_samplers.bases.iterating import pair
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.diagnostics import Verdict
+from consistent_samplers.integrations.numpyro.arguments import Call
 from consistent_samplers.recipe import Route
 from consistent_samplers.types import Array, Params, PRNGKey
 
@@ -30,9 +35,6 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES = 2_000
 """Draws of each data set, unless asked for otherwise."""
-
-_AT_ONCE, _TRAINED_AT_ONCE = 16, 4
-_MAX_FLOATS = 2**22
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,24 +112,29 @@ class AmortizedSampler:
             lack what is observed, or hold NaN.
         """
         check_key(rng_key)
-        data_sets = [(model_args, model_kwargs)]
-        many, samplers = self._answered(rng_key, data_sets, num_samples, escalate, progress_bar)
-        first = jax.tree.map(lambda x: x[0], (many.samples, many.log_weight, many.evidence))
-        samples, log_weight, found = first
+        given = self._read([(model_args, model_kwargs)])
+        many, samplers = self._answered(rng_key, given, num_samples, escalate, progress_bar)
+        size = int(given[0][1].mask.sum())
+        of_draws = {n: None if axis is None else 1 + axis for n, axis in self.model.outputs}
+        samples = {
+            name: jnp.asarray(first_rows(x[0], of_draws[name], size))
+            for name, x in many.samples.items()
+        }
+        own = samplers.get(0)
         return Posterior(
             many.rng_key,
-            jax.device_put(samples),
-            jnp.asarray(log_weight),
-            found,
+            samples,
+            jnp.asarray(many.log_weight[0]),
+            jax.tree.map(lambda x: x[0], many.evidence) if own is None else own.evidence,
             many.verdicts[0],
             many.routes[0],
-            samplers.get(0),
+            own,
         )
 
     def condition_many(
         self,
         rng_key: PRNGKey,
-        data_sets: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
+        data_sets: Iterable[tuple[tuple[Any, ...], dict[str, Any]]],
         *,
         num_samples: int = NUM_SAMPLES,
         escalate: bool = False,
@@ -148,7 +155,8 @@ class AmortizedSampler:
           ValueError: see `condition`.
         """
         check_key(rng_key)
-        return self._answered(rng_key, data_sets, num_samples, escalate, progress_bar)[0]
+        given = self._read(data_sets)
+        return self._answered(rng_key, given, num_samples, escalate, progress_bar)[0]
 
     def calibration_check(
         self, rng_key: PRNGKey, num_data_sets: int = 1_000, **settings: Any
@@ -180,52 +188,52 @@ class AmortizedSampler:
     def _answered(
         self,
         rng_key: PRNGKey,
-        data_sets: Sequence[Any],
+        given: list[tuple[PaddedModel, DataSet]],
         num_samples: int,
         escalate: bool,
         progress_bar: bool,
     ) -> tuple[Posteriors, Samplers]:
         """Answers to data sets, and the samplers of those that have one of their own."""
         check_integer("num_samples", num_samples, 100)
-        model, data = self._padded(data_sets)
 
-        def of(key: PRNGKey, data: DataSet, num_iterations: int) -> Posteriors:
+        def of(key: PRNGKey, index: Iterable[int], num_iterations: int) -> Posteriors:
             key_draw, key_rest = pair(key)
-            keys = jax.random.split(key_draw, len(data.mask))
+            some = [given[i] for i in index]
+            keys = jax.random.split(key_draw, len(some))
             what = "short training" if num_iterations else "posteriors"
             with progress.stage(what, progress_bar=progress_bar):
-                drawn = answers(self, model, num_samples, num_iterations)(keys, data)
-            return self._judged(key_rest, data, *drawn)
+                answers = answered(keys, self, some, num_samples, num_iterations)
+            return self._judged(key_rest, [int(data.mask.sum()) for _, data in some], answers)
 
-        def again(key: PRNGKey, index: np.ndarray) -> Posteriors:
-            return of(key, jax.tree.map(lambda x: x[index], data), fitting.OWN_ITERATIONS)
+        def again(key: PRNGKey, index: Iterable[int]) -> Posteriors:
+            return of(key, index, fitting.OWN_ITERATIONS)
 
-        many = of(rng_key, data, 0)
+        def call(index: int) -> Call:
+            model, data = given[index]
+            exactly = of_size(model, int(data.mask.sum()))
+            return exactly.arguments(exactly.cut(data))
+
+        many = of(rng_key, range(len(given)), 0)
         if not escalate:
             return many, {}
         # A map that misses modes is not mended by going on from it.
         shortly = again if self.missed <= MUCH_MISSED else None
-        return escalated(many, shortly, self.model.model, data_sets, progress_bar)
+        return escalated(many, shortly, self.model.model, call, progress_bar)
 
-    def _judged(
-        self,
-        rng_key: PRNGKey,
-        data: DataSet,
-        samples: dict[str, np.ndarray],
-        log_weight: np.ndarray,
-        away: np.ndarray,
-    ) -> Posteriors:
+    def _judged(self, rng_key: PRNGKey, rows: list[int], answers: Answers) -> Posteriors:
         """What draws are worth, with what speaks against the data set or the family."""
+        samples, log_weight, away = answers
         found, verdicts = judged_all(log_weight)
         log_weight = np.where(log_weight < np.inf, log_weight, -np.inf)
         least, most = self.num_rows
-        sizes = data.mask.sum(1)
-        outside = (sizes < least) | (sizes > most) if self.model.has_rows else sizes < 0
+        sizes = np.array(rows)
+        outside = (sizes < least) | (sizes > most)
         unlike = ~(away <= self.farthest) | outside
         for i in np.flatnonzero(unlike):
-            rows = f" of {sizes[i]} rows, {least} to {most} were simulated" if outside[i] else ""
+            given = f" of {sizes[i]} rows, {least} to {most} were simulated" if outside[i] else ""
             verdicts[i] = verdicts[i].with_finding(
-                f"This data set{rows} is unlike the simulated ones: the map was not trained for it."
+                f"This data set{given} is unlike the simulated ones: the map was not trained for "
+                "it."
             )
         if self.missed > MAX_MISSED:
             verdicts = [self._lowered(verdict) for verdict in verdicts]
@@ -248,10 +256,18 @@ class AmortizedSampler:
             level = "not to be used"
         return verdict.with_finding(words)._replace(level=level)
 
-    def _padded(self, data_sets: Sequence[Any]) -> tuple[PaddedModel, DataSet]:
-        """Data sets as one, and the model for the largest of them."""
-        if not len(data_sets):
-            raise ValueError("data_sets is empty: give one pair (args, kwargs) or more.")
+    def _read(self, data_sets: Iterable[Any]) -> list[tuple[PaddedModel, DataSet]]:
+        """Data sets as arrays, each with the model of its shapes.
+
+        Those of the sizes that were simulated have one shape. No other is filled up: whether a
+        model takes that was looked at for these sizes alone.
+        """
+        if not isinstance(data_sets, Iterable):
+            raise TypeError(
+                "data_sets must be a list of pairs (args, kwargs), got "
+                f"{type(data_sets).__name__}; condition takes one data set."
+            )
+        found, (least, most) = [], self.num_rows
         for i, given in enumerate(data_sets):
             fine = isinstance(given, tuple | list) and len(given) == 2
             if not fine or not isinstance(given[0], tuple | list) or not isinstance(given[1], dict):
@@ -259,53 +275,10 @@ class AmortizedSampler:
                     f"Data set {i} must be the model's arguments as (args, kwargs), such as "
                     f"((X,), {{'y': y}}); got {type(given).__name__}."
                 )
-        most = max(self.model.rows_of(*given) for given in data_sets)
-        model = self.model
-        if most > model.max_rows:
-            model = _larger(model, most)
-        padded = [model.pad(tuple(args), dict(kwargs)) for args, kwargs in data_sets]
-        return model, jax.tree.map(lambda *xs: np.stack(xs), *padded)
-
-
-@functools.lru_cache(maxsize=8)
-def _larger(model: PaddedModel, num_rows: int) -> PaddedModel:
-    """The model for more rows than were simulated."""
-    return model.with_rows(num_rows)
-
-
-@functools.lru_cache(maxsize=8)
-def answers(
-    family: AmortizedSampler, model: PaddedModel, num_samples: int, num_iterations: int = 0
-) -> Callable[..., Any]:
-    """A function of keys and data sets: samples, log weights, distance from the simulated ones.
-
-    Args:
-      family: the family.
-      model: its model, of the shapes of the data sets.
-      num_samples: draws of each.
-      num_iterations: of a training on each data set alone, before it is drawn.
-    """
-    of_all = Fitted(family.map, family.params, family.standard)
-
-    def one(key: PRNGKey, data: DataSet) -> tuple[Any, ...]:
-        fitted, num_modes = of_all, of_all.map.num_modes
-        frames = frames_of(model, family.starts, data, num_modes)
-        if num_iterations:
-            key, key_train = jax.random.split(key)
-            fitted = fitting.of_one(key_train, model, fitted, frames, data, num_iterations)
-        drawn = drawing.drawn(key, model, fitted, frames, data, num_samples)
-        at_globals, members, log_weight = drawn
-        samples = jax.vmap(lambda *at: model.constrain(at, data))(at_globals, members)
-        return samples, log_weight, distance(frames.features[0], family.standard)
-
-    coordinates = model.num_globals + model.max_rows * max(model.num_each, 1)
-    at_once = max(1, min(_AT_ONCE, _MAX_FLOATS // (num_samples * coordinates)))
-    if num_iterations:
-        at_once = min(at_once, _TRAINED_AT_ONCE)
-    return in_blocks(one, at_once)
-
-
-def distance(features: Array, standard: Standard) -> Array:
-    """How far features ``[..., f]`` lie from those of simulated data sets, ``[...]``."""
-    away = (features - standard.data_set[0]) / standard.data_set[1]
-    return jnp.mean(jnp.log1p(away**2), -1)
+            data = self.model.read(tuple(given[0]), dict(given[1]))
+            size = len(data.mask)
+            model = self.model if least <= size <= most else of_size(self.model, size)
+            found.append((model, model.filled(data)))
+        if not found:
+            raise ValueError("data_sets is empty: give one pair (args, kwargs) or more.")
+        return found

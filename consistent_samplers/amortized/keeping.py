@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,25 +31,46 @@ def save(family: AmortizedSampler, path: str | os.PathLike[str]) -> None:
 
     Raises:
       CheckpointError: the folder cannot be written to.
+      EncodeError: the model's arguments hold a class that is not registered; `amortize` warned.
 
     Example:
       >>> from consistent_samplers.amortized import AmortizedSampler
       >>> AmortizedSampler.save.__name__  # calls it
       'save'
     """
-    model = family.model
+    kept = {
+        f.name: getattr(family, f.name) for f in dataclasses.fields(family) if f.name not in _OURS
+    }
+    both = {"model": _fields(family.model), "family": kept}
+    described, arrays = registry.encode(_plain(both))
+    numbered = {str(i): np.asarray(array) for i, array in enumerate(arrays)}
+    with checkpoint.reserved(path):
+        checkpoint.write(path, _KIND, {"target": family.model.name, "family": described}, numbered)
+
+
+def check_can_be_kept(model: PaddedModel) -> None:
+    """Warns of a model whose arguments hold what cannot be stored.
+
+    Warns:
+      RuntimeWarning: they do.
+    """
+    try:
+        registry.encode(_plain(_fields(model)))
+    except registry.EncodeError as error:
+        warnings.warn(
+            f"This family cannot be saved, for the arguments of model {model.name!r}: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _fields(model: PaddedModel) -> dict[str, Any]:
+    """A model but for its code."""
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     del fields["model"], fields["structure"]
     # The tree of the arguments, with places in lieu of leaves.
     places = list(range(model.structure.num_leaves))
-    fields["places"] = jax.tree.unflatten(model.structure, places)
-    kept = {
-        f.name: getattr(family, f.name) for f in dataclasses.fields(family) if f.name not in _OURS
-    }
-    described, arrays = registry.encode(_plain({"model": fields, "family": kept}))
-    numbered = {str(i): np.asarray(array) for i, array in enumerate(arrays)}
-    with checkpoint.reserved(path):
-        checkpoint.write(path, _KIND, {"target": model.name, "family": described}, numbered)
+    return fields | {"places": jax.tree.unflatten(model.structure, places)}
 
 
 def load_family(path: str | os.PathLike[str], model: Callable[..., Any]) -> AmortizedSampler:
@@ -87,7 +109,7 @@ def load_family(path: str | os.PathLike[str], model: Callable[..., Any]) -> Amor
     try:
         kept = registry.decode(header["family"], arrays)
         fields, own = kept["model"], kept["family"]
-        structure = jax.tree.structure(fields.pop("places"))
+        structure = jax.tree.structure(_as_given(fields.pop("places")))
         padded = PaddedModel(model=model, structure=structure, **fields)
         positions, values = own["probes"]
     except (registry.EncodeError, LookupError, TypeError, ValueError) as error:
@@ -103,6 +125,9 @@ def _check_known(model: PaddedModel, trained_on: str, positions: Any, values: np
     cure = "Give the model that it was trained on, or train a family of this one with cs.amortize."
     try:
         now = jit(jax.vmap(model.log_density))((at_globals, at_members), DataSet(*data))
+        jax.eval_shape(jax.vmap(model.constrain), (at_globals, at_members), DataSet(*data))
+    except KeyError as error:
+        raise ValueError(f"{about} another one (it has no site {error}). {cure}") from error
     except Exception as error:
         raise ValueError(f"{about} another one ({error}). {cure}") from error
     away = np.abs(np.asarray(now) - values) / np.maximum(1.0, np.abs(values))
@@ -113,10 +138,28 @@ def _check_known(model: PaddedModel, trained_on: str, positions: Any, values: np
         )
 
 
+class _Items(NamedTuple):
+    """A dictionary whose keys are not all strings."""
+
+    pairs: tuple[tuple[Any, Any], ...]
+
+
 def _plain(tree: Any) -> Any:
-    """Dictionaries and arrays as they can be stored, and NumPy's numbers as Python's."""
+    """Dictionaries as they can be stored."""
+    if isinstance(tree, tuple | list) and not hasattr(tree, "_fields"):
+        return type(tree)(_plain(value) for value in tree)
+    if not isinstance(tree, dict):
+        return tree
+    plain = {key: _plain(value) for key, value in tree.items()}
+    return plain if all(type(key) is str for key in tree) else _Items(tuple(plain.items()))
+
+
+def _as_given(tree: Any) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(tree, _Items):
+        return {key: _as_given(value) for key, value in tree.pairs}
     if isinstance(tree, dict):
-        return {str(key): _plain(value) for key, value in tree.items()}
-    if isinstance(tree, tuple) and not hasattr(tree, "_fields"):
-        return tuple(_plain(value) for value in tree)
+        return {key: _as_given(value) for key, value in tree.items()}
+    if isinstance(tree, tuple | list) and not hasattr(tree, "_fields"):
+        return type(tree)(_as_given(value) for value in tree)
     return tree

@@ -8,7 +8,6 @@ the data set itself, exactly, which `simulated.check_padding` holds every model 
 
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -24,6 +23,7 @@ from numpyro.infer.util import (
     unconstrain_fn,
 )
 
+from consistent_samplers.amortized.reading import canonical, normal_form, taken
 from consistent_samplers.integrations.numpyro.arguments import Call, name_of
 from consistent_samplers.integrations.numpyro.model import Samples
 from consistent_samplers.types import Array, PRNGKey
@@ -114,16 +114,18 @@ class PaddedModel:
 
     def log_density(self, at: tuple[Array, Array], data: DataSet) -> Array:
         """Log of the joint density ``[]`` of a position and a data set, padding left out."""
+        return sum((jnp.sum(term) for term in self.terms(at, data).values()), jnp.zeros(()))
+
+    def terms(self, at: tuple[Array, Array], data: DataSet) -> Samples:
+        """Log densities of all sites at a position, zero in rows that are not there."""
         args, kwargs = self.arguments(data)
         seeded = handlers.seed(self.model, 0)
         reparam = functools.partial(_unconstrain_reparam, self.unravel(*at))
         terms, _ = compute_log_probs(
             handlers.substitute(seeded, substitute_fn=reparam), args, kwargs, {}, sum_log_prob=False
         )
-        axes, total = dict(self.axes), jnp.zeros(())
-        for name, term in terms.items():
-            total += jnp.sum(masked(term, data.mask, axes[name]))
-        return total
+        axes = dict(self.axes)
+        return {name: masked(term, data.mask, axes[name]) for name, term in terms.items()}
 
     def arguments(self, data: DataSet, with_observed: bool = True) -> Call:
         """The model's arguments."""
@@ -176,7 +178,8 @@ class PaddedModel:
         args, kwargs = self.arguments(data, with_observed=False)
         trace = handlers.trace(handlers.seed(self.model, rng_key)).get_trace(*args, **kwargs)
         latent = {site.name: trace[site.name]["value"] for site in self.sites}
-        drawn = {name: jnp.asarray(trace[name]["value"], dtype) for name, _, dtype, _ in self.data}
+        values = {name: (trace[name]["value"], canonical(dtype)) for name, _, dtype, _ in self.data}
+        drawn = {name: jnp.asarray(*of) for name, of in values.items()}
         made = data._replace(observed=drawn)
         args, kwargs = self.arguments(made)
         sites = unconstrain_fn(handlers.seed(self.model, 0), args, kwargs, latent)
@@ -184,6 +187,14 @@ class PaddedModel:
 
     def pad(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DataSet:
         """One data set's arguments with their rows filled up, as arrays of NumPy.
+
+        Raises:
+          ValueError: see `AmortizedSampler.condition`.
+        """
+        return self.filled(self.read(args, kwargs))
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DataSet:
+        """One data set's arguments with the rows that it has, as arrays of NumPy.
 
         Raises:
           ValueError: see `AmortizedSampler.condition`.
@@ -199,67 +210,84 @@ class PaddedModel:
                 )
             drawn[site] = values[keyword]
         leaves, structure = jax.tree.flatten((args, kwargs))
-        given, constants = split_constants(leaves)
-        if structure != self.structure or len(given) != len(self.arrays):
+        if structure != self.structure:
             raise ValueError(
                 f"The arguments of this data set are {structure} beside what is observed, and "
                 f"covariates gave {self.structure}: give the same ones."
             )
+        plain = dict(self.constants)
+        given = [leaf for place, leaf in enumerate(leaves) if place not in plain]
         num_rows = self._rows(given, drawn)
-        for (place, value), (_, known) in zip(constants, self.constants, strict=True):
-            if value != (num_rows if known is None else known):
-                wanted = f"the number of rows, {num_rows}" if known is None else repr(known)
-                raise ValueError(f"Argument {place} of the model must be {wanted}, got {value!r}.")
+        for place, known in plain.items():
+            wanted, value = num_rows if known is None else known, leaves[place]
+            if np.ndim(value) or np.asarray(value) != wanted:
+                what = f"the number of rows, {num_rows}" if known is None else repr(known)
+                raise ValueError(f"Argument {place} of the model must be {what}, got {value!r}.")
         arrays = [
-            self._filled(a, known, num_rows, f"Argument {i}")
+            self._taken(a, known, num_rows, f"Argument {i}")
             for i, (a, known) in enumerate(zip(given, self.arrays, strict=True))
         ]
-        filled = {
-            name: self._filled(drawn[name], (shape, dtype, axis), num_rows, f"Site {name!r}")
-            for name, shape, dtype, axis in self.data
+        observed = {
+            name: self._taken(drawn[name], known, num_rows, f"Site {name!r}")
+            for name, *known in self.data
         }
-        return DataSet(arrays, filled, np.arange(self.max_rows) < num_rows)
+        return DataSet(arrays, observed, np.ones(num_rows, bool))
 
-    def rows_of(self, args: Any, kwargs: dict[str, Any]) -> int:
-        """The number of rows of a data set, from the first array that has any."""
-        keywords = [keyword for _, keyword in self.observed]
-        args, kwargs, values = normal_form(self.model, tuple(args), kwargs, keywords)
-        given, _ = split_constants(jax.tree.leaves((args, kwargs)))
-        return self._rows(given, {site: values.get(keyword) for site, keyword in self.observed})
+    def filled(self, data: DataSet) -> DataSet:
+        """A data set with its rows filled up, each by the last one."""
+        missing = self.max_rows - len(data.mask)
+
+        def fill(array: np.ndarray, axis: int | None) -> np.ndarray:
+            width = [(0, missing if i == axis else 0) for i in range(array.ndim)]
+            return np.pad(array, width, mode="edge") if missing and axis is not None else array
+
+        return self._by_rows(fill, data, np.pad(data.mask, (0, missing)))
+
+    def cut(self, data: DataSet) -> DataSet:
+        """The first ``max_rows`` rows of a data set."""
+
+        def first(array: Any, axis: int | None) -> Any:
+            return first_rows(array, axis, self.max_rows)
+
+        return self._by_rows(first, data, data.mask[: self.max_rows])
+
+    def _by_rows(self, change: Callable[..., Any], data: DataSet, mask: Any) -> DataSet:
+        """A data set with all arrays changed, which are given along with their axes of rows."""
+        pairs = zip(data.arrays, self.arrays, strict=True)
+        observed = {name: change(data.observed[name], axis) for name, *_, axis in self.data}
+        return DataSet([change(array, axis) for array, (*_, axis) in pairs], observed, mask)
 
     def _rows(self, given: list[Any], drawn: dict[str, Any]) -> int:
-        axes = [axis for *_, axis in self.arrays]
-        pairs = list(zip(given, axes, strict=False))
-        pairs += [(drawn[name], axis) for name, *_, axis in self.data if name in drawn]
+        """The number of rows of a data set, from the first array that has any."""
+        pairs = list(zip(given, [axis for *_, axis in self.arrays], strict=True))
+        pairs += [(drawn[name], axis) for name, *_, axis in self.data]
         for array, axis in pairs:
             if axis is not None and axis < np.ndim(array):
-                return int(np.shape(array)[axis])
+                if not (num_rows := int(np.shape(array)[axis])):
+                    raise ValueError(f"This data set of model {self.name!r} has no rows.")
+                return num_rows
         return self.max_rows
 
-    def _filled(
-        self,
-        value: Any,
-        known: tuple[tuple[int, ...], Any, int | None],
-        num_rows: int,
-        what: str,
-    ) -> np.ndarray:
+    def _taken(self, value: Any, known: Any, num_rows: int, what: str) -> np.ndarray:
         shape, dtype, axis = known
-        array = np.asarray(value)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(
-                f"{what} of this data set holds NaN or infinite values. Leave such rows out."
-            )
-        array = array.astype(dtype)
         wanted = tuple(num_rows if i == axis else d for i, d in enumerate(shape))
-        if array.shape != wanted:
+        if np.shape(value) != wanted:
             raise ValueError(
-                f"{what} of this data set has shape {array.shape}, and model {self.name!r} was "
+                f"{what} of this data set has shape {np.shape(value)}, and model {self.name!r} was "
                 f"simulated with {wanted} for {num_rows} rows."
             )
-        if axis is None:
-            return array
-        width = [(0, shape[axis] - num_rows if i == axis else 0) for i in range(array.ndim)]
-        return np.pad(array, width, mode="edge")
+        return taken(value, dtype, axis, what)
+
+
+@functools.lru_cache(maxsize=64)
+def of_size(model: PaddedModel, num_rows: int) -> PaddedModel:
+    """`PaddedModel.with_rows`, the same one for the same number."""
+    return model if num_rows == model.max_rows else model.with_rows(num_rows)
+
+
+def first_rows(array: Any, axis: int | None, num_rows: int) -> Any:
+    """The first so many entries along an axis of rows, if there is one."""
+    return array if axis is None else array[(slice(None),) * axis + (slice(num_rows),)]
 
 
 def masked(values: Array, mask: Array, axis: int | None, fill: float = 0.0) -> Array:
@@ -269,24 +297,3 @@ def masked(values: Array, mask: Array, axis: int | None, fill: float = 0.0) -> A
     shape = [1] * jnp.ndim(values)
     shape[axis] = -1
     return jnp.where(mask.reshape(shape), values, fill)
-
-
-def normal_form(
-    model: Callable[..., Any], args: Any, kwargs: dict[str, Any], observed: list[str]
-) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-    """Arguments in one form, whether given by position or by name, and what is observed apart."""
-    values = {name: kwargs[name] for name in observed if name in kwargs}
-    rest = {name: value for name, value in kwargs.items() if name not in values}
-    try:
-        bound = inspect.signature(model).bind(*args, **rest)
-    except (TypeError, ValueError):
-        return args, rest, values  # the model itself will say what is missing
-    values |= {n: bound.arguments.pop(n) for n in observed if n in bound.arguments}
-    return bound.args, bound.kwargs, values
-
-
-def split_constants(leaves: list[Any]) -> tuple[list[Any], list[tuple[int, Any]]]:
-    """Leaves that are arrays of numbers, and the others by their places."""
-    plain = (bool, int, float, str)
-    constants = [(i, leaf) for i, leaf in enumerate(leaves) if isinstance(leaf, plain)]
-    return [leaf for leaf in leaves if not isinstance(leaf, plain)], constants

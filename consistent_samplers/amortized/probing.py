@@ -14,16 +14,19 @@ from numpyro.infer.util import (
     get_transforms,
 )
 
-from consistent_samplers.amortized.padded import (
-    Covariates,
-    PaddedModel,
-    Site,
-    normal_form,
-    split_constants,
-)
+from consistent_samplers.amortized.padded import Covariates, PaddedModel, Site
+from consistent_samplers.amortized.reading import normal_form, split_constants
 from consistent_samplers.integrations.numpyro.arguments import name_of
 from consistent_samplers.integrations.numpyro.checking import check_trace
 from consistent_samplers.types import PRNGKey
+
+# What JAX raises where a traced array is asked for its values.
+_LOOKS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 
 
 def padded_model(
@@ -41,13 +44,24 @@ def padded_model(
     """
     least, most = num_rows
     first = _shapes(model, covariates, most, observed)
-    if least < most:
+    try:
         second = _shapes(model, covariates, most + 1, observed)
-    else:
-        try:
-            second = _shapes(model, covariates, most + 1, observed)
-        except Exception:  # arguments of one size alone: nothing has rows
-            second = first
+        return _with_axes(model, most, observed, first, second)
+    except Exception:
+        if least < most:
+            raise
+    # Arguments of one size alone, or rows that cannot be told apart: nothing has rows.
+    return _with_axes(model, most, observed, first, first)
+
+
+def _with_axes(
+    model: Callable[..., Any],
+    most: int,
+    observed: dict[str, str],
+    first: dict[str, Any],
+    second: dict[str, Any],
+) -> PaddedModel:
+    """The model with its axes of rows, by its shapes and those for one row more."""
     if first["structure"] != second["structure"]:
         raise ValueError(
             "covariates must give arguments of the same structure for every number of rows."
@@ -101,7 +115,12 @@ def padded_model(
 def _shapes(
     model: Callable[..., Any], covariates: Covariates, num_rows: int, observed: dict[str, str]
 ) -> dict[str, Any]:
-    """Shapes of all that matters for a number of rows, without computing anything."""
+    """Shapes of all that matters for a number of rows, without computing anything.
+
+    Raises:
+      TypeError: the model or covariates look at values.
+      ValueError: see `padded_model`.
+    """
     found: dict[str, Any] = {}
     name = name_of(model)
 
@@ -134,7 +153,7 @@ def _shapes(
         }
         transforms = get_transforms(seeded, args, kwargs, latent)
         sites = {n: tuple(t.inverse_shape(latent[n].shape)) for n, t in transforms.items()}
-        at = {n: np.zeros(shape) for n, shape in sites.items()}
+        at = {n: jax.numpy.zeros(shape) for n, shape in sites.items()}
         outputs = constrain_fn(handlers.seed(model, 0), args, kwargs, at, return_deterministic=True)
         found.update(
             structure=structure,
@@ -147,7 +166,20 @@ def _shapes(
         )
         return ()
 
-    jax.eval_shape(run, jax.random.key(0))
+    try:
+        jax.eval_shape(run, jax.random.key(0))
+    except _LOOKS as error:
+        raise TypeError(
+            f"Model {name!r}, or covariates, looks at the values of arrays (if, int(), NumPy): of "
+            "simulated data sets these are not known yet. Use jax.numpy on arrays, and let "
+            "covariates give what must be known as a Python number, the same for all data sets. "
+            f"{error}"
+        ) from error
+    except NotImplementedError as error:
+        raise ValueError(
+            f"Model {name!r} has a site that cannot be drawn, of an ImproperUniform say, so no data "
+            f"set can be simulated from it. Give it a proper prior, such as a Normal. {error}"
+        ) from error
     return found
 
 

@@ -20,8 +20,8 @@ from consistent_samplers.types import Array
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """A model's arguments, ``(args, kwargs)``."""
 
-# What rounding may do to numbers, in their standard deviations.
-_MAX_LOST = 1e-3
+MAX_LOST = 1e-3
+"""What rounding may do to numbers, in their standard deviations."""
 
 # Arguments whose bytes are all that they are.
 _PLAIN = (np.ndarray, np.generic, jax.Array, bool, int, float, complex, str, bytes)
@@ -78,7 +78,7 @@ def _keeps_its_digits(array: np.ndarray) -> bool:
     if taken.dtype == array.dtype or not finite.any():
         return True
     spread = array[finite].std()
-    return spread == 0.0 or not np.any(np.abs(array - taken)[finite] > _MAX_LOST * spread)
+    return spread == 0.0 or not np.any(np.abs(array - taken)[finite] > MAX_LOST * spread)
 
 
 def check_arguments(name: str, arguments: Call) -> None:
