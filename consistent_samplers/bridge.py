@@ -5,7 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-_MAX_ITERATIONS, _TOLERANCE = 1_000, 1e-10
+_TOLERANCE = 1e-10
+# Effective draws of either kind where the two overlap, below which their spread tells no error: a
+# single one has an error of one, wherever it is.
+_FEWEST_DRAWS = 4
 
 
 class Bridge(NamedTuple):
@@ -13,7 +16,7 @@ class Bridge(NamedTuple):
 
     Attributes:
       log_z: in nats.
-      log_z_stderr: its standard error.
+      log_z_stderr: its standard error, of many nats where the two hardly overlap.
 
     Example:
       >>> from consistent_samplers.bridge import Bridge
@@ -37,7 +40,9 @@ def bridge(log_weight: ArrayLike, target_log_weight: ArrayLike) -> Bridge:
 
     (Meng & Wong, 1996, equation 4.1). Unlike the mean weight it has a small error where draws of q
     hardly reach the tails of p, which p's own draws show. The standard error is that of
-    Frühwirth-Schnatter (2004, equation 18), chains counted by their effective draws.
+    Frühwirth-Schnatter (2004, equation 18), chains counted by their effective draws; or,
+    where the two overlap in fewer than four of them, half the distance between what either tells
+    of log Z alone, from below and from above.
 
     Args:
       log_weight: ``[n]``, log ρ / q at independent draws of the sampler; -inf outside of the
@@ -67,24 +72,38 @@ def bridge(log_weight: ArrayLike, target_log_weight: ArrayLike) -> Bridge:
         )
     if not np.isfinite(theirs).all() or not np.isfinite(own).any():
         raise ValueError("Draws of the target must have finite weights, and some of the sampler.")
+    from scipy.optimize import brentq  # half a second to import, which only bridges take
+
     centre = float(np.median(theirs))
     own, theirs = own - centre, theirs - centre
     effective = effective_draws(np.exp(-np.logaddexp(theirs, 0.0)))
     share = effective / (effective + own.size)
     log_share, log_rest = np.log(share), np.log1p(-share)
-    log_z = 0.0
+
     # On log scale: where the two hardly overlap, weights are apart by thousands of nats.
-    for _ in range(_MAX_ITERATIONS):
+    def terms(log_z: float) -> tuple[np.ndarray, np.ndarray]:
         of_own = own - np.logaddexp(log_share + own, log_rest + log_z)
-        of_theirs = -np.logaddexp(log_share + theirs, log_rest + log_z)
-        change = _log_mean(of_own) - _log_mean(of_theirs) - log_z
-        log_z += change
-        if not abs(change) > _TOLERANCE:
-            break
-    of_own, of_theirs = np.exp(of_own - of_own.max()), np.exp(of_theirs - of_theirs.max())
-    variance = of_own.var() / of_own.mean() ** 2 / own.size
-    variance += of_theirs.var() / of_theirs.mean() ** 2 / effective_draws(of_theirs)
-    return Bridge(log_z + centre, float(np.sqrt(variance)))
+        return of_own, -np.logaddexp(log_share + theirs, log_rest + log_z)
+
+    def excess(log_z: float) -> float:
+        of_own, of_theirs = map(_log_mean, terms(log_z))
+        return of_own - of_theirs - log_z
+
+    # It falls from +inf to -inf, where the equation's own iteration may go round in circles.
+    far = 1.0
+    while excess(-far) < 0.0 or excess(far) > 0.0:
+        far *= 2.0
+    log_z = float(brentq(excess, -far, far, xtol=_TOLERANCE))
+    of_own, of_theirs = (np.exp(of - of.max()) for of in terms(log_z))
+    variances = (
+        of_own.var() / of_own.mean() ** 2 / own.size,
+        of_theirs.var() / of_theirs.mean() ** 2 / effective_draws(of_theirs),
+    )
+    stderr = float(np.sqrt(sum(variances)))
+    if max(variances) > 1.0 / _FEWEST_DRAWS:
+        apart = -_log_mean(-theirs) - _log_mean(own)
+        stderr = max(stderr, 0.5 * abs(apart))
+    return Bridge(log_z + centre, stderr)
 
 
 def _log_mean(values: np.ndarray) -> float:

@@ -22,10 +22,9 @@ from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.diagnostics import LEVELS
 from consistent_samplers.prediction import Prediction, predict
 from consistent_samplers.recipe import TrainedSampler
+from consistent_samplers.same_data import in_one_order
 from consistent_samplers.types import PRNGKey
 
-# Precision up to which two arrays hold the same data: one of them may be in single precision.
-_SAME = 1e-6
 _WIDTH = 100
 
 
@@ -61,9 +60,10 @@ class Comparison:
     note: str = ""
 
     @property
-    def best(self) -> str:
-        """Name of the model with the largest log Z, as far as that is to be used."""
-        return next(iter(self.brackets))
+    def best(self) -> str | None:
+        """Name of the model with the largest log Z that is to be used; None where none is."""
+        first = next(iter(self.brackets))
+        return first if self.is_usable(first) else None
 
     def is_usable(self, name: str) -> bool:
         """Whether the evidence of a model is to be used."""
@@ -107,7 +107,7 @@ class Comparison:
             "  ".join([f"{name:<{first}}", *map(str.rjust, cells, widths)])
             for name, *cells in zip(shown, *columns, strict=True)
         ]
-        said = [f"{self.best} over {name}: {self.factor(self.best, name)}." for name in names[1:]]
+        said = [f"{names[0]} over {n}: {self.factor(names[0], n)}." for n in names[1:]]
         levels = [(name, self.brackets[name].level) for name in names]
         said.append("Evidence: " + ", ".join(f"{n} {level or 'not judged'}" for n, level in levels))
         said[-1] += ". Words of Kass and Raftery (1995), by the near end of the interval."
@@ -119,19 +119,20 @@ class Comparison:
         return "\n".join([*lines, "", *wrapped])
 
     def _difference(self, name: str) -> str:
-        found = self.factor(name, self.best)
+        found = self.factor(name, next(iter(self.brackets)))
         if math.isnan(found.log_factor):
             return "?"
         places = decimals(found.stderr)
         return f"{found.low:.{places}f} to {found.high:.{places}f}"
 
     def _predicted(self, name: str) -> tuple[str, str]:
-        own, best = self.prediction.get(name), self.prediction.get(self.best)
+        first = next(iter(self.brackets))
+        own, other = self.prediction.get(name), self.prediction.get(first)
         if own is None:
             return "?", "?"
-        if name == self.best:
+        if name == first:
             return f"{own.elpd:.1f}", "0"
-        ahead = None if best is None else own.ahead_of(best)
+        ahead = None if other is None else own.ahead_of(other)
         return f"{own.elpd:.1f}", "?" if ahead is None else f"{ahead[0]:.1f} ± {ahead[1]:.1f}"
 
 
@@ -155,13 +156,13 @@ def compare(
       models: by name, `TrainedSampler` objects, or
         `integrations.numpyro.OneStepSampler` objects after their `run`.
       prior: prior probabilities by name, which sum to one; equal if None.
-      num_samples: draws of each sampler.
+      num_samples: draws of each sampler, four at least.
       loo: whether to look at prediction.
 
     Raises:
-      TypeError: ``models`` is no mapping, or holds something else.
-      ValueError: fewer than two models, one that was not run, different observed data, an improper
-        prior or a density without a finite integral, or a prior that is none.
+      TypeError: ``models`` is no mapping, or holds something else, or a name is no string.
+      ValueError: fewer than two models, one that was not run, different observed data, a scaled
+        density, an improper prior or a density without a finite integral, or a prior that is none.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -174,7 +175,7 @@ def compare(
       positive (log Bayes factor 2.0000, 95 %: 2.0000 to 2.0000)
     """
     check_key(rng_key)
-    check_integer("num_samples", num_samples)
+    check_integer("num_samples", num_samples, 4)
     if not isinstance(models, Mapping):
         raise TypeError(
             'models must be a mapping, {"a": sampler, "b": sampler}, got '
@@ -185,7 +186,8 @@ def compare(
     weights = _checked_prior(list(models), prior)
     observed = {name: _observed(name, entry) for name, entry in models.items()}
     known = {name: values for name, values in observed.items() if values}
-    sites = _in_one_order(known) if known else {}
+    untold = [n for n, entry in models.items() if n not in known or entry.factors]
+    sites = in_one_order(known) if known else {}
     brackets = {}
     for i, (name, entry) in enumerate(models.items()):
         brackets[name] = entry.bracket(folded(rng_key, i), num_samples)
@@ -193,10 +195,10 @@ def compare(
             raise ValueError(f"Model {name!r} has a log Z of {brackets[name].log_z}: no evidence.")
     found = compare_brackets(folded(rng_key, len(models)), brackets, prior=weights)
     notes = [found.note] if found.note else []
-    if unknown := [name for name in found.brackets if name not in known]:
+    if untold:
         notes.append(
-            f"Whether the data are the same is yours to know of {', '.join(unknown)}: a density "
-            "does not tell its data."
+            f"Whether the data are the same is yours to know of {', '.join(untold)}: a density, or "
+            "a numpyro.factor, does not tell its data."
         )
     prediction: dict[str, Prediction] = {}
     if loo:
@@ -216,6 +218,7 @@ def compare_brackets(
       prior: prior probabilities by name, which sum to one; equal if None.
 
     Raises:
+      TypeError: a name is no string.
       ValueError: fewer than two brackets, or a prior that is none.
 
     Example:
@@ -227,6 +230,7 @@ def compare_brackets(
       >>> found.factor("a", "b").words
       'cannot tell'
     """
+    check_key(rng_key)
     if len(brackets) < 2:
         raise ValueError(f"compare takes two models or more, got {len(brackets)}.")
     weights = _checked_prior(list(brackets), prior)
@@ -259,6 +263,9 @@ def _is_usable(bracket: Bracket) -> bool:
 
 
 def _checked_prior(names: Sequence[str], prior: Mapping[str, float] | None) -> dict[str, float]:
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"Names of models must be strings, got {name!r}: take {str(name)!r}.")
     if prior is None:
         return dict.fromkeys(names, 1.0 / len(names))
     if set(prior) != set(names):
@@ -288,6 +295,11 @@ def _observed(name: str, entry: Any) -> dict[str, np.ndarray] | None:
                 f"Model {name!r} has an improper prior at {', '.join(improper)}, so that its "
                 "evidence is defined up to any factor: give it a proper prior."
             )
+        if scaled := entry.scaled:
+            raise ValueError(
+                f"Model {name!r} has a scaled density at {', '.join(scaled)}, so that its log Z is "
+                "no evidence of the data: leave out numpyro.handlers.scale."
+            )
         trained = entry.trained
     else:
         raise TypeError(
@@ -300,48 +312,6 @@ def _observed(name: str, entry: Any) -> dict[str, np.ndarray] | None:
             "every coordinate a proper prior."
         )
     return observed
-
-
-def _in_one_order(observed: Mapping[str, dict[str, np.ndarray]]) -> dict[str, list[str]]:
-    """Sites of each model in an order in which the values are the same, under whatever names.
-
-    Raises a ValueError where there is none.
-    """
-    as_given = {name: list(sites) for name, sites in observed.items()}
-    by_value = {name: _by_value(sites) for name, sites in observed.items()}
-    for orders in (as_given, by_value):
-        values = [_joined(observed[name], order) for name, order in orders.items()]
-        if all(_same(values[0], other) for other in values[1:]):
-            return orders
-    first, *others = observed
-    joined = {name: _joined(sites, as_given[name]) for name, sites in observed.items()}
-    other = next(name for name in others if not _same(joined[first], joined[name]))
-    a, b = joined[first], joined[other]
-    apart = f"{a.size} and {b.size} values"
-    if _same(np.sort(a), np.sort(b)):
-        apart = "the same values in another order; give both the data in one order"
-    elif a.size == b.size:
-        apart = f"{np.sum(~_close(a, b))} of {a.size} values are different"
-    raise ValueError(
-        f"Models {first!r} and {other!r} observe different data ({apart}): evidence compares "
-        "models of the same data."
-    )
-
-
-def _by_value(sites: Mapping[str, np.ndarray]) -> list[str]:
-    return sorted(sites, key=lambda name: (sites[name].size, sites[name].ravel().tolist()))
-
-
-def _joined(sites: Mapping[str, np.ndarray], order: Sequence[str]) -> np.ndarray:
-    return np.concatenate([np.asarray(sites[name], np.float64).ravel() for name in order])
-
-
-def _close(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.isclose(a, b, rtol=_SAME, atol=0.0, equal_nan=True)
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and bool(_close(a, b).all())
 
 
 def _estimate(value: float, stderr: float) -> str:

@@ -94,20 +94,46 @@ def _loo(data: Any, sites: Sequence[str]) -> Prediction | None:
     # `to_arviz` gives ``InferenceData`` of ArviZ before 1, else a tree of ArviZ's newer parts.
     old = type(data).__name__ == "InferenceData"
     arviz = importlib.import_module("arviz" if old else "arviz_stats")
-    parts = ("elpd_loo", "p_loo", "loo_i") if old else ("elpd", "p", "elpd_i")
+    parts = ("p_loo", "loo_i") if old else ("p", "elpd_i")
     pointwise: list[np.ndarray] = []
-    elpd, num_parameters, pareto_k, good_k = 0.0, 0.0, -math.inf, math.inf
+    num_parameters, pareto_k, good_k = 0.0, -math.inf, math.inf
     for site in sites:
         if data["log_likelihood"][site].ndim < 3:  # chains and draws alone
             return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a large Pareto k, which is told
-            found = arviz.loo(data, pointwise=True, var_name=site)
-        of_site, num, each = (getattr(found, part) for part in parts)
-        elpd, num_parameters = elpd + float(of_site), num_parameters + float(num)
-        pointwise.append(np.asarray(each, np.float64).ravel())
-        pareto_k = max(pareto_k, float(np.max(np.asarray(found.pareto_k))))
-        good_k = float(found.good_k)
+        of_site, varies = _take_out_fixed(data, site, old)
+        if varies.any():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a large Pareto k, which is told
+                found = arviz.loo(data, pointwise=True, var_name=site)
+            num, each = (getattr(found, part) for part in parts)
+            num_parameters += float(num)
+            of_site[varies] = np.asarray(each, np.float64).ravel()
+            pareto_k = float(np.maximum(pareto_k, np.max(np.asarray(found.pareto_k))))
+            good_k = float(found.good_k)
+        # A log density of zero in all draws: a mask leaves the value out.
+        pointwise.append(of_site[varies | (of_site != 0.0)])
     joined = np.concatenate(pointwise)
+    if not joined.size:
+        return None
     stderr = float(np.sqrt(joined.size * joined.var()))
-    return Prediction(elpd, stderr, num_parameters, pareto_k, good_k, joined)
+    return Prediction(float(joined.sum()), stderr, num_parameters, pareto_k, good_k, joined)
+
+
+def _take_out_fixed(data: Any, site: str, old: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Takes values whose log density is the same in all draws out of the data: ArviZ fails on them.
+
+    Returns log densities ``[n]`` of the first draw, and which of the values vary.
+    """
+    group = data["log_likelihood"]
+    values = group[site]
+    each = np.asarray(values, np.float64).reshape(*values.shape[:2], -1)
+    varies = np.ptp(each, axis=(0, 1)) > 0.0
+    if not varies.all():
+        flat = values.stack({f"{site}_varying": values.dims[2:]})
+        kept = flat.drop_vars(flat.coords).isel({f"{site}_varying": np.flatnonzero(varies)})
+        changed = (group if old else group.to_dataset()).drop_vars(site).assign({site: kept})
+        if old:
+            data.log_likelihood = changed
+        else:
+            group.dataset = changed
+    return each[0, 0].copy(), varies

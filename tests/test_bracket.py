@@ -85,6 +85,20 @@ def test_draws_outside_of_the_support_are_counted_and_few_draws_make_small_group
     assert lower == -np.inf and stderr == np.inf and upper == 0.0
 
 
+@pytest.mark.parametrize("shift, level", [(3.0, 0.1), (6.0, 8.0), (20.0, 200.0), (200.0, 2e4)])
+def test_a_bridge_of_little_overlap_solves_its_equation_and_tells_its_error(shift, level):
+    """N(0, 1) against N(shift, 1): the estimate is off by nats, and was by hundreds of them."""
+    rng, num, errors, stderrs = np.random.default_rng(0), 20, [], []
+    for _ in range(num):
+        own, theirs = rng.normal(size=4_000), shift + rng.normal(size=(4, 1_000))
+        found = bridge(shift * own - 0.5 * shift**2, shift * theirs - 0.5 * shift**2)
+        errors.append(found.log_z)
+        stderrs.append(found.log_z_stderr)
+    assert (np.abs(errors) < 1.0 + 2.0 * shift).all()
+    assert (np.array(stderrs) <= level).all()
+    assert (np.abs(errors) < 3.0 * np.array(stderrs)).all()
+
+
 def skewed(normal):
     """Jones and Pewsey's (2009) sinh-arcsinh of normal draws."""
     return np.sinh((np.arcsinh(normal) + 0.8) / 0.7)
@@ -174,6 +188,20 @@ def test_weights_stand_in_for_chains_that_did_not_mix():
     found = lost.bracket(jax.random.key(0))
     assert found.upper is None and found.level == "not to be used"
     assert "no bound above" in str(found)
+
+
+@pytest.mark.parametrize("name", ["cmcd", "snf"])
+def test_paths_without_a_map_are_bracketed_by_their_weights(name):
+    """Of all their steps: none of them is calibrated."""
+    target = cs.targets.gaussian(jnp.full(2, 0.3), jnp.ones(2))
+    algorithm = getattr(cs.algorithms, name)(
+        target, base=cs.bases.standard_normal(2), max_steps=2, hidden=(8,)
+    )
+    sampler = cs.TrainedSampler.of(algorithm, algorithm.init(jax.random.key(0)))
+    found = sampler.bracket(jax.random.key(1), 2_000)
+    assert found.lower - 0.05 < target.log_z < found.upper + 0.05
+    assert found.method == "importance" and found.level == "trusted"
+    assert "the weights of 2 steps: there are no chains" in found.note
 
 
 def some_chains(sampler, **changed):

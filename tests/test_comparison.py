@@ -12,16 +12,19 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from scipy.stats import multivariate_normal
+from numpyro import handlers
+from scipy.stats import multivariate_normal, norm
 
 import consistent_samplers as cs
 from consistent_samplers.bayes_factors import CANNOT_TELL, bayes_factor, model_probabilities
 from consistent_samplers.bracket import Bracket
-from consistent_samplers.comparison import _in_one_order as in_one_order
 from consistent_samplers.comparison import compare_brackets
 from consistent_samplers.diagnostics import ExplorationCheck, Mixing
 from consistent_samplers.integrations.numpyro import OneStepSampler
+from consistent_samplers.integrations.numpyro.model import flatten_model
 from consistent_samplers.prediction import predict
+from consistent_samplers.recipe import chain_stage
+from consistent_samplers.same_data import in_one_order
 
 KEYS = pytest.mark.parametrize(
     "key", [jax.random.key(3), jax.random.PRNGKey(3)], ids=("new", "old")
@@ -123,6 +126,13 @@ def test_evidence_that_is_not_to_be_used_tells_nothing_and_says_why():
     assert f"a over bad: {CANNOT_TELL}" in words and "bad not to be used" in words
 
 
+def test_no_model_is_the_best_where_none_is_usable():
+    bad = bracket_of(0.0, level="not to be used")
+    found = compare_brackets(jax.random.key(0), {"a": bad, "b": bad._replace(log_z=-1.0)})
+    assert found.best is None
+    assert "a over b: cannot tell: the evidence of a and b is not to be used" in str(found)
+
+
 def test_one_usable_model_has_no_probability():
     bad = bracket_of(0.0, level="not to be used")
     found = compare_brackets(jax.random.key(0), {"bad": bad, "a": bracket_of(-2.0)})
@@ -202,6 +212,26 @@ def test_chains_and_weights_that_fail_are_told_apart_from_evidence():
     assert "lost: A few large weights decide log Z" in found.note
 
 
+@pytest.mark.parametrize("num_samples", [3, 1.5, "many"])
+def test_bad_input_fails_before_chains_run(monkeypatch, num_samples):
+    def with_chains(*args, **kwargs):
+        raise AssertionError("chains were run")
+
+    monkeypatch.setattr(chain_stage, "with_chains", with_chains)
+    models = {"a": gaussian(-7.0), "b": gaussian(-4.0)}
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 4"):
+        cs.compare(jax.random.key(0), models, num_samples=num_samples)
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 4"):
+        models["a"].bracket(jax.random.key(0), num_samples)
+    with pytest.raises(TypeError, match="rng_key"):
+        models["a"].bracket(3)
+    numbered = dict(enumerate(models.values()))
+    with pytest.raises(TypeError, match="Names of models must be strings, got 0"):
+        cs.compare(jax.random.key(0), numbered)
+    with pytest.raises(TypeError, match="Names of models must be strings, got 1"):
+        compare_brackets(jax.random.key(0), {1: bracket_of(0.0), 2: bracket_of(1.0)})
+
+
 # --- NumPyro ------------------------------------------------------------------------------------
 
 RNG = np.random.default_rng(1)
@@ -223,6 +253,16 @@ def level(target):
 
 def ran(model, *args):
     sampler = OneStepSampler(model, num_samples=1_000, effort="base", progress_bar=False)
+    sampler.run(jax.random.key(0), *args)
+    return sampler
+
+
+def drawn(model, *args):
+    """A sampler without training, whose draws are those of a standard normal base."""
+    flat = flatten_model(model, args, {})
+    base = cs.Sampler.of_base(cs.bases.standard_normal(flat.target.dim))
+    sampler = OneStepSampler(model, num_samples=100, effort="base", progress_bar=False)
+    sampler._training = flat, cs.TrainedSampler(flat.target, base, base)
     sampler.run(jax.random.key(0), *args)
     return sampler
 
@@ -275,6 +315,104 @@ def test_sites_in_another_order_are_the_same_data():
     assert in_one_order({"m": {"y": a, "z": b}, "n": {"all": joined}})["n"] == ["all"]
     with pytest.raises(ValueError, match="2 of 5 values are different"):
         in_one_order({"m": {"y": a, "z": b}, "n": {"all": joined + (joined > 3.0)}})
+
+
+HALF = np.arange(40) < 20
+
+
+def of_mean(y, site):
+    """A mean of zero, and its data as a site gives them."""
+    a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    site(y, dist.Normal(a, 1.0))
+
+
+def plain(y, fn):
+    numpyro.sample("y", fn, obs=y)
+
+
+def by_handler(y, fn):
+    with handlers.mask(mask=jnp.asarray(HALF)):
+        numpyro.sample("y", fn, obs=y)
+
+
+def by_method(y, fn):
+    numpyro.sample("y", fn.expand([40]).mask(jnp.asarray(HALF)).to_event(1), obs=y)
+
+
+def by_argument(y, fn):
+    numpyro.sample("y", fn, obs=y, obs_mask=HALF)
+
+
+def by_two(y, fn):
+    with handlers.mask(mask=jnp.asarray(np.arange(40) < 30)), handlers.mask(mask=True):
+        numpyro.sample("y", fn.expand([40]).mask(jnp.arange(40) < 20), obs=y)
+
+
+def of_events(y, fn):
+    pairs = fn.expand([20, 2]).to_event(1).mask(jnp.arange(20) < 10)
+    numpyro.sample("y", pairs, obs=y.reshape(20, 2))
+
+
+@pytest.mark.parametrize("site", [by_handler, by_method, by_argument, by_two, of_events])
+def test_values_that_a_mask_leaves_out_are_no_data(site, line_and_level):
+    whole, filled = (drawn(of_mean, y, site) for y in (Y, np.where(HALF, Y, -7.0)))
+    with pytest.raises(ValueError, match="40 and 20 values"):
+        cs.compare(jax.random.key(0), {"line": line_and_level["line"], "masked": whole})
+    (values,) = whole.observed.values()
+    np.testing.assert_allclose(values.ravel(), Y[HALF], rtol=1e-6)
+    # The others are of no account, and the model of the rest has the same data.
+    observed = {"a": whole.observed, "b": filled.observed, "c": {"y": Y[HALF]}}
+    assert in_one_order(observed)["c"] == ["y"]
+
+
+def test_a_value_that_stands_for_several_counts_as_often():
+    assert len(drawn(of_mean, 0.5, lambda y, fn: plain(y, fn.expand([3]))).observed["y"]) == 3
+
+
+@pytest.mark.parametrize("scale", [0.1, np.linspace(0.5, 1.0, 40)], ids=["one", "each"])
+def test_scaled_densities_are_refused(scale, line_and_level):
+    def scaled(y, fn):
+        with handlers.scale(scale=scale):
+            numpyro.sample("y", fn, obs=y)
+
+    models = {"line": line_and_level["line"], "scaled": drawn(of_mean, Y, scaled)}
+    with pytest.raises(ValueError, match="'scaled' has a scaled density at y"):
+        cs.compare(jax.random.key(0), models)
+
+
+def test_what_a_factor_holds_is_yours_to_know(monkeypatch):
+    def with_factor(y, fn):
+        numpyro.sample("y", fn, obs=y)
+        numpyro.factor("more", fn.log_prob(0.3))
+
+    monkeypatch.setattr(OneStepSampler, "bracket", lambda *args: bracket_of(0.0))
+    models = {"plain": drawn(of_mean, Y, plain), "more": drawn(of_mean, Y, with_factor)}
+    assert models["more"].factors == ("more",) and list(models["more"].observed) == ["y"]
+    found = cs.compare(jax.random.key(0), models, loo=False)
+    assert "yours to know of more: a density, or a numpyro.factor" in found.note
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("arviz", "arviz_base", "arviz_stats")),
+    reason="both generations of ArviZ",
+)
+@pytest.mark.parametrize("old", [True, False])
+def test_prediction_is_that_of_the_values_a_mask_leaves(old, monkeypatch):
+    def more(y, fn):  # and values that do not depend on the mean
+        by_handler(y, fn)
+        numpyro.sample("z", dist.Normal(0.0, 1.0), obs=y[:2])
+
+    if not old:
+        monkeypatch.setitem(sys.modules, "arviz", None)
+    models = {"masked": ran(of_mean, Y, by_handler), "half": ran(of_mean, Y[HALF], plain)}
+    models["more"] = ran(of_mean, Y, more)
+    found, notes = predict(models, {"masked": ["y"], "half": ["y"], "more": ["z", "y"]})
+    assert not notes
+    assert models["masked"].to_arviz()["observed_data"]["y"].shape == (40,)
+    for name, begin in (("masked", 0), ("more", 2)):
+        pointwise = found[name].pointwise
+        np.testing.assert_allclose(pointwise[begin:], found["half"].pointwise, atol=0.02)
+        np.testing.assert_allclose(pointwise[:begin], norm.logpdf(Y[:begin]), rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Evidence by chunks is evidence of all the draws at once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import consistent_samplers as cs
+from consistent_samplers.recipe import trained
 from consistent_samplers.streaming import stream_evidence
 from consistent_samplers.types import FlowDiagnostics
 
@@ -139,3 +142,21 @@ def test_trained_samplers_stream_by_themselves(monkeypatch):
         error = abs(float(evidence.log_z) - target.log_z)
         assert error < 4 * float(evidence.log_z_stderr)
     assert float(many.log_z_stderr) < float(few.log_z_stderr)
+
+
+@pytest.mark.parametrize("number", [int, np.int64])
+def test_many_draws_are_never_all_there(number, monkeypatch):
+    """Whatever kind of whole number says how many."""
+    monkeypatch.setattr(trained, "CHUNK_SIZE", 100)
+    in_chunks = functools.partial(stream_evidence, chunk_size=100)
+    monkeypatch.setattr(trained, "stream_evidence", in_chunks)
+    sizes, draw = [], cs.TrainedSampler.sample
+
+    def sample(self, rng_key, num_samples, *args, **settings):
+        sizes.append(num_samples)
+        return draw(self, rng_key, num_samples, *args, **settings)
+
+    monkeypatch.setattr(cs.TrainedSampler, "sample", sample)
+    base = cs.Sampler.of_base(cs.bases.standard_normal(1))
+    made = cs.TrainedSampler(cs.targets.gaussian(jnp.zeros(1), jnp.eye(1)), base, base)
+    assert made.evidence(KEY, number(250)).num_samples == 250 and max(sizes) == 100

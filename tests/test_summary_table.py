@@ -1,5 +1,7 @@
 """The table of a summary: its numbers, its width, and the sites that are chosen."""
 
+import math
+
 import jax
 import numpy as np
 import numpyro
@@ -109,3 +111,9 @@ def test_two_hundred_sites_are_readable(of_200, capsys):
     assert sum(x.endswith("_of_7") for x in labels) == 1
     with pytest.raises(ValueError, match="no site is called 'eta'"):
         of_200.print_summary(var_names="eta")
+
+
+@pytest.mark.parametrize("prob", [90, 1.0, 0, math.nan])
+def test_a_mass_is_a_share(prob):
+    with pytest.raises(ValueError, match=r"prob must be between 0 and 1, such as 0\.9"):
+        OneStepSampler(lambda: None).print_summary(prob=prob)

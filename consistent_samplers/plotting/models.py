@@ -32,7 +32,7 @@ def plot_comparison(comparison: Comparison, *, ax: "Axes | None" = None) -> "Axe
       >>> cs.plotting.plot_comparison(found).get_xlabel()
       'log Z, less that of a [nats]'
     """
-    brackets, best = comparison.brackets, comparison.best
+    brackets, best = comparison.brackets, next(iter(comparison.brackets))
     ax = style.one_axes(ax, (7.0, 1.4 + 0.55 * len(brackets)))
     origin = brackets[best].log_z
     shape: dict[str, Any] = {"linestyle": "none", "zorder": 3}

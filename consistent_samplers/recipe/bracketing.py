@@ -7,6 +7,7 @@ import numpy as np
 
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.bracket import Bracket, bracket, weighted_bounds
+from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.diagnostics import LEVELS, informed
 from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.types import Bound, PRNGKey
@@ -23,11 +24,17 @@ _BRIDGE_REPLACED = (
     "which hardly overlaps them."
 )
 
+_NO_MAP = "there are no chains, which move in the latent space of a map, and here are paths alone."
+
 
 def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> Bracket:
     """See `TrainedSampler.bracket`."""
     from consistent_samplers.recipe.chain_stage import with_chains
 
+    check_key(rng_key)
+    check_integer("num_samples", num_samples, 4)
+    if "map" not in trained.one_step.methods:
+        return _of_weights(rng_key, trained, num_samples, _NO_MAP)
     chained = trained
     if trained.chains is None:
         chained = with_chains(folded(rng_key, 1), trained, progress_bar=False)
@@ -35,7 +42,8 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
     assert chains is not None
     worth = chained.chains_verdict(folded(rng_key, 2))
     if worth.level == LEVELS[-1]:
-        return _of_weights(rng_key, trained, num_samples, worth.words.partition("\n")[2])
+        said = worth.words.partition("\n")[2]
+        return _of_weights(rng_key, trained, num_samples, f"the chains are not to be used.\n{said}")
     draws = chains.sampler.sample(folded(rng_key, 0), trained.target, num_samples)
     found = bracket(np.asarray(draws.log_weight), np.asarray(chains.log_weight))
     notes = [_MAP_REPLACED] * chains.map_replaced
@@ -50,21 +58,22 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
 
 
 def _of_weights(
-    rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int, found_bad: str
+    rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int, without: str
 ) -> Bracket:
-    """Where the chains are not to be used: the weights stand for them, if those can be used."""
-    draws = trained.sample(folded(rng_key, 0), num_samples)
+    """Without chains that can be used: the weights stand for them, if those can be used."""
+    num_steps = trained.default_steps
+    draws = trained.sample(folded(rng_key, 0), num_samples, num_steps)
     own = informed(evidence(draws), trained.exploration)
     judged = trained.verdict(own)
     log_z, stderr = float(own.log_z), float(own.log_z_stderr)
     lower, lower_stderr, upper, upper_stderr = weighted_bounds(checked_log_weight(draws))
     found = Bracket(lower, lower_stderr, None, None, log_z, stderr, "importance", 0)
-    bad = f"the chains are not to be used.\n{found_bad}"
+    steps = "one step" if num_steps == 1 else f"{num_steps} steps"
     if judged.level == LEVELS[-1]:
         said = judged.words.partition("\nTo improve")[0]
-        notes = [f"No bound above: {bad}", f"Nor are the weights of one step.\n{said}"]
+        notes = [f"No bound above: {without}", f"Nor are the weights of {steps}.\n{said}"]
     else:
-        notes = [f"The bound above is one by the weights of one step: {bad}"]
+        notes = [f"The bound above is one by the weights of {steps}: {without}"]
         # What the weights' tail may hide, log Z has from the same draws.
         found = found._replace(upper=upper, upper_stderr=max(upper_stderr, stderr))
     return found._replace(note=_note(own.bound, notes), level=judged.level)

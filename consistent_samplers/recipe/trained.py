@@ -105,6 +105,11 @@ class TrainedSampler:
         base = self.many_steps.base
         return getattr(base, "own", base)
 
+    @property
+    def default_steps(self) -> int:
+        """Steps of the draws to go by: one of the calibrated map, or all of paths without a map."""
+        return 1 if "map" in self.one_step.methods else self.many_steps.default_steps
+
     def sampler_for(self, num_steps: int = 1, method: Method | None = None) -> Sampler:
         """The sampler that draws in ``num_steps`` steps: the calibrated one for a single map."""
         method = self.one_step.methods[0] if method is None else method
@@ -165,8 +170,8 @@ class TrainedSampler:
         def sample(rng_key: PRNGKey, num_samples: int) -> Draws:
             return self.sample(rng_key, num_samples, num_steps, method=method, mesh=mesh)
 
-        if isinstance(num_samples, int) and num_samples > CHUNK_SIZE:
-            return informed(stream_evidence(rng_key, sample, num_samples), self.exploration)
+        if isinstance(num_samples, int | np.integer) and num_samples > CHUNK_SIZE:
+            return informed(stream_evidence(rng_key, sample, int(num_samples)), self.exploration)
         return informed(evidence(sample(rng_key, num_samples)), self.exploration)
 
     def reweight(
@@ -192,27 +197,30 @@ class TrainedSampler:
         target = log_density
         if not isinstance(target, Target):
             target = Target(target, self.target.dim, "the new density", sites=self.target.sites)
-        stages = list(self.stages.values())
-        chains, _, judged = self.concluded(stages[-1] if stages else self.evidence(rng_key))
+        stages, num = list(self.stages.values()), self.default_steps
+        own = stages[-1] if stages else self.evidence(rng_key, num_steps=num)
+        chains, _, judged = self.concluded(own)
         if chains is not None:
             return reweight_chains(chains, judged, self.target, target)
-        return reweight(rng_key, self.sampler_for(1), target, num_samples, judged=judged)
+        return reweight(rng_key, self.sampler_for(num), target, num_samples, num, judged=judged)
 
     def bracket(self, rng_key: PRNGKey, num_samples: int = 10_000) -> Bracket:
         """Log Z from both sides, and the optimal bridge in between, in nats.
 
         Draws of the target are those of `chains`, run here where there are none
         (`recipe.with_chains`); both bounds are of the map that the chains moved in. Where the
-        chains are not to be used, log Z and both bounds are those of the one-step weights, without
-        one above if these are not to be used either, and the note says why. ``level`` is the
-        verdict on the chains, or there on the weights.
+        chains are not to be used, log Z and both bounds are those of the one-step weights (of
+        stochastic paths without a map those of all steps), without one above if these are not to be
+        used either, and the note says why. ``level`` is the verdict on the chains, or there on the
+        weights.
 
         Args:
           rng_key: key.
-          num_samples: draws of the sampler.
+          num_samples: draws of the sampler, four at least.
 
         Raises:
-          ValueError: no draw of the sampler has a weight.
+          TypeError: ``rng_key`` is not a single key.
+          ValueError: fewer draws, or none of the sampler has a weight.
         """
         return bracketed(rng_key, self, num_samples)
 

@@ -1,10 +1,13 @@
 """Which NumPyro models can be sampled: continuous latent sites, data that are numbers."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import numpyro.distributions as dist
+
+_WRAPPERS = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
 
 
 def check_trace(name: str, trace: dict[str, Any]) -> None:
@@ -56,10 +59,15 @@ def check_trace(name: str, trace: dict[str, Any]) -> None:
 
 def innermost(fn: Any) -> Any:
     """The distribution inside of plates' and handlers' expansions, masks and event dimensions."""
-    wrappers = (dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution)
-    while isinstance(fn, wrappers):
+    return list(layers(fn))[-1]
+
+
+def layers(fn: Any) -> Iterator[Any]:
+    """A distribution, and those inside of plates' and handlers' expansions, masks and so on."""
+    yield fn
+    while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
-    return fn
+        yield fn
 
 
 def _overflows(value: Any) -> bool:

@@ -225,8 +225,9 @@ def comes_back(support: Any, x: Array) -> Array:
 
 def same(first: Any, second: Any) -> bool:
     """Whether two supports are the same, arrays in them compared by their values."""
-    (a, of_a), (b, of_b) = jax.tree.flatten(first), jax.tree.flatten(second)
-    return of_a == of_b and all(map(np.array_equal, a, b))
+    a, b = jax.tree.leaves(first), jax.tree.leaves(second)
+    kinds: list[Any] = [jax.tree.structure(support) for support in (first, second)]
+    return bool(kinds[0] == kinds[1]) and all(map(np.array_equal, a, b))
 
 
 def _cut(x: Array, shapes: list[tuple[int, ...]]) -> list[Array]:

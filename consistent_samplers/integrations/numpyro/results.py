@@ -88,8 +88,11 @@ class Results:
             ``["a*", "~a_raw"]``, or ``"~theta"`` for all but one.
 
         Raises:
-          ValueError: ``var_names`` has a name of no site, or leaves none.
+          ValueError: ``prob`` is not between 0 and 1, or ``var_names`` has a name of no site, or
+            leaves none.
         """
+        if not 0.0 < prob < 1.0:
+            raise ValueError(f"prob must be between 0 and 1, such as 0.9, got {prob!r}.")
         print(self._last_run("print_summary").summary(prob, exclude_deterministic, var_names))
 
     def diagnostics(self) -> dict[str, Any]:
@@ -125,8 +128,21 @@ class Results:
 
     @property
     def observed(self) -> dict[str, np.ndarray]:
-        """Values of the last run's observed sites by name; none of a ``numpyro.factor``."""
+        """Values of the last run's observed sites by name, as far as they count.
+
+        None of a ``numpyro.factor``; of a site with a mask those that it leaves, as a vector.
+        """
         return self._last_run("observed").observed()
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Sites of the last run that are a ``numpyro.factor``: what data are in it is not known."""
+        return self._last_run("factors").factors()
+
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """Sites of the last run whose densities are scaled, with which there is no evidence."""
+        return self._last_run("scaled").scaled()
 
     @property
     def improper(self) -> tuple[str, ...]:

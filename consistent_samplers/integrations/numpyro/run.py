@@ -18,7 +18,7 @@ from numpyro.infer.util import log_likelihood
 from consistent_samplers import corrections, diagnostics
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.estimate import checked_log_weight, evidence
-from consistent_samplers.integrations.numpyro.checking import innermost
+from consistent_samplers.integrations.numpyro.checking import innermost, layers
 from consistent_samplers.integrations.numpyro.model import FlatModel, Samples
 from consistent_samplers.integrations.numpyro.table import Columns, chosen, label, table, wrapped
 from consistent_samplers.pareto import pareto_smooth
@@ -179,19 +179,31 @@ class Run:
         }
 
     def observed(self) -> dict[str, np.ndarray]:
-        """Values of the observed sites, less those of a ``numpyro.factor``."""
-        return {
-            name: np.asarray(site["value"])
+        """Values of the observed sites that count: those of a mask are flat, others left out."""
+        return {name: _counted(site) for name, site in self._observed_sites().items()}
+
+    def factors(self) -> tuple[str, ...]:
+        """Sites of ``numpyro.factor``, or that are one in effect: terms that hold no data."""
+        observed = (item for item in self._sites().items() if item[1]["is_observed"])
+        return tuple(name for name, site in observed if _is_factor(site))
+
+    def scaled(self) -> tuple[str, ...]:
+        """Sites whose density is taken to a power, by ``numpyro.handlers.scale``."""
+        return tuple(
+            name
             for name, site in self._sites().items()
-            if site["is_observed"]
-            # A ``numpyro.factor`` is observed in name only.
-            and type(innermost(site["fn"])).__name__ != "Unit"
-        }
+            if site.get("scale") is not None and np.any(np.asarray(site["scale"]) != 1.0)
+        )
 
     def improper(self) -> tuple[str, ...]:
         """Latent sites whose priors have no finite integral."""
         latent = (item for item in self._sites().items() if not item[1]["is_observed"])
         return tuple(name for name, site in latent if _is_improper(name, site["fn"]))
+
+    def _observed_sites(self) -> dict[str, Any]:
+        """Observed sites, less those of a ``numpyro.factor``."""
+        sites = self._sites().items()
+        return {n: site for n, site in sites if site["is_observed"] and not _is_factor(site)}
 
     def _substituted(self) -> Callable[..., Any]:
         """The model with the parameters that it was trained with."""
@@ -221,7 +233,8 @@ class Run:
             stats = {"log_weight": log_weight}
         in_chains = functools.partial(_in_chains, num_chains=num_chains)
         args, kwargs = self.model.arguments
-        model, observed = self._substituted(), self.observed()
+        model = self._substituted()
+        observed = {name: np.asarray(s["value"]) for name, s in self._observed_sites().items()}
         groups: dict[str, dict[str, Any]] = {
             "posterior": in_chains(posterior),
             "sample_stats": in_chains(stats),
@@ -271,6 +284,24 @@ def _mixing_of(chains: dict[str, np.ndarray]) -> Columns:
         "n_eff": {name: effective_sample_size(x) for name, x in chains.items()},
         "r_hat": {name: split_gelman_rubin(x) for name, x in chains.items()},
     }
+
+
+def _is_factor(site: dict[str, Any]) -> bool:
+    """Whether a site is observed in name only."""
+    return type(innermost(site["fn"])).__name__ in ("Unit", "Delta")
+
+
+def _counted(site: dict[str, Any]) -> np.ndarray:
+    """The value of an observed site; where some of it is masked out, a vector of the rest."""
+    value = np.asarray(site["value"])
+    # A single value may stand for several.
+    value = np.broadcast_to(value, np.broadcast_shapes(value.shape, site["fn"].shape()))
+    counted = np.ones(value.shape, bool)
+    for fn in layers(site["fn"]):
+        if isinstance(fn, dist.MaskedDistribution):
+            mask = np.asarray(fn._mask)
+            counted &= mask.reshape(mask.shape + (1,) * fn.event_dim)
+    return value if counted.all() else value[counted]
 
 
 def _is_improper(name: str, fn: Any) -> bool:
