@@ -209,12 +209,13 @@ class PaddedModel:
                     f"site {site!r}."
                 )
             drawn[site] = values[keyword]
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        if structure != self.structure:
+        try:
+            leaves = self.structure.flatten_up_to((args, kwargs))
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"The arguments of this data set are {structure} beside what is observed, and "
-                f"covariates gave {self.structure}: give the same ones."
-            )
+                f"The arguments of this data set are {jax.tree.structure((args, kwargs))} beside "
+                f"what is observed, and covariates gave {self.structure}: give the same ones."
+            ) from error
         plain = dict(self.constants)
         given = [leaf for place, leaf in enumerate(leaves) if place not in plain]
         num_rows = self._rows(given, drawn)

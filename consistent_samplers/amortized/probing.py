@@ -177,7 +177,7 @@ def _shapes(
         ) from error
     except NotImplementedError as error:
         raise ValueError(
-            f"Model {name!r} has a site that cannot be drawn, of an ImproperUniform say, so no data "
+            f"Model {name!r} has a site that cannot be drawn, an ImproperUniform say, so no data "
             f"set can be simulated from it. Give it a proper prior, such as a Normal. {error}"
         ) from error
     return found

@@ -58,6 +58,13 @@ def probed(model, covariates=column, rows=(2, 6)):
     return padded, pairs
 
 
+def bare(model, covariates=column, rows=(2, 6)):
+    """A family without a map."""
+    padded = probing.padded_model(model, covariates, rows, {"y": "y"})
+    none = (None,) * 4
+    return AmortizedSampler(padded, rows, *none, 1e9, 0.0, None, covariates)
+
+
 def untrained(model, covariates=column, rows=(2, 6)):
     """A family whose draws are those of its frames: weights are exact for any map."""
     padded, pairs = probed(model, covariates, rows)

@@ -9,11 +9,12 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats as st
-from amortized_models import TINY, designs, regression
+from amortized_models import TINY, bare, column, designs, regression
 from scipy.special import logsumexp
 
 import consistent_samplers as cs
-from consistent_samplers.amortized import escalation
+from consistent_samplers.amortized import calibration, escalation
+from consistent_samplers.amortized.answering import Answers
 
 
 def linear_sets(sizes, seed=0):
@@ -130,6 +131,32 @@ def test_ranks_are_uniform_with_weights(linear):
     narrow = {name: np.clip(2.0 * (x - 0.5) + 0.5, 0.0, 1.0) for name, x in check.ranks.items()}
     wrong = cs.amortized.CalibrationCheck(narrow, narrow, 300, check.limit, check.limit)
     assert not wrong.is_uniform
+
+
+def test_entries_that_are_constant_have_uniform_ranks(monkeypatch):
+    def correlated(x, y=None):
+        root = numpyro.sample("L", dist.LKJCholesky(2, 2.0))
+        with numpyro.plate("rows", x.shape[0]):
+            numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(2), scale_tril=root), obs=y)
+
+    def answered(keys, family, given, num_samples):  # of no data: draws of the prior
+        shape = len(given), num_samples
+        drawn = dist.LKJCholesky(2, 2.0).sample(jax.random.key(1), shape)
+        return Answers({"L": np.asarray(drawn)}, np.zeros(shape), np.zeros(len(given)))
+
+    monkeypatch.setattr(calibration, "answered", answered)
+    family = bare(correlated, column, (4, 4))
+    check = family.calibration_check(jax.random.key(2), 300, num_samples=200, progress_bar=False)
+    assert list(check.ranks) == ["L[0,0]", "L[0,1]", "L[1,0]", "L[1,1]"]
+    assert check.is_uniform and check.is_uniform_weighted
+
+
+def test_data_sets_may_come_one_by_one(linear):
+    sets = linear_sets((4, 5))
+    together = linear.condition_many(jax.random.key(0), sets, progress_bar=False)
+    pairs = zip([args for args, _ in sets], [kwargs for _, kwargs in sets], strict=True)
+    again = linear.condition_many(jax.random.key(0), pairs, progress_bar=False)
+    np.testing.assert_array_equal(together.log_weight, again.log_weight)
 
 
 def moved(family, shift):

@@ -1,14 +1,17 @@
 """What cannot become a family is refused in words, before minutes are spent."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from amortized_models import TINY, designs, regression
+from amortized_models import TINY, designs, regression, slope, untrained
 
 import consistent_samplers as cs
+from consistent_samplers.amortized import building
 
 
 def build(model, covariates=designs, num_rows=(4, 9), observed=None, **settings):
@@ -25,6 +28,14 @@ def test_unknown_sites_and_settings():
         cs.amortize(jax.random.key(0), regression, designs, num_rows=5, observed={})
     with pytest.raises(ValueError, match=r"num_rows must be \(least, most\)"):
         build(regression, num_rows=(9, 4))
+    for settings, words in [
+        (dict(num_iterations=(1, 1, 1)), "num_iterations must be two numbers"),
+        (dict(num_iterations=5), "num_iterations must be two numbers"),
+        (dict(hidden=(64, 64)), "hidden, the width of the networks, must be an integer"),
+        (dict(hidden=1), "at least 2"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            build(regression, **settings)
     with pytest.raises(TypeError, match="rng_key must be one key"):
         cs.amortize(0, regression, designs, num_rows=5, observed={"y": "y"})
 
@@ -54,6 +65,56 @@ def test_models_that_have_no_such_density():
 
     with pytest.raises(ValueError, match=r"'y'.*stays latent"):
         build(always_latent)
+
+    def improper(X, y=None):
+        numpyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), ()))
+        regression(X, y)
+
+    with pytest.raises(ValueError, match=r"cannot be drawn.*proper prior"):
+        build(improper)
+
+
+@pytest.mark.parametrize("look", [lambda X: int(X.max()), lambda X: np.asarray(X), bool])
+def test_models_that_look_at_values(look):
+    def looking(X, y=None):
+        look(X[0, 0])
+        regression(X, y)
+
+    with pytest.raises(TypeError, match="'looking', or covariates, looks at the values"):
+        build(looking)
+
+
+Pair = collections.namedtuple("Pair", "x z")
+
+
+def test_a_family_that_cannot_be_saved_is_warned_of_before_it_is_trained(monkeypatch):
+    monkeypatch.setattr(building, "_trained", lambda *given: None)
+
+    def model(pair, y=None):
+        slope(pair.x, y)
+
+    def pairs(rng_key, num_rows):
+        return (Pair(jnp.ones(num_rows), jnp.ones(num_rows)),), {}
+
+    with pytest.warns(RuntimeWarning, match="cannot be saved.*Pair"):
+        build(model, pairs)
+
+
+def test_arguments_of_saved_families_have_keys_of_any_kind(tmp_path):
+    def model(columns, y=None):
+        slope(columns[0], y)
+        numpyro.deterministic("twice", 2.0 * columns[0])
+
+    untrained(model, lambda key, n: (({0: jnp.ones(n)},), {})).save(tmp_path)
+    again = cs.load_family(tmp_path, model)
+    assert again.model.read(({0: np.ones(4)},), {"y": np.ones(4)}).mask.all()
+
+    def renamed(columns, y=None):
+        slope(columns[0], y)
+        numpyro.deterministic("double", 2.0 * columns[0])
+
+    with pytest.raises(ValueError, match=r"another one .it has no site 'twice'"):
+        cs.load_family(tmp_path, renamed)
 
 
 @pytest.mark.slow
@@ -105,11 +166,14 @@ def test_data_sets_of_other_kinds(linear):
         (((X[:, :1],), {"y": y}), r"has shape \(5, 1\)"),
         (((X,), {"y": y[:4]}), r"has shape \(4,\)"),
         (((X,), {"y": np.full(5, np.nan)}), "NaN or infinite"),
+        (((X[:0],), {"y": y[:0]}), "has no rows"),
     ]
     for given, words in cases:
         with pytest.raises((ValueError, TypeError), match=words):
             linear.condition_many(jax.random.key(0), [given], progress_bar=False)
     with pytest.raises(TypeError, match=r"Data set 0 must be the model's arguments"):
         linear.condition_many(jax.random.key(0), [X], progress_bar=False)
+    with pytest.raises(TypeError, match=r"data_sets must be a list of pairs.*got int"):
+        linear.condition_many(jax.random.key(0), 3, progress_bar=False)
     with pytest.raises(ValueError, match="data_sets is empty"):
         linear.condition_many(jax.random.key(0), [], progress_bar=False)

@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats as st
-from amortized_models import centred, column, probed, slope, untrained
+from amortized_models import bare, centred, column, probed, slope, untrained
 from numpyro.contrib.control_flow import scan
 from numpyro.infer.util import potential_energy
 
@@ -87,7 +87,7 @@ def test_models_that_use_rows_together_are_told_by_any_of_their_terms(model, sit
 
 
 def test_a_family_of_one_size_answers_others_as_they_are():
-    family = untrained(centred, rows=(8, 8))
+    family = bare(centred, rows=(8, 8))
     x = np.array([0.0, 1.0, 2.0, 10.0])
     ((model, data),) = family._read([((x,), {"y": x})])
     found = model.log_density((jnp.array([0.5]), jnp.zeros((4, 0))), data)
