@@ -60,7 +60,8 @@ def test_intervals_cover(target):
     def one(key):
         return cs.expectation(weighted(key, BANANA, 2.0, 1_000), functions, target)
 
-    value, stderr, ratio = map(np.asarray, jax.lax.map(one, jax.random.split(KEY, num)))
+    found = jax.lax.map(one, jax.random.split(KEY, num))
+    value, stderr, ratio = map(np.asarray, found[:3])
     exact = np.array([0.5, np.exp(0.125)])
     inside = (np.abs(value - exact) < 1.96 * stderr).sum(0)
     assert (inside >= st.binom(num, 0.95).ppf(1e-3)).all()
@@ -101,17 +102,62 @@ def test_what_cannot_be_used_is_refused():
     draws = weighted(KEY, BANANA, 2.0)
     with pytest.raises(ValueError, match="2 dimensions, target 'funnel' has 3"):
         cs.expectation(draws, lambda x: x[0], cs.targets.funnel(3))
-    with pytest.raises(ValueError, match="weights"):
-        cs.expectation(cs.Draws(draws.position), lambda x: x[0])
+    resampled = cs.corrections.resample(KEY, draws)
+    with pytest.raises(ValueError, match=r"no importance weights.*resampled.* take plain means"):
+        cs.expectation(resampled, lambda x: x[0])
+    for function in (lambda x: jnp.exp(1j * x[0]), lambda x: None):
+        with pytest.raises(TypeError, match="must return real numbers"):
+            cs.expectation(draws, function)
+    for weight in (-1e4, -jnp.inf):  # of all but one
+        alone = draws.replace(log_weight=jnp.where(jnp.arange(2_000) == 0, 0.0, weight))
+        with pytest.raises(ValueError, match="1 of 2000 draws has a weight"):
+            cs.expectation(alone, lambda x: x[0])
 
 
 def test_few_effective_draws_are_no_worse_with_control_variates():
-    draws = weighted(KEY, cs.targets.gaussian(jnp.zeros(8), jnp.eye(8)), 4.0, 1_000)
-    plain = cs.expectation(draws, jnp.cos)
-    found = cs.expectation(draws, jnp.cos, cs.targets.gaussian(jnp.zeros(8), jnp.eye(8)))
+    target = cs.targets.gaussian(jnp.zeros(8), jnp.eye(8))
+    draws = weighted(KEY, target, 4.0, 1_000)
+
+    def judged_by_itself(draws):  # under jit nothing is judged
+        plain, found = (cs.expectation(draws, jnp.cos, to) for to in (None, target))
+        return plain, found
+
+    plain, found = jax.jit(judged_by_itself)(draws)
     assert (found.stderr <= plain.stderr).all() and (found.variance_ratio <= 1.0).all()
-    assert (found.variance_ratio == 1.0).any()
-    # One draw that weighs everything has no spread to measure in.
-    alone = draws.replace(log_weight=jnp.where(jnp.arange(1_000) == 0, 0.0, -1e4))
-    one = cs.expectation(alone, jnp.cos, cs.targets.gaussian(jnp.zeros(8), jnp.eye(8)))
-    assert np.isfinite(one.value).all()
+    assert (found.variance_ratio == 1.0).any() and np.isfinite(found.stderr).all()
+    assert found.level is None and found.ess < 0.1
+
+
+FAR = jax.random.normal(KEY, (2_000, 1))
+UNUSABLE = {
+    "far": cs.Draws(FAR, 6.0 * FAR[:, 0] - 18.0, bound="lower"),  # of N(0, 1), for N(6, 1)
+    "of no kind": cs.Draws(FAR, 6.0 * FAR[:, 0] - 18.0),
+    "few": cs.Draws(FAR[:20], jnp.zeros(20), bound="lower"),
+    "heuristic": cs.Draws(FAR, jnp.zeros(2_000), bound="heuristic"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_weights_that_are_not_to_be_used_have_no_standard_error(name):
+    draws = UNUSABLE[name]
+    with pytest.warns(RuntimeWarning, match="weights of these draws are not to be used"):
+        found = cs.expectation(draws, lambda x: {"x": x[0], "both": jnp.array([x[0], 1.0])})
+    assert found.level == "not to be used" and np.isinf(found.stderr["both"]).all()
+    assert np.isinf(found.stderr["x"]) and np.isfinite(found.value["x"])
+    assert 0.0 < found.ess <= 1.0
+
+
+def test_the_worth_of_weights_is_in_the_result():
+    draws = weighted(KEY, BANANA, 2.0)
+    found, expected = cs.expectation(draws, lambda x: x[0], BANANA), cs.evidence(draws)
+    assert found.level == cs.diagnostics.verdict(expected).level != "not to be used"
+    np.testing.assert_allclose([found.ess, found.pareto_k], [expected.ess, expected.pareto_k], 1e-5)
+
+
+def test_trees_of_values_have_expectations_each():
+    draws = weighted(KEY, BANANA, 2.0)
+    found = cs.expectation(draws, lambda x: {"a": x[0], "b": (jnp.outer(x, x), x[1] > 0.0)}, BANANA)
+    assert found.value["a"].shape == () and found.stderr["b"][0].shape == (2, 2)
+    each = [cs.expectation(draws, f, BANANA) for f in (lambda x: x[0], lambda x: x[1] > 0.0)]
+    for one, of_tree in zip(each, (found.value["a"], found.value["b"][1]), strict=True):
+        np.testing.assert_allclose(one.value, of_tree, rtol=1e-4, atol=1e-5)

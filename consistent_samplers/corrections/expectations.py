@@ -6,16 +6,25 @@ that resembles the function takes its variance away (Assaraf & Caffarel, 1999; M
 Imparato, 2013; Oates, Girolami & Chopin, 2017).
 """
 
+import dataclasses
+import math
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import is_traced, jit
 from consistent_samplers.corrections.reweighting import weighted_moments
-from consistent_samplers.estimate import checked_log_weight, pareto_smooth
+from consistent_samplers.diagnostics import LEVELS, Level, Verdict, verdict
+from consistent_samplers.estimate import (
+    checked_log_weight,
+    effective_sample_size,
+    evidence,
+    pareto_smooth,
+)
 from consistent_samplers.targets import Target, evaluation
 from consistent_samplers.types import Array, Draws
 
@@ -25,27 +34,34 @@ _HALVES = 2
 
 
 class Expectation(NamedTuple):
-    """An expectation under the target, and what the control variates took off its variance.
+    """An expectation under the target, what it is worth, and what the control variates took off.
 
     Attributes:
-      value: ``[...]``, of the shape of the function's values.
-      stderr: ``[...]``, its standard error.
+      value: ``[...]``, of the shape of the function's values, or a pytree of such.
+      stderr: ``[...]``, its standard error; +inf where the weights are not to be used.
       variance_ratio: ``[...]``, of the variance with control variates over that without; 1 where
         there are none.
+      ess: ``[]``, share of the draws that are effective.
+      pareto_k: ``[]``, tail index of the weights.
+      level: of the verdict on the weights (`diagnostics.Level`), without control variates and
+        without a look for modes; None under ``jax.jit``, where nothing is judged.
 
     Example:
       >>> from consistent_samplers.corrections import Expectation
       >>> Expectation._fields
-      ('value', 'stderr', 'variance_ratio')
+      ('value', 'stderr', 'variance_ratio', 'ess', 'pareto_k', 'level')
     """
 
-    value: Array
-    stderr: Array
-    variance_ratio: Array
+    value: Any
+    stderr: Any
+    variance_ratio: Any
+    ess: Array
+    pareto_k: Array
+    level: Level | None = None
 
 
 def expectation(
-    draws: Draws, function: Callable[[Array], Array], target: Target | None = None
+    draws: Draws, function: Callable[[Array], Any], target: Target | None = None
 ) -> Expectation:
     """The expectation of any function under the target, by self-normalised smoothed weights.
 
@@ -58,15 +74,19 @@ def expectation(
 
     Args:
       draws: weighted draws, ``position [n, dim]``.
-      function: x ``[dim]`` -> ``[...]``, a JAX function.
+      function: x ``[dim]`` -> ``[...]``, a JAX function; of real values, or a pytree of them.
       target: whose draws they are; None for no control variates.
 
     Returns:
       An `Expectation` of the shape ``[...]``.
 
     Raises:
-      ValueError: weights that cannot be used (see ``estimate.checked_log_weight``), or draws and
-        target that differ in dimension.
+      TypeError: values that are not real numbers.
+      ValueError: weights that cannot be used (see ``estimate.checked_log_weight``), fewer than two
+        draws with a weight, or draws and target that differ in dimension.
+
+    Warns:
+      RuntimeWarning: the weights are not to be used: the verdict's words.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -77,9 +97,17 @@ def expectation(
       >>> round(float(found.value), 3), bool(found.variance_ratio < 0.01)
       (3.0, True)
     """
-    log_weight, position = pareto_smooth(checked_log_weight(draws))[0], draws.position
+    raw, position = _weights(draws), draws.position
+    log_weight, pareto_k = pareto_smooth(raw)
+    judged = _judged(draws, raw)
     num, dim = position.shape
-    values = jax.vmap(function)(position)
+    leaves, structure = jax.tree.flatten(jax.vmap(function)(position))
+    if not leaves or any(jnp.iscomplexobj(leaf) for leaf in leaves):
+        raise TypeError(
+            "The function must return real numbers, an array or a pytree of them; of complex ones "
+            "take real and imaginary parts."
+        )
+    values = jnp.concatenate([leaf.reshape(num, -1) for leaf in leaves], axis=1)
     terms = jnp.zeros((num, 0))
     if target is not None:
         if target.dim != dim:
@@ -91,8 +119,55 @@ def expectation(
         score = evaluation.values_and_grads(target.log_density, position)[1]
         away = (position - mean) / std
         terms = stein_terms(away, std * score, num // _DRAWS_EACH)
-    found = _estimated(log_weight, values.reshape(num, -1), terms)
-    return Expectation(*(x.reshape(values.shape[1:]) for x in found))
+    value, stderr, ratio = _estimated(log_weight, values, terms)
+    if judged is not None and judged.level == LEVELS[-1]:
+        stderr = jnp.full_like(stderr, jnp.inf)
+        warnings.warn(
+            f"The weights of these draws are not to be used, nor what is expected by them: "
+            f"{judged.words}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    shapes = [leaf.shape[1:] for leaf in leaves]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+
+    def as_given(flat: Array) -> Any:
+        parts = zip(jnp.split(flat, ends), shapes, strict=True)
+        return jax.tree.unflatten(structure, [part.reshape(shape) for part, shape in parts])
+
+    return Expectation(
+        value=as_given(value),
+        stderr=as_given(stderr),
+        variance_ratio=as_given(ratio),
+        ess=effective_sample_size(raw),
+        pareto_k=pareto_k,
+        level=None if judged is None else judged.level,
+    )
+
+
+def _weights(draws: Draws) -> Array:
+    if draws.log_weight is None:
+        raise ValueError(
+            "These draws have no importance weights. Give weighted ones, as sample(...) returns "
+            "them; of draws that were resampled, which are equally weighted, take plain means."
+        )
+    log_weight = checked_log_weight(draws)
+    if is_traced(log_weight):
+        return log_weight
+    if (num := int(jnp.sum(jnp.exp(log_weight - log_weight.max()) > 0.0))) < 2:
+        raise ValueError(
+            f"{num} of {len(log_weight)} draws has a weight, and a standard error needs two: draw "
+            "more samples, or train the sampler for longer."
+        )
+    return log_weight
+
+
+def _judged(draws: Draws, log_weight: Array) -> Verdict | None:
+    """What the weights are worth; None of traced ones. Weights of no kind are taken for exact."""
+    if is_traced((draws, log_weight)):
+        return None
+    bound = "lower" if draws.bound is None else draws.bound
+    return verdict(evidence(dataclasses.replace(draws, log_weight=log_weight, bound=bound)))
 
 
 def stein_terms(position: Array, score: Array, most: int) -> Array:
