@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import log_det
+from consistent_samplers.checks import check_integer
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.simulate import ControlFn, flow_step, flow_step_and_jacobian
 from consistent_samplers.types import Array
@@ -75,12 +76,16 @@ def log_variance(log_weight: Array) -> Array:
     Zero exactly when every weight is Z (Richter & Berner, 2024). For given paths, from any
     distribution of full support: differentiate through `simulate.path_log_ratio` only.
 
+    Raises:
+      ValueError: fewer than two log weights.
+
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> cs.losses.log_variance(jnp.array([-1.0, 1.0])).tolist()
       [2.0, 2.0]
     """
     num_samples = log_weight.shape[0]
+    check_integer("the number of log weights that have a variance", num_samples, 2)
     return (log_weight - log_weight.mean()) ** 2 * (num_samples / (num_samples - 1))
 
 
@@ -103,7 +108,7 @@ def sub_trajectory_balance(log_flow: Array, log_ratio: Array, decay: float = 1.0
     For points m < n of a path, log f_n(x_n) + Σ_{m <= k < n} [log B_k - log F_k] - log f_m(x_m)
     is zero for the right flow f (the marginal density of the paths, unnormalised). Averaged over
     all m < n with weights decay^(n - m) (Madan et al., 2023; Zhang et al., 2024, Diffusion
-    Generative Flow Samplers).
+    Generative Flow Samplers). Pieces that begin or end where a flow is not finite have no say.
 
     Args:
       log_flow: ``[num_points]``, log f along a stretch of the path; log ρ at its end if the path
@@ -120,8 +125,12 @@ def sub_trajectory_balance(log_flow: Array, log_ratio: Array, decay: float = 1.0
     num_points = log_flow.shape[0]
     balance = log_flow + jnp.concatenate([jnp.zeros(1, log_ratio.dtype), jnp.cumsum(log_ratio)])
     length = jnp.arange(num_points)[None, :] - jnp.arange(num_points)[:, None]
-    weight = jnp.where(length > 0, decay ** jnp.maximum(length, 0), 0.0)
-    return jnp.sum(weight * (balance[None, :] - balance[:, None]) ** 2) / jnp.sum(weight)
+    gap = balance[None, :] - balance[:, None]
+    piece = (length > 0) & jnp.isfinite(gap)
+    # Relative to the largest: decay^128 itself may overflow.
+    log_weight = jnp.where(piece, length * jnp.log(decay), -jnp.inf)
+    weight = jnp.where(piece, jnp.exp(log_weight - log_weight.max()), 0.0)
+    return jnp.sum(weight * jnp.where(piece, gap, 0.0) ** 2) / jnp.maximum(weight.sum(), 1.0)
 
 
 class StepPair(NamedTuple):

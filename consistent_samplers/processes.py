@@ -16,6 +16,7 @@ a whitened target, and zero where the target is the base. The reversal of the no
 """
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
@@ -69,6 +70,10 @@ class OrnsteinUhlenbeck:
         control u frozen over the step), ``"denoising"`` (the same with the pull a(t) u frozen
         instead: DDS) or ``"euler_maruyama"`` (the other papers' choice).
 
+    Raises:
+      ValueError: no such integrator, or one that is not exact with a rate that is infinite at t = 0
+        (`schedules.brownian`, `schedules.geometric`).
+
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
       >>> process = cs.processes.OrnsteinUhlenbeck(cs.schedules.cosine())
@@ -82,6 +87,17 @@ class OrnsteinUhlenbeck:
 
     def __post_init__(self) -> None:
         check_choice("integrator", self.integrator, INTEGRATORS)
+        if self.integrator == "exponential":
+            return
+        with jax.ensure_compile_time_eval():
+            zero, one = jnp.zeros(()), jnp.ones(())
+            at_base = float(self.schedule.rate(zero)), float(self.schedule.integral(zero, one))
+        if not all(map(math.isfinite, at_base)):
+            raise ValueError(
+                f"integrator={self.integrator!r} needs a schedule of finite rates, such as "
+                f"cs.schedules.cosine(); {self.schedule} is infinite at the base, t = 0. "
+                "Take integrator='exponential', whose kernels are exact there too."
+            )
 
     def signal(self, t: Array | float) -> Array:
         """Share a(t) of a target point left at time t: x_t | x_1 ~ N(a x_1, (1 - a²) I)."""

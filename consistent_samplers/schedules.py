@@ -97,7 +97,7 @@ class _Brownian:
         return 1.0 / jnp.asarray(t)
 
     def integral(self, t0: Array | float, t1: Array | float) -> Array:
-        return jnp.log(t1 / jnp.asarray(t0))
+        return _infinite_from_zero(t0, lambda t0: jnp.log(t1 / t0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,17 @@ class _Geometric:
     def integral(self, t0: Array | float, t1: Array | float) -> Array:
         # The log of a ratio of variances, as one of their difference: exact for short steps.
         log_fall = 2.0 * math.log(self.fall)
-        return jnp.log1p(-jnp.expm1(log_fall * (t0 - t1)) / jnp.expm1(log_fall * jnp.asarray(t0)))
+        return _infinite_from_zero(
+            t0, lambda t0: jnp.log1p(-jnp.expm1(log_fall * (t0 - t1)) / jnp.expm1(log_fall * t0))
+        )
+
+
+def _infinite_from_zero(t0: Array | float, integral: Callable[[Array], Array]) -> Array:
+    """An integral from t0, infinite from t0 = 0 whatever its end: with a derivative of zero."""
+    t0 = jnp.asarray(t0)
+    # That of what is not finite would be NaN, even where it is masked.
+    positive = t0 > 0.0
+    return jnp.where(positive, integral(jnp.where(positive, t0, 1.0)), jnp.inf)
 
 
 def linear(beta_min: float = 0.1, beta_max: float = 10.0) -> NoisingRate:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from consistent_samplers.algorithms.learning import within_support
 from consistent_samplers.checks import check_choice, check_integer, check_key
-from consistent_samplers.compilation import as_partial, jit
+from consistent_samplers.compilation import as_partial, is_traced, jit
 from consistent_samplers.maps import Control
 from consistent_samplers.sampler import Sampler, weighed
 from consistent_samplers.simulate import solvers, standard_normal_log_prob
@@ -120,7 +121,7 @@ def learned_times(
     Few steps are placed where they matter by the gradient of E[log w], which is a bound on any
     grid (in the sense of Sabour, Fidler & Kreis, "Align your steps", 2024, who bound a KL between
     path measures; here it is the ELBO itself). The increments are a softmax, trained by Adam from
-    equal ones.
+    equal ones. Draws outside of the target's support have no say.
 
     Args:
       rng_key: key.
@@ -134,7 +135,8 @@ def learned_times(
 
     Raises:
       TypeError: as of `solve`.
-      ValueError: as of `solve`, or ``"restart"``, whose grid is its own.
+      ValueError: as of `solve`, ``"restart"``, whose grid is its own, or an ELBO that is never
+        finite.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -154,26 +156,33 @@ def learned_times(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate))
 
     def loss(logits: Array, key: PRNGKey, sampler: Sampler, density: LogDensityFn) -> Array:
-        keys = jax.random.split(key, batch_size)
+        keys, density = jax.random.split(key, batch_size), within_support(density)
         drawn = _draws(keys, sampler, density, _grid(logits), solver)
         log_weight = jax.vmap(density)(drawn.position) + drawn.log_ratio
         good = jnp.isfinite(log_weight)
-        return -jnp.where(good, log_weight, 0.0).sum() / jnp.maximum(good.sum(), 1)
+        return -jnp.where(good, log_weight, 0.0).sum() / good.sum()
 
     @jit
-    def learn(key: PRNGKey, sampler: Sampler, density: LogDensityFn) -> Array:
-        def iterate(carry: Any, key: PRNGKey) -> tuple[Any, None]:
+    def learn(key: PRNGKey, sampler: Sampler, density: LogDensityFn) -> tuple[Array, Array]:
+        def iterate(carry: Any, key: PRNGKey) -> tuple[Any, Array]:
             logits, state = carry
-            gradient = jax.grad(loss)(logits, key, sampler, density)
-            gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
-            updates, state = optimizer.update(gradient, state)
-            return (optax.apply_updates(logits, updates), state), None
+            value, gradient = jax.value_and_grad(loss)(logits, key, sampler, density)
+            usable = jnp.isfinite(value) & jnp.isfinite(gradient).all()
+            updates, state = optimizer.update(jnp.where(usable, gradient, 0.0), state)
+            return (optax.apply_updates(logits, updates), state), usable
 
         start = jnp.zeros(num_steps)
         carry = (start, optimizer.init(start))
-        return _grid(jax.lax.scan(iterate, carry, jax.random.split(key, num_iterations))[0][0])
+        (logits, _), usable = jax.lax.scan(iterate, carry, jax.random.split(key, num_iterations))
+        return _grid(logits), usable.any()
 
-    grid: Array = learn(rng_key, sampler, density)
+    grid, learned = learn(rng_key, sampler, density)
+    if not is_traced(learned) and not learned:
+        raise ValueError(
+            f"The ELBO of solver {solver!r} was not finite, or its gradient, in any of "
+            f"{num_iterations} iterations: there is nothing to learn a grid from. Check that the "
+            "target has a density where the sampler draws, or take equal steps, times=None."
+        )
     return grid
 
 
@@ -240,5 +249,10 @@ def _checked(
         raise ValueError(
             f"times must ascend from 0 to 1, of a solver other than 'restart', got {times} for "
             f"{solver!r}."
+        )
+    if len(grid) != num_steps + 1:
+        raise ValueError(
+            f"times hold {len(grid) - 1} steps, but num_steps={num_steps}: pass "
+            f"num_steps={len(grid) - 1} with them."
         )
     return jnp.asarray(grid), as_partial(target.log_density)

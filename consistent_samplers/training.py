@@ -23,6 +23,7 @@ from consistent_samplers.bases.iterating import pair
 from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.compilation import Effort
 from consistent_samplers.sharding import on_mesh, replicate, spans_hosts, wait_for_hosts
+from consistent_samplers.targets import evaluation
 from consistent_samplers.types import PRNGKey
 
 MAX_SKIPPED_SHARE = 0.1
@@ -31,6 +32,8 @@ LOWERED_STEP = 0.1
 """Size of the updates, relative to those before, after training has diverged once."""
 
 _KIND = "training"
+# Draws that an error counts those outside of the support of.
+_NUM_ENDS = 256
 _Folder: TypeAlias = str | os.PathLike[str]
 
 
@@ -54,7 +57,7 @@ class FitResult(NamedTuple):
 
 
 class TrainingDivergedError(RuntimeError):
-    """Training met NaN or inf again and again. The last good state is kept.
+    """Training met NaN or inf again and again, or no density at all. The last good state is kept.
 
     Attributes:
       result: `FitResult` up to the last chunk whose losses and parameters were all finite.
@@ -128,7 +131,8 @@ def fit(
         another process trains there.
       RuntimeError: another host stopped.
       TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
-        chunk's losses or gradients did, a second time; carries the last good state.
+        chunk's losses or gradients did, a second time; or no point of a chunk had a density and
+        taught anything. Carries the last good state.
 
     Example:
       >>> import jax, consistent_samplers as cs
@@ -182,8 +186,12 @@ def fit(
                     with on_mesh(mesh):
                         reached, info = run_chunk(algorithm, key_steps, run.state, num_run)
                     bad = _is_bad(info)
-                    if bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(reached.params):
-                        run = _lower_or_stop(run, algorithm, bad, info_like)
+                    idle = num_run == min(chunk_size, num_iterations) and _is_idle(info)
+                    if idle or bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(reached.params):
+                        found = (
+                            None if several_hosts else functools.partial(_share_outside, rng_key)
+                        )
+                        run = _lower_or_stop(run, algorithm, bad, info_like, idle, found)
                         continue
                     done, num_skipped = run.done + num_run, run.num_skipped + int(bad.sum())
                     run = _Run(reached, (*run.infos, info), done, num_skipped, run.lowered)
@@ -229,15 +237,48 @@ def _is_bad(info: Any) -> np.ndarray:
     return ~(np.isfinite(info.loss) & np.isfinite(getattr(info, "gradient_norm", 0.0)))
 
 
-def _lower_or_stop(run: _Run, algorithm: Algorithm, bad: np.ndarray, info_like: Any) -> _Run:
-    """The last good state with smaller updates, if that was not tried before."""
+def _is_idle(info: Any) -> bool:
+    """Whether no iteration met a point that has a density, and none had anything to learn from."""
+    norm = getattr(info, "gradient_norm", np.ones(()))
+    return bool((np.isneginf(info.elbo) & (norm == 0.0)).all())
+
+
+def _share_outside(rng_key: PRNGKey, algorithm: Algorithm, state: SamplerState) -> float:
+    """Share of the draws of a state whose density is zero."""
+    draws = algorithm.sample(rng_key, state, _NUM_ENDS, weights=False)
+    finite = np.isfinite(np.asarray(draws.position)).all(axis=1)
+    values = np.asarray(evaluation.values(algorithm.target.log_density, draws.position))
+    return float(np.mean(finite & ~np.isfinite(values)))
+
+
+def _lower_or_stop(
+    run: _Run,
+    algorithm: Algorithm,
+    bad: np.ndarray,
+    info_like: Any,
+    idle: bool,
+    share_outside: Callable[[Algorithm, SamplerState], float] | None,
+) -> _Run:
+    """The last good state with smaller updates, if that was not tried before and may help."""
     where = run.done + (int(np.argmax(bad)) if bad.any() else len(bad) - 1)
-    met = f"Training of {algorithm.name!r} on target {algorithm.target.name!r} met NaN or inf"
-    if run.lowered:
+    name = f"Training of {algorithm.name!r} on target {algorithm.target.name!r}"
+    met = f"{name} met NaN or inf"
+    if run.lowered or idle:
+        outside = share_outside(algorithm, run.state) if share_outside else 0.0
+        zero = ""
+        if outside > 0.0:
+            zero = (
+                f"The density is zero at {outside:.0%} of the ends: take a base that covers its "
+                "support (cs.bases.fit), or map the support to the whole space. "
+            )
+        happened = f"{met} at iteration {where}, after its updates had been lowered once. "
+        if idle:
+            last = run.done + len(bad) - 1
+            happened = f"{name} met no point with a density in iterations {run.done} to {last}. "
         raise TrainingDivergedError(
-            f"{met} at iteration {where}, after its updates had been lowered once. Causes: too "
-            "large a learning rate, a base far from the target (fit: cs.bases.fit_gaussian), or a "
-            "density that overflows. The last good state is in this error's .result.state.",
+            f"{happened}{zero}{'Other causes' if zero else 'Causes'}: too large a learning rate, "
+            "a base far from the target (fit: cs.bases.fit_gaussian), or a density that "
+            "overflows. The last good state is in this error's .result.state.",
             run.result(info_like),
         )
     warnings.warn(

@@ -161,6 +161,7 @@ def test_frames_of_a_mixture_keep_their_components():
         ({"max_adjoint": 0.0}, "max_adjoint must be positive"),
         ({"learned_kernels": "both"}, "learned_kernels must be None"),
         ({"integrator": "euler_maruyama"}, "schedule of finite rates"),
+        ({"integrator": "denoising", "schedule": cs.schedules.brownian()}, "finite rates"),
         ({"max_steps": 12}, "power of two"),
         ({"base": cs.bases.standard_normal(3)}, "dimension 3"),
     ],

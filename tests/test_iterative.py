@@ -386,6 +386,31 @@ def test_sub_trajectory_balance_averages_over_all_pieces():
     np.testing.assert_allclose(found, total / norm, rtol=1e-5)
 
 
+def test_sub_trajectory_balance_takes_the_weights_of_long_paths():
+    # 2^128 is no number in single precision.
+    rng = np.random.default_rng(0)
+    log_flow, log_ratio = rng.normal(size=129), rng.normal(size=128)
+    balance = log_flow + np.concatenate([[0.0], np.cumsum(log_ratio)])
+    m, n = np.triu_indices(129, 1)
+    expected = np.average((balance[n] - balance[m]) ** 2, weights=2.0 ** (n - m))
+    found = losses.sub_trajectory_balance(jnp.asarray(log_flow), jnp.asarray(log_ratio), 2.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_pieces_that_leave_the_support_have_no_say_in_sub_trajectory_balance():
+    log_ratio, kept = jnp.array([-1.0, 0.5, 2.0]), jnp.array([0.3, 1.0, -0.4])
+
+    def loss(flow):
+        # The last point is outside.
+        return losses.sub_trajectory_balance(jnp.append(flow, -jnp.inf), log_ratio, 0.9)
+
+    expected = jax.value_and_grad(
+        lambda flow: losses.sub_trajectory_balance(flow, log_ratio[:2], 0.9)
+    )(kept)
+    chex.assert_trees_all_close(jax.value_and_grad(loss)(kept), expected, rtol=1e-5)
+    assert losses.sub_trajectory_balance(jnp.full(4, -jnp.inf), log_ratio) == 0.0
+
+
 def written_out_log_ratio(params, path):
     """Log B - log F of each step of a PIS path, in the coordinates of the Brownian motion."""
     num_steps = len(path) - 1

@@ -46,6 +46,11 @@ def test_log_variance_is_the_unbiased_variance(log_weight):
     np.testing.assert_allclose(loss.mean(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_single_weight_has_no_variance():
+    with pytest.raises(ValueError, match="must be an integer of at least 2, got 1"):
+        losses.log_variance(jnp.zeros(1))
+
+
 def test_log_variance_vanishes_only_at_constant_weights():
     assert losses.log_variance(jnp.full(8, -3.5)).max() == 0.0
     assert losses.log_variance(jnp.full(8, -3.5).at[2].add(0.1)).mean() > 1e-4

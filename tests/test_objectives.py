@@ -85,6 +85,26 @@ def check_same_moves(found, expected) -> None:
     chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4 * largest + 1e-7)
 
 
+@pytest.mark.parametrize(
+    ("constructor", "settings", "fewest"),
+    [
+        (cs.dis, {}, 2),
+        (cs.dis, {"loss": "reverse_kl"}, 1),
+        (cs.scds, {}, 2),
+        (cs.osds, {"control_loss": "log_variance"}, 2),
+        (cs.osds, {}, 1),
+        (cs.algorithms.cmcd, {}, 2),
+        (cs.algorithms.snf, {}, 1),
+    ],
+)
+def test_a_batch_has_as_many_draws_as_its_loss_takes(constructor, settings, fewest):
+    settings = {"base": BASE, "max_steps": 2, "hidden": (8,)} | settings
+    for batch_size in (fewest - 1, 8.0):
+        with pytest.raises(ValueError, match=r"batch_size.* must be"):
+            constructor(TARGET, batch_size=batch_size, **settings)
+    assert constructor(TARGET, batch_size=fewest, **settings).objective.batch_size == fewest
+
+
 # ---- the density
 
 

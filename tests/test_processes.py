@@ -144,6 +144,21 @@ def test_integrators_agree_to_second_order(schedule, kind):
         assert fine <= coarse / 10 + 1e-6
 
 
+@pytest.mark.parametrize("integrator", ["denoising", "euler_maruyama"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.brownian(),
+        schedules.geometric(10.0),
+        schedules.Schedule(lambda t: 1.0 / jnp.sqrt(t), lambda t0, t1: 2 * (t1**0.5 - t0**0.5)),
+    ],
+)
+def test_steps_of_an_infinite_rate_are_refused_unless_they_are_exact(schedule, integrator):
+    with pytest.raises(ValueError, match=r"finite rates.*Take integrator='exponential'"):
+        OrnsteinUhlenbeck(schedule, integrator)
+    assert OrnsteinUhlenbeck(schedule, "exponential").schedule == schedule
+
+
 def test_unknown_integrator():
     with pytest.raises(ValueError, match="euler_maruyama"):
         OrnsteinUhlenbeck(integrator="heun")

@@ -1,5 +1,6 @@
 """Schedules: closed-form integrals against quadrature, which step counts are allowed."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,6 +74,17 @@ def test_geometric_rate_and_integral(fall, t0, t1):
 def test_brownian_forgets_everything_from_its_start():
     integral = schedules.brownian().integral
     assert np.isposinf(integral(0.0, 0.125)) and np.isposinf(integral(jnp.zeros(()), 1.0))
+
+
+@pytest.mark.parametrize("schedule", [schedules.brownian(), schedules.geometric(10.0)])
+def test_what_an_infinite_integral_leaves_has_no_derivative(schedule):
+    def left(t1):
+        return jnp.exp(-schedule.integral(jnp.zeros(()), t1))
+
+    assert jax.value_and_grad(left)(0.25) == (0.0, 0.0)
+    # And away from the start it has its own.
+    ahead = jax.grad(lambda t1: schedule.integral(jnp.asarray(0.25), t1))(0.5)
+    np.testing.assert_allclose(ahead, schedule.rate(0.5), rtol=1e-5)
 
 
 @pytest.mark.parametrize("factory", [schedules.linear, schedules.cosine])

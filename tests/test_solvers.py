@@ -100,6 +100,26 @@ def test_a_learned_grid_has_a_tighter_bound():
     assert float(learned.elbo) <= float(TARGET.log_z) + 4.0 * float(learned.elbo_stderr)
 
 
+@pytest.mark.parametrize("solver", ["path", pytest.param("dpm++", marks=pytest.mark.slow)])
+def test_a_grid_is_learned_from_where_the_rate_is_infinite(solver):
+    algorithm = cs.pis(TARGET, base=cs.bases.standard_normal(2), hidden=(8,), max_steps=8)
+    sampler = algorithm.sampler(algorithm.init(KEY))
+    times = learned_times(KEY, sampler, TARGET, 4, solver, num_iterations=20)
+    assert (np.diff(times) > 0).all()
+    assert np.abs(times - np.linspace(0.0, 1.0, 5)).max() > 0.01
+
+
+def test_a_grid_is_learned_from_the_draws_that_have_a_density():
+    def log_density(x):
+        return jnp.sum(0.5 * jnp.log(x) - x**1.5)  # NaN outside
+
+    times = learned_times(KEY, WRONG, cs.Target(log_density, 2), 3, num_iterations=20)
+    assert np.abs(times - np.linspace(0.0, 1.0, 4)).max() > 0.01
+    nowhere = cs.Target(lambda x: log_density(x - 40.0), 2)
+    with pytest.raises(ValueError, match=r"was not finite.* in any of 3 iterations"):
+        learned_times(KEY, WRONG, nowhere, 3, num_iterations=3)
+
+
 def test_a_mixture_base_and_a_legacy_key():
     base = cs.bases.mixture(
         jnp.zeros(2), jnp.array([[-1.0, 0.0], [1.0, 0.0]]), jnp.tile(jnp.eye(2), (2, 1, 1))
@@ -117,6 +137,8 @@ def test_what_a_solver_cannot_take_is_said():
         solve(KEY, EXACT, TARGET, 10, "heun")
     with pytest.raises(ValueError, match="ascend from 0 to 1"):
         solve(KEY, EXACT, TARGET, 10, "path", times=jnp.array([0.0, 0.6, 0.5, 1.0]))
+    with pytest.raises(ValueError, match="times hold 2 steps, but num_steps=16: pass num_steps=2"):
+        solve(KEY, EXACT, TARGET, 10, "path", times=jnp.array([0.0, 0.5, 1.0]))
     with pytest.raises(ValueError, match="dimension 2, the target 3"):
         solve(KEY, EXACT, cs.targets.funnel(3), 10)
     with pytest.raises(ValueError, match="grid of its own"):

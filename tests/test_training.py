@@ -202,6 +202,18 @@ def test_smaller_updates_may_save_a_run():
     assert result.history.loss.shape == (60,) and np.isfinite(result.history.loss).all()
 
 
+def test_a_chunk_in_which_no_point_has_a_density_ends_training():
+    target = cs.Target(lambda x: jnp.where(x[0] > 30.0, -0.5 * jnp.sum(x**2), -jnp.inf), 2, "far")
+    algorithm = cs.algorithms.contrastive(target, base=BASE, max_steps=1, hidden=(8,))
+    with pytest.raises(
+        cs.TrainingDivergedError,
+        match=r"no point with a density in iterations 0 to 2\. The density is zero at 100% of the "
+        r"ends: take a base that covers",
+    ) as caught:
+        fit(6, algorithm, chunk_size=3)
+    assert caught.value.result.state.iteration == 0
+
+
 def test_the_step_scale_scales_the_updates():
     optimizer = optax.adam(1e-2)
     start = cs.SamplerState(PARAMS, PARAMS, optimizer.init(PARAMS), jnp.zeros((), int))

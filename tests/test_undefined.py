@@ -10,6 +10,8 @@ from jax.experimental.ode import odeint
 from jax.scipy.stats import norm
 
 import consistent_samplers as cs
+from consistent_samplers.algorithms.batches import batch_elbo
+from consistent_samplers.algorithms.learning import within_support
 from consistent_samplers.targets import evaluation
 
 KEY = jax.random.key(0)
@@ -67,6 +69,83 @@ def test_training_goes_on_beyond_nan():
     found = trained.evidence(KEY, 20_000)
     truth = math.log(2.0 * norm.cdf(EDGE) - 1.0)
     assert abs(float(found.log_z) - truth) < 4.0 * float(found.log_z_stderr) + 0.01
+
+
+@pytest.mark.parametrize(
+    "density",
+    [
+        lambda x: jnp.where(x > 0.0, -0.5 * x**2, -jnp.inf),
+        lambda x: 2.0 * jnp.log(x) - x,
+        lambda x: 0.5 * jnp.log(x) - x**1.5,
+        lambda x: jnp.where(x > 0.0, -jnp.sqrt(x), -40.0),  # finite, but with a gradient of NaN
+    ],
+)
+def test_where_a_density_says_nothing_its_derivatives_are_zero(density):
+    held = within_support(density)
+    for derivative in (jax.grad, lambda f: jax.grad(jax.grad(f)), lambda f: jax.hessian(f)):
+        assert derivative(held)(-1.0) == 0.0
+        np.testing.assert_allclose(derivative(held)(1.5), derivative(density)(1.5), rtol=1e-6)
+    # As a learned map sees it, backwards through a derivative that was taken forwards.
+    assert jax.grad(lambda x: jax.jvp(jax.grad(held), (x,), (1.0,))[1])(-1.0) == 0.0
+    outside = density(-1.0)
+    assert held(-1.0) == (outside if jnp.isfinite(outside) else -jnp.inf)
+
+
+BOUNDED = {
+    "dis": lambda **s: cs.dis(loss="reverse_kl", train_steps=(2,), **s),
+    "osds": cs.osds,
+    "dgfs": lambda **s: cs.algorithms.dgfs(segment_share=1.0, train_steps=(2,), **s),
+    "snf": cs.algorithms.snf,
+    "cmcd": lambda **s: cs.algorithms.cmcd(loss="path_gradient", **s),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "dis" else pytest.param(n, marks=pytest.mark.slow) for n in BOUNDED]
+)
+@pytest.mark.parametrize(
+    "density",
+    [
+        lambda x: jnp.where(x[0] > 0.0, -0.5 * x[0] ** 2, -jnp.inf),
+        lambda x: 0.5 * jnp.log(x[0]) - x[0] ** 1.5,
+    ],
+    ids=["-inf", "NaN"],
+)
+def test_every_loss_learns_where_the_target_ends(name, density):
+    small = {"base": cs.bases.standard_normal(1), "max_steps": 2, "hidden": (8,), "batch_size": 32}
+    algorithm = BOUNDED[name](target=cs.Target(density, 1), **small)
+    state = algorithm.init(KEY)
+    after, info = algorithm.step(KEY, state)
+    assert np.isfinite(info.loss) and 0.0 < info.gradient_norm < np.inf
+    assert np.isfinite(info.elbo)  # of the draws inside, and of their share
+    moved = jax.tree.map(lambda old, new: jnp.abs(new - old).max(), state.params, after.params)
+    assert max(jax.tree.leaves(moved)) > 0.0
+
+
+def test_training_reports_a_bound_also_where_the_target_ends():
+    # Of a normalised half-normal, from the normal: log 2 inside, half of the draws.
+    inside = jnp.arange(100) < 50
+    np.testing.assert_allclose(
+        batch_elbo(jnp.where(inside, jnp.log(2.0), -jnp.inf)), 0.0, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        batch_elbo(jnp.where(inside, jnp.log(2.0), jnp.nan), inside), 0.693, atol=1e-3
+    )
+    assert batch_elbo(jnp.full(4, -jnp.inf)) == -jnp.inf
+    np.testing.assert_allclose(batch_elbo(jnp.arange(3.0)), 1.0)
+
+
+@pytest.mark.slow
+def test_calibration_reports_the_bound_too():
+    def log_density(x):
+        return jnp.where(x[0] > 0.0, jnp.log(2.0) + norm.logpdf(x[0]), -jnp.inf)
+
+    target, base = cs.Target(log_density, 1), cs.bases.standard_normal(1)
+    algorithm = cs.osds(target, base=base, hidden=(8,), max_steps=1, guidance=None)
+    calibrated = cs.calibration(algorithm, batch_size=64)
+    info = calibrated.step(KEY, calibrated.restart(algorithm.init(KEY)))[1]
+    # Pairs z and -z: half of the draws are inside.
+    np.testing.assert_allclose(info.elbo, 0.0, atol=1e-5)
 
 
 def by_ode(x):

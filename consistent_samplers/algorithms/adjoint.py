@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import schedules, simulate
+from consistent_samplers.algorithms.batches import batch_elbo
 from consistent_samplers.algorithms.on_paths import OnPaths, PathInfo, on_paths, paper_settings
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.bases import Component
@@ -80,11 +81,6 @@ class AdjointSampling(OnPaths):
     def __post_init__(self) -> None:
         if self.learned_kernels is not None:
             raise ValueError("The regression learns a control only: learned_kernels must be None.")
-        if self.schedule is None and self.integrator != "exponential":
-            raise ValueError(
-                f"integrator={self.integrator!r} needs a schedule of finite rates, such as "
-                "cs.schedules.cosine(); the default Brownian motion has exact kernels only."
-            )
         if not 1 <= self.num_fresh <= self.buffer_capacity:
             raise ValueError(
                 f"num_fresh={self.num_fresh} must be at least 1 and at most "
@@ -126,7 +122,7 @@ class AdjointSampling(OnPaths):
         return Loss((loss,), PathInfo(loss, elbo, jnp.asarray(self.max_steps), loss), memory)
 
     def _refreshed(self, rng_key: PRNGKey, now: Now, evaluate: Evaluate) -> tuple[EndPoints, Array]:
-        """The buffer with fresh ends in place of the oldest, and their mean log weight ``[]``."""
+        """The buffer with fresh ends in place of the oldest, and their `batch_elbo`."""
         control = now.control.on_training_paths()
         memory, params = now.state.memory, now.state.params
         key_base, key_component, key_path = jax.random.split(rng_key, 3)
@@ -156,7 +152,7 @@ class AdjointSampling(OnPaths):
         position, adjoint, component, usable = kept
         added = memory.num_added + self.num_fresh
         log_weight = jnp.where(finite, log_rho + correction + log_ratio, -jnp.inf)
-        return EndPoints(position, adjoint, component, usable, added), log_weight.mean()
+        return EndPoints(position, adjoint, component, usable, added), batch_elbo(log_weight)
 
 
 def _paper(target: Target, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,23 @@ class PathBatch(NamedTuple):
     num_steps: Array  # []
 
 
+def batch_elbo(log_weight: Array, own: Array | bool = True) -> Array:
+    """A lower bound of log Z from the log weights ``[n]`` of a batch: ``[]``, without a gradient.
+
+    The mean log weight of the draws that have a density, plus the log of their share: Z is that
+    share times their mean weight. It is the ELBO where all have one, and -inf where none has.
+
+    Args:
+      log_weight: ``[n]``; -inf or NaN where the density is zero.
+      own: ``[n]``, which draws count.
+    """
+    log_weight = jax.lax.stop_gradient(log_weight)
+    counted = jnp.broadcast_to(own, log_weight.shape)
+    inside = counted & jnp.isfinite(log_weight)
+    mean = jnp.where(inside, log_weight, 0.0).sum() / jnp.maximum(inside.sum(), 1)
+    return mean + jnp.log(inside.sum() / jnp.maximum(counted.sum(), 1))
+
+
 def simulated_paths(
     control: Control,
     params: Params,

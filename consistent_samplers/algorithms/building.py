@@ -15,7 +15,7 @@ from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.protocol import Adam, Objective
 from consistent_samplers.bases import Base
 from consistent_samplers.bases.base import as_pytree
-from consistent_samplers.checks import check_choice, check_widths
+from consistent_samplers.checks import check_choice, check_integer, check_widths
 from consistent_samplers.maps import Control
 from consistent_samplers.networks import Structured
 from consistent_samplers.schedules import check_max_steps
@@ -44,7 +44,8 @@ def build(
 
     Raises:
       TypeError: the optimiser is none.
-      ValueError: base and target differ in dimension, or ``max_steps`` is not a power of two.
+      ValueError: base and target differ in dimension, ``max_steps`` is not a power of two, or
+        ``batch_size`` no positive integer.
 
     Example:
       >>> import consistent_samplers as cs
@@ -54,6 +55,7 @@ def build(
     """
     check_base(target, control.base)
     check_max_steps(objective.max_steps)
+    check_integer("batch_size", objective.batch_size)
     chosen = choose_optimizer(objective, optimizer)
     return Algorithm(name or objective.name, target, control, objective, chosen, extra)
 

@@ -21,11 +21,12 @@ import optax
 
 from consistent_samplers import losses, simulate
 from consistent_samplers.algorithms.base import Algorithm
-from consistent_samplers.algorithms.batches import antithetic_draws
+from consistent_samplers.algorithms.batches import antithetic_draws, batch_elbo
 from consistent_samplers.algorithms.building import choose_optimizer
 from consistent_samplers.algorithms.monotonicity import shortfall_of_monotonicity
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases import Component
+from consistent_samplers.checks import check_integer
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.types import Array, Method, Params
 
@@ -34,7 +35,7 @@ class CalibrationInfo(NamedTuple):
     """What one calibration iteration reports, all ``[]``."""
 
     loss: Array  # reverse KL of this batch, tamed, and the penalty (whatever ``alpha`` is)
-    elbo: Array  # exact, of this batch through the map
+    elbo: Array  # exact, of this batch through the map (see `batches.batch_elbo`)
     monotonicity_penalty: Array  # mean squared shortfall of the smallest eigenvalue
     folded: Array  # share of the batch with a determinant that is not positive
     gradient_norm: Array  # before clipping
@@ -111,6 +112,7 @@ class Calibration(Objective):
         log_weight = stop(log_rho) - log_p0 + log_abs_det
         # Where the density is zero there is no gradient to learn from: such a draw has no say.
         inside = jnp.isfinite(log_weight)
+        elbo = batch_elbo(log_weight, own)
         largest = jnp.where(inside, log_weight, -jnp.inf).max()
         log_weight = jnp.where(inside, log_weight, largest)
         log_rho = jnp.where(inside, log_rho, 0.0)
@@ -158,7 +160,7 @@ class Calibration(Objective):
             margin=self.monotonicity_margin,
         )
         weighted = self.monotonicity_weight * penalty
-        elbo, reverse_kl = mean(log_weight), mean(losses.reverse_kl(losses.tame(log_weight)))
+        reverse_kl = mean(losses.reverse_kl(losses.tame(log_weight)))
         info = CalibrationInfo(reverse_kl + weighted, elbo, penalty, folded.mean(), elbo)
         return Loss((divergence + weighted,), info)
 
@@ -192,5 +194,6 @@ def calibration(
     calibrated = (algorithm.name, own.methods, own.default_steps)
     objective = Calibration(max_steps=own.max_steps, calibrated=calibrated, **settings)
     check_num_steps(objective.num_steps, algorithm.control.max_flow_steps)
+    check_integer("batch_size", objective.batch_size)
     name, chosen = f"{algorithm.name}.calibration", choose_optimizer(objective, optimizer)
     return dataclasses.replace(algorithm, name=name, objective=objective, optimizer=chosen)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from consistent_samplers import simulate
 from consistent_samplers.algorithms.base import Algorithm
-from consistent_samplers.algorithms.batches import PathBatch
+from consistent_samplers.algorithms.batches import PathBatch, batch_elbo
 from consistent_samplers.algorithms.protocol import Evaluate, Now
 from consistent_samplers.bases import Component
 from consistent_samplers.bases.base import one_frame
@@ -53,7 +53,7 @@ def one_step_elbo(now: Now, params: Params, x0: Array, evaluate: Evaluate) -> Ar
         return x, log_ratio + correction
 
     x, log_ratio = jax.vmap(one)(x0[:_NUM_ELBO_SAMPLES])
-    return jax.lax.stop_gradient(evaluate(x) + log_ratio).mean()
+    return batch_elbo(evaluate(x) + log_ratio)
 
 
 def check_teacher(target: Target, teacher: Algorithm) -> None:

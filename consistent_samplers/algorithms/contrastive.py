@@ -9,6 +9,7 @@ import optax
 
 from consistent_samplers import schedules, simulate
 from consistent_samplers.algorithms.base import Algorithm
+from consistent_samplers.algorithms.batches import batch_elbo
 from consistent_samplers.algorithms.building import (
     Constructor,
     build,
@@ -32,7 +33,7 @@ class ContrastiveInfo(NamedTuple):
     """What one training iteration reports, all ``[]``."""
 
     loss: Array  # cross-entropy less the entropy of the weights; what noising blurs remains
-    elbo: Array  # mean log weight of the base's draws: training makes no others
+    elbo: Array  # of the base's draws: training makes no others
     ess: Array  # share of effective ones among them
     gradient_norm: Array  # before clipping
 
@@ -102,7 +103,7 @@ class Contrastive(Objective):
         noise = jax.random.normal(key_noise, (self.num_times, num, control.dim))
         loss = jnp.where(any_weight, jax.vmap(divergence)(times, noise).mean(), 0.0)
         ess = jnp.where(any_weight, 1.0 / (num * jnp.sum(share**2)), 0.0)
-        return Loss((loss,), ContrastiveInfo(loss, log_weight.mean(), ess, loss))
+        return Loss((loss,), ContrastiveInfo(loss, batch_elbo(log_weight), ess, loss))
 
 
 def _contrastive(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers.algorithms.base import Algorithm
-from consistent_samplers.algorithms.batches import antithetic_draws
+from consistent_samplers.algorithms.batches import antithetic_draws, batch_elbo
 from consistent_samplers.algorithms.building import choose_optimizer
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases.diagonal import DiagonalBase, fit_diagonal
@@ -83,8 +83,7 @@ class Hierarchical(Objective):
         pull = jnp.where(inside, jnp.minimum(1.0, limit / jnp.maximum(away, 1e-6)), 0.0)
         towards = jnp.sum(jnp.where(inside[:, None], score, 0.0) * y, axis=-1)
         along_path = (pull * (towards - jnp.where(inside, log_rho, 0.0))).mean()
-        counted = own & inside
-        elbo = jnp.where(counted, log_weight, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+        elbo = batch_elbo(jnp.where(inside, log_weight, -jnp.inf), own)
         return Loss((along_path,), HierarchicalInfo(-elbo, elbo, elbo))
 
 

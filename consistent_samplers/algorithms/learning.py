@@ -7,6 +7,7 @@ compiled with anybody's density. With the density *inside* the loss runs once: a
 computation that is traced, and for guided controls, whose every step asks for it.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax.tree_util import Partial
 from consistent_samplers.algorithms.protocol import Adam, Loss, Now, Objective, SamplerState
 from consistent_samplers.kernels import kernel
 from consistent_samplers.maps import Control
+from consistent_samplers.targets import evaluation
 from consistent_samplers.types import Array, Params, PRNGKey
 
 
@@ -71,14 +73,14 @@ def learn(
     """One iteration, given the density itself or its values and gradients; the key as in `ask`."""
     state, now = now.state, _folded(now) if fold else now
     if density is not None:
-        now = now._replace(gradient=jax.grad(lambda x: density(x)))
+        now = now._replace(gradient=jax.grad(within_support(density)))
 
     def evaluate(points: Array) -> Array:
+        found = answer
         if density is not None:
-            return jax.vmap(lambda x: density(x))(points)
-        assert answer is not None
-        values, grads = answer
-        return _answered(points, jnp.where(jnp.isnan(values), -jnp.inf, values), grads)
+            found = evaluation.values_and_grads(density, jax.lax.stop_gradient(points))
+        assert found is not None
+        return _answered(points, *found)
 
     def parts(params: Params) -> tuple[tuple[Array, ...], Loss]:
         loss = objective(params, now, evaluate)
@@ -106,16 +108,45 @@ def _folded(now: Now) -> Now:
 
 @jax.custom_jvp
 def _answered(points: Array, values: Array, grads: Array) -> Array:
-    """Log densities ``[n]`` that were found, as a function of the points ``[n, dim]``."""
-    return values
+    """Log densities ``[n]`` that were found, as a function of the points ``[n, dim]``.
+
+    NaN counts as -inf; where the density is zero or overflows its gradient is zero.
+    """
+    return jnp.where(jnp.isnan(values), -jnp.inf, values)
 
 
 @_answered.defjvp
 def _answered_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    _, values, grads = primals
-    # Where the density is zero or overflows its gradient says nothing.
-    grads = jnp.where(jnp.isfinite(grads), grads, 0.0)
-    return values, jnp.sum(grads * tangents[0], axis=-1)
+    points, values, grads = primals
+    usable = jnp.isfinite(values)[:, None] & jnp.isfinite(grads)
+    slopes = jnp.sum(jnp.where(usable, grads, 0.0) * tangents[0], axis=-1)
+    return _answered(points, values, grads), slopes
+
+
+def within_support(density: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The log density, with derivatives of any order that are zero where it says nothing.
+
+    That is where it is not finite, and then -inf, or where its gradient is not. What is masked
+    after it was computed would still make every gradient NaN.
+
+    Args:
+      density: log density of one point, ``[dim] -> []``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from consistent_samplers.algorithms.learning import within_support
+      >>> float(jax.grad(within_support(lambda x: x**1.5))(-1.0))
+      0.0
+    """
+
+    def log_density(x: Array) -> Array:
+        still = jax.lax.stop_gradient(x)
+        value, grad = jax.value_and_grad(lambda x: density(x))(still)
+        inside = jnp.isfinite(value)
+        usable = inside & jnp.isfinite(grad).all()
+        return jnp.where(inside, density(jnp.where(usable, x, still)), -jnp.inf)
+
+    return log_density
 
 
 def _updated(

@@ -17,7 +17,7 @@ from consistent_samplers import losses, simulate
 from consistent_samplers.algorithms.batches import PathBatch, paths_back, simulated_paths
 from consistent_samplers.algorithms.protocol import Evaluate, Now
 from consistent_samplers.bases import Component
-from consistent_samplers.checks import check_choice
+from consistent_samplers.checks import check_choice, check_integer
 from consistent_samplers.maps import Control
 from consistent_samplers.networks import ScalarMLP
 from consistent_samplers.types import Array, Params, PRNGKey
@@ -54,6 +54,8 @@ class PathLoss:
 
     def __post_init__(self) -> None:
         check_choice("loss", self.kind, CONTROL_LOSSES)
+        fewest = 2 if self.kind == "log_variance" else 1
+        check_integer(f"batch_size of the loss {self.kind!r}", self.batch_size, fewest)
 
     def init(self, rng_key: PRNGKey, control: Control, evaluate: Evaluate) -> dict[str, Params]:
         """The loss's own parameters."""
@@ -186,15 +188,18 @@ class PathLoss:
     def _reduced(self, params: Params, log_weight: Array, imbalance: Array, good: Array) -> Array:
         """The loss ``[]`` of all paths; the others than the good ones say nothing."""
         if self.kind in ON_POLICY:
-            return losses.reverse_kl(log_weight).mean()
+            each = losses.reverse_kl(jnp.where(good, log_weight, 0.0))
+            return each.sum() / jnp.maximum(good.sum(), 1)
         if self.kind == "sub_trajectory_balance":
             return jnp.where(good & jnp.isfinite(imbalance), imbalance, 0.0).mean()
         usual = jnp.nanmedian(jnp.where(good, jax.lax.stop_gradient(log_weight), jnp.nan))
+        usual = jnp.where(good.any(), usual, 0.0)
         log_weight = losses.tame(jnp.where(good, log_weight, usual))
         if self.kind == "log_variance":
             return losses.log_variance(log_weight).mean()
         log_z = _LOG_Z_RATE * params["log_z"]
-        return losses.trajectory_balance(log_weight, log_z).mean()
+        balance = losses.trajectory_balance(log_weight, log_z).mean()
+        return jnp.where(good.any(), balance, 0.0)
 
 
 _log_normal = jnp.vectorize(simulate.standard_normal_log_prob, signature="(d)->()")

@@ -28,7 +28,7 @@ class PathInfo(NamedTuple):
     """What one training iteration reports, all ``[]``."""
 
     loss: Array
-    elbo: Array  # mean log weight of this batch's paths
+    elbo: Array  # of this batch's paths
     num_steps: Array  # of the paths
     gradient_norm: Array  # before clipping
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import log_det, losses, schedules, simulate
-from consistent_samplers.algorithms.batches import PathBatch
+from consistent_samplers.algorithms.batches import PathBatch, batch_elbo
 from consistent_samplers.algorithms.consistency import draw_steps
 from consistent_samplers.algorithms.objectives import CONTROL_LOSSES, ControlLoss, PathLoss
 from consistent_samplers.algorithms.on_paths import OnPaths, on_paths, paper_settings
@@ -85,6 +85,7 @@ class OSDS(OnPaths):
     def __post_init__(self) -> None:
         check_choice("volume", self.volume, ("exact", "hutchinson"))
         check_choice("control_loss", self.control_loss, CONTROL_LOSSES)
+        self.path_loss()
 
     def path_loss(self) -> PathLoss:
         """The control loss."""
@@ -102,7 +103,7 @@ class OSDS(OnPaths):
         if self.max_steps > 1:
             state_gap, volume_gap, penalty = self._consistency(params, now, key_pair, paths)
             loss += weight * (state_gap + self.volume_weight * volume_gap) + penalty
-        elbo = paths.log_weight.mean()
+        elbo = batch_elbo(paths.log_weight)
         return Loss((loss,), OSDSInfo(loss, elbo, state_gap, volume_gap, weight, loss))
 
     def _consistency(

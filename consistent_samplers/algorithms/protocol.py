@@ -103,8 +103,8 @@ class Loss(NamedTuple):
 
     Attributes:
       parts: what is minimised, the sum of ``[]``.
-      info: a NamedTuple of ``[]``, what the iteration reports: at least ``loss``, ``elbo`` and
-        ``gradient_norm``, which the caller fills in.
+      info: a NamedTuple of ``[]``, what the iteration reports: at least ``loss``, ``elbo``, a lower
+        bound of log Z (`batches.batch_elbo`), and ``gradient_norm``, which the caller fills in.
       memory: `SamplerState.memory` after the iteration.
 
     Example:

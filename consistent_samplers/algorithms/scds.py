@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from consistent_samplers import losses, schedules
-from consistent_samplers.algorithms.batches import PathBatch
+from consistent_samplers.algorithms.batches import PathBatch, batch_elbo
 from consistent_samplers.algorithms.consistency import draw_steps
 from consistent_samplers.algorithms.objectives import CONTROL_LOSSES, ControlLoss, PathLoss
 from consistent_samplers.algorithms.on_paths import OnPaths, on_paths, paper_settings
@@ -34,7 +34,7 @@ class SCDSInfo(NamedTuple):
     """What one training iteration reports, all ``[]``."""
 
     loss: Array
-    elbo: Array  # mean log weight of this batch's paths
+    elbo: Array  # of this batch's paths
     state_consistency: Array  # mean squared gap between one step and two
     num_steps: Array  # N of this iteration
     max_step: Array  # largest d of this iteration
@@ -86,6 +86,7 @@ class SCDS(OnPaths):
         schedules.check_max_steps(self.max_steps)
         schedules.check_num_steps(min(self.first_steps, self.max_steps), self.max_steps)
         check_choice("control_loss", self.control_loss, CONTROL_LOSSES)
+        self.path_loss()
 
     def path_loss(self) -> PathLoss:
         """The control loss."""
@@ -105,7 +106,7 @@ class SCDS(OnPaths):
         gap = jnp.zeros(())
         if self.max_steps > 1:
             gap = self._consistency(params, now, key_pair, paths, level)
-        elbo, max_step = paths.log_weight.mean(), 2.0**level / paths.num_steps
+        elbo, max_step = batch_elbo(paths.log_weight), 2.0**level / paths.num_steps
         weighted = self.consistency_weight * gap
         info = SCDSInfo(loss + weighted, elbo, gap, paths.num_steps, max_step, loss)
         return Loss((loss, weighted), info)

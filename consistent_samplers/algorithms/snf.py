@@ -10,6 +10,7 @@ import optax
 
 from consistent_samplers import networks, schedules, simulate
 from consistent_samplers.algorithms.base import Algorithm
+from consistent_samplers.algorithms.batches import batch_elbo
 from consistent_samplers.algorithms.building import Constructor, build, choose_base, choose_network
 from consistent_samplers.algorithms.on_paths import PathInfo
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
@@ -96,7 +97,8 @@ class SNF(Objective):
         good = jnp.isfinite(log_weight)
         # Paths that leave the support say nothing of where to turn.
         mean = jnp.where(good, log_weight, 0.0).sum() / jnp.maximum(good.sum(), 1)
-        return Loss((-mean,), PathInfo(-mean, mean, jnp.asarray(self.max_steps), -mean))
+        elbo = batch_elbo(log_weight)
+        return Loss((-mean,), PathInfo(-mean, elbo, jnp.asarray(self.max_steps), -mean))
 
 
 def _snf(

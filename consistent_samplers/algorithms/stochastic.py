@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from consistent_samplers import schedules
 from consistent_samplers.algorithms import replay
-from consistent_samplers.algorithms.batches import PathBatch
+from consistent_samplers.algorithms.batches import PathBatch, batch_elbo
 from consistent_samplers.algorithms.objectives import ON_POLICY, ControlLoss, PathLoss
 from consistent_samplers.algorithms.on_paths import OnPaths, PathInfo
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
@@ -137,5 +137,5 @@ class Stochastic(OnPaths):
         )
         if self.num_replayed:
             memory = self.remember(memory, batch)
-        elbo = batch.log_weight.mean()
+        elbo = batch_elbo(batch.log_weight)
         return Loss((value,), PathInfo(value, elbo, batch.num_steps, value), memory)

@@ -234,7 +234,9 @@ def _steps(process: OrnsteinUhlenbeck, times: Array) -> _Step:
     t, t_next = times[:-2], times[1:-1]
     a = jax.vmap(process.signal)(times[:-1])
     sigma = jnp.sqrt(1.0 - a**2)
-    log_ratio = jnp.maximum(jnp.log(a) - jnp.log(sigma), -_MAX_LOG_RATIO)
+    # Of no signal at all the logarithm has no derivative.
+    log_a = jnp.log(jnp.maximum(a, jnp.finfo(a.dtype).tiny))
+    log_ratio = jnp.maximum(log_a - jnp.log(sigma), -_MAX_LOG_RATIO)
     h = jnp.diff(log_ratio)
     before = jnp.concatenate([jnp.zeros(1), h])[: len(h)]
     return _Step(t, t_next, h, before, sigma[1:] / sigma[:-1], sigma[1:], a[1:])
