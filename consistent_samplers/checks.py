@@ -11,10 +11,14 @@ import numpy as np
 _OLD_SHAPES = ((2,), (4,))
 
 
+def is_integer(value: Any) -> bool:
+    """Whether an argument is a whole number, Python's or NumPy's."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def check_integer(name: str, value: Any, minimum: int = 1) -> None:
     """Raises a ValueError unless an argument is a whole number of at least ``minimum``."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if whole and value >= minimum:
+    if is_integer(value) and value >= minimum:
         return
     wanted = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
     raise ValueError(f"{name} must be {wanted}, got {value!r}.")

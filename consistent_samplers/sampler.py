@@ -255,7 +255,7 @@ class Sampler:
         method = self.methods[0] if method is None else method
         choices = tuple(m for m in self.methods if not (reverse and m == "heuristic"))
         check_choice("method", method, choices)
-        return num_steps, method
+        return int(num_steps), method
 
     def _has_jacobians(self, method: Method, weights: bool) -> bool:
         # A Jacobian by its parts takes no more than a point does.

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
+from consistent_samplers.checks import is_integer
 from consistent_samplers.types import Array
 
 
@@ -206,10 +207,11 @@ def geometric(fall: float = 100.0) -> NoisingRate:
     return _Geometric(fall)
 
 
-def check_num_steps(num_steps: int, max_steps: int) -> None:
+def check_num_steps(num_steps: int, max_steps: int, name: str = "num_steps") -> None:
     """Raises unless a sampler trained on ``max_steps`` fine steps can take ``num_steps``.
 
-    A step of size 1 / num_steps must be one the network was trained for: d = 2^k / max_steps.
+    A step of size 1 / num_steps must be one the network was trained for: d = 2^k / max_steps. The
+    error calls the number by its ``name``.
 
     Raises:
       ValueError: ``num_steps`` is not a power of two that divides ``max_steps``, which is 0 where
@@ -222,15 +224,17 @@ def check_num_steps(num_steps: int, max_steps: int) -> None:
         ...
       ValueError: num_steps=3 does not divide the 16 fine steps of this sampler into ...
     """
-    allowed = [2**k for k in range(max_steps.bit_length())]
+    allowed = [2**k for k in range(int(max_steps).bit_length())]
     if not allowed:
         raise ValueError(
             "This sampler has no deterministic map, whatever the number of steps: its draws are "
             "ends of stochastic paths, by method='path'."
         )
-    if type(num_steps) is not int or num_steps not in allowed:
+    if not is_integer(num_steps):
+        raise ValueError(f"{name} must be an integer, one of {allowed}, got {num_steps!r}.")
+    if num_steps not in allowed:
         raise ValueError(
-            f"num_steps={num_steps!r} does not divide the {max_steps} fine steps of this sampler "
+            f"{name}={num_steps} does not divide the {max_steps} fine steps of this sampler "
             f"into steps it was trained for. Choose one of {allowed}, or train with more max_steps."
         )
 
@@ -245,7 +249,7 @@ def check_max_steps(max_steps: int) -> None:
         ...
       ValueError: max_steps must be a power of two (step sizes halve down to it), got 12.
     """
-    if type(max_steps) is not int or max_steps < 1 or max_steps & (max_steps - 1):
+    if not is_integer(max_steps) or max_steps < 1 or max_steps & (max_steps - 1):
         raise ValueError(
             f"max_steps must be a power of two (step sizes halve down to it), got {max_steps!r}."
         )

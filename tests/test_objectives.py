@@ -86,6 +86,37 @@ def check_same_moves(found, expected) -> None:
 
 
 @pytest.mark.parametrize(
+    ("constructor", "settings", "message"),
+    [
+        (cs.scds, {"first_steps": 12, "max_steps": 32}, "first_steps=12 does not divide the 32"),
+        (cs.scds, {"first_steps": 1.5}, "first_steps must be a positive integer"),
+        (cs.scds, {"num_consistency_samples": 0}, "num_consistency_samples must be"),
+        (cs.osds, {"num_consistency_samples": 2.0}, "num_consistency_samples must be"),
+        (cs.dis, {"train_steps": (3,)}, "each of train_steps=3 does not divide the 4"),
+        (cs.dis, {"train_steps": (2.0,)}, "each of train_steps must be an integer"),
+        (cs.progressive_distillation, {"iterations_per_round": 0}, "iterations_per_round must be"),
+        (cs.dis, {"max_steps": 4.0}, "max_steps must be a power of two"),
+    ],
+)
+def test_a_number_that_is_refused_is_called_by_its_name(constructor, settings, message):
+    common = {"base": BASE, "max_steps": 4, "hidden": (8,)}
+    if constructor is cs.progressive_distillation:
+        teacher = cs.dis(TARGET, **common)
+        common = {"teacher": teacher, "teacher_state": teacher.init(KEY)}
+    with pytest.raises(ValueError, match=message):
+        constructor(TARGET, **common | settings)
+
+
+def test_numbers_of_numpy_are_numbers():
+    algorithm = cs.dis(
+        TARGET, base=BASE, max_steps=np.int64(4), hidden=(8,), train_steps=(np.int64(2),)
+    )
+    assert type(algorithm.max_steps) is int and type(algorithm.objective.train_steps[0]) is int
+    draws = algorithm.sample(KEY, algorithm.init(KEY), 10, np.int64(2), weights=False)
+    assert draws.position.shape == (10, 2)
+
+
+@pytest.mark.parametrize(
     ("constructor", "settings", "fewest"),
     [
         (cs.dis, {}, 2),

@@ -100,14 +100,20 @@ def test_bad_constant_rate(beta):
         schedules.constant(beta)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 8, np.int64(4)])
 def test_allowed_num_steps(num_steps):
     schedules.check_num_steps(num_steps, 8)
 
 
-@pytest.mark.parametrize("num_steps", [0, -1, 3, 16, 1.5])
+@pytest.mark.parametrize("num_steps", [0, -1, 3, 16, np.int64(3)])
 def test_num_steps_error_names_the_choices(num_steps):
-    with pytest.raises(ValueError, match=r"Choose one of \[1, 2, 4, 8\]"):
+    with pytest.raises(ValueError, match=r"first=-?\d+ does .* Choose one of \[1, 2, 4, 8\]"):
+        schedules.check_num_steps(num_steps, 8, "first")
+
+
+@pytest.mark.parametrize("num_steps", [1.5, 4.0, True, "4", None])
+def test_num_steps_must_be_an_integer(num_steps):
+    with pytest.raises(ValueError, match=r"num_steps must be an integer, one of \[1, 2, 4, 8\]"):
         schedules.check_num_steps(num_steps, 8)
 
 
@@ -117,7 +123,7 @@ def test_max_steps_must_be_a_power_of_two(max_steps):
         schedules.check_max_steps(max_steps)
 
 
-@pytest.mark.parametrize("max_steps", [1, 2, 128])
+@pytest.mark.parametrize("max_steps", [1, 2, 128, np.int32(4)])
 def test_good_max_steps(max_steps):
     schedules.check_max_steps(max_steps)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from consistent_samplers import bases
@@ -157,19 +158,20 @@ class Constructor:
 
     def __call__(self, target: Target, **settings: Any) -> Algorithm:
         """Builds the algorithm with the defaults of this package."""
-        self._check(settings)
-        return self._make(target, **settings)
+        return self._make(target, **self._checked(settings))
 
     def paper(self, target: Target, **overrides: Any) -> Algorithm:
         """The algorithm with the settings of its paper; the base is N(0, I) unless one is given."""
-        self._check(overrides)
+        overrides = self._checked(overrides)
         algorithm = self._make(target, **(self._paper(target, overrides) | overrides))
         return dataclasses.replace(algorithm, name=f"{algorithm.name}.paper")
 
-    def _check(self, settings: dict[str, Any]) -> None:
+    def _checked(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings, with Python's integers for NumPy's: some are written to files."""
         _, *known = self.__signature__.parameters
         if unknown := sorted(settings.keys() - set(known)):
             raise TypeError(
                 f"cs.{self._objective.name} has no setting {unknown[0]!r}. It takes: "
                 f"{', '.join(known)}."
             )
+        return {k: int(v) if isinstance(v, np.integer) else v for k, v in settings.items()}

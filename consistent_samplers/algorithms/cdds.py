@@ -26,7 +26,7 @@ from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import Constructor, build
 from consistent_samplers.algorithms.consistency import check_teacher, one_step_elbo
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective, SamplerState
-from consistent_samplers.checks import check_choice
+from consistent_samplers.checks import check_choice, check_integer
 from consistent_samplers.maps import Denoiser, DenoisingProcess
 from consistent_samplers.sharding import shard_batch
 from consistent_samplers.targets import Target
@@ -157,8 +157,10 @@ def _cdds(
     """
     objective = CDDS(**settings)
     check_teacher(target, teacher)
-    num_steps = objective.teacher_steps or teacher.max_steps
-    schedules.check_num_steps(num_steps, teacher.max_steps)
+    own_steps = objective.teacher_steps is None
+    num_steps = teacher.max_steps if own_steps else objective.teacher_steps
+    schedules.check_num_steps(num_steps, teacher.max_steps, "teacher_steps")
+    check_integer("num_points", objective.num_points)
     if not 2 <= objective.num_points <= num_steps + 1:
         raise ValueError(
             f"num_points must be 2 to {num_steps + 1} for {num_steps} teacher steps, got "

@@ -23,7 +23,7 @@ from consistent_samplers.algorithms.objectives import CONTROL_LOSSES, ControlLos
 from consistent_samplers.algorithms.on_paths import OnPaths, on_paths, paper_settings
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.bases import Component
-from consistent_samplers.checks import check_choice
+from consistent_samplers.checks import check_choice, check_integer
 from consistent_samplers.maps import Guidance
 from consistent_samplers.schedules import annealing
 from consistent_samplers.targets import Target
@@ -83,6 +83,7 @@ class OSDS(OnPaths):
     methods: ClassVar[tuple[Method, ...]] = ("map", "path", "heuristic")
 
     def __post_init__(self) -> None:
+        check_integer("num_consistency_samples", self.num_consistency_samples)
         check_choice("volume", self.volume, ("exact", "hutchinson"))
         check_choice("control_loss", self.control_loss, CONTROL_LOSSES)
         self.path_loss()

@@ -21,6 +21,7 @@ from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.building import build
 from consistent_samplers.algorithms.consistency import check_teacher, one_step_elbo
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective, SamplerState
+from consistent_samplers.checks import check_integer
 from consistent_samplers.maps import Control
 from consistent_samplers.sharding import shard_batch
 from consistent_samplers.targets import Target
@@ -50,6 +51,9 @@ class Progressive(Objective):
 
     name: ClassVar[str] = "progressive"
     methods: ClassVar[tuple[Method, ...]] = ("map", "path")
+
+    def __post_init__(self) -> None:
+        check_integer("iterations_per_round", self.iterations_per_round)
 
     def init_memory(self, control: Control, params: Params) -> ArrayTree:
         """The parameters that teach this round."""
@@ -107,7 +111,8 @@ def progressive_distillation(
       **settings: see `Progressive`.
 
     Raises:
-      ValueError: target and teacher differ, or the teacher has no flow to distil.
+      ValueError: target and teacher differ, the teacher has no flow to distil, or a setting is out
+        of range.
 
     Example:
       >>> import jax, consistent_samplers as cs

@@ -24,7 +24,7 @@ from consistent_samplers.algorithms.objectives import CONTROL_LOSSES, ControlLos
 from consistent_samplers.algorithms.on_paths import OnPaths, on_paths, paper_settings
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now
 from consistent_samplers.bases import Component
-from consistent_samplers.checks import check_choice
+from consistent_samplers.checks import check_choice, check_integer
 from consistent_samplers.schedules import annealing
 from consistent_samplers.targets import Target
 from consistent_samplers.types import Array, Method, Params, PRNGKey
@@ -84,7 +84,10 @@ class SCDS(OnPaths):
 
     def __post_init__(self) -> None:
         schedules.check_max_steps(self.max_steps)
-        schedules.check_num_steps(min(self.first_steps, self.max_steps), self.max_steps)
+        check_integer("first_steps", self.first_steps)
+        first = min(self.first_steps, self.max_steps)
+        schedules.check_num_steps(first, self.max_steps, "first_steps")
+        check_integer("num_consistency_samples", self.num_consistency_samples)
         check_choice("control_loss", self.control_loss, CONTROL_LOSSES)
         self.path_loss()
 

@@ -64,8 +64,8 @@ class Stochastic(OnPaths):
             if not self.train_steps:
                 raise ValueError("train_steps must name at least one number of steps.")
             for num_steps in self.train_steps:
-                schedules.check_num_steps(num_steps, self.max_steps)
-            object.__setattr__(self, "train_steps", tuple(self.train_steps))
+                schedules.check_num_steps(num_steps, self.max_steps, "each of train_steps")
+            object.__setattr__(self, "train_steps", tuple(map(int, self.train_steps)))
         if self.replay_share < 0 or (self.num_replayed and self.loss in ON_POLICY):
             raise ValueError(
                 f"replay_share={self.replay_share} with loss={self.loss!r}: a share must not "
