@@ -22,6 +22,8 @@ from consistent_samplers.diagnostics import (
     share_unseen,
 )
 from consistent_samplers.integrations.numpyro.run import Run
+from consistent_samplers.recipe.looking import look_for_missed_mass
+from consistent_samplers.recipe.plan import Start
 
 KEY = jax.random.key(0)
 
@@ -101,6 +103,17 @@ def test_open_directions(log_density, dim, is_open):
     x = jax.random.normal(KEY, (500, dim))
     target = cs.Target(log_density, dim)
     assert bool(len(open_directions(target, x, jax.vmap(log_density)(x)))) == is_open
+
+
+def test_a_look_names_the_coordinates_that_have_no_prior():
+    target = cs.Target(lambda x: -0.5 * x[0] ** 2, 3, sites=(("a", 1), ("b", 2)))
+    sampler, start = cs.Sampler.of_base(base := cs.bases.standard_normal(3)), Start(base, True)
+    draws = sampler.sample(KEY, target, 500)
+    found = look_for_missed_mass(
+        KEY, target, start, False, sampler, draws, cs.evidence(draws), at([0.0, 0.0, 0.0])
+    )
+    assert "b[0], b[1]" in found.open_along and " a" not in f" {found.open_along}"
+    assert "(of b[0], b[1] above all)" in str(found)
 
 
 def test_particles_where_no_draw_comes():

@@ -48,6 +48,7 @@ class ExplorationCheck(NamedTuple):
         looked at; where it is small the excess is the particles' own error.
       missed: ``[num_missed, dim]``, where the missed modes are, or None.
       num_open: directions along which the density does not fall off (`open_directions`).
+      open_along: names of the coordinates that these lie along most; "" where nobody looked.
       hidden: share of the particles of larger weight than any draw (`share_unseen`), or NaN if not
         looked at; `informed` widens intervals for it.
       num_members: members of a hierarchy that have mass where the map hardly goes
@@ -75,6 +76,7 @@ class ExplorationCheck(NamedTuple):
     num_members: int = 0
     elsewhere: float = -math.inf
     farther: float = 0.0
+    open_along: str = ""
 
     @property
     def passed(self) -> bool:
@@ -102,9 +104,10 @@ class ExplorationCheck(NamedTuple):
             return f"Fresh optimiser starts found {self.num_modes} mode(s), all of them sampled."
         words = []
         if self.num_open:
+            of = f" (of {self.open_along} above all)" if self.open_along else ""
             words.append(
-                f"the density does not fall off along {self.num_open} direction(s), as if there "
-                "were no prior: it has no finite log Z, or none that draws can tell"
+                f"the density does not fall off along {self.num_open} direction(s){of}, as if "
+                "there were no prior: it has no finite log Z, or none that draws can tell"
             )
         if self.num_missed:
             words.append(

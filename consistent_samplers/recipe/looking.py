@@ -22,6 +22,7 @@ from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe.plan import Start
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.targets import Target
+from consistent_samplers.targets.structure import named
 from consistent_samplers.types import Draws, PRNGKey
 
 NUM_PLACED = 2_048
@@ -64,8 +65,10 @@ def look_for_missed_mass(
             num_starts=_HIERARCHICAL_STARTS if hierarchical else NUM_STARTS,
         )
         assert draws.log_density is not None
-        num_open = len(open_directions(target, draws.position, draws.log_density))
-        found = found._replace(num_open=num_open)
+        along = open_directions(target, draws.position, draws.log_density)
+        above_all = np.unique(np.abs(along).argmax(1))
+        where = named(above_all, target.dim, target.sites)
+        found = found._replace(num_open=len(along), open_along=where)
         if hierarchical:
             weighed = np.isfinite(np.asarray(draws.log_weight))
             left_out = members_left_out(target, sampler, draws.position[weighed])

@@ -105,14 +105,31 @@ class Structure:
         return "\n".join(lines)
 
     def _named(self, index: np.ndarray) -> str:
-        sites = self.sites or (("x", self.dim),)
-        begins = np.cumsum([0, *(size for _, size in sites)])
-        names = []
-        for i in index[:_MAX_NAMED]:
-            k = int(np.searchsorted(begins, i, side="right")) - 1
-            name, size = sites[k]
-            names.append(name if size == 1 else f"{name}[{i - begins[k]}]")
-        return ", ".join(names) + (", ..." if len(index) > _MAX_NAMED else "")
+        return named(index, self.dim, self.sites)
+
+
+def named(index: np.ndarray, dim: int, sites: tuple[tuple[str, int], ...] = ()) -> str:
+    """Names of the first few of some coordinates, by their sites where there are any.
+
+    Args:
+      index: ``[n]``, the coordinates.
+      dim: how many there are.
+      sites: names and sizes of the parts of a point.
+
+    Example:
+      >>> import numpy as np
+      >>> from consistent_samplers.targets.structure import named
+      >>> named(np.array([0, 2]), 4, (("scale", 1), ("effect", 3)))
+      'scale, effect[1]'
+    """
+    sites = sites or (("x", dim),)
+    begins = np.cumsum([0, *(size for _, size in sites)])
+    names = []
+    for i in index[:_MAX_NAMED]:
+        k = int(np.searchsorted(begins, i, side="right")) - 1
+        name, size = sites[k]
+        names.append(name if size == 1 else f"{name}[{i - begins[k]}]")
+    return ", ".join(names) + (", ..." if len(index) > _MAX_NAMED else "")
 
 
 def find_structure(
