@@ -18,6 +18,7 @@ from benchmarks import (
     field,
     first,
     hang,
+    hierarchical,
     honesty,
     particles,
     process,
@@ -450,6 +451,22 @@ def test_speed_command_measures_a_part_and_keeps_others(tmp_path, capsys):
     text = (tmp_path / "speed.md").read_text()
     assert "| memory | peak memory | 1.5 | 1.4 to 1.6 | ≤ 1.2 | no |" in text
     assert "Made by `python -m benchmarks speed --quick`" in text
+
+
+def test_log_z_of_hierarchies_is_held_against_bridges_whose_chains_agree():
+    def rows(target, level, log_z, r_hat):
+        about = {"target": target, "seed": 0}
+        ours = {"method": "ours", "level": level, "log_z": log_z, "log_z_stderr": 0.03}
+        bridge = {"method": "bridge", "log_z": 0.0, "log_z_stderr": 0.04, "r_hat": r_hat}
+        return [about | ours, about | bridge]
+
+    found = rows("right", "trusted", 0.1, 1.0) + rows("off", "usable", -0.2, 1.01)
+    found += rows("told", "not to be used", 5.0, 1.0) + rows("unmixed", "trusted", 5.0, 1.1)
+    summary = hierarchical.BENCHMARK.report.values(found)
+    assert (summary["bridged"], summary["agreeing"]) == (2, 1)
+    (table,) = hierarchical.BENCHMARK.report.tables
+    apart = [line[0] for line in table.cells(found, ["apart, standard errors"])]
+    assert apart == ["+2.0", "-4.0", "+100.0", ""]
 
 
 def test_distances_between_particles_are_those_of_a_shift():
