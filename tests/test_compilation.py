@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 import consistent_samplers as cs
-from consistent_samplers import compilation, guard, programs
+from consistent_samplers import compilation, corrections, guard, programs, training_free
 from consistent_samplers.compilation import as_partial, compiler_options, is_traced
 from consistent_samplers.recipe import stages, training
 
@@ -216,3 +216,47 @@ def test_where_flags_came_too_late_a_density_is_compiled_with_options(monkeypatc
     assert jax.vmap(lambda x: doubled(x, by=2))(jnp.ones(2)).tolist() == [2.0, 2.0]
     assert real(lambda x: doubled(x, by=2))(1.5) == 3.0
     assert len(told) == 2
+
+
+def half_reward(x):
+    return jnp.where(x[0] > 0.0, 0.0, -1.0)
+
+
+CORRECTIONS = {
+    "resampled_paths": lambda key, a, s: corrections.resampled_paths(key, a, s, 8, 2),
+    "annealed": lambda key, a, s: corrections.annealed(key, a, s, 8, num_temperatures=2),
+    "guided": lambda key, a, s: corrections.guided(key, a, s, half_reward, 8, 2),
+    "product_paths": lambda key, a, s: corrections.product_paths(key, [a], [s], [2.0], 8, 2),
+    "perturbed": lambda key, a, s: corrections.perturbed(key, a, s, 8, num_iterations=2),
+    "polar_slice": lambda key, a, s: (
+        training_free.polar_slice(key, a.target, jnp.ones((4, 2)), 3).position
+    ),
+    "walk_jump": lambda key, a, s: training_free.walk_jump(
+        key, a.target, 8, num_measurements=2, num_walk_steps=2
+    ),
+    "reverse_diffusion": lambda key, a, s: training_free.reverse_diffusion(
+        key, a.target, 8, num_steps=2, num_start_steps=1
+    ),
+}
+
+
+@pytest.mark.skipif(
+    not hasattr(jax.monitoring, "unregister_event_duration_listener"),
+    reason="a jax that does not let go of a listener",
+)
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_a_second_call_compiles_nothing(name):
+    target, base = cs.targets.gaussian(jnp.ones(2), jnp.ones(2)), cs.bases.standard_normal(2)
+    algorithm = cs.dis(target, base=base, max_steps=2, hidden=(4,))
+    state, compiled = algorithm.init(KEY), []
+    CORRECTIONS[name](jax.random.key(1), algorithm, state)
+
+    def listen(event, seconds, **kwargs):
+        compiled.append("backend_compile" in event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        CORRECTIONS[name](jax.random.key(2), algorithm, state)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert sum(compiled) == 0

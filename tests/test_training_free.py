@@ -173,6 +173,14 @@ def test_reverse_diffusion_has_the_moments_of_a_gaussian():
     np.testing.assert_allclose(np.cov(draws.position.T), COVARIANCE, atol=0.12)
 
 
+def test_reverse_diffusion_from_the_base_has_no_first_steps():
+    small = {"num_steps": 2, "num_candidates": 4, "num_chains": 2, "chain_length": 2}
+    draws, num_evaluations = reverse_diffusion(KEY, GAUSSIAN, 10, start=0.0, **small)
+    assert num_evaluations == 10 * 2 * (4 + 2 * 3)
+    same, _ = reverse_diffusion(KEY, GAUSSIAN, 10, start=0.0, num_start_steps=0, **small)
+    np.testing.assert_array_equal(draws.position, same.position)
+
+
 @pytest.mark.slow
 def test_reverse_diffusion_weighs_modes_apart_and_takes_the_support():
     draws, _ = reverse_diffusion(KEY, two_modes(), 1_000, start=0.3, num_candidates=128)

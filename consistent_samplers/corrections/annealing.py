@@ -4,6 +4,7 @@ It needs the sampler's control rather than its draws alone.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,12 +15,13 @@ from jax.scipy.special import logsumexp
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.checks import check_integer
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.corrections.latent import weigh_latent
 from consistent_samplers.corrections.particles import genealogical_stderr
+from consistent_samplers.sampler import Sampler
 from consistent_samplers.schedules import check_num_steps
-from consistent_samplers.targets import rounding
-from consistent_samplers.types import Array, Draws, FlowDiagnostics, PRNGKey
+from consistent_samplers.targets import Target, rounding
+from consistent_samplers.types import Array, Draws, FlowDiagnostics, LogDensityFn, PRNGKey
 
 
 class AnnealedDraws(NamedTuple):
@@ -99,10 +101,39 @@ def annealed(
     check_integer("num_integration_steps", num_integration_steps)
     if not 0.0 < step_size < math.inf:
         raise ValueError(f"step_size must be positive and finite, got {step_size!r}.")
+    draws, rates = _annealed(
+        jax.random.split(rng_key, num_samples),
+        algorithm.sampler(state),
+        as_partial(algorithm.target.log_density),
+        step_size,
+        num_steps=int(num_steps),
+        num_temperatures=int(num_temperatures),
+        num_moves=int(num_moves),
+        num_integration_steps=int(num_integration_steps),
+    )
+    return mended(draws, jnp.arange(num_samples), rates.mean(0), algorithm)
+
+
+@functools.partial(
+    jit,
+    static_argnames=("num_steps", "num_temperatures", "num_moves", "num_integration_steps"),
+)
+def _annealed(
+    keys: Array,
+    sampler: Sampler,
+    density: LogDensityFn,
+    step_size: Array | float,
+    *,
+    num_steps: int,
+    num_temperatures: int,
+    num_moves: int,
+    num_integration_steps: int,
+) -> tuple[Draws, Array]:
+    """Draws of one key each, and the acceptance rates ``[n, num_temperatures]``."""
     import blackjax
 
-    base = algorithm.base
-    weigh = weigh_latent(algorithm.sampler(state), algorithm.target, num_steps)
+    base = sampler.base
+    weigh = weigh_latent(sampler, Target(density, base.dim), num_steps)
     kernel = blackjax.hmc.build_kernel()
     size, masses = step_size * base.dim**-0.25, jnp.ones(base.dim)
     beta = jnp.linspace(0.0, 1.0, num_temperatures + 1)
@@ -140,9 +171,8 @@ def annealed(
         total = jnp.where(jnp.isnan(total), -jnp.inf, total)
         return Draws(end.position, total, end.log_density, flow, "lower-if-injective"), rates
 
-    keys = jax.random.split(rng_key, num_samples)
-    draws, rates = jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
-    return mended(draws, jnp.arange(num_samples), rates.mean(0), algorithm)
+    drawn: tuple[Draws, Array] = jax.lax.map(one, keys, batch_size=256)
+    return drawn
 
 
 def mended(draws: Draws, origin: Array, acceptance: Array, algorithm: Algorithm) -> AnnealedDraws:

@@ -1,5 +1,6 @@
 """Feynman-Kac correctors: powers and products of targets from the samplers trained for them."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.checks import check_integer
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.corrections.annealing import AnnealedDraws
 from consistent_samplers.corrections.particles import (
     check_paths,
@@ -22,8 +23,10 @@ from consistent_samplers.corrections.particles import (
 )
 from consistent_samplers.estimate import effective_sample_size
 from consistent_samplers.processes import GaussianKernel
+from consistent_samplers.sampler import Sampler
+from consistent_samplers.simulate import ControlFn
 from consistent_samplers.targets import rounding
-from consistent_samplers.types import Array, Draws, PRNGKey
+from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
 
 
 def product_paths(
@@ -88,18 +91,53 @@ def product_paths(
     check_integer("num_samples", num_samples, 2)
     _check(algorithms, states, exponents, num_steps)
     power, total = jnp.asarray(exponents, float), float(sum(exponents))
-    first = algorithms[0].control
+    x, log_ratio, origin, effective = _product(
+        rng_key,
+        tuple(a.sampler(state) for a, state in zip(algorithms, states, strict=True)),
+        tuple(as_partial(algorithm.target.log_density) for algorithm in algorithms),
+        power,
+        jnp.asarray(total),
+        resample_below,
+        num_samples=int(num_samples),
+        num_steps=int(num_steps),
+    )
+    values = [rounding.values(algorithm.target.log_density, x) for algorithm in algorithms]
+    log_density = sum(power[i] * value for i, value in enumerate(values))
+    outside = jnp.stack([jnp.isnan(value) | jnp.isneginf(value) for value in values]).any(axis=0)
+    log_density = jnp.where(outside, -jnp.inf, log_density)
+    log_weight = log_density + log_ratio
+    log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
+    effective = effective.at[-1].set(effective_sample_size(log_weight))
+    log_z = logsumexp(log_weight) - jnp.log(num_samples)
+    draws = Draws(x, log_weight, log_density, bound="lower")
+    return AnnealedDraws(draws, log_z, genealogical_stderr(log_weight, origin), effective)
+
+
+@functools.partial(jit, static_argnames=("num_samples", "num_steps"))
+def _product(
+    rng_key: PRNGKey,
+    samplers: tuple[Sampler, ...],
+    densities: tuple[LogDensityFn, ...],
+    power: Array,
+    total: Array,
+    resample_below: Array | float,
+    *,
+    num_samples: int,
+    num_steps: int,
+) -> tuple[Array, Array, Array, Array]:
+    """Ends of paths ``[n, dim]``, what their log weights lack of the densities, origins, shares."""
+    first: Any = samplers[0].control
     base, process = first.base, first.process
     # Shares of the drift that the forward and the backward kernel take of it; 1 and 0 for B = 1.
     ahead, back, scale = 0.5 * (1.0 + 1.0 / total), 0.5 * (1.0 - 1.0 / total), total**-0.5
-    controls = [
-        algorithm.control.bind(
-            state.ema_params,
-            (),
-            jax.grad(algorithm.target.log_density) if algorithm.control.guided else None,
-        )
-        for algorithm, state in zip(algorithms, states, strict=True)
-    ]
+
+    def bound(sampler: Sampler, density: LogDensityFn) -> ControlFn:
+        control: Any = sampler.control
+        gradient = jax.grad(lambda x: density(x)) if control.guided else None
+        u: ControlFn = control.bind(sampler.params, (), gradient)
+        return u
+
+    controls = [*map(bound, samplers, densities)]
 
     def potential(z: Array, u: Array) -> tuple[Array, Array]:
         """What V holds of a² and of a."""
@@ -130,30 +168,16 @@ def product_paths(
         gained = 0.5 * (now**2 - before**2) * square + (now - before) * linear
         return (after, u_after, owed + log_ratio - gained), gained, jnp.zeros(())
 
-    @jit
-    def run(key: PRNGKey) -> tuple[Array, Array, Array, Array]:
-        key_base, key_steps = jax.random.split(key)
-        noise = jax.random.normal(key_base, (num_samples, base.dim))
-        log_start = jax.vmap(simulate.standard_normal_log_prob)(noise) - base.dim * math.log(scale)
-        z, d = scale * noise, jnp.asarray(1.0 / num_steps)
-        u = jax.vmap(evaluated, (0, None, None))(z, jnp.zeros(()), d)
-        (z, _, owed), log_weight, origin, effective = resampled_steps(
-            key_steps, (z, u, -log_start), advance, num_steps, resample_below
-        )
-        x, correction = jax.vmap(first.place)(z)
-        return x, log_weight + owed + correction, origin, effective
-
-    x, log_ratio, origin, effective = run(rng_key)
-    values = [rounding.values(algorithm.target.log_density, x) for algorithm in algorithms]
-    log_density = sum(power[i] * value for i, value in enumerate(values))
-    outside = jnp.stack([jnp.isnan(value) | jnp.isneginf(value) for value in values]).any(axis=0)
-    log_density = jnp.where(outside, -jnp.inf, log_density)
-    log_weight = log_density + log_ratio
-    log_weight = jnp.where(jnp.isnan(log_weight), -jnp.inf, log_weight)
-    effective = effective.at[-1].set(effective_sample_size(log_weight))
-    log_z = logsumexp(log_weight) - jnp.log(num_samples)
-    draws = Draws(x, log_weight, log_density, bound="lower")
-    return AnnealedDraws(draws, log_z, genealogical_stderr(log_weight, origin), effective)
+    key_base, key_steps = jax.random.split(rng_key)
+    noise = jax.random.normal(key_base, (num_samples, base.dim))
+    log_start = jax.vmap(simulate.standard_normal_log_prob)(noise) - base.dim * jnp.log(scale)
+    z, d = scale * noise, jnp.asarray(1.0 / num_steps)
+    u = jax.vmap(evaluated, (0, None, None))(z, jnp.zeros(()), d)
+    (z, _, owed), log_weight, origin, effective = resampled_steps(
+        key_steps, (z, u, -log_start), advance, num_steps, resample_below
+    )
+    x, correction = jax.vmap(first.place)(z)
+    return x, log_weight + owed + correction, origin, effective
 
 
 def _check(

@@ -1,20 +1,23 @@
 """Guidance by a reward without derivatives: soft values of candidates at every step."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_integer
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.corrections.particles import check_paths
-from consistent_samplers.sampler import weighed
+from consistent_samplers.sampler import Sampler, weighed
 from consistent_samplers.schedules import time_grid
 from consistent_samplers.targets import Target
-from consistent_samplers.types import Array, Draws, PRNGKey
+from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
 
 # Nats that a value may fall short of the best candidate's before the end. A reward that jumps says
 # of a path that may still reach it that it will not: left at that, such paths are never chosen, and
@@ -78,15 +81,39 @@ def guided(
     check_paths(algorithm, num_steps, noised=True)
     check_integer("num_samples", num_samples)
     check_integer("num_candidates", num_candidates)
-    control, params, base = algorithm.control, state.ema_params, algorithm.base
-    density = algorithm.target.log_density
-    gradient = jax.grad(density) if control.guided else None
-
-    def rewarded(x: Array) -> Array:
-        return density(x) + log_reward(x)
-
+    density, name = algorithm.target.log_density, f"{algorithm.target.name}, rewarded"
+    rewarded = Partial(_rewarded, as_partial(density), as_partial(log_reward))
     # Made first: it refuses a reward that is no number.
-    target = Target(rewarded, base.dim, f"{algorithm.target.name}, rewarded")
+    target = Target(rewarded, algorithm.target.dim, name)
+    position, log_ratio = _guided(
+        jax.random.split(rng_key, num_samples),
+        algorithm.sampler(state),
+        as_partial(density),
+        as_partial(log_reward),
+        num_steps=int(num_steps),
+        num_candidates=int(num_candidates),
+    )
+    return weighed(target, position, log_ratio, "lower")
+
+
+def _rewarded(density: LogDensityFn, log_reward: LogDensityFn, x: Array) -> Array:
+    return density(x) + log_reward(x)
+
+
+@functools.partial(jit, static_argnames=("num_steps", "num_candidates"))
+def _guided(
+    keys: Array,
+    sampler: Sampler,
+    density: LogDensityFn,
+    log_reward: LogDensityFn,
+    *,
+    num_steps: int,
+    num_candidates: int,
+) -> tuple[Array, Array]:
+    """Ends ``[n, dim]`` of paths of one key each, and the log ratios ``[n]`` of their weights."""
+    control: Any = sampler.control
+    params, base = sampler.params, control.base
+    gradient = jax.grad(lambda x: density(x)) if control.guided else None
     d = jnp.asarray(1.0 / num_steps)
 
     def reward(z: Array, component: Component) -> Array:
@@ -127,6 +154,5 @@ def guided(
         landed = control.landed(end, component, log_ratio)
         return landed.position, landed.log_ratio
 
-    keys = jax.random.split(rng_key, num_samples)
-    position, log_ratio = jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
-    return weighed(target, position, log_ratio, "lower")
+    ends: tuple[Array, Array] = jax.lax.map(one, keys, batch_size=256)
+    return ends

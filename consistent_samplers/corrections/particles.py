@@ -53,7 +53,7 @@ def resampled_steps(
     particles: _Particle,
     advance: Advance[_Particle],
     num_steps: int,
-    resample_below: float,
+    resample_below: Array | float,
 ) -> tuple[_Particle, Array, Array, Array]:
     """Particles after ``num_steps`` equal steps d of [0, 1], resampled systematically.
 

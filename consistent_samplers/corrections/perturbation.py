@@ -1,5 +1,6 @@
 """Flow perturbation: exact weights of a deterministic map without its Jacobian."""
 
+import functools
 import math
 from typing import Any
 
@@ -9,14 +10,14 @@ import jax.numpy as jnp
 from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.checks import check_integer
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.maps import Control
 from consistent_samplers.processes import GaussianKernel
-from consistent_samplers.sampler import weighed
+from consistent_samplers.sampler import Sampler, weighed
 from consistent_samplers.schedules import check_num_steps
 from consistent_samplers.simulate import ControlFn
 from consistent_samplers.simulate.controls import scan_steps
-from consistent_samplers.types import Array, Draws, PRNGKey
+from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
 
 # Draws that a backward noise is measured on.
 _NUM_PILOT = 256
@@ -89,8 +90,35 @@ def perturbed(
             f"The map of {algorithm.name!r}, a {type(control).__name__}, has no flow steps to "
             "perturb. Take its own weights, of algorithm.sample: their determinant is cheap."
         )
-    params, density = state.ema_params, algorithm.target.log_density
-    gradient = jax.grad(density) if control.guided else None
+    x, log_ratio = _perturbed(
+        rng_key,
+        algorithm.sampler(state),
+        as_partial(algorithm.target.log_density),
+        noise,
+        backward_noise,
+        num_samples=int(num_samples),
+        num_steps=int(num_steps),
+        num_iterations=int(num_iterations),
+    )
+    return weighed(algorithm.target, x, log_ratio, "lower")
+
+
+@functools.partial(jit, static_argnames=("num_samples", "num_steps", "num_iterations"))
+def _perturbed(
+    rng_key: PRNGKey,
+    sampler: Sampler,
+    density: LogDensityFn,
+    noise: Array | float,
+    backward_noise: Array | float | None,
+    *,
+    num_samples: int,
+    num_steps: int,
+    num_iterations: int,
+) -> tuple[Array, Array]:
+    """Draws ``[n, dim]`` and the log ratios ``[n]`` of their weights."""
+    control: Any = sampler.control
+    params = sampler.params
+    gradient = jax.grad(lambda x: density(x)) if control.guided else None
 
     def one(key: PRNGKey, backward_std: Array) -> tuple[Array, Array, Array]:
         """A draw ``[dim]``, its log ratio ``[]`` and mean squares ``[num_steps]`` of z - g(x)."""
@@ -114,25 +142,18 @@ def perturbed(
         log_ratio = log_ratio.sum() - simulate.standard_normal_log_prob(z) + correction
         return x, log_ratio, square
 
-    @jit
-    def run(rng_key: PRNGKey) -> tuple[Array, Array]:
-        key_pilot, key_draws = jax.random.split(rng_key)
-        if backward_noise is None:
-            # Any value is valid that the draws themselves do not decide on.
-            equal = jnp.full(num_steps, noise)
-            squares = jax.vmap(lambda key: one(key, equal)[2])(
-                jax.random.split(key_pilot, _NUM_PILOT)
-            )
-            std = jnp.sqrt(jnp.nanmean(jnp.where(jnp.isfinite(squares), squares, jnp.nan), axis=0))
-            std = jnp.where(std > 0.0, std, noise)
-        else:
-            std = jnp.full(num_steps, backward_noise)
-        keys = jax.random.split(key_draws, num_samples)
-        x, log_ratio, _ = jax.lax.map(lambda key: one(key, std), keys, batch_size=256)
-        return x, log_ratio
-
-    x, log_ratio = run(rng_key)
-    return weighed(algorithm.target, x, log_ratio, "lower")
+    key_pilot, key_draws = jax.random.split(rng_key)
+    if backward_noise is None:
+        # Any value is valid that the draws themselves do not decide on.
+        equal = jnp.full(num_steps, noise)
+        squares = jax.vmap(lambda key: one(key, equal)[2])(jax.random.split(key_pilot, _NUM_PILOT))
+        std = jnp.sqrt(jnp.nanmean(jnp.where(jnp.isfinite(squares), squares, jnp.nan), axis=0))
+        std = jnp.where(std > 0.0, std, noise)
+    else:
+        std = jnp.full(num_steps, backward_noise)
+    keys = jax.random.split(key_draws, num_samples)
+    x, log_ratio, _ = jax.lax.map(lambda key: one(key, std), keys, batch_size=256)
+    return x, log_ratio
 
 
 def _approximate_inverse(

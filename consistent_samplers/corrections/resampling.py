@@ -3,6 +3,9 @@
 It keeps E[w] = Z whatever the sampler, and needs its control rather than its draws alone.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -10,10 +13,11 @@ from consistent_samplers import simulate
 from consistent_samplers.algorithms import Algorithm, SamplerState
 from consistent_samplers.bases import Component
 from consistent_samplers.checks import check_integer
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.corrections.annealing import AnnealedDraws, mended
 from consistent_samplers.corrections.particles import check_paths, resampled_steps
-from consistent_samplers.types import Array, Draws, PRNGKey
+from consistent_samplers.sampler import Sampler
+from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
 
 
 def resampled_paths(
@@ -56,9 +60,32 @@ def resampled_paths(
     """
     check_paths(algorithm, num_steps)
     check_integer("num_samples", num_samples, 2)
-    control, base, params = algorithm.control, algorithm.base, state.ema_params
-    log_density = algorithm.target.log_density
-    gradient = jax.grad(log_density) if control.guided else None
+    density = as_partial(algorithm.target.log_density)
+    draws, origin, effective = _paths(
+        rng_key,
+        algorithm.sampler(state),
+        density,
+        resample_below,
+        num_samples=int(num_samples),
+        num_steps=int(num_steps),
+    )
+    return mended(draws, origin, effective, algorithm)
+
+
+@functools.partial(jit, static_argnames=("num_samples", "num_steps"))
+def _paths(
+    rng_key: PRNGKey,
+    sampler: Sampler,
+    log_density: LogDensityFn,
+    resample_below: Array | float,
+    *,
+    num_samples: int,
+    num_steps: int,
+) -> tuple[Draws, Array, Array]:
+    """Draws, the start that each descends from, and the share of effective ones by step."""
+    control: Any = sampler.control
+    base, params = control.base, sampler.params
+    gradient = jax.grad(lambda x: log_density(x)) if control.guided else None
 
     def advance(
         key: PRNGKey, particle: tuple[Array, Component], t: Array, d: Array
@@ -75,17 +102,12 @@ def resampled_paths(
         share = control.target_share(params, t + d)
         return (after, component), gained, log_base + share * (log_rho - log_base)
 
-    @jit
-    def run(key: PRNGKey) -> tuple[Draws, Array, Array]:
-        key_base, key_component, key_steps = jax.random.split(key, 3)
-        z = jax.random.normal(key_base, (num_samples, base.dim))
-        component = control.draw_components(key_component, num_samples)
-        (z, component), log_weight, origin, effective = resampled_steps(
-            key_steps, (z, component), advance, num_steps, resample_below
-        )
-        x = jax.vmap(base.unwhiten)(z, component)
-        draws = Draws(x, log_weight, jax.vmap(log_density)(x), bound="lower")
-        return draws, origin, effective
-
-    draws, origin, effective = run(rng_key)
-    return mended(draws, origin, effective, algorithm)
+    key_base, key_component, key_steps = jax.random.split(rng_key, 3)
+    z = jax.random.normal(key_base, (num_samples, base.dim))
+    component = control.draw_components(key_component, num_samples)
+    (z, component), log_weight, origin, effective = resampled_steps(
+        key_steps, (z, component), advance, num_steps, resample_below
+    )
+    x = jax.vmap(base.unwhiten)(z, component)
+    values = jax.vmap(lambda x: log_density(x))(x)
+    return Draws(x, log_weight, values, bound="lower"), origin, effective

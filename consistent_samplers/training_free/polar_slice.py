@@ -8,6 +8,7 @@ draws a level t ~ U(0, ρ₁(r, θ)) and then, inside of the slice {ρ₁ > t},
 2. r along the ray of the new θ, by stepping out and shrinkage (Neal, "Slice sampling", 2003).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +17,11 @@ import numpy as np
 
 from consistent_samplers.bases import Base
 from consistent_samplers.checks import check_integer
-from consistent_samplers.compilation import is_traced, jit
+from consistent_samplers.compilation import as_partial, is_traced, jit
 from consistent_samplers.targets import Target, evaluation
 from consistent_samplers.training_free.frame import choose_frame, whitened
 from consistent_samplers.training_free.slices import shrink, step_out
-from consistent_samplers.types import Array, PRNGKey
+from consistent_samplers.types import Array, LogDensityFn, PRNGKey
 
 
 class PolarSliceChains(NamedTuple):
@@ -98,12 +99,38 @@ def polar_slice(
     if initial.ndim != 2 or initial.shape[1] != target.dim:
         raise ValueError(f"initial must be [num_chains, {target.dim}], got {initial.shape}.")
     frame = choose_frame(target, base)
-    log_density = whitened(target, frame)
     start = jax.vmap(lambda x: frame.whiten(x, ()))(initial)
     _check_start(target, initial, start)
+    chains: PolarSliceChains = _chains(
+        jax.random.split(rng_key, len(initial)),
+        start,
+        frame,
+        as_partial(target.log_density),
+        width,
+        num_samples=int(num_samples),
+        max_expansions=int(max_expansions),
+        max_shrinkages=int(max_shrinkages),
+    )
+    return chains
+
+
+@functools.partial(jit, static_argnames=("num_samples", "max_expansions", "max_shrinkages"))
+def _chains(
+    keys: Array,
+    start: Array,
+    frame: Base,
+    density: LogDensityFn,
+    width: Array | float,
+    *,
+    num_samples: int,
+    max_expansions: int,
+    max_shrinkages: int,
+) -> PolarSliceChains:
+    """Chains of one key and starting point ``[n, dim]`` in the frame each."""
+    log_density = whitened(density, frame)
 
     def log_polar(r: Array, theta: Array) -> Array:
-        value = (target.dim - 1) * jnp.log(r) + log_density(r * theta)
+        value = (frame.dim - 1) * jnp.log(r) + log_density(r * theta)
         return jnp.where(r > 0.0, value, -jnp.inf)
 
     def transition(state: Any, key: PRNGKey) -> tuple[Any, Any]:
@@ -156,7 +183,7 @@ def polar_slice(
         _, (path, spent) = jax.lax.scan(transition, state, jax.random.split(key, num_samples))
         return PolarSliceChains(jax.vmap(lambda z: frame.unwhiten(z, ()))(path), 1 + spent.sum())
 
-    return jit(jax.vmap(chain))(jax.random.split(rng_key, len(initial)), start)
+    return jax.vmap(chain)(keys, start)
 
 
 def _check_start(target: Target, initial: Array, start: Array) -> None:

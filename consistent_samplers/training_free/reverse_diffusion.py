@@ -20,13 +20,13 @@ import jax.numpy as jnp
 
 from consistent_samplers.bases import Base
 from consistent_samplers.checks import check_integer
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.processes import OrnsteinUhlenbeck
 from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.targets import Target
 from consistent_samplers.training_free.counted import CountedDraws
 from consistent_samplers.training_free.frame import choose_frame, whitened
-from consistent_samplers.types import Array, Draws, PRNGKey
+from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
 
 _START_STEP = 0.5
 
@@ -100,11 +100,50 @@ def reverse_diffusion(
         raise ValueError(f"start must be a time from 0 to below 1, got {start!r}.")
     if not step_size > 0.0:
         raise ValueError(f"step_size must be positive, got {step_size!r}.")
-    frame = choose_frame(target, base)
-    process = OrnsteinUhlenbeck() if process is None else process
-    log_density = whitened(target, frame)
+    if start == 0.0:
+        num_start_steps = 0  # paths begin at the base itself
+    position = _reversed(
+        jax.random.split(rng_key, num_samples),
+        choose_frame(target, base),
+        as_partial(target.log_density),
+        start,
+        step_size,
+        process=OrnsteinUhlenbeck() if process is None else process,
+        num_steps=int(num_steps),
+        num_start_steps=int(num_start_steps),
+        num_candidates=int(num_candidates),
+        num_chains=int(num_chains),
+        chain_length=int(chain_length),
+    )
+    of_score = num_candidates + num_chains * (1 + chain_length)
+    return CountedDraws(Draws(position), num_samples * (num_steps + num_start_steps) * of_score)
+
+
+@partial(
+    jit,
+    static_argnames=(
+        *("process", "num_steps", "num_start_steps"),
+        *("num_candidates", "num_chains", "chain_length"),
+    ),
+)
+def _reversed(
+    keys: Array,
+    frame: Base,
+    density: LogDensityFn,
+    start: Array | float,
+    step_size: Array | float,
+    *,
+    process: OrnsteinUhlenbeck,
+    num_steps: int,
+    num_start_steps: int,
+    num_candidates: int,
+    num_chains: int,
+    chain_length: int,
+) -> Array:
+    """Where paths of one key each end: ``[n, dim]``."""
+    log_density = whitened(density, frame)
     value_and_grad = jax.value_and_grad(log_density)
-    scaled = step_size * target.dim ** (-1.0 / 6.0)
+    scaled = step_size * frame.dim ** (-1.0 / 6.0)
 
     def states(key: PRNGKey, x: Array, t: Array) -> Array:
         """States of chains under p(x_1 | x_t = x): ``[chain_length, num_chains, dim]``."""
@@ -167,13 +206,11 @@ def reverse_diffusion(
             noise = jax.random.normal(key_noise, x.shape, x.dtype)
             return (kept * x + pulled * control + std * noise, z[-1, 0]), None
 
-        x = jax.random.normal(key_base, (target.dim,))
+        x = jax.random.normal(key_base, (frame.dim,))
         keys = jax.random.split(key_steps, len(times))
         steps = (times, jax.vmap(coefficients)(times, is_start), keys)
         (_, end), _ = jax.lax.scan(step, (x, x), steps)
         return frame.unwhiten(end, ())
 
-    keys = jax.random.split(rng_key, num_samples)
-    position = jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
-    of_score = num_candidates + num_chains * (1 + chain_length)
-    return CountedDraws(Draws(position), num_samples * (num_steps + num_start_steps) * of_score)
+    position: Array = jax.lax.map(one, keys, batch_size=256)
+    return position

@@ -12,6 +12,7 @@ walk in y_m; in the end comes the jump, to E[x | y_1, ..., y_M]. The posterior m
 means of points x_i ~ N(ȳ_m, (σ² / m) I) with the weights ρ(x_i): no gradients.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -19,11 +20,11 @@ import jax.numpy as jnp
 
 from consistent_samplers.bases import Base
 from consistent_samplers.checks import check_integer
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.targets import Target
 from consistent_samplers.training_free.counted import CountedDraws
 from consistent_samplers.training_free.frame import choose_frame, whitened
-from consistent_samplers.types import Array, Draws, PRNGKey
+from consistent_samplers.types import Array, Draws, LogDensityFn, PRNGKey
 
 
 def walk_jump(
@@ -88,8 +89,36 @@ def walk_jump(
     for name, number in (("noise", noise), ("step_size", step_size), ("friction", friction)):
         if not number > 0.0:
             raise ValueError(f"{name} must be positive, got {number!r}.")
-    frame = choose_frame(target, base)
-    log_density = whitened(target, frame)
+    position = _walked(
+        jax.random.split(rng_key, num_samples),
+        choose_frame(target, base),
+        as_partial(target.log_density),
+        noise,
+        step_size,
+        friction,
+        num_measurements=int(num_measurements),
+        num_walk_steps=int(num_walk_steps),
+        num_points=int(num_points),
+    )
+    evaluations = num_points * (num_measurements * (num_walk_steps + 1) + 1)
+    return CountedDraws(Draws(position), num_samples * evaluations)
+
+
+@functools.partial(jit, static_argnames=("num_measurements", "num_walk_steps", "num_points"))
+def _walked(
+    keys: Array,
+    frame: Base,
+    density: LogDensityFn,
+    noise: Array | float,
+    step_size: Array | float,
+    friction: Array | float,
+    *,
+    num_measurements: int,
+    num_walk_steps: int,
+    num_points: int,
+) -> Array:
+    """Where the walks of one key each jump to: ``[n, dim]``."""
+    log_density = whitened(density, frame)
     keep = jnp.exp(-friction * step_size)
 
     def posterior_mean(key: PRNGKey, mean: Array, m: Array) -> Array:
@@ -131,14 +160,12 @@ def walk_jump(
             (y, _, guess), _ = jax.lax.scan(step, state, keys)
             return (mean_with(y), guess), None
 
-        start = jax.random.normal(key_base, (target.dim,))
+        start = jax.random.normal(key_base, (frame.dim,))
         numbers = 1.0 + jnp.arange(num_measurements)
         keys = jax.random.split(key_walks, num_measurements)
         (mean, _), _ = jax.lax.scan(measure, (jnp.zeros_like(start), start), (numbers, keys))
         last = jnp.asarray(float(num_measurements))
         return frame.unwhiten(posterior_mean(key_jump, mean, last), ())
 
-    keys = jax.random.split(rng_key, num_samples)
-    position = jit(lambda keys: jax.lax.map(one, keys, batch_size=256))(keys)
-    evaluations = num_points * (num_measurements * (num_walk_steps + 1) + 1)
-    return CountedDraws(Draws(position), num_samples * evaluations)
+    position: Array = jax.lax.map(one, keys, batch_size=256)
+    return position
