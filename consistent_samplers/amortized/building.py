@@ -70,12 +70,12 @@ def amortize(
       covariates: ``(rng_key, num_rows) -> (args, kwargs)``, the model's arguments of one simulated
         data set without what is observed; a JAX function of its key.
       num_rows: rows of a data set, or the least and the most. Whatever has one entry a row may
-        vary with it, latent variables (members) included; what the model does with rows must be
-        theirs alone.
+        vary with it, latent variables (members) included; what the log density makes of rows must
+        then be theirs alone. Of one number of rows a model may make anything.
       observed: observed sites, each with the keyword argument that holds its values.
       num_data_sets: to simulate.
       num_iterations: of maximum likelihood, and of the path gradient.
-      hidden: width of the networks.
+      hidden: width of the networks, at least 2.
       progress_bar: show a line for each stage.
       checkpoint_dir: folder to keep the training in: a call that was killed and is made again goes
         on from there (data sets are simulated anew, with the same result). One folder for each
@@ -85,14 +85,16 @@ def amortize(
       The family; after Ctrl-C while it trains, with what it had reached and a warning.
 
     Raises:
-      TypeError: ``rng_key`` is not a single key, or covariates return no ``(args, kwargs)``.
+      TypeError: ``rng_key`` is not a single key, covariates return no ``(args, kwargs)``, or look
+        at values of arrays, as the model may not either.
       CheckpointError: ``checkpoint_dir`` cannot be used, or another process trains there.
-      ValueError: a site of ``observed`` is unknown, the model has a discrete latent site, uses rows
-        together where their number varies, or its prior simulates NaN more often than not.
+      ValueError: a setting is none, a site of ``observed`` is unknown, the model has a discrete
+        latent site, uses rows together where their number varies, or its prior cannot be drawn or
+        simulates NaN more often than not.
 
     Warns:
-      RuntimeWarning: the prior simulates NaN or infinite numbers sometimes, or posteriors have mass
-        that the map misses (`AmortizedSampler.missed`).
+      RuntimeWarning: the prior simulates NaN or infinite numbers sometimes, posteriors have mass
+        that the map misses (`AmortizedSampler.missed`), or the model's arguments cannot be saved.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs

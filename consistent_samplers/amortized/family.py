@@ -96,7 +96,9 @@ class AmortizedSampler:
         """The posterior of one data set, given as the model's own arguments.
 
         Where the weights of the family's draws are not to be used, a short training on this data
-        set alone follows, from the family's map; where that falls short, an `OneStepSampler`.
+        set alone follows, from the family's map; where that falls short, an `OneStepSampler`. A
+        data set of another number of rows than was simulated is answered as it is, by programs
+        that are compiled for its size.
 
         Args:
           rng_key: key.
@@ -108,8 +110,8 @@ class AmortizedSampler:
 
         Raises:
           TypeError: ``rng_key`` is not a single key.
-          ValueError: the arguments are of another structure, shape or type than those simulated,
-            lack what is observed, or hold NaN.
+          ValueError: the arguments are of another structure or shape than those simulated, lack
+            what is observed, or hold NaN or numbers that would change in the type of those.
         """
         check_key(rng_key)
         given = self._read([(model_args, model_kwargs)])
@@ -180,6 +182,7 @@ class AmortizedSampler:
 
         Raises:
           CheckpointError: the folder cannot be written to.
+          EncodeError: the model's arguments hold a class that is not registered (`register_base`).
         """
         from consistent_samplers.amortized.keeping import save
 

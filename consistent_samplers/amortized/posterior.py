@@ -105,11 +105,11 @@ class Posteriors:
         a data set does not have.
       log_weight: ``[sets, draws]``, exact, in nats; of an escalated data set all are its log Z, as
         its draws are corrected.
-      evidence: each entry ``[sets]``.
+      evidence: each entry ``[sets]``, NaN where one does not have it; its bound is the weakest.
       verdicts: one a data set.
       routes: one a data set.
       trusted: ``[sets]`` bool, whether a verdict is ``"trusted"`` or ``"usable"``.
-      escalated: ``[sets]`` bool, whether it had a training of its own.
+      escalated: ``[sets]`` bool, whether it had a training of its own, which came to an end.
       unlike: ``[sets]`` bool, whether it is unlike the simulated data sets.
 
     Example:
