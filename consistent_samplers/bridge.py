@@ -40,9 +40,9 @@ def bridge(log_weight: ArrayLike, target_log_weight: ArrayLike) -> Bridge:
 
     (Meng & Wong, 1996, equation 4.1). Unlike the mean weight it has a small error where draws of q
     hardly reach the tails of p, which p's own draws show. The standard error is that of
-    Frühwirth-Schnatter (2004, equation 18), chains counted by their effective draws; or,
-    where the two overlap in fewer than four of them, half the distance between what either tells
-    of log Z alone, from below and from above.
+    Frühwirth-Schnatter (2004, equation 18), chains counted by their effective draws; or, where the
+    two overlap in fewer than four of them, half the distance between what either tells of log Z
+    alone, from below and from above.
 
     Args:
       log_weight: ``[n]``, log ρ / q at independent draws of the sampler; -inf outside of the
