@@ -34,6 +34,7 @@ LOWERED_STEP = 0.1
 _KIND = "training"
 # Draws that an error counts those outside of the support of.
 _NUM_ENDS = 256
+_FEWEST_IDLE = 10
 _Folder: TypeAlias = str | os.PathLike[str]
 
 
@@ -131,8 +132,8 @@ def fit(
         another process trains there.
       RuntimeError: another host stopped.
       TrainingDivergedError: a parameter became NaN or inf, or more than `MAX_SKIPPED_SHARE` of a
-        chunk's losses or gradients did, a second time; or no point of a chunk had a density and
-        taught anything. Carries the last good state.
+        chunk's losses or gradients did, a second time; or no point of a chunk, and of ten
+        iterations, had a density. Carries the last good state.
 
     Example:
       >>> import jax, consistent_samplers as cs
@@ -186,12 +187,10 @@ def fit(
                     with on_mesh(mesh):
                         reached, info = run_chunk(algorithm, key_steps, run.state, num_run)
                     bad = _is_bad(info)
-                    idle = num_run == min(chunk_size, num_iterations) and _is_idle(info)
+                    idle = _is_idle((*run.infos, info), run.done + num_run == num_iterations)
                     if idle or bad.mean() > MAX_SKIPPED_SHARE or not _all_finite(reached.params):
-                        found = (
-                            None if several_hosts else functools.partial(_share_outside, rng_key)
-                        )
-                        run = _lower_or_stop(run, algorithm, bad, info_like, idle, found)
+                        key = None if several_hosts else rng_key
+                        run = _lower_or_stop(run, algorithm, bad, info_like, idle, key)
                         continue
                     done, num_skipped = run.done + num_run, run.num_skipped + int(bad.sum())
                     run = _Run(reached, (*run.infos, info), done, num_skipped, run.lowered)
@@ -237,10 +236,16 @@ def _is_bad(info: Any) -> np.ndarray:
     return ~(np.isfinite(info.loss) & np.isfinite(getattr(info, "gradient_norm", 0.0)))
 
 
-def _is_idle(info: Any) -> bool:
-    """Whether no iteration met a point that has a density, and none had anything to learn from."""
-    norm = getattr(info, "gradient_norm", np.ones(()))
-    return bool((np.isneginf(info.elbo) & (norm == 0.0)).all())
+def _is_idle(infos: tuple[Any, ...], ended: bool) -> bool:
+    """Whether the last chunk, of `_FEWEST_IDLE` or with those before, met no point to learn from.
+
+    That is one with a density. Runs that end sooner are judged by all that they have.
+    """
+    elbo = np.concatenate([info.elbo for info in infos[-_FEWEST_IDLE:]])
+    norm = [getattr(info, "gradient_norm", np.ones_like(info.elbo)) for info in infos]
+    nothing = np.isneginf(elbo) & (np.concatenate(norm[-_FEWEST_IDLE:]) == 0.0)
+    last = nothing[-max(_FEWEST_IDLE, len(infos[-1].elbo)) :]
+    return bool(last.all()) and (ended or len(last) >= _FEWEST_IDLE)
 
 
 def _share_outside(rng_key: PRNGKey, algorithm: Algorithm, state: SamplerState) -> float:
@@ -252,33 +257,28 @@ def _share_outside(rng_key: PRNGKey, algorithm: Algorithm, state: SamplerState) 
 
 
 def _lower_or_stop(
-    run: _Run,
-    algorithm: Algorithm,
-    bad: np.ndarray,
-    info_like: Any,
-    idle: bool,
-    share_outside: Callable[[Algorithm, SamplerState], float] | None,
+    run: _Run, algorithm: Algorithm, bad: np.ndarray, info_like: Any, idle: bool, rng_key: Any
 ) -> _Run:
     """The last good state with smaller updates, if that was not tried before and may help."""
     where = run.done + (int(np.argmax(bad)) if bad.any() else len(bad) - 1)
     name = f"Training of {algorithm.name!r} on target {algorithm.target.name!r}"
     met = f"{name} met NaN or inf"
     if run.lowered or idle:
-        outside = share_outside(algorithm, run.state) if share_outside else 0.0
-        zero = ""
-        if outside > 0.0:
-            zero = (
-                f"The density is zero at {outside:.0%} of the ends: take a base that covers its "
-                "support (cs.bases.fit), or map the support to the whole space. "
-            )
-        happened = f"{met} at iteration {where}, after its updates had been lowered once. "
+        outside = 0.0 if rng_key is None else _share_outside(rng_key, algorithm, run.state)
+        happened = f"{met} at iteration {where}, after its updates had been lowered once."
         if idle:
             last = run.done + len(bad) - 1
-            happened = f"{name} met no point with a density in iterations {run.done} to {last}. "
+            happened = f"{name} met no point with a density for a while, up to iteration {last}."
+        causes = "Causes"
+        if outside > 0.0:
+            causes = (
+                f"The density is zero at {outside:.0%} of the ends: take a base that covers its "
+                "support (cs.bases.fit), or map the support to the whole space. Other causes"
+            )
         raise TrainingDivergedError(
-            f"{happened}{zero}{'Other causes' if zero else 'Causes'}: too large a learning rate, "
-            "a base far from the target (fit: cs.bases.fit_gaussian), or a density that "
-            "overflows. The last good state is in this error's .result.state.",
+            f"{happened} {causes}: too large a learning rate, a base far from the target (fit: "
+            "cs.bases.fit_gaussian), or a density that overflows. The last good state is in this "
+            "error's .result.state.",
             run.result(info_like),
         )
     warnings.warn(

@@ -111,7 +111,7 @@ def test_what_cannot_be_corrected_is_said():
     with pytest.raises(ValueError, match="num_steps"):
         guided(KEY, algorithm, state, jnp.sum, 10, 3)
     for reward in (lambda x: x, lambda x: jnp.zeros(1)):
-        with pytest.raises(ValueError, match=r"'.*, rewarded' must return a scalar"):
+        with pytest.raises(ValueError, match=r"'.* \+ log_reward' must return a scalar"):
             guided(KEY, algorithm, state, reward, 10, 8)
     step = cs.cdds(TARGET, teacher=algorithm, teacher_state=state, num_points=3)
     with pytest.raises(ValueError, match="no stochastic paths"):

@@ -207,11 +207,20 @@ def test_a_chunk_in_which_no_point_has_a_density_ends_training():
     algorithm = cs.algorithms.contrastive(target, base=BASE, max_steps=1, hidden=(8,))
     with pytest.raises(
         cs.TrainingDivergedError,
-        match=r"no point with a density in iterations 0 to 2\. The density is zero at 100% of the "
-        r"ends: take a base that covers",
+        match=r"no point with a density for a while, up to iteration 11\. The density is zero at "
+        r"100% of the ends: take a base that covers",
     ) as caught:
-        fit(6, algorithm, chunk_size=3)
-    assert caught.value.result.state.iteration == 0
+        fit(20, algorithm, chunk_size=3)
+    assert caught.value.result.state.iteration == 9
+
+
+def test_a_few_iterations_without_a_density_do_not_end_training():
+    info = ToyInfo(np.zeros(1), np.array([-np.inf]), np.zeros(1))
+    good = info._replace(elbo=np.zeros(1))
+    assert not training._is_idle((good, info), ended=True)
+    assert not training._is_idle((info,) * 9, ended=False)
+    assert training._is_idle((info,) * 9, ended=True)
+    assert training._is_idle((good, *(info,) * 10), ended=False)
 
 
 def test_the_step_scale_scales_the_updates():

@@ -81,7 +81,7 @@ def guided(
     check_paths(algorithm, num_steps, noised=True)
     check_integer("num_samples", num_samples)
     check_integer("num_candidates", num_candidates)
-    density, name = algorithm.target.log_density, f"{algorithm.target.name}, rewarded"
+    density, name = algorithm.target.log_density, f"{algorithm.target.name} + log_reward"
     rewarded = Partial(_rewarded, as_partial(density), as_partial(log_reward))
     # Made first: it refuses a reward that is no number.
     target = Target(rewarded, algorithm.target.dim, name)
