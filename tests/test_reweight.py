@@ -230,6 +230,7 @@ SUPPORTS = {
         "unconstrained ones too",
     ),
     "same": (dist.Uniform(1e6, 1e6 + 1.0), dist.Uniform(1e6, 1e6 + 1.0), None),
+    "same, far out": (dist.LKJCholesky(4, 2.0), dist.LKJCholesky(4, 1.0), None),
     "smaller": (dist.Normal(0.0, 1.0), dist.TruncatedNormal(0.0, 1.0, low=0.5), None),
 }
 

@@ -55,7 +55,10 @@ class _Changed:
         _, _, known = _terms(self.old, old_data, sites)
         log_det = log_abs_det(known, free, sites)
         log_prior, log_likelihood, found = _terms(self.new, new_data, sites)
-        inside = jnp.stack([in_support(found[n]["fn"].support, sites[n]) for n in sites]).all()
+        each = (
+            _held(known[n], found[n]) or in_support(found[n]["fn"].support, sites[n]) for n in sites
+        )
+        inside = jnp.stack([jnp.asarray(held) for held in each]).all()
         # A power of zero leaves out what may be infinite.
         parts = jnp.stack([log_prior, log_likelihood])
         scaled = jnp.where(powers == 0.0, 0.0, powers * parts).sum()
@@ -149,6 +152,16 @@ def _power(name: str, value: Any) -> float:
     return float(number)
 
 
+def _held(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether all values of a site are in the support of another, which is the same everywhere.
+
+    Far out an inverse may not be finite there.
+    """
+    a, b = (site["fn"].support for site in (first, second))
+    kinds: list[Any] = [jax.tree.structure(support) for support in (a, b)]
+    return bool(kinds[0] == kinds[1]) and not jax.tree.leaves(a)
+
+
 def _check_names(model: Any, taken: Iterable[str]) -> None:
     """Raises where keywords of a model, or those that it took before, have the powers' names."""
     fn = model
@@ -172,8 +185,12 @@ def _check_supports(known: FlatModel, other: FlatModel) -> None:
         functions = other.functions
         values = functions.constrain_sites(other_data, functions.unravel(x))
         sites = {name: values[name] for name, _ in known.functions.sites}
-        trace = _terms(known.functions, known_data, sites)[2]
-        return {name: comes_back(trace[name]["fn"].support, sites[name]) for name in sites}
+        was = _terms(known.functions, known_data, sites)[2]
+        now = _terms(functions, other_data, sites)[2]
+        return {
+            n: jnp.asarray(_held(now[n], was[n]) or comes_back(was[n]["fn"].support, sites[n]))
+            for n in sites
+        }
 
     def every(known_data: ArrayTree, other_data: ArrayTree, points: Array) -> dict[str, Array]:
         return jax.lax.map(lambda x: within(known_data, other_data, x), points)
