@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.scipy.stats import t as student_t
 
 from consistent_samplers.amortized.frames import Frame
 from consistent_samplers.amortized.laplace import Members
@@ -22,9 +23,10 @@ from consistent_samplers.types import Array, Params, PRNGKey
 
 _CLIP = 6.0  # standardised features, and coordinates as inputs
 _NUM_COEFFICIENTS = 4  # shift, log scale, skewness, log tail
-# Posteriors of few rows have the tails of their priors. Some draws of each global are twice as
-# wide: a tenth, or as many as cost all globals together less than a third of the draws.
-_WIDTH, _MAX_WIDE, _WIDE_OF_ALL = 2.0, 0.1, 0.3
+# Posteriors of few rows have the tails of their priors, exponential ones of the logarithms of
+# scales. Some draws of each global follow a Student t, twice as wide, against which no such tail
+# makes a large weight: a tenth, or as many as cost all globals together less than a third of them.
+_WIDTH, _FREEDOM, _MAX_WIDE, _WIDE_OF_ALL = 2.0, 3, 0.1, 0.3
 _CONTEXT = 32
 # Share of draws that are spread evenly over modes, whatever Laplace's method takes them to hold.
 _EVEN = 0.05
@@ -99,12 +101,14 @@ class ConditionalMap(NamedTuple):
 
     def latent(self, rng_key: PRNGKey, max_rows: int) -> tuple[Array, Array]:
         """Draws z of globals ``[g]``, some of them wider, and of members ``[N, p]``."""
-        key_normal, key_wide = jax.random.split(rng_key)
+        key_normal, key_wide, key_square = jax.random.split(rng_key, 3)
         z = jax.random.normal(key_normal, (self.num_globals + max_rows * self.num_each,))
         of_globals, of_members = z[: self.num_globals], z[self.num_globals :]
         wide = jax.random.bernoulli(key_wide, self._share_wide, (self.num_globals,))
         of_members = of_members.reshape(max_rows, self.num_each)
-        return of_globals * jnp.where(wide, _WIDTH, 1.0), of_members
+        normal = jax.random.normal(key_square, (self.num_globals, _FREEDOM))
+        student = _WIDTH / jnp.sqrt(jnp.mean(normal**2, -1))
+        return of_globals * jnp.where(wide, student, 1.0), of_members
 
     def draw_globals(self, params: Any, context: Array, z: Array) -> Array:
         """The u ``[g]`` that z ``[g]`` is taken to."""
@@ -251,6 +255,6 @@ def _log_prob(coefficients: Array, u: Array, share_wide: float = 0.0) -> Array:
     each = jax.vmap(standard_normal_log_prob)
     log_base = each(z[..., None])
     if share_wide:
-        wide = each(z[..., None] / _WIDTH) + math.log(share_wide / _WIDTH)
+        wide = student_t.logpdf(z, _FREEDOM, scale=_WIDTH) + math.log(share_wide)
         log_base = jnp.logaddexp(log_base + math.log1p(-share_wide), wide)
     return log_base - log_slope - log_scale

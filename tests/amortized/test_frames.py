@@ -40,6 +40,14 @@ def test_modes_are_those_that_hold_the_mass():
     assert np.median(away) < 1.3 * np.sqrt(st.chi2(4).median())
 
 
+def test_no_exponential_tail_outweighs_the_draws_of_globals():
+    made = ConditionalMap(2, 0, hidden=8)
+    params = made.init(jax.random.key(0), 3, 0)
+    far = jnp.array([[-50.0, 0.0], [0.0, 50.0], [30.0, -30.0]])
+    log_prob = jax.vmap(lambda u: made.log_prob_globals(params, jnp.zeros(32), u))(far)
+    assert (log_prob > -jnp.abs(far).sum(1)).all()
+
+
 @pytest.mark.slow
 def test_the_maps_density_is_that_of_its_draws():
     """Some draws of a global are wider, and the density knows."""
@@ -58,7 +66,7 @@ def test_the_maps_density_is_that_of_its_draws():
 
     z, u, log_prob = jax.vmap(one)(jax.random.split(jax.random.key(3), 50_000))
     # Four standard deviations, as a Gaussian has them six times in a hundred thousand.
-    share = 2.0 * (0.9 * st.norm.sf(4.0) + 0.1 * st.norm.sf(2.0))
+    share = 2.0 * (0.9 * st.norm.sf(4.0) + 0.1 * st.t(3).sf(2.0))
     assert (np.abs(z) > 4.0).mean() == pytest.approx(share, rel=0.1)
     spread = jnp.std(u, 0)
     normal = st.multivariate_normal(np.mean(u, 0), np.diag(spread**2))
