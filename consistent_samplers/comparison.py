@@ -22,7 +22,7 @@ from consistent_samplers.checks import check_integer, check_key
 from consistent_samplers.diagnostics import LEVELS
 from consistent_samplers.prediction import Prediction, predict
 from consistent_samplers.recipe import TrainedSampler
-from consistent_samplers.same_data import in_one_order as _in_one_order
+from consistent_samplers.same_data import in_one_order
 from consistent_samplers.types import PRNGKey
 
 _WIDTH = 100
@@ -187,7 +187,7 @@ def compare(
     observed = {name: _observed(name, entry) for name, entry in models.items()}
     known = {name: values for name, values in observed.items() if values}
     untold = [n for n, entry in models.items() if n not in known or entry.factors]
-    sites = _in_one_order(known) if known else {}
+    sites = in_one_order(known) if known else {}
     brackets = {}
     for i, (name, entry) in enumerate(models.items()):
         brackets[name] = entry.bracket(folded(rng_key, i), num_samples)

@@ -602,8 +602,8 @@ def test_losses_of_their_own_paths_take_no_replayed_ones(loss):
     ("settings", "message"),
     [
         ({"loss": "logvariance"}, "loss must be one of .*log_variance"),
-        ({"train_steps": (4, 16)}, r"num_steps=16 .* \[1, 2, 4, 8\]"),
-        ({"train_steps": (3,)}, "num_steps=3"),
+        ({"train_steps": (4, 16)}, r"train_steps=16 .* \[1, 2, 4, 8\]"),
+        ({"train_steps": (3,)}, "train_steps=3"),
         ({"train_steps": ()}, "at least one"),
         ({"max_steps": 12}, "power of two"),
         ({"replay_share": -0.1}, "negative"),

@@ -274,6 +274,7 @@ def conditional(num=10):
     return target, {"base": base, "num_calibration_iterations": 3, "progress_bar": False}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The warm start")
 def test_a_warm_start_keeps_its_map_in_any_dimension():
     target, settings = conditional()
