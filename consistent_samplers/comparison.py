@@ -186,7 +186,7 @@ def compare(
     weights = _checked_prior(list(models), prior)
     observed = {name: _observed(name, entry) for name, entry in models.items()}
     known = {name: values for name, values in observed.items() if values}
-    untold = [n for n, entry in models.items() if n not in known or entry.factors]
+    untold = {n for n, entry in models.items() if n not in known or entry.factors}
     sites = in_one_order(known) if known else {}
     brackets = {}
     for i, (name, entry) in enumerate(models.items()):
@@ -197,8 +197,9 @@ def compare(
     notes = [found.note] if found.note else []
     if untold:
         notes.append(
-            f"Whether the data are the same is yours to know of {', '.join(untold)}: a density, or "
-            "a numpyro.factor, does not tell its data."
+            "Whether the data are the same is yours to know of "
+            f"{', '.join(name for name in found.brackets if name in untold)}: a density, or a "
+            "numpyro.factor, does not tell its data."
         )
     prediction: dict[str, Prediction] = {}
     if loo:
