@@ -87,8 +87,7 @@ def test_where_a_density_says_nothing_its_derivatives_are_zero(density):
         np.testing.assert_allclose(derivative(held)(1.5), derivative(density)(1.5), rtol=1e-6)
     # As a learned map sees it, backwards through a derivative that was taken forwards.
     assert jax.grad(lambda x: jax.jvp(jax.grad(held), (x,), (1.0,))[1])(-1.0) == 0.0
-    outside = density(-1.0)
-    assert held(-1.0) == (outside if jnp.isfinite(outside) else -jnp.inf)
+    np.testing.assert_array_equal(held(-1.0), density(-1.0))
 
 
 BOUNDED = {

@@ -126,8 +126,8 @@ def _answered_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 def within_support(density: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """The log density, with derivatives of any order that are zero where it says nothing.
 
-    That is where it is not finite, and then -inf, or where its gradient is not. What is masked
-    after it was computed would still make every gradient NaN.
+    That is where it or its gradient is not finite. What is masked after it was computed would still
+    make every gradient NaN. XLA takes both of the evaluations here, and their gradients, for one.
 
     Args:
       density: log density of one point, ``[dim] -> []``.
@@ -142,9 +142,8 @@ def within_support(density: Callable[[Array], Array]) -> Callable[[Array], Array
     def log_density(x: Array) -> Array:
         still = jax.lax.stop_gradient(x)
         value, grad = jax.value_and_grad(lambda x: density(x))(still)
-        inside = jnp.isfinite(value)
-        usable = inside & jnp.isfinite(grad).all()
-        return jnp.where(inside, density(jnp.where(usable, x, still)), -jnp.inf)
+        usable = jnp.isfinite(value) & jnp.isfinite(grad).all()
+        return density(jnp.where(usable, x, still))
 
     return log_density
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.tree_util import Partial
 from numpyro import handlers
-from numpyro.infer.initialization import init_to_uniform
 from numpyro.infer.util import (
     constrain_fn,
     helpful_support_errors,
@@ -34,6 +33,12 @@ from consistent_samplers.integrations.numpyro.arguments import (
     split_arrays,
 )
 from consistent_samplers.integrations.numpyro.checking import check_trace
+from consistent_samplers.integrations.numpyro.tracing import (
+    is_scaled,
+    log_abs_det,
+    missing_values,
+    trace_of,
+)
 from consistent_samplers.targets.base import Target
 from consistent_samplers.types import Array, ArrayTree, PRNGKey
 
@@ -103,7 +108,7 @@ class _Functions:
     arguments: Arguments
     sites: tuple[tuple[str, tuple[int, ...]], ...]  # names and unconstrained shapes of the latent
     trace: str | None = None  # fingerprint of what they compute, see `_fingerprint`
-    missing: tuple[tuple[str, tuple[int, ...]], ...] = ()  # see `_missing`; by site
+    missing: tuple[tuple[str, tuple[int, ...]], ...] = ()  # see `missing_values`; by site
     is_scaled: bool = False  # whether handlers scale or mask latent sites
 
     @property
@@ -206,7 +211,7 @@ def flatten_model(
     except TypeError:
         model = _ByIdentity(model)
     check_arguments(name_of(model), (model_args, model_kwargs))
-    trace = _trace(model, model_args, model_kwargs)
+    trace = trace_of(model, model_args, model_kwargs)
     check_trace(name_of(model), trace)
 
     sites = []
@@ -220,9 +225,9 @@ def flatten_model(
     fixed = {k: s["value"] for k, s in trace.items() if s["type"] in ("param", "mutable")}
     arguments = model_args, model_kwargs
     constants, arrays = split_arrays(arguments)
-    missing = {name: _missing(name_of(model), trace, name, shape) for name, shape in sites}
+    missing = {name: missing_values(name_of(model), trace, name, shape) for name, shape in sites}
     some = tuple((name, index) for name, index in missing.items() if index is not None)
-    scaled = any(_is_scaled(trace[name]) for name, index in missing.items() if index is None)
+    scaled = any(is_scaled(trace[name]) for name, index in missing.items() if index is None)
     functions = _Functions(model, constants, tuple(sites), missing=some, is_scaled=scaled)
     if not some and (functions := _traced(functions, (arrays, fixed))).trace is not None:
         return _flat_model(functions, (arrays, fixed), arguments)
@@ -232,29 +237,6 @@ def flatten_model(
     rest = Opaque((i, type(leaf), leaf) for i, leaf in enumerate(leaves))
     functions = dataclasses.replace(functions, arguments=Arguments(structure, rest))
     return _flat_model(_traced(functions, ([], fixed)), ([], fixed), arguments)
-
-
-def log_abs_det(trace: dict[str, Any], free: Samples, sites: Samples) -> Array:
-    """Log |det| ``[]`` of the map from unconstrained sites to constrained ones of a model's trace.
-
-    Neither scaled nor masked, whatever the trace says of the sites.
-    """
-    each = (
-        jnp.sum(dist.biject_to(trace[n]["fn"].support).log_abs_det_jacobian(free[n], sites[n]))
-        for n in sites
-    )
-    return sum(each, start=jnp.zeros(()))
-
-
-def _is_scaled(site: dict[str, Any]) -> bool:
-    """Whether a site has a Jacobian, and may be scaled or masked by a handler."""
-    fn, masked = site["fn"], False
-    if getattr(fn.support, "base_constraint", fn.support) is dist.constraints.real:
-        return False
-    while fn is not None:
-        masked |= isinstance(fn, dist.MaskedDistribution)
-        fn = getattr(fn, "base_dist", None)
-    return masked or site.get("scale") is not None
 
 
 def _traced(functions: _Functions, data: ArrayTree) -> _Functions:
@@ -267,69 +249,6 @@ def _traced(functions: _Functions, data: ArrayTree) -> _Functions:
             "model and give them as an argument, or make them a site of it (numpyro.sample)."
         )
     return dataclasses.replace(functions, trace=computed)
-
-
-def _trace(
-    model: Callable[..., Any], model_args: tuple[Any, ...], model_kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """The model's sites, their values abstract where nothing of what is read of them depends on it.
-
-    With values every small operation of a model is compiled by itself: a second for a regression.
-    """
-    found: dict[str, Any] = {}
-
-    def run() -> None:
-        initialised = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_uniform)
-        found.update(handlers.trace(initialised).get_trace(*model_args, **model_kwargs))
-
-    try:
-        jax.eval_shape(run)
-        sites = found.values()
-        kept = [s["value"] for s in sites if s["type"] in ("param", "mutable")]
-        kept += [s["fn"].support for s in sites if s["type"] == "sample" and not s["is_observed"]]
-        kept += [s["fn"] for s in sites if _fills_up(found, s["name"])]
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(kept)):
-            return found
-    except Exception:  # a model that looks at values, or a fault of it, which is met again
-        pass
-    found.clear()
-    run()
-    return found
-
-
-def _fills_up(trace: dict[str, Any], name: str) -> bool:
-    """Whether a site is what ``numpyro.sample(..., obs_mask=)`` fills observed values up with."""
-    site = name.removesuffix("_unobserved")
-    return site != name and f"{site}_observed" in trace and site in trace
-
-
-def _missing(
-    model: str, trace: dict[str, Any], name: str, shape: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """Coordinates of a site of ``obs_mask=`` that stand for missing values; None of other sites.
-
-    Its other coordinates are used nowhere and have no density, so that nothing samples them.
-    """
-    if not _fills_up(trace, name):
-        return None
-    site = fn = trace[name]["fn"]
-    mask: Any = True
-    while fn is not None:  # the innermost mask is that of ``obs_mask=``
-        mask = getattr(fn, "_mask", mask)
-        fn = getattr(fn, "base_dist", None)
-    varies = np.broadcast_to(mask, site.batch_shape)
-    # A coordinate that stays at zero must add nothing: the logarithm of a Jacobian that is one.
-    transform = dist.biject_to(site.support)
-    origin = jnp.zeros(shape)
-    log_det = transform.log_abs_det_jacobian(origin, transform(origin))
-    if np.any(np.where(varies, 0.0, log_det)):
-        raise ValueError(
-            f"Site {name.removesuffix('_unobserved')!r} of model {model!r} has an obs_mask and a "
-            f"distribution on {site.support}, for which the observed entries cannot be left out. "
-            "Give the missing values a site of their own, and put both together in the model."
-        )
-    varies = varies.reshape(varies.shape + (1,) * (len(shape) - varies.ndim))
-    return tuple(np.flatnonzero(np.broadcast_to(varies, shape)).tolist())
 
 
 def _flat_model(functions: _Functions, data: ArrayTree, arguments: Call) -> FlatModel:

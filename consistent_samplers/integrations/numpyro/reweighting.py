@@ -22,13 +22,9 @@ from consistent_samplers.diagnostics import LEVELS
 from consistent_samplers.estimate import pareto_smooth
 from consistent_samplers.integrations.numpyro.arguments import name_of
 from consistent_samplers.integrations.numpyro.flattening import comes_back, in_support
-from consistent_samplers.integrations.numpyro.model import (
-    FlatModel,
-    Samples,
-    flatten_model,
-    log_abs_det,
-)
+from consistent_samplers.integrations.numpyro.model import FlatModel, Samples, flatten_model
 from consistent_samplers.integrations.numpyro.run import Run
+from consistent_samplers.integrations.numpyro.tracing import log_abs_det
 from consistent_samplers.targets import Target, rounding
 from consistent_samplers.types import Array, ArrayTree
 
