@@ -78,8 +78,16 @@ def _log_inverse_gamma(log_variance: Array) -> Array:
 # --- Nested regressions -------------------------------------------------------------------------
 
 
-def nested_regressions(seed: int, rows: int = 40) -> tuple[dict[str, Callable[[], None]], float]:
-    """Two conjugate regressions, the smaller without the last column, and their log Bayes factor.
+def regression(x: Any, y: Any) -> None:
+    """Linear regression with conjugate priors."""
+    variance = numpyro.sample("variance", dist.InverseGamma(_SHAPE, _RATE))
+    scale = jnp.sqrt(variance)
+    beta = numpyro.sample("beta", dist.Normal(0.0, scale).expand([x.shape[1]]).to_event(1))
+    numpyro.sample("y", dist.Normal(x @ beta, scale), obs=y)
+
+
+def nested_regressions(seed: int, rows: int = 40) -> tuple[dict[str, tuple[Any, Any]], float]:
+    """Data of two regressions, the smaller without the last column; their log Bayes factor.
 
     The last coefficient is normal over data sets: evidence for either comes up.
     """
@@ -87,21 +95,10 @@ def nested_regressions(seed: int, rows: int = 40) -> tuple[dict[str, Callable[[]
     x = np.c_[np.ones(rows), rng.normal(size=(rows, 3))].astype(np.float32)
     beta = np.array([1.0, -0.5, 0.5, 0.4 * rng.normal()])
     y = (x @ beta + rng.normal(size=rows)).astype(np.float32)
-
-    def model(columns: Any) -> Callable[[], None]:
-        def regression() -> None:
-            variance = numpyro.sample("variance", dist.InverseGamma(_SHAPE, _RATE))
-            scale = jnp.sqrt(variance)
-            prior = dist.Normal(0.0, scale).expand([columns.shape[1]]).to_event(1)
-            mean = columns @ numpyro.sample("beta", prior)
-            numpyro.sample("y", dist.Normal(mean, scale), obs=y)
-
-        return regression
-
     parts = {"larger": x, "smaller": x[:, :-1]}
     wide = [part.astype(np.float64) for part in parts.values()]
     log_z = [_log_evidence(y, np.eye(rows) + part @ part.T) for part in wide]
-    return {name: model(columns) for name, columns in parts.items()}, log_z[0] - log_z[1]
+    return {name: (part, y) for name, part in parts.items()}, log_z[0] - log_z[1]
 
 
 # --- A stream of data ---------------------------------------------------------------------------

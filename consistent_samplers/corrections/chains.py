@@ -4,6 +4,7 @@ There the target is p0(z) w(z), close to a standard normal as far as the map is 
 geometry of the target itself (Hoffman et al., 2019, NeuTra).
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -12,13 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from consistent_samplers.bases import Base
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.bridge import Bridge, bridge
 from consistent_samplers.checks import check_integer, check_key
-from consistent_samplers.compilation import jit
+from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.corrections.gaussian_bridge import bridge_to_gaussian, smaller_error
 from consistent_samplers.corrections.latent import weigh_latent
 from consistent_samplers.corrections.latent_space import NUM_DRAWS, latent_space
@@ -141,8 +143,6 @@ def latent_chains(
       >>> bool(abs(chains.log_z.log_z - target.log_z) < 0.1)
       True
     """
-    from numpyro.infer import NUTS
-
     check_key(rng_key)
     check_integer("num_chains", num_chains, 2)
     check_integer("num_warmup", num_warmup)
@@ -150,34 +150,21 @@ def latent_chains(
     space, start, log_weight = latent_space(
         folded(rng_key, 0), target, sampler, num_chains, gaussian
     )
-    weigh = weigh_latent(space, target)
     several = not one_frame(sampler.base)
-
-    def potential(z: Array) -> Array:
-        return -(weigh(z, ()).log_weight + standard_normal_log_prob(z))
-
-    kernel = NUTS(
-        potential_fn=potential, max_tree_depth=_MAX_TREE_DEPTH, target_accept_prob=_ACCEPTANCE
-    )
+    landscape = _Landscape(as_partial(target.log_density), space, sampler.base if several else None)
     keys = jax.random.split(folded(rng_key, 1), num_chains)
-    state = jit(lambda keys, start: kernel.init(keys, num_warmup, start, (), {}))(keys, start)
-
-    def step(state: Any, key: PRNGKey) -> tuple[Any, Any]:
-        state = kernel.sample(state, (), {})  # of all chains
-        for i in range(_JUMPS if several else 0):
-            state = _jumped(jax.random.fold_in(key, i), state, potential, space.base, sampler.base)
-        return state, (state.z, state.diverging, state.num_steps)
-
-    run = jit(lambda key, state: jax.lax.scan(step, state, jax.random.split(key, _SEGMENT)))
+    state = _begin(landscape, keys, start, num_warmup=num_warmup)
     kept: list[Any] = []
     least = min(num_samples, LEAST_SAMPLES)
     told, calmer, dispatched, gradients = 0, False, itertools.count(), 0
+    adapted = num_warmup
     while True:
         while (done := len(kept) * _SEGMENT) < num_warmup + num_samples:
             if gradients > max_gradients and done >= num_warmup + least:
                 num_samples = done - num_warmup
                 break
-            state, drawn = run(folded(folded(rng_key, 3), next(dispatched)), state)
+            key = folded(folded(rng_key, 3), next(dispatched))
+            state, drawn = _go_on(landscape, key, state, num_warmup=adapted)
             *drawn, num_steps = jax.device_get(drawn)
             kept.append(drawn)
             # Chains are moved together: all take as long as the one with the most.
@@ -234,20 +221,68 @@ def latent_chains(
     )
 
 
-def _jumped(
-    rng_key: PRNGKey, state: Any, potential: Callable[[Array], Array], space: Base, base: Base
-) -> Any:
+class _Landscape(NamedTuple):
+    """What chains move on: arguments of their programs, which know another of its kind again."""
+
+    density: Partial
+    space: Sampler
+    proposals: Base | None  # a base of several components, whose draws are proposed
+
+    def potential(self, z: Array) -> Array:
+        """``-log p0(z) w(z)``."""
+        target = Target(self.density, self.space.base.dim)
+        weight = weigh_latent(self.space, target)(z, ()).log_weight
+        return -(weight + standard_normal_log_prob(z))
+
+    def kernel(self) -> Any:
+        """NUTS on it."""
+        from numpyro.infer import NUTS
+
+        return NUTS(
+            potential_fn=self.potential,
+            max_tree_depth=_MAX_TREE_DEPTH,
+            target_accept_prob=_ACCEPTANCE,
+        )
+
+
+@functools.partial(jit, static_argnames="num_warmup")
+def _begin(landscape: _Landscape, keys: PRNGKey, start: Array, *, num_warmup: int) -> Any:
+    """The state of chains at the start, of which ``num_warmup`` iterations adapt."""
+    return landscape.kernel().init(keys, num_warmup, start, (), {})
+
+
+@functools.partial(jit, static_argnames="num_warmup")
+def _go_on(
+    landscape: _Landscape, rng_key: PRNGKey, state: Any, *, num_warmup: int
+) -> tuple[Any, Any]:
+    """The state of all chains after a dispatch, and of each iteration what is kept."""
+    kernel = landscape.kernel()
+    # It has to have begun; what that computes, nobody needs here.
+    jax.eval_shape(lambda: kernel.init(state.rng_key, num_warmup, state.z, (), {}))
+
+    def step(state: Any, key: PRNGKey) -> tuple[Any, Any]:
+        state = kernel.sample(state, (), {})
+        for i in range(0 if landscape.proposals is None else _JUMPS):
+            state = _jumped(jax.random.fold_in(key, i), state, landscape)
+        return state, (state.z, state.diverging, state.num_steps)
+
+    return jax.lax.scan(step, state, jax.random.split(rng_key, _SEGMENT))
+
+
+def _jumped(rng_key: PRNGKey, state: Any, landscape: _Landscape) -> Any:
     """States of NUTS, each after the proposal of a draw of a base with several components.
 
     Independence Metropolis-Hastings (Tierney, 1994): gradients do not pass between modes.
     """
+    space, base = landscape.space.base, landscape.proposals
+    assert base is not None
 
     def one(key: PRNGKey, z: Array, energy: Array, slope: Array) -> tuple[Array, ...]:
         key_component, key_draw, key_accept = jax.random.split(key, 3)
         component = base.draw_component(key_component)
         x = base.unwhiten(jax.random.normal(key_draw, z.shape, z.dtype), component)
         proposed = space.whiten(x, ())
-        new_energy, new_slope = jax.value_and_grad(potential)(proposed)
+        new_energy, new_slope = jax.value_and_grad(landscape.potential)(proposed)
         new = -new_energy - base.log_prob(x)
         _, accepted = accept(key_accept, new, -energy - base.log_prob(space.unwhiten(z, ())))
         accepted &= jnp.isfinite(new_slope).all()
