@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.report import Report, Row
 
 RESULTS = Path(__file__).parent / "results"
@@ -212,6 +214,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     if not isinstance(value, float):
         return value
     if math.isfinite(value):

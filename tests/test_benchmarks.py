@@ -130,11 +130,13 @@ def test_summary_has_means_and_standard_errors():
 
 
 def test_rows_are_strict_json_and_keep_infinities(tmp_path):
-    case.write(tmp_path / "x.jsonl", [{"a": math.nan, "b": (-math.inf, 1.5)}])
+    row = {"a": math.nan, "b": (-math.inf, np.float32(1.5)), "c": np.bool_(True)}
+    case.write(tmp_path / "x.jsonl", [row])
     (text,) = (tmp_path / "x.jsonl").read_text().splitlines()
     back = json.loads(text, parse_constant=pytest.fail)
     assert math.isnan(report.number(back["a"]))
     assert [report.number(v) for v in back["b"]] == [-math.inf, 1.5]
+    assert back["c"] is True
 
 
 def _benchmark(measure, **more):
