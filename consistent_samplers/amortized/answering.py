@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from consistent_samplers.amortized.family import AmortizedSampler
 
 _AT_ONCE, _TRAINED_AT_ONCE = 16, 4
+# As many again, where draws fall short.
+_TIMES = 16
 _MAX_FLOATS = 2**22
 
 
@@ -59,6 +61,39 @@ def answered(
         *at, log_weight[index], away[index] = draw(keys[index], data)
         parts += [(index[some], samples) for some, samples in _parts(model, at, data)]
     return Answers(_joined(family.model, parts, len(given)), log_weight, away)
+
+
+def with_more(
+    rng_key: PRNGKey,
+    family: "AmortizedSampler",
+    given: tuple[PaddedModel, DataSet],
+    before: Samples,
+    log_weight: np.ndarray,
+    num_at_once: int,
+) -> Answers:
+    """The answer to one data set from 17 times as many draws or more: its own among them.
+
+    What its own show, a large weight above all, is not forgotten.
+
+    Args:
+      rng_key: key.
+      family: the family.
+      given: the data set, with the model of its shapes.
+      before: the samples that there are, ``[1, draws, ...]`` each.
+      log_weight: ``[1, draws]``, theirs.
+      num_at_once: data sets that were answered together: programs are compiled for so many.
+    """
+    at_once, found = min(num_at_once, _TIMES), []
+    for key in jax.random.split(rng_key, -(-_TIMES // at_once)):
+        keys = jax.random.split(key, at_once)
+        found.append(answered(keys, family, [given] * at_once, log_weight.shape[1]))
+
+    def together(*parts: np.ndarray) -> np.ndarray:
+        return np.concatenate([x.reshape(-1, *x.shape[2:]) for x in parts])[None]
+
+    samples = jax.tree.map(together, dict(before), *(each.samples for each in found))
+    log_weight = together(log_weight, *(each.log_weight for each in found))
+    return Answers(samples, log_weight, found[0].away[:1])
 
 
 def stacked(data: list[DataSet]) -> DataSet:

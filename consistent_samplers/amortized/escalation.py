@@ -1,4 +1,7 @@
-"""Data sets whose draws are not to be used: a short training of the map, then a sampler of its own.
+"""Data sets whose draws are not to be used: more of them, a short training, a sampler of its own.
+
+Of a few thousand draws the tail of the weights is known too little: of many more it is mostly found
+to be light, and as many as were asked for are resampled from all.
 
 The map's training goes on from the family's parameters, on the density of one data set alone. It is
 one program for all data sets, so that only the first waits for a compiler. It may lose a mode, as
@@ -15,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from consistent_samplers.amortized.posterior import Posteriors
+from consistent_samplers.amortized.posterior import Posteriors, resampled
 from consistent_samplers.bases.iterating import folded, pair
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import Evidence
@@ -37,6 +40,7 @@ Samplers = dict[int, OneStepSampler]
 
 def escalated(
     many: Posteriors,
+    more: Callable[[PRNGKey, int], Posteriors],
     again: Callable[[PRNGKey, np.ndarray], Posteriors] | None,
     model: Callable[..., Any],
     call: Callable[[int], Call],
@@ -46,6 +50,7 @@ def escalated(
 
     Args:
       many: answers.
+      more: of a key and the index of a data set, its answer from many more draws.
       again: of a key and the indices of data sets, the answers after a short training on each;
         None where that cannot help.
       model: what an `OneStepSampler` takes.
@@ -55,12 +60,15 @@ def escalated(
     Returns:
       The answers, and the samplers of those that have one.
     """
-    key_again, key_own = pair(many.rng_key)
+    (key_again, key_own), key_more = pair(many.rng_key), folded(many.rng_key, 2)
     answers, samplers, failed = _Answers(many), Samplers(), set[int]()
     # Data that are impossible under the model stay so.
     index = np.flatnonzero(~many.trusted & np.isfinite(many.evidence.log_z))
-    if len(index) and again is not None:
-        _train_shortly(answers, index, again(key_again, index))
+    for i in index.tolist():
+        _resample(answers, i, more(folded(key_more, i), i))
+    rest = index[~answers.trusted[index]]
+    if len(rest) and again is not None:
+        _train_shortly(answers, rest, again(key_again, rest))
     num_samples = many.log_weight.shape[1]
     for i in [int(i) for i in index if not answers.trusted[i]]:
         args, kwargs = call(i)
@@ -83,6 +91,18 @@ def escalated(
         answers.put(i, drawn, found.log_z, found, sampler.verdict, route or before)
         samplers[i] = sampler
     return answers.posteriors(many, index, failed), samplers
+
+
+def _resample(answers: "_Answers", index: int, found: Posteriors) -> None:
+    """Takes over draws resampled from more of them, where these can be used."""
+    if not found.trusted[0]:
+        return
+    evidence = jax.tree.map(lambda x: x[0], found.evidence)
+    chosen = resampled(found.rng_key, found.log_weight, answers.log_weight.shape[1])[0]
+    samples = {name: x[0][chosen] for name, x in found.samples.items()}
+    reason = f"{found.log_weight.shape[1]:,} draws of the map, of which these are resampled"
+    route = found.routes[0]._replace(reason=reason)
+    answers.put(index, samples, evidence.log_z, evidence, found.verdicts[0], route)
 
 
 def _train_shortly(answers: "_Answers", index: np.ndarray, again: Posteriors) -> None:

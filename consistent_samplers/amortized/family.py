@@ -11,7 +11,7 @@ import numpy as np
 
 from consistent_samplers import progress
 from consistent_samplers.amortized import fitting
-from consistent_samplers.amortized.answering import Answers, answered
+from consistent_samplers.amortized.answering import Answers, answered, with_more
 from consistent_samplers.amortized.conditional import ConditionalMap, Standard
 from consistent_samplers.amortized.coverage import MAX_MISSED, MUCH_MISSED
 from consistent_samplers.amortized.escalation import Samplers, escalated
@@ -95,8 +95,9 @@ class AmortizedSampler:
     ) -> Posterior:
         """The posterior of one data set, given as the model's own arguments.
 
-        Where the weights of the family's draws are not to be used, a short training on this data
-        set alone follows, from the family's map; where that falls short, an `OneStepSampler`. A
+        Where the weights of the family's draws are not to be used, they are resampled from many
+        more; where these fall short, a short training on this data set alone follows, from the
+        family's map; and where that does, an `OneStepSampler`. A
         data set of another number of rows than was simulated is answered as it is, by programs
         that are compiled for its size.
 
@@ -104,7 +105,7 @@ class AmortizedSampler:
           rng_key: key.
           *model_args: of the model.
           num_samples: number of draws.
-          escalate: whether such trainings may follow.
+          escalate: whether more draws and such trainings may follow.
           progress_bar: show its progress.
           **model_kwargs: of the model, with what is observed.
 
@@ -148,8 +149,8 @@ class AmortizedSampler:
           rng_key: key.
           data_sets: the model's arguments ``(args, kwargs)`` of each, with what is observed.
           num_samples: draws of each.
-          escalate: whether a training of its own follows for each that is not to be used; see
-            `condition`.
+          escalate: whether more draws, or a training of its own, follow for each that is not to
+            be used; see `condition`.
           progress_bar: show how far it is.
 
         Raises:
@@ -208,6 +209,12 @@ class AmortizedSampler:
                 answers = answered(keys, self, some, num_samples, num_iterations)
             return self._judged(key_rest, [int(data.mask.sum()) for _, data in some], answers)
 
+        def more(key: PRNGKey, index: int) -> Posteriors:
+            samples = {name: x[index][None] for name, x in many.samples.items()}
+            before = samples, many.log_weight[index][None]
+            answers = with_more(key, self, given[index], *before, len(given))
+            return self._judged(key, [int(given[index][1].mask.sum())], answers)
+
         def again(key: PRNGKey, index: Iterable[int]) -> Posteriors:
             return of(key, index, fitting.OWN_ITERATIONS)
 
@@ -221,7 +228,7 @@ class AmortizedSampler:
             return many, {}
         # A map that misses modes is not mended by going on from it.
         shortly = again if self.missed <= MUCH_MISSED else None
-        return escalated(many, shortly, self.model.model, call, progress_bar)
+        return escalated(many, more, shortly, self.model.model, call, progress_bar)
 
     def _judged(self, rng_key: PRNGKey, rows: list[int], answers: Answers) -> Posteriors:
         """What draws are worth, with what speaks against the data set or the family."""

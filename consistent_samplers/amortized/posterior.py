@@ -1,6 +1,7 @@
 """Answers: weighted draws of one data set's posterior or of many, with what each is worth."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ AMORTIZED = "amortized"
 """The route of an answer that the family gave without further training."""
 
 REMEDIES = {
-    "longer": "let it go on with a training of its own (escalate=True)",
+    "longer": "let it go on with more draws or a training of its own (escalate=True)",
     "more": "draw more samples (num_samples)",
     "prior": "give every coordinate a proper prior",
     "double": 'compute in double precision (jax.config.update("jax_enable_x64", True))',
@@ -109,7 +110,8 @@ class Posteriors:
       verdicts: one a data set.
       routes: one a data set.
       trusted: ``[sets]`` bool, whether a verdict is ``"trusted"`` or ``"usable"``.
-      escalated: ``[sets]`` bool, whether it had a training of its own, which came to an end.
+      escalated: ``[sets]`` bool, whether it had more draws, or a training of its own that came to
+        an end.
       unlike: ``[sets]`` bool, whether it is unlike the simulated data sets.
 
     Example:
@@ -152,8 +154,13 @@ class Posteriors:
         return {name: x[rows, index] for name, x in self.samples.items()}
 
 
-def resampled(rng_key: PRNGKey, log_weight: Any) -> np.ndarray:
-    """Indices ``[sets, draws]`` of resampled draws of each set.
+def resampled(rng_key: PRNGKey, log_weight: Any, num_samples: int | None = None) -> np.ndarray:
+    """Indices ``[sets, num_samples]`` of resampled draws of each set; as many as there are if None.
+
+    Args:
+      rng_key: key.
+      log_weight: ``[sets, draws]``.
+      num_samples: how many of each.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -162,14 +169,17 @@ def resampled(rng_key: PRNGKey, log_weight: Any) -> np.ndarray:
       [[0, 0, 0]]
     """
     keys = jax.random.split(rng_key, len(log_weight))
-    return np.asarray(_indices(keys, jnp.asarray(log_weight)))
+    log_weight = jnp.asarray(log_weight)
+    return np.asarray(_indices(keys, log_weight, num_samples or log_weight.shape[1]))
 
 
-@jit
-@jax.vmap
-def _indices(rng_key: PRNGKey, log_weight: Array) -> Array:
-    smoothed, _ = pareto_smooth(log_weight)
-    return corrections.systematic_indices(rng_key, smoothed, len(smoothed))
+@functools.partial(jit, static_argnums=2)
+def _indices(keys: PRNGKey, log_weight: Array, num_samples: int) -> Array:
+    def one(rng_key: PRNGKey, log_weight: Array) -> Array:
+        smoothed, _ = pareto_smooth(log_weight)
+        return corrections.systematic_indices(rng_key, smoothed, num_samples)
+
+    return jax.vmap(one)(keys, log_weight)
 
 
 def judged_all(log_weight: Array | np.ndarray) -> tuple[Evidence, list[Verdict]]:

@@ -56,9 +56,44 @@ class Broken(Own):
 GOOD, POOR, IMPOSSIBLE = np.zeros(300), np.linspace(0.0, 200.0, 300), np.full(300, -np.inf)
 
 
-def escalated(monkeypatch, sampler, *log_weights):
+def escalated(monkeypatch, sampler, *log_weights, more=POOR):
     monkeypatch.setattr(escalation, "OneStepSampler", sampler)
-    return escalation.escalated(answers(log_weights), None, None, lambda i: ((), {}), False)
+    many, of_more = answers(log_weights), answers([np.repeat(more, 17)])
+    return escalation.escalated(many, lambda *_: of_more, None, None, lambda i: ((), {}), False)
+
+
+def test_draws_are_resampled_from_more_of_them_where_these_can_be_used(monkeypatch):
+    Own.calls.clear()
+    light = np.where(np.arange(300) < 150, -np.inf, 1.0)
+    many, samplers = escalated(monkeypatch, Own, GOOD, POOR, more=light)
+    assert not samplers and not Own.calls
+    assert many.trusted.all() and many.escalated.tolist() == [False, True]
+    np.testing.assert_allclose(many.evidence.log_z, [0.0, 1.0 + np.log(0.5)], rtol=1e-5)
+    assert np.ptp(many.log_weight[1]) == 0.0
+    assert many.routes[1].name == "amortized" and "5,100 draws" in many.routes[1].reason
+
+
+def test_more_draws_do_not_forget_the_first_ones(monkeypatch):
+    calls = []
+
+    def answered(keys, family, given, num_samples, num_iterations=0):
+        calls.append(len(given))
+        samples = {"b": np.full((len(given), num_samples, 2), 1.0)}
+        return Answers(samples, np.zeros((len(given), num_samples)), np.full(len(given), 0.5))
+
+    monkeypatch.setattr(answering, "answered", answered)
+    large = np.zeros((1, 300))
+    large[0, 7] = 30.0
+    before = {"b": np.zeros((1, 300, 2))}, large
+    for together, sizes in [(1, [1] * 16), (6, [6] * 3), (1_000, [16])]:
+        calls.clear()
+        found = answering.with_more(jax.random.key(0), None, (None, None), *before, together)
+        assert calls == sizes
+        assert found.log_weight.shape == (1, 300 * (1 + sum(sizes)))
+        assert found.samples["b"].shape == (*found.log_weight.shape, 2)
+        assert found.log_weight[0, 7] == 30.0 and found.away.tolist() == [0.5]
+        assert not found.samples["b"][0, :300].any() and found.samples["b"][0, 300:].all()
+        assert judged_all(found.log_weight)[1][0].level == "not to be used"
 
 
 def test_evidence_of_an_escalated_data_set_is_its_samplers(monkeypatch):
@@ -91,6 +126,7 @@ def test_one_escalated_data_set_says_what_its_sampler_does(monkeypatch):
 
     monkeypatch.setattr(escalation, "OneStepSampler", Own)
     monkeypatch.setattr("consistent_samplers.amortized.family.answered", answered)
+    monkeypatch.setattr(answering, "answered", answered)
     family = bare(slope)
     one = family.condition(jax.random.key(0), [1.0, 2.0, 3.0], y=[1.0, 2.0, 3.0], num_samples=300)
     assert one.evidence is Own.evidence and one.verdict.level == "usable"
