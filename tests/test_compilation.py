@@ -260,3 +260,36 @@ def test_a_second_call_compiles_nothing(name):
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert sum(compiled) == 0
+
+
+def _log_density(centre, x):
+    return -0.5 * jnp.sum((x - centre) ** 2)
+
+
+@pytest.mark.skipif(
+    not hasattr(jax.monitoring, "unregister_event_duration_listener"),
+    reason="a jax that does not let go of a listener",
+)
+def test_chains_of_other_data_and_another_map_compile_nothing():
+    compiled, jax_key = [], jax.random.key(1)
+
+    def run(centre, scale):
+        target = cs.Target(jax.tree_util.Partial(_log_density, jnp.full(2, centre)), 2)
+        sampler = cs.Sampler.of_base(cs.bases.standard_normal(2, scale))
+        return cs.corrections.latent_chains(
+            jax_key, target, sampler, num_warmup=100, num_samples=100
+        )
+
+    def listen(event, seconds, **kwargs):
+        compiled.append("backend_compile" in event)
+
+    run(1.0, 1.0)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        moved = run(-2.0, 1.5)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert sum(compiled) == 0
+    # Nor do they move on the first one's density.
+    assert abs(moved.log_z.log_z - jnp.log(2.0 * jnp.pi)) < 0.1
+    assert jnp.abs(moved.position.mean((0, 1)) + 2.0).max() < 0.3

@@ -153,7 +153,8 @@ def latent_chains(
     several = not one_frame(sampler.base)
     landscape = _Landscape(as_partial(target.log_density), space, sampler.base if several else None)
     keys = jax.random.split(folded(rng_key, 1), num_chains)
-    state = _begin(landscape, keys, start, num_warmup=num_warmup)
+    begin, go_on = _programs(jax.tree.structure(landscape))
+    state = begin(landscape, keys, start, num_warmup=num_warmup)
     kept: list[Any] = []
     least = min(num_samples, LEAST_SAMPLES)
     told, calmer, dispatched, gradients = 0, False, itertools.count(), 0
@@ -164,7 +165,7 @@ def latent_chains(
                 num_samples = done - num_warmup
                 break
             key = folded(folded(rng_key, 3), next(dispatched))
-            state, drawn = _go_on(landscape, key, state, num_warmup=adapted)
+            state, drawn = go_on(landscape, key, state, num_warmup=adapted)
             *drawn, num_steps = jax.device_get(drawn)
             kept.append(drawn)
             # Chains are moved together: all take as long as the one with the most.
@@ -245,13 +246,22 @@ class _Landscape(NamedTuple):
         )
 
 
-@functools.partial(jit, static_argnames="num_warmup")
+# Of the last kinds of densities and maps: what JAX keeps for others goes with them.
+@functools.lru_cache(maxsize=8)
+def _programs(structure: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The compiled `_begin` and `_go_on` for landscapes of one structure, without their arrays."""
+    begin, go_on = (
+        jit(functools.partial(function), static_argnames="num_warmup")
+        for function in (_begin, _go_on)
+    )
+    return begin, go_on
+
+
 def _begin(landscape: _Landscape, keys: PRNGKey, start: Array, *, num_warmup: int) -> Any:
     """The state of chains at the start, of which ``num_warmup`` iterations adapt."""
     return landscape.kernel().init(keys, num_warmup, start, (), {})
 
 
-@functools.partial(jit, static_argnames="num_warmup")
 def _go_on(
     landscape: _Landscape, rng_key: PRNGKey, state: Any, *, num_warmup: int
 ) -> tuple[Any, Any]:
