@@ -38,7 +38,7 @@ class Posterior:
     Attributes:
       rng_key: key of the resampled draws.
       samples: sites and deterministics by name, ``[draws, ...]``, weighted.
-      log_weight: ``[draws]``, exact, in nats.
+      log_weight: ``[draws]``, exact, in nats; all are log Z where draws were resampled from more.
       evidence: log Z and what the weights are worth.
       verdict: the same in words, with what is unlike the simulated data sets.
       route: ``"amortized"``, or how far a training of its own went.
