@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from consistent_samplers.amortized.family import AmortizedSampler
 
 _AT_ONCE, _TRAINED_AT_ONCE = 16, 4
-# As many again, where draws fall short.
-_TIMES = 16
+TIMES = 8
+"""As many draws again where they fall short."""
+
 _MAX_FLOATS = 2**22
 
 
@@ -71,7 +72,7 @@ def with_more(
     log_weight: np.ndarray,
     num_at_once: int,
 ) -> Answers:
-    """The answer to one data set from 17 times as many draws or more: its own among them.
+    """The answer to one data set from nine times as many draws or more: its own among them.
 
     What its own show, a large weight above all, is not forgotten.
 
@@ -83,8 +84,8 @@ def with_more(
       log_weight: ``[1, draws]``, theirs.
       num_at_once: data sets that were answered together: programs are compiled for so many.
     """
-    at_once, found = min(num_at_once, _TIMES), []
-    for key in jax.random.split(rng_key, -(-_TIMES // at_once)):
+    at_once, found = min(num_at_once, TIMES), []
+    for key in jax.random.split(rng_key, -(-TIMES // at_once)):
         keys = jax.random.split(key, at_once)
         found.append(answered(keys, family, [given] * at_once, log_weight.shape[1]))
 
@@ -137,8 +138,7 @@ def _drawing(
         drawn = drawing.drawn(key, model, fitted, frames, data, num_samples)
         return *drawn, distance(frames.features[0], standard)
 
-    at_once = _at_once(model, num_samples)
-    return in_blocks(one, min(at_once, _TRAINED_AT_ONCE) if num_iterations else at_once)
+    return in_blocks(one, sets_at_once(model, num_samples, num_iterations))
 
 
 def _in_this_precision(kept: ArrayTree) -> ArrayTree:
@@ -146,9 +146,11 @@ def _in_this_precision(kept: ArrayTree) -> ArrayTree:
     return jax.tree.map(lambda x: jnp.asarray(x, canonical(x.dtype)), kept)
 
 
-def _at_once(model: PaddedModel, num_samples: int) -> int:
+def sets_at_once(model: PaddedModel, num_samples: int, num_iterations: int = 0) -> int:
+    """Data sets that are answered at once, with so many draws of each after such a training."""
     coordinates = model.num_globals + model.max_rows * max(model.num_each, 1)
-    return max(1, min(_AT_ONCE, _MAX_FLOATS // (num_samples * coordinates)))
+    most = _TRAINED_AT_ONCE if num_iterations else _AT_ONCE
+    return max(1, min(most, _MAX_FLOATS // (num_samples * coordinates)))
 
 
 def _parts(
@@ -165,7 +167,7 @@ def _parts(
     for size in np.unique(sizes).tolist():
         index = np.flatnonzero(sizes == size)
         some = jax.tree.map(lambda x, i=index: x[i], (*at, data))
-        yield index, _constraining(of_size(model, size), _at_once(model, at[0].shape[1]))(*some)
+        yield index, _constraining(of_size(model, size), sets_at_once(model, at[0].shape[1]))(*some)
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,8 +12,8 @@ with chains where that falls short.
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,10 +38,22 @@ Samplers = dict[int, OneStepSampler]
 """Samplers of their own, by the index of the data set."""
 
 
+class Shortly(NamedTuple):
+    """Short trainings of a family's map.
+
+    Attributes:
+      again: of a key and the indices of data sets, the answers after one on each: many draws.
+      at_once: data sets that are trained on at once.
+    """
+
+    again: Callable[[PRNGKey, Sequence[int]], Posteriors]
+    at_once: int
+
+
 def escalated(
     many: Posteriors,
     more: Callable[[PRNGKey, int], Posteriors],
-    again: Callable[[PRNGKey, np.ndarray], Posteriors] | None,
+    shortly: Shortly | None,
     model: Callable[..., Any],
     call: Callable[[int], Call],
     progress_bar: bool,
@@ -51,8 +63,7 @@ def escalated(
     Args:
       many: answers.
       more: of a key and the index of a data set, its answer from many more draws.
-      again: of a key and the indices of data sets, the answers after a short training on each;
-        None where that cannot help.
+      shortly: short trainings; None where they cannot help.
       model: what an `OneStepSampler` takes.
       call: the model's arguments ``(args, kwargs)`` of a data set, by its index.
       progress_bar: show how far each training is.
@@ -67,8 +78,9 @@ def escalated(
     for i in index.tolist():
         _resample(answers, i, more(folded(key_more, i), i))
     rest = index[~answers.trusted[index]]
-    if len(rest) and again is not None:
-        _train_shortly(answers, rest, again(key_again, rest))
+    if shortly is not None:
+        for i, part in _parts(rest.tolist(), shortly.at_once):
+            _train_shortly(answers, part, shortly.again(folded(key_again, i), part))
     num_samples = many.log_weight.shape[1]
     for i in [int(i) for i in index if not answers.trusted[i]]:
         args, kwargs = call(i)
@@ -97,17 +109,14 @@ def _resample(answers: "_Answers", index: int, found: Posteriors) -> None:
     """Takes over draws resampled from more of them, where these can be used."""
     if not found.trusted[0]:
         return
-    evidence = jax.tree.map(lambda x: x[0], found.evidence)
-    chosen = resampled(found.rng_key, found.log_weight, answers.log_weight.shape[1])[0]
-    samples = {name: x[0][chosen] for name, x in found.samples.items()}
-    reason = f"{found.log_weight.shape[1]:,} draws of the map, of which these are resampled"
-    route = found.routes[0]._replace(reason=reason)
-    answers.put(index, samples, evidence.log_z, evidence, found.verdicts[0], route)
+    num = found.log_weight.shape[1]
+    reason = f"{num:,} draws of the map, of which these are resampled"
+    _put_resampled(answers, index, found, 0, found.routes[0]._replace(reason=reason))
 
 
-def _train_shortly(answers: "_Answers", index: np.ndarray, again: Posteriors) -> None:
-    """Takes over what can be used after a short training."""
-    for at, i in enumerate(index.tolist()):
+def _train_shortly(answers: "_Answers", index: Sequence[int], again: Posteriors) -> None:
+    """Takes over what can be used after a short training; of what comes twice the first."""
+    for at, i in enumerate(dict.fromkeys(index)):
         route = answers.routes[i]
         stages = route.stages | {SHORT: float(again.evidence.ess[at])}
         found = jax.tree.map(lambda x, at=at: x[at], again.evidence)
@@ -115,9 +124,26 @@ def _train_shortly(answers: "_Answers", index: np.ndarray, again: Posteriors) ->
             answers.routes[i] = route._replace(stages=stages)
             continue
         reason = "a short training on this data set alone, from the family's map"
-        samples = {name: x[at] for name, x in again.samples.items()}
-        route = Route(SHORT, reason, stages)
-        answers.put(i, samples, again.log_weight[at], found, again.verdicts[at], route)
+        _put_resampled(answers, i, again, at, Route(SHORT, reason, stages))
+
+
+def _put_resampled(
+    answers: "_Answers", index: int, found: Posteriors, at: int, route: Route
+) -> None:
+    """Takes over as many draws as there are, resampled from more of them."""
+    num = answers.log_weight.shape[1]
+    chosen = resampled(found.rng_key, found.log_weight[at][None], num)[0]
+    samples = {name: x[at][chosen] for name, x in found.samples.items()}
+    evidence = jax.tree.map(lambda x: x[at], found.evidence)
+    answers.put(index, samples, evidence.log_z, evidence, found.verdicts[at], route)
+
+
+def _parts(index: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
+    """Parts of one size, the last filled up by the last of all: compiled once; with numbers."""
+    size = min(size, len(index))
+    for begin in range(0, len(index), max(size, 1)):
+        part = index[begin : begin + size]
+        yield begin, part + part[-1:] * (size - len(part))
 
 
 def _lost(before: dict[str, Any], index: int, found: Evidence) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,10 +11,16 @@ import numpy as np
 
 from consistent_samplers import progress
 from consistent_samplers.amortized import fitting
-from consistent_samplers.amortized.answering import Answers, answered, with_more
+from consistent_samplers.amortized.answering import (
+    TIMES,
+    Answers,
+    answered,
+    sets_at_once,
+    with_more,
+)
 from consistent_samplers.amortized.conditional import ConditionalMap, Standard
 from consistent_samplers.amortized.coverage import MAX_MISSED, MUCH_MISSED
-from consistent_samplers.amortized.escalation import Samplers, escalated
+from consistent_samplers.amortized.escalation import Samplers, Shortly, escalated
 from consistent_samplers.amortized.padded import (
     Covariates,
     DataSet,
@@ -200,13 +206,13 @@ class AmortizedSampler:
         """Answers to data sets, and the samplers of those that have one of their own."""
         check_integer("num_samples", num_samples, 100)
 
-        def of(key: PRNGKey, index: Iterable[int], num_iterations: int) -> Posteriors:
+        def of(key: PRNGKey, index: Iterable[int], num: int, num_iterations: int = 0) -> Posteriors:
             key_draw, key_rest = pair(key)
             some = [given[i] for i in index]
             keys = jax.random.split(key_draw, len(some))
             what = "short training" if num_iterations else "posteriors"
             with progress.stage(what, progress_bar=progress_bar):
-                answers = answered(keys, self, some, num_samples, num_iterations)
+                answers = answered(keys, self, some, num, num_iterations)
             return self._judged(key_rest, [int(data.mask.sum()) for _, data in some], answers)
 
         def more(key: PRNGKey, index: int) -> Posteriors:
@@ -215,19 +221,21 @@ class AmortizedSampler:
             answers = with_more(key, self, given[index], *before, len(given))
             return self._judged(key, [int(given[index][1].mask.sum())], answers)
 
-        def again(key: PRNGKey, index: Iterable[int]) -> Posteriors:
-            return of(key, index, fitting.OWN_ITERATIONS)
+        def again(key: PRNGKey, index: Sequence[int]) -> Posteriors:
+            return of(key, index, num_again, fitting.OWN_ITERATIONS)
 
         def call(index: int) -> Call:
             model, data = given[index]
             exactly = of_size(model, int(data.mask.sum()))
             return exactly.arguments(exactly.cut(data))
 
-        many = of(rng_key, range(len(given)), 0)
+        num_again = TIMES * num_samples
+        many = of(rng_key, range(len(given)), num_samples)
         if not escalate:
             return many, {}
         # A map that misses modes is not mended by going on from it.
-        shortly = again if self.missed <= MUCH_MISSED else None
+        at_once = sets_at_once(self.model, num_again, fitting.OWN_ITERATIONS)
+        shortly = Shortly(again, at_once) if self.missed <= MUCH_MISSED else None
         return escalated(many, more, shortly, self.model.model, call, progress_bar)
 
     def _judged(self, rng_key: PRNGKey, rows: list[int], answers: Answers) -> Posteriors:

@@ -58,7 +58,7 @@ GOOD, POOR, IMPOSSIBLE = np.zeros(300), np.linspace(0.0, 200.0, 300), np.full(30
 
 def escalated(monkeypatch, sampler, *log_weights, more=POOR):
     monkeypatch.setattr(escalation, "OneStepSampler", sampler)
-    many, of_more = answers(log_weights), answers([np.repeat(more, 17)])
+    many, of_more = answers(log_weights), answers([np.repeat(more, 9)])
     return escalation.escalated(many, lambda *_: of_more, None, None, lambda i: ((), {}), False)
 
 
@@ -70,7 +70,7 @@ def test_draws_are_resampled_from_more_of_them_where_these_can_be_used(monkeypat
     assert many.trusted.all() and many.escalated.tolist() == [False, True]
     np.testing.assert_allclose(many.evidence.log_z, [0.0, 1.0 + np.log(0.5)], rtol=1e-5)
     assert np.ptp(many.log_weight[1]) == 0.0
-    assert many.routes[1].name == "amortized" and "5,100 draws" in many.routes[1].reason
+    assert many.routes[1].name == "amortized" and "2,700 draws" in many.routes[1].reason
 
 
 def test_more_draws_do_not_forget_the_first_ones(monkeypatch):
@@ -85,7 +85,7 @@ def test_more_draws_do_not_forget_the_first_ones(monkeypatch):
     large = np.zeros((1, 300))
     large[0, 7] = 30.0
     before = {"b": np.zeros((1, 300, 2))}, large
-    for together, sizes in [(1, [1] * 16), (6, [6] * 3), (1_000, [16])]:
+    for together, sizes in [(1, [1] * 8), (6, [6] * 2), (1_000, [8])]:
         calls.clear()
         found = answering.with_more(jax.random.key(0), None, (None, None), *before, together)
         assert calls == sizes
