@@ -196,15 +196,31 @@ def _measured(
             yield from zip(at_a_time, pool.map(measure, at_a_time), strict=True)
 
 
+# What most rows have from the one before: left out of it in files.
+_SHARED = ("command", "versions", "device", "date")
+
+
 def read(path: Path) -> list[Row]:
     """Rows of a file; none if there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows: list[Row] = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        before = rows[-1] if rows else {}
+        row = {name: before[name] for name in _SHARED if name in before} | json.loads(line)
+        rows.append({k: v for k, v in row.items() if not (k in _SHARED and v is None)})
+    return rows
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Writes rows, one a line: NaN is null, infinities are the strings "inf" and "-inf"."""
+    lines, before = [], dict[str, Any]()
+    for row in map(_plain, rows):
+        shared = {name: row.get(name) for name in _SHARED}
+        changed = {name: value for name, value in shared.items() if value != before.get(name)}
+        own = {name: value for name, value in row.items() if name not in _SHARED}
+        lines.append(json.dumps(changed | own, allow_nan=False) + "\n")
+        before = shared
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(_plain(r), allow_nan=False) + "\n" for r in rows))
+    partial.write_text("".join(lines))
     partial.replace(path)
 
 

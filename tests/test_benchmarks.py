@@ -139,6 +139,21 @@ def test_rows_are_strict_json_and_keep_infinities(tmp_path):
     assert back["c"] is True
 
 
+def test_rows_share_what_the_ones_before_say(tmp_path):
+    rows = [
+        {"a": 1, "command": "x", "date": "monday"},
+        {"a": 2, "command": "x", "date": "tuesday"},
+        {"a": 3, "command": "y", "date": "tuesday"},
+        {"a": 4},
+        {"a": 5, "command": "y"},
+    ]
+    case.write(tmp_path / "x.jsonl", rows)
+    assert case.read(tmp_path / "x.jsonl") == rows
+    lines = (tmp_path / "x.jsonl").read_text().splitlines()
+    assert json.loads(lines[1]) == {"a": 2, "date": "tuesday"}
+    assert json.loads(lines[2]) == {"a": 3, "command": "y"}
+
+
 def _benchmark(measure, **more):
     shown = report.Table("target: {target} | found: {found:.1f}@found")
     words, summary = "{met} of {goals} met, {most}.", lambda rows: {"most": 7}
