@@ -1,6 +1,7 @@
 """What is made of rows: tables with goals, a figure, and figures for texts."""
 
 import dataclasses
+import inspect
 import math
 import re
 import string
@@ -161,12 +162,12 @@ class Report:
         about = [v for name in _ABOUT for v in sorted({row[name] for row in rows if name in row})]
         title, _, rest = self.doc.partition("\n")
         text = [f"# {title.rstrip('.')}", "", f"Made by {', '.join(made)}; {'; '.join(about)}."]
-        text += [rest, "", fill(self.words, self.values(rows))]
+        text += [rest, "", fill(inspect.cleandoc(self.words), self.values(rows))]
         for table in self.tables:
             lines = table.markdown(rows)
             if len(lines) > 2:
                 text += ["", f"## {table.heading}"] * bool(table.heading)
-                text += ["", table.words] * bool(table.words) + ["", *lines]
+                text += ["", inspect.cleandoc(table.words)] * bool(table.words) + ["", *lines]
         return re.sub("\n{3,}", "\n\n", "\n".join(text).strip()) + "\n"
 
     def lines(self, rows: Sequence[Row]) -> str:
