@@ -240,56 +240,54 @@ CORRECTIONS = {
 }
 
 
-@pytest.mark.skipif(
+counts_compilations = pytest.mark.skipif(
     not hasattr(jax.monitoring, "unregister_event_duration_listener"),
     reason="a jax that does not let go of a listener",
 )
+
+
+@contextlib.contextmanager
+def compiled():
+    """Whether each event since was a compilation."""
+    events = []
+
+    def listen(event, seconds, **kwargs):
+        events.append("backend_compile" in event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@counts_compilations
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_a_second_call_compiles_nothing(name):
     target, base = cs.targets.gaussian(jnp.ones(2), jnp.ones(2)), cs.bases.standard_normal(2)
     algorithm = cs.dis(target, base=base, max_steps=2, hidden=(4,))
-    state, compiled = algorithm.init(KEY), []
+    state = algorithm.init(KEY)
     CORRECTIONS[name](jax.random.key(1), algorithm, state)
-
-    def listen(event, seconds, **kwargs):
-        compiled.append("backend_compile" in event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compiled() as events:
         CORRECTIONS[name](jax.random.key(2), algorithm, state)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert sum(compiled) == 0
+    assert not any(events)
 
 
 def _log_density(centre, x):
     return -0.5 * jnp.sum((x - centre) ** 2)
 
 
-@pytest.mark.skipif(
-    not hasattr(jax.monitoring, "unregister_event_duration_listener"),
-    reason="a jax that does not let go of a listener",
-)
+@counts_compilations
 def test_chains_of_other_data_and_another_map_compile_nothing():
-    compiled, jax_key = [], jax.random.key(1)
-
     def run(centre, scale):
         target = cs.Target(jax.tree_util.Partial(_log_density, jnp.full(2, centre)), 2)
         sampler = cs.Sampler.of_base(cs.bases.standard_normal(2, scale))
-        return cs.corrections.latent_chains(
-            jax_key, target, sampler, num_warmup=100, num_samples=100
-        )
-
-    def listen(event, seconds, **kwargs):
-        compiled.append("backend_compile" in event)
+        return cs.corrections.latent_chains(KEY, target, sampler, num_warmup=100, num_samples=100)
 
     run(1.0, 1.0)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compiled() as events:
         moved = run(-2.0, 1.5)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert sum(compiled) == 0
+    assert not any(events)
     # Nor do they move on the first one's density.
     assert abs(moved.log_z.log_z - jnp.log(2.0 * jnp.pi)) < 0.1
     assert jnp.abs(moved.position.mean((0, 1)) + 2.0).max() < 0.3

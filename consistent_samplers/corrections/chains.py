@@ -158,7 +158,7 @@ def latent_chains(
     kept: list[Any] = []
     least = min(num_samples, LEAST_SAMPLES)
     told, calmer, dispatched, gradients = 0, False, itertools.count(), 0
-    adapted = num_warmup
+    adapted = num_warmup  # iterations of the first warm-up, whatever is left out later
     while True:
         while (done := len(kept) * _SEGMENT) < num_warmup + num_samples:
             if gradients > max_gradients and done >= num_warmup + least:

@@ -96,6 +96,26 @@ def test_more_draws_do_not_forget_the_first_ones(monkeypatch):
         assert judged_all(found.log_weight)[1][0].level == "not to be used"
 
 
+def test_short_trainings_are_of_so_many_data_sets_at_once(monkeypatch):
+    monkeypatch.setattr(escalation, "OneStepSampler", Broken)
+    many, of_more, parts = answers([POOR] * 3), answers([np.repeat(POOR, 9)]), []
+
+    def again(key, index):
+        parts.append(index)
+        # Of the one that fills the last part up, the first is taken.
+        good = np.full(2_400, 200.0)  # log Z, which must not fall
+        return answers([good, np.repeat(POOR, 8) if index[0] == 2 else good])
+
+    shortly = escalation.Shortly(again, 2)
+    found, _ = escalation.escalated(
+        many, lambda *_: of_more, shortly, lambda i: ((), {}), lambda i: ((), {}), False
+    )
+    assert parts == [[0, 1], [2, 2]]
+    assert found.trusted.all() and [route.name for route in found.routes] == ["short"] * 3
+    assert found.log_weight.shape == (3, 300) and (found.log_weight == 200.0).all()
+    assert [route.stages["short"] for route in found.routes] == [1.0] * 3
+
+
 def test_evidence_of_an_escalated_data_set_is_its_samplers(monkeypatch):
     many, samplers = escalated(monkeypatch, Own, GOOD, POOR)
     assert many.escalated.tolist() == [False, True] and list(samplers) == [1]
