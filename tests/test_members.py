@@ -110,20 +110,35 @@ def factors(signs_known):
 def test_the_mirror_image_of_a_factor_model_is_found():
     target, start = factors(signs_known=False)
     sampler, draws = untrained(target, start)
-    assert abs(mass_elsewhere(KEY, target, sampler)) < 2.0
+    assert abs(mass_elsewhere(KEY, target, sampler, draws)) < 2.0
     assert members_left_out(target, sampler, draws).num_members == 0  # one member alone cannot turn
+
+
+@pytest.mark.slow
+def test_the_mirror_image_of_draws_is_found_where_a_base_stayed_between_the_two():
+    """A mean-field fit that begins at the origin of a symmetric density never leaves it."""
+    y = 1.0 + np.random.default_rng(0).normal(size=44)
+
+    def log_density(x):
+        return norm.logpdf(x).sum() + norm.logpdf(y, x[0] * x[1:], 0.3).sum()
+
+    target = cs.Target(log_density, 45)
+    sampler, _ = untrained(target, np.zeros(45))
+    assert not np.asarray(sampler.control.start[0]).any()
+    side = cs.bases.fit_diagonal(KEY, target, init_position=jnp.r_[1.0, y])
+    assert abs(mass_elsewhere(KEY, target, sampler, side.sample(KEY, 64))) < 2.0
 
 
 @pytest.mark.slow
 def test_there_is_no_mirror_image_where_the_prior_knows_the_signs():
     target, start = factors(signs_known=True)
-    assert mass_elsewhere(KEY, target, untrained(target, start)[0]) == -np.inf
+    assert mass_elsewhere(KEY, target, *untrained(target, start)) == -np.inf
 
 
 def test_a_mirror_image_outside_of_the_support_is_none():
     def unbounded(x):
         return norm.logpdf(x[0], 2.0, 0.1) + norm.logpdf(x[1:], x[0], 0.1).sum()
 
-    sampler, _ = untrained(cs.Target(unbounded, NUM + 1), np.full(NUM + 1, 2.0))
+    sampler, draws = untrained(cs.Target(unbounded, NUM + 1), np.full(NUM + 1, 2.0))
     bounded = cs.Target(lambda x: jnp.where((x > 0.0).all(), unbounded(x), -jnp.inf), NUM + 1)
-    assert mass_elsewhere(KEY, bounded, sampler) == -np.inf
+    assert mass_elsewhere(KEY, bounded, sampler, draws) == -np.inf

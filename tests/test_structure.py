@@ -1,5 +1,6 @@
 """What depends on what is read off Hessians, and a map that follows it is exact."""
 
+import dataclasses
 import types
 import warnings
 
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 import consistent_samplers as cs
-from consistent_samplers.recipe import training
-from consistent_samplers.recipe.plan import Start
+from consistent_samplers.recipe import map_choice
+from consistent_samplers.recipe.plan import Plan, Start
 from consistent_samplers.targets import structure
 from consistent_samplers.targets.evaluation import _equations as equations
 
 KEY = jax.random.key(0)
+PLAN = Plan(1_000, "auto", 1, (64, 64), "general", None, 0, (250, 1_250), True, False, None)
 
 
 def gaussian(precision):
@@ -260,11 +262,66 @@ def test_the_recipe_takes_it_above_a_hundred_dimensions(tmp_path):
 def test_a_product_is_left_to_a_base_that_sees_its_modes():
     wells = cs.targets.many_well(128)
     assert not wells.structure.is_dense and not len(wells.structure.globals)
-    assert training._network_of(wells, False, "auto", 0) == "structured"
+    assert map_choice.of_many_dimensions(wells, False, "auto", 0) == "structured"
     hierarchy, _ = conjugate(num=120)
-    assert training._network_of(hierarchy, False, "auto", 0) == "hierarchical"
-    assert training._network_of(hierarchy, True, "auto", 0) == "structured"
-    assert training._network_of(hierarchy, False, "base", 0) == "structured"
+    assert map_choice.of_many_dimensions(hierarchy, False, "auto", 0) == "hierarchical"
+    assert map_choice.of_many_dimensions(hierarchy, True, "auto", 0) == "structured"
+    assert map_choice.of_many_dimensions(hierarchy, False, "base", 0) == "structured"
+
+
+def around(scale, num=45):
+    """Members around half of a global, which is at -4 or 4 with such a standard deviation."""
+
+    def log_density(x):
+        sides = jax.scipy.stats.norm.logpdf(x[0], jnp.array([-4.0, 4.0]), scale)
+        members = jax.scipy.stats.norm.logpdf(x[1:], 0.5 * x[0])
+        return jax.scipy.special.logsumexp(sides + jnp.log(jnp.array([0.7, 0.3]))) + members.sum()
+
+    return cs.Target(log_density, num, log_z=0.0)
+
+
+def test_members_that_fan_out_have_a_map_of_theirs_where_a_general_one_is_dear():
+    def kind(target):
+        trained = cs.train_sampler(
+            KEY, target, num_calibration_iterations=3, explore=False, progress_bar=False
+        )
+        return type(trained.many_steps.control)
+
+    fan, small = conjugate(num=44)[0], conjugate(num=8)[0]
+    walk = cs.Target(lambda x: -0.5 * x[0] ** 2 - 0.5 * jnp.sum((x[1:] - x[:-1]) ** 2), 45)
+    asked = [map_choice.is_dear_fan(target, PLAN) for target in (fan, small, walk)]
+    assert asked == [True, False, False]
+    assert kind(fan) is cs.maps.HierarchicalMap
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.05, 1.0])
+def test_a_fan_of_two_modes_is_left_to_a_base_that_has_them(scale):
+    """The map of a fan is of one mode: where the look finds another, all begins anew."""
+    trained = cs.train_sampler(KEY, around(scale), progress_bar=False)
+    found = trained.evidence(jax.random.key(1), 10_000)
+    assert abs(float(found.log_z)) < 0.05 and trained.verdict(found).level == "trusted"
+    draws = cs.corrections.resample(KEY, trained.sample(KEY, 4_000))
+    share = float((draws.position[:, 0] > 0).mean())
+    assert abs(share - 0.3) < 0.04
+
+
+def test_another_map_that_does_not_fall_short_is_taken_for_what_it_is_worth(monkeypatch):
+    """Its ELBO may be the lower one: that of a map that falls short says little."""
+    target, _ = conjugate(num=8)
+    trained = cs.train_sampler(
+        KEY, target, base=cs.bases.standard_normal(9), effort="base", progress_bar=False
+    )
+    high = {"base": dataclasses.replace(trained.stages["base"], elbo=jnp.asarray(1e3))}
+    trained = dataclasses.replace(trained, stages=high)
+    monkeypatch.setattr(map_choice, "HIERARCHICAL_ROUNDS", (20,))
+    start = Start(trained.base, False)
+    for short, kept in ([[True, False], False], [[True, True], True]):
+        answers = (lambda given: lambda *_: next(given))(iter(short))
+        monkeypatch.setattr(map_choice.chain_stage, "falls_short", answers)
+        found, interrupted, shown = map_choice.or_hierarchical(KEY, trained, start, PLAN, 0.0)
+        assert not interrupted and (found is trained) is kept
+        assert bool(shown) is kept  # draws that fall short, or none
 
 
 def conditional(num=10):
@@ -317,11 +374,11 @@ def test_another_map_that_cannot_be_made_loses_nothing(monkeypatch, error, inter
     trained = cs.train_sampler(
         KEY, target, base=cs.bases.standard_normal(9), effort="base", progress_bar=False
     )
-    monkeypatch.setattr(training.chain_stage, "falls_short", lambda *_: True)
-    monkeypatch.setattr(training, "fit_diagonal", stop)
+    monkeypatch.setattr(map_choice.chain_stage, "falls_short", lambda *_: True)
+    monkeypatch.setattr(map_choice, "fit_diagonal", stop)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         start, plan = Start(trained.base, False), types.SimpleNamespace(progress_bar=False)
-        found = training._or_hierarchical(KEY, trained, start, plan, 0.0)
+        found = map_choice.or_hierarchical(KEY, trained, start, plan, 0.0)
     assert found[0] is trained and found[1] is interrupted
     assert any("interrupted" in str(w.message) for w in said) == interrupted

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from consistent_samplers.bases.diagonal import DiagonalBase, fit_diagonal
+from consistent_samplers.bases.diagonal import fit_diagonal
 from consistent_samplers.kernels import kernel
 from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.sampler import Sampler
@@ -177,11 +177,12 @@ def compile_look(sampler: Sampler) -> None:
     _seen(sampler.control, sampler.params, jnp.zeros((_ON_LINE, sampler.base.dim)))
 
 
-def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
-    """Log of the mass that a second fit holds where the map does not come, less that of the first.
+def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler, position: Array) -> float:
+    """Log of the mass that a fit holds where the map does not come, less that of one where it does.
 
-    By the ELBOs of two mean-field fits: the map's own base, and one that sets out from the mirror
-    image of its mean, as a change of signs of a global and all its members would have it.
+    By the ELBOs of two mean-field fits: one that sets out from the median of the map's draws, and
+    one from the mirror image of that, as a change of signs of a global and all its members would
+    have it. The map may have left the base that it was started on, which a symmetry can hold.
     -inf where it came back to where the map is, where no barrier lies between the two along
     straight lines of the latent space, or where it is worse by more than 4.6 nats.
 
@@ -189,6 +190,7 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
       rng_key: key.
       target: the target.
       sampler: of a `maps.HierarchicalMap`.
+      position: ``[n, dim]``, draws of it.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -201,13 +203,14 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
       >>> base = cs.bases.fit_diagonal(jax.random.key(0), target, init_position=start)
       >>> algorithm = cs.algorithms.hierarchical(target, base=base)
       >>> sampler = algorithm.sampler(algorithm.init(jax.random.key(0)))
-      >>> abs(mass_elsewhere(jax.random.key(1), target, sampler)) < 1.0
+      >>> draws = sampler.sample(jax.random.key(1), target, 64).position
+      >>> abs(mass_elsewhere(jax.random.key(1), target, sampler, draws)) < 1.0
       True
     """
     control: Any = sampler.control
-    frame, (mean, log_scale) = control.base, control.start
-    first = DiagonalBase(frame.loc + frame.scale * mean, frame.scale * jnp.exp(log_scale))
-    start = _mirrored(target, np.asarray(first.loc), np.asarray(control.globals))
+    x = np.asarray(position)
+    middle = np.median(x[np.isfinite(x).all(axis=1)], axis=0)
+    start = _mirrored(target, middle, np.asarray(control.globals))
     try:
         other = fit_diagonal(rng_key, target, init_position=jnp.asarray(start))
     except ValueError:  # the mirror image lies outside of the support
@@ -219,6 +222,7 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler) -> float:
     away = np.abs(np.median(latent, axis=0)).max()
     if not away > _FAR or not _barrier(target, sampler, latent) > _HIGH:
         return -np.inf
+    first = fit_diagonal(rng_key, target, init_position=jnp.asarray(middle))
     own = Sampler.of_base(first).sample(rng_key, target, _NUM_DRAWS)
     elbos = [float(np.median(np.asarray(d.log_weight, np.float64))) for d in (draws, own)]
     excess = elbos[0] - elbos[1]

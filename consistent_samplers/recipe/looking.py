@@ -71,8 +71,9 @@ def look_for_missed_mass(
         found = found._replace(num_open=len(along), open_along=where)
         if hierarchical:
             weighed = np.isfinite(np.asarray(draws.log_weight))
-            left_out = members_left_out(target, sampler, draws.position[weighed])
-            elsewhere = mass_elsewhere(rng_key, target, sampler)
+            inside = draws.position[weighed]
+            left_out = members_left_out(target, sampler, inside)
+            elsewhere = mass_elsewhere(rng_key, target, sampler, inside)
             found = found._replace(num_members=left_out.num_members, elsewhere=elsewhere)
         doubtful = found.num_modes > 1 or found.log_z_excess > _DOUBT or float(worth.ess) < _UNEVEN
         heavy = not standard_error_is_reliable(worth)

@@ -22,7 +22,7 @@ from consistent_samplers.bases.base import as_pytree
 from consistent_samplers.bases.iterating import folded, pair, split
 from consistent_samplers.checks import check_choice, check_integer, check_key, check_widths
 from consistent_samplers.compilation import as_partial
-from consistent_samplers.recipe import chain_stage, route, warm_start
+from consistent_samplers.recipe import chain_stage, map_choice, route, warm_start
 from consistent_samplers.recipe.ahead import compile_iterations, compile_training
 from consistent_samplers.recipe.building import distillation
 from consistent_samplers.recipe.looking import NUM_PLACED
@@ -33,14 +33,12 @@ from consistent_samplers.recipe.trained import TrainedSampler
 from consistent_samplers.schedules import check_max_steps
 from consistent_samplers.targets import Target, evaluation, rounding
 from consistent_samplers.targets.base import check_density
-from consistent_samplers.training import TrainingDivergedError
 from consistent_samplers.types import Array, Draws, PRNGKey
 
 # Above it, determinants of a general network's steps are too dear to train on.
 _MAX_GENERAL_DIM = 100
 _LARGE_ITERATIONS = 300
 _NETWORKS = ("general", "hierarchical", "structured")
-_HIERARCHICAL_ROUNDS = (500, 1_000)
 # What the keys of chains and of another map are folded with.
 _CHAINS, _OTHER = 5, 6
 
@@ -87,12 +85,12 @@ def train_sampler(
         distilled, and trained in full.
       hidden: widths of the network's hidden layers.
       network: ``"general"``, the default up to 100 dimensions; ``"hierarchical"``, the default
-        above, and below where the general one falls short, if ``target.structure`` takes the target
-        apart: globals first, then members given them (`maps.HierarchicalMap`); ``"structured"``,
-        the default elsewhere: a looser bound and a smaller share of effective draws, but weighted
-        draws for the price of a few network evaluations instead of ``dim + 1``, and quicker
-        training; or one's own: a linen module or anything with ``init`` and ``apply``, called as
-        (x [dim], t [], d []) -> [dim].
+        above, and below where the general one is dear or falls short, if ``target.structure`` takes
+        the target apart: globals first, then members given them (`maps.HierarchicalMap`);
+        ``"structured"``, the default elsewhere: a looser bound and a smaller share of effective
+        draws, but weighted draws for the price of a few network evaluations instead of ``dim + 1``,
+        and quicker training; or one's own: a linen module or anything with ``init`` and ``apply``,
+        called as (x [dim], t [], d []) -> [dim].
       optimizer: an optax transformation; Adam on an annealed learning rate if None.
       num_iterations: iterations of OSDS. If None, 300, or 100 above 100 dimensions, where
         ``max_steps`` exceeds one, and none elsewhere. Without any, more steps than one are no
@@ -176,9 +174,7 @@ def train_sampler(
         network = warm_start.network_of(start) or network
     if network is None and large:
         given = base is not None or start is not None
-        network = _network_of(target, given, effort, num_iterations)
-    if network == "hierarchical" and num_calibration_iterations is None:
-        rounds = _HIERARCHICAL_ROUNDS
+        network = map_choice.of_many_dimensions(target, given, effort, num_iterations)
     plan = Plan(
         num_samples,
         effort,
@@ -192,8 +188,14 @@ def train_sampler(
         progress_bar,
         None if checkpoint_dir is None else Path(checkpoint_dir),
     )
+    all_ours = network is None and base is None and start is None
+    fan, general = all_ours and map_choice.is_dear_fan(target, plan), plan
+    if network == "hierarchical" or fan:
+        plan = plan._replace(network="hierarchical")
+        if num_calibration_iterations is None:
+            plan = plan._replace(rounds=map_choice.HIERARCHICAL_ROUNDS[: len(plan.rounds)])
     # Built before minutes are spent, for what is wrong with network or optimiser.
-    if network == "hierarchical":
+    if plan.network == "hierarchical":
         if num_iterations:
             raise ValueError(
                 "A hierarchical map takes one step: leave max_steps at 1 and num_iterations out."
@@ -220,7 +222,7 @@ def train_sampler(
                 f"The warm start on target {target.name!r} {short}: training begins anew.",
                 stacklevel=2,
             )
-        if network == "hierarchical" and base is None:
+        if plan.network == "hierarchical" and base is None:
             with progress.stage("fit a base", progress_bar=progress_bar):
                 compile_iterations(key_base, target, plan)
                 evaluation.compile_ahead(target.log_density, target.dim)
@@ -230,6 +232,12 @@ def train_sampler(
             cold = _cold_start(key_base, target, base, init_position, plan)
         trained, interrupted = train(rng_key, target, cold, plan, begin)
         found = trained.exploration
+        if fan and not interrupted and found is not None and found.lacks_modes:
+            # Several modes are a general map's, on a base that has them.
+            plan = general._replace(folder=plan.folder and plan.folder / "general")
+            cold = _cold_start(key_base, target, None, init_position, plan)
+            trained, interrupted = train(rng_key, target, cold, plan, begin)
+            found = trained.exploration
         if found is not None and found.missed is not None and cold.known is not None:
             # Two looks disagree: what either of them found goes into another base, once.
             key_base, rng_key = pair(folded(rng_key, 1))
@@ -238,11 +246,10 @@ def train_sampler(
                 plan = plan._replace(folder=plan.folder / "again")
             cold = _cold_start(key_base, target, None, jax.device_put(known), plan)
             trained, interrupted = train(rng_key, target, cold, plan, begin)
-        only_general = network is None and base is None and start is None and not num_iterations
         shown: list[Draws] | None = None
-        if only_general and not (interrupted or own_budget):
+        if all_ours and not (fan or num_iterations or interrupted or own_budget):
             key_other = folded(rng_key, _OTHER)
-            found_better = _or_hierarchical(key_other, trained, cold, plan, begin)
+            found_better = map_choice.or_hierarchical(key_other, trained, cold, plan, begin)
             trained, interrupted, shown = found_better
         if not interrupted and not (shown == [] and chains is None):
             trained = chained(trained, cold.particles, shown or ())
@@ -250,44 +257,6 @@ def train_sampler(
         if found is not None and not found.passed:
             warnings.warn(str(found), stacklevel=2)
         return trained
-
-
-def _or_hierarchical(
-    rng_key: PRNGKey, trained: TrainedSampler, cold: Start, plan: Plan, begin: float
-) -> tuple[TrainedSampler, bool, list[Draws] | None]:
-    """The better of what was trained and, where that falls short, of a hierarchical map.
-
-    The better one by the ELBO of draws that neither was trained on; whether Ctrl-C came; and the
-    draws by which the sampler falls short, an empty list if it does not, None if nobody looked.
-    """
-    target = trained.target
-    try:
-        # A base that two looks found enough is not looked at again where a density is dear.
-        by_base = trained.route is not None and trained.route.name == "base"
-        if by_base and chain_stage.fresh_draws_are_dear(target):
-            return trained, False, []
-        draws = chain_stage.fresh_draws(rng_key, trained)
-        if not chain_stage.falls_short(trained, draws):
-            lacks = trained.exploration is not None and trained.exploration.lacks_modes
-            return trained, False, None if lacks else []
-        if not target.structure.has_members:
-            return trained, False, draws
-        with progress.stage("fit a base", progress_bar=plan.progress_bar):
-            fitted = fit_diagonal(rng_key, target, init_position=draws[0].position[:64])
-        start = cold._replace(base=fitted, modes=None)
-        folder = None if plan.folder is None else plan.folder / "hierarchical"
-        plan = plan._replace(network="hierarchical", rounds=_HIERARCHICAL_ROUNDS, folder=folder)
-        other, interrupted = train(rng_key, target, start, plan, begin)
-    except KeyboardInterrupt:
-        said = "Another map was to be tried: interrupted, the sampler is the one that there was."
-        warnings.warn(said, RuntimeWarning, stacklevel=3)
-        return trained, True, None
-    except (ValueError, TrainingDivergedError):  # nothing that could be better
-        return trained, False, None
-    worths = [float(next(reversed(of.stages.values())).elbo) for of in (trained, other)]
-    lacks = other.exploration is not None and other.exploration.lacks_modes
-    better = worths[1] > worths[0] and not lacks
-    return (other, interrupted, None) if better else (trained, interrupted, draws)
 
 
 def _chained(
@@ -309,19 +278,6 @@ def _chained(
         particles=None if particles is None else jax.device_put(particles[:NUM_PLACED]),
         progress_bar=plan.progress_bar,
     )
-
-
-def _network_of(
-    target: Target,
-    given: bool,
-    effort: Effort,
-    num_iterations: int,
-) -> str:
-    """The network of a target of many dimensions, unless a base is given: what structure allows."""
-    if given or effort == "base" or num_iterations > 0:
-        return "structured"
-    # Without globals it is a product, whose factors may have several modes: a base sees to these.
-    return "hierarchical" if target.structure.has_members else "structured"
 
 
 def _cold_start(
