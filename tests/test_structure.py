@@ -306,22 +306,39 @@ def test_a_fan_of_two_modes_is_left_to_a_base_that_has_them(scale):
     assert abs(share - 0.3) < 0.04
 
 
-def test_another_map_that_does_not_fall_short_is_taken_for_what_it_is_worth(monkeypatch):
-    """Its ELBO may be the lower one: that of a map that falls short says little."""
+@pytest.mark.parametrize(
+    ("short", "of_several", "elbo", "kept"),
+    [
+        # The ELBO of a map that falls short says little.
+        ((True, False), False, 1e3, False),
+        ((True, True), False, 1e3, True),
+        ((True, True), False, -1e3, False),
+        # A fan on a base of several components, which may be the shape of one mode.
+        ((False, False), True, 1e3, True),
+        ((False, False), True, -1e3, False),
+        ((False, True), True, -1e3, True),
+        ((False,), False, -1e3, True),
+    ],
+)
+def test_another_map_is_taken_by_whether_it_falls_short_and_by_its_elbo(
+    monkeypatch, short, of_several, elbo, kept
+):
     target, _ = conjugate(num=8)
-    trained = cs.train_sampler(
-        KEY, target, base=cs.bases.standard_normal(9), effort="base", progress_bar=False
-    )
-    high = {"base": dataclasses.replace(trained.stages["base"], elbo=jnp.asarray(1e3))}
-    trained = dataclasses.replace(trained, stages=high)
+    loc = jnp.zeros((2 if of_several else 1, 9))
+    one = cs.bases.mixture(jnp.zeros(len(loc)), loc, jnp.tile(jnp.eye(9), (len(loc), 1, 1)))
+    base = one if of_several else cs.bases.standard_normal(9)
+    trained = cs.train_sampler(KEY, target, base=base, effort="base", progress_bar=False)
+    stages = {"base": dataclasses.replace(trained.stages["base"], elbo=jnp.asarray(elbo))}
+    taken = trained.route._replace(name="short")
+    trained = dataclasses.replace(trained, stages=stages, route=taken)
+    answers = iter(short)
+    monkeypatch.setattr(map_choice.chain_stage, "falls_short", lambda *_: next(answers))
     monkeypatch.setattr(map_choice, "HIERARCHICAL_ROUNDS", (20,))
-    start = Start(trained.base, False)
-    for short, kept in ([[True, False], False], [[True, True], True]):
-        answers = (lambda given: lambda *_: next(given))(iter(short))
-        monkeypatch.setattr(map_choice.chain_stage, "falls_short", answers)
-        found, interrupted, shown = map_choice.or_hierarchical(KEY, trained, start, PLAN, 0.0)
-        assert not interrupted and (found is trained) is kept
-        assert bool(shown) is kept  # draws that fall short, or none
+    found, interrupted, shown = map_choice.or_hierarchical(
+        KEY, trained, Start(trained.base, False), PLAN, 0.0
+    )
+    assert not interrupted and (found is trained) is kept and not list(answers)
+    assert bool(shown) is (short[0] if kept else short[1])  # draws that fall short, or none
 
 
 def conditional(num=10):

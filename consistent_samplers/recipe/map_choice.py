@@ -4,6 +4,7 @@ import warnings
 
 from consistent_samplers import progress
 from consistent_samplers.bases import fit_diagonal
+from consistent_samplers.bases.base import one_frame
 from consistent_samplers.recipe import chain_stage, route
 from consistent_samplers.recipe.plan import Plan, Start
 from consistent_samplers.recipe.route import Effort
@@ -35,15 +36,18 @@ def of_many_dimensions(
 
 
 def is_dear_fan(target: Target, plan: Plan) -> bool:
-    """Whether members fan out from few globals, and a general map is dear.
-
-    Members that depend on other members, as along time, are a general map's where that can be had.
-    """
+    """Whether members fan out from few globals, and a general map is dear."""
     if plan.network != "general" or plan.distillation or plan.effort == "base":
         return False
     cost = route.costs(target.dim, plan.hidden, False, 0.0)
-    if cost.calibration(route.SHORT_ITERATIONS) < _DEAR_GENERAL:
-        return False
+    return cost.calibration(route.SHORT_ITERATIONS) >= _DEAR_GENERAL and _is_fan(target)
+
+
+def _is_fan(target: Target) -> bool:
+    """Whether members hang on globals alone, and on few.
+
+    Members that depend on other members, as along time, are a general map's where that can be had.
+    """
     structure = target.structure
     few = len(structure.globals) <= _FEW_GLOBALS * target.dim
     return structure.has_members and structure.depth == 1 and few
@@ -52,11 +56,13 @@ def is_dear_fan(target: Target, plan: Plan) -> bool:
 def or_hierarchical(
     rng_key: PRNGKey, trained: TrainedSampler, cold: Start, plan: Plan, begin: float
 ) -> tuple[TrainedSampler, bool, list[Draws] | None]:
-    """The better of what was trained and, where that falls short, of a hierarchical map.
+    """The better of what was trained and of a hierarchical map, where one is worth trying.
 
-    That is the latter where it does not fall short, else the one of the better ELBO of draws that
-    neither was trained on; whether Ctrl-C came; and the draws by which the sampler falls short, an
-    empty list if it does not, None if nobody looked.
+    That is where the former falls short, or is a fan's on a base of several components, as these
+    are taken for the shape of one mode too. The latter is taken where it alone does not fall short,
+    else the one of the better ELBO of draws that neither was trained on. Second, whether Ctrl-C
+    came; third, the draws by which the sampler falls short, an empty list if it does not, None if
+    nobody looked.
     """
     target = trained.target
     try:
@@ -65,11 +71,13 @@ def or_hierarchical(
         if by_base and chain_stage.fresh_draws_are_dear(target):
             return trained, False, []
         draws = chain_stage.fresh_draws(rng_key, trained)
-        if not chain_stage.falls_short(trained, draws):
-            lacks = trained.exploration is not None and trained.exploration.lacks_modes
-            return trained, False, None if lacks else []
-        if not target.structure.has_members:
-            return trained, False, draws
+        short = chain_stage.falls_short(trained, draws)
+        kept = draws if short else []
+        if trained.exploration is not None and trained.exploration.lacks_modes:
+            return trained, False, None
+        several = not (by_base or one_frame(trained.one_step.base))
+        if not (target.structure.has_members if short else several and _is_fan(target)):
+            return trained, False, kept
         with progress.stage("fit a base", progress_bar=plan.progress_bar):
             fitted = fit_diagonal(rng_key, target, init_position=draws[0].position[:64])
         start = cold._replace(base=fitted, modes=None)
@@ -80,16 +88,19 @@ def or_hierarchical(
         )
         other, interrupted = train(rng_key, target, start, plan, begin)
         if other.exploration is not None and other.exploration.lacks_modes:
-            return trained, interrupted, draws
+            return trained, interrupted, kept
         found = chain_stage.fresh_draws(rng_key, other)
-        if not chain_stage.falls_short(other, found):
-            return other, interrupted, []
+        other_short = chain_stage.falls_short(other, found)
     except KeyboardInterrupt:
         said = "Another map was to be tried: interrupted, the sampler is the one that there was."
         warnings.warn(said, RuntimeWarning, stacklevel=3)
         return trained, True, None
     except (ValueError, TrainingDivergedError):  # nothing that could be better
         return trained, False, None
-    worths = [float(next(reversed(of.stages.values())).elbo) for of in (trained, other)]
-    better = worths[1] > worths[0]
-    return (other, interrupted, found) if better else (trained, interrupted, draws)
+    better = short
+    if short == other_short:
+        worths = [float(next(reversed(of.stages.values())).elbo) for of in (trained, other)]
+        better = worths[1] > worths[0]
+    if better:
+        return other, interrupted, found if other_short else []
+    return trained, interrupted, kept
