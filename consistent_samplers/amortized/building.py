@@ -182,7 +182,7 @@ def _trained(
             "train OneStepSampler on each data set."
         )
     standard = fitting.standard_of(prepared)
-    made = ConditionalMap(padded.num_globals, padded.num_each, hidden, num_modes)
+    made = ConditionalMap(padded.num_globals, padded.num_each, hidden, num_modes, heavy=False)
     params = made.init(keys[1], standard.data_set.shape[1], standard.member.shape[1])
     fitted = Fitted(made, params, standard)
     first, second = num_iterations
@@ -196,6 +196,7 @@ def _trained(
                 keys[3], padded, fitted, prepared, second, folder
             )
         fitted, losses["density"] = on_densities.fitted, on_densities.losses
+    fitted = fitted._replace(map=made._replace(heavy=True))
     with progress.stage("check", progress_bar=progress_bar):
         missed = missed_mass(keys[1], padded, fitted, *apart)
     if missed > MAX_MISSED:

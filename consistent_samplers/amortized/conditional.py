@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.scipy.stats import norm
 from jax.scipy.stats import t as student_t
 
 from consistent_samplers.amortized.frames import Frame
@@ -24,8 +25,9 @@ from consistent_samplers.types import Array, Params, PRNGKey
 _CLIP = 6.0  # standardised features, and coordinates as inputs
 _NUM_COEFFICIENTS = 4  # shift, log scale, skewness, log tail
 # Posteriors of few rows have the tails of their priors, exponential ones of the logarithms of
-# scales. Some draws of each global follow a Student t, twice as wide, against which no such tail
-# makes a large weight: a tenth, or as many as cost all globals together less than a third of them.
+# scales. Some draws of each global are twice as wide, and of answers they follow a Student t,
+# against which no such tail makes a large weight: a tenth, or as many as cost all globals together
+# less than a third of them.
 _WIDTH, _FREEDOM, _MAX_WIDE, _WIDE_OF_ALL = 2.0, 3, 0.1, 0.3
 _CONTEXT = 32
 # Share of draws that are spread evenly over modes, whatever Laplace's method takes them to hold.
@@ -62,12 +64,15 @@ class ConditionalMap(NamedTuple):
       num_each: p.
       hidden: width of the networks.
       num_modes: frames of each data set that it is a mixture in.
+      heavy: whether wide draws follow a Student t, as is safe for answers; else a normal, as in
+        training, where a few draws far out would pull the map from where the mass is.
     """
 
     num_globals: int
     num_each: int
     hidden: int = 64
     num_modes: int = 1
+    heavy: bool = True
 
     def init(self, rng_key: PRNGKey, num_features: int, num_member_features: int) -> Params:
         """Parameters at which draws are those of the frames."""
@@ -106,9 +111,11 @@ class ConditionalMap(NamedTuple):
         of_globals, of_members = z[: self.num_globals], z[self.num_globals :]
         wide = jax.random.bernoulli(key_wide, self._share_wide, (self.num_globals,))
         of_members = of_members.reshape(max_rows, self.num_each)
-        normal = jax.random.normal(key_square, (self.num_globals, _FREEDOM))
-        student = _WIDTH / jnp.sqrt(jnp.mean(normal**2, -1))
-        return of_globals * jnp.where(wide, student, 1.0), of_members
+        width: Array | float = _WIDTH
+        if self.heavy:
+            normal = jax.random.normal(key_square, (self.num_globals, _FREEDOM))
+            width = _WIDTH / jnp.sqrt(jnp.mean(normal**2, -1))
+        return of_globals * jnp.where(wide, width, 1.0), of_members
 
     def draw_globals(self, params: Any, context: Array, z: Array) -> Array:
         """The u ``[g]`` that z ``[g]`` is taken to."""
@@ -131,7 +138,7 @@ class ConditionalMap(NamedTuple):
         before = jnp.tril(jnp.ones((self.num_globals,) * 2), -1) * u
         into = jax.vmap(lambda x: _joined(x, context))(before)
         coefficients = jax.vmap(self._of_coordinate)(params["globals"], into)
-        return _log_prob(coefficients, u, self._share_wide).sum()
+        return _log_prob(coefficients, u, self._share_wide, self._log_wide).sum()
 
     def draw_members(
         self, params: Any, context: Array, u: Array, features: Array, z: Array
@@ -171,6 +178,14 @@ class ConditionalMap(NamedTuple):
     def _share_wide(self) -> float:
         """Of draws of a global that are wider."""
         return min(_MAX_WIDE, _WIDE_OF_ALL / max(self.num_globals, 1))
+
+    def _log_wide(self, z: Array) -> Array:
+        """Log density of the wide draws among those of a global, times their share."""
+        if self.heavy:
+            log_prob = student_t.logpdf(z, _FREEDOM, scale=_WIDTH)
+        else:
+            log_prob = norm.logpdf(z, scale=_WIDTH)
+        return log_prob + math.log(self._share_wide)
 
     @property
     def _context(self) -> _Network:
@@ -245,7 +260,9 @@ def _forward(coefficients: Array, z: Array) -> Array:
     return shift + jnp.exp(bounded(log_scale)) * shaped
 
 
-def _log_prob(coefficients: Array, u: Array, share_wide: float = 0.0) -> Array:
+def _log_prob(
+    coefficients: Array, u: Array, share_wide: float = 0.0, log_wide: Any = None
+) -> Array:
     """Log density of each coordinate, some of whose draws are wider."""
     shift, log_scale, skew, tail = jnp.moveaxis(coefficients, -1, 0)
     log_scale = bounded(log_scale)
@@ -255,6 +272,5 @@ def _log_prob(coefficients: Array, u: Array, share_wide: float = 0.0) -> Array:
     each = jax.vmap(standard_normal_log_prob)
     log_base = each(z[..., None])
     if share_wide:
-        wide = student_t.logpdf(z, _FREEDOM, scale=_WIDTH) + math.log(share_wide)
-        log_base = jnp.logaddexp(log_base + math.log1p(-share_wide), wide)
+        log_base = jnp.logaddexp(log_base + math.log1p(-share_wide), log_wide(z))
     return log_base - log_slope - log_scale

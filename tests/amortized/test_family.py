@@ -109,6 +109,7 @@ def test_a_family_that_is_saved_answers_the_same(members, tmp_path):
         f.condition_many(jax.random.key(1), sets, progress_bar=False) for f in (members, again)
     )
     np.testing.assert_allclose(first.log_weight, second.log_weight, atol=1e-4)
+    assert members.map.heavy  # whatever its training drew from
 
     def other(sigma, y=None):
         mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
