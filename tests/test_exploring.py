@@ -189,8 +189,13 @@ def test_intervals_of_usable_numbers_are_wider():
     run.verdict = Verdict("trusted", "")
     assert Run._widened(run, 0.9) == 0.9
     run.verdict = Verdict("usable", "")
-    run.chains = SimpleNamespace(mixing=cs.diagnostics.Mixing(1.02, 500.0, 100.0, 0.0))
+    mixed = cs.diagnostics.Mixing(1.02, 500.0, 1e4, 0.0)
+    run.chains = SimpleNamespace(mixing=mixed._replace(tail=100.0), exploration=None)
     assert Run._widened(run, 0.9) == pytest.approx(0.95)
+    # In a neck that chains hardly come to lies what the interval has to have more.
+    neck = cs.diagnostics.ExplorationCheck(1, 0, 0.0, 0.0, hidden=0.02)
+    run.chains = SimpleNamespace(mixing=mixed, exploration=neck)
+    assert 0.92 < Run._widened(run, 0.9) < 0.925
 
 
 @pytest.mark.slow

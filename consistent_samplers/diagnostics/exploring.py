@@ -49,8 +49,9 @@ class ExplorationCheck(NamedTuple):
       missed: ``[num_missed, dim]``, where the missed modes are, or None.
       num_open: directions along which the density does not fall off (`open_directions`).
       open_along: names of the coordinates that these lie along most; "" where nobody looked.
-      hidden: share of the particles of larger weight than any draw (`share_unseen`), or NaN if not
-        looked at; `informed` widens intervals for it.
+      hidden: part of Z beyond the draws, by particles of larger weight than any of them
+        (`share_unseen`) or by where necks lead to (`mass_in_necks`); NaN if not looked at.
+        `informed` widens intervals for it.
       num_members: members of a hierarchy that have mass where the map hardly goes
         (`members_left_out`).
       elsewhere: log of the mass of a second fit in another place, relative to the first

@@ -38,6 +38,9 @@ MAX_BRIDGE_STDERR = 0.25
 MAX_UNVISITED = 0.02
 """Part of Z that may lie, by one-step draws, where no chain came."""
 
+# Part of Z in a neck from which on it is said.
+_SOME_HIDDEN = 0.002
+
 # Standard errors, and nats of rounding, by which log Z of chains may lie below a bound on it.
 _BELOW, _ROUNDING = 3.0, 1e-3
 
@@ -149,6 +152,12 @@ def chains_verdict(
         bad.append(
             f"{100 * min(unvisited, 1.0):.2g} % of Z or more, by one-step draws, lies where no "
             "chain came."
+        )
+    if exploration is not None and (hidden := exploration.hidden) > _SOME_HIDDEN:
+        # What it says is too much more often than not.
+        (bad if 0.5 * hidden > MAX_UNVISITED else cautions).append(
+            f"About {100 * hidden:.1g} % of Z lies beyond the ends of their draws, in a neck that "
+            "they hardly come to: the interval of log Z takes it in."
         )
     if (step := resolution(one_step)) > FINE_RESOLUTION:
         (bad if step > MAX_RESOLUTION else cautions).append(

@@ -53,8 +53,18 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
         notes.append(_BRIDGE_REPLACED)
     # Half a step between numbers of its size, as `estimate.evidence` takes it.
     step = float(np.finfo(np.asarray(draws.log_weight).dtype).eps) * abs(found.log_z)
-    stderr = math.hypot(found.stderr, 0.5 * step)
-    return found._replace(note=_note(draws.bound, notes), level=worth.level, stderr=stderr)
+    # What neither comes to, neither the bridge nor the bound above has.
+    seen = chains.exploration
+    hidden = 0.0 if seen is None else float(np.nan_to_num(seen.hidden))
+    if not chains.bridge_replaced:  # else its error has it
+        found = found._replace(stderr=math.hypot(found.stderr, hidden))
+    assert found.upper_stderr is not None
+    return found._replace(
+        note=_note(draws.bound, notes),
+        level=worth.level,
+        stderr=math.hypot(found.stderr, 0.5 * step),
+        upper_stderr=math.hypot(found.upper_stderr, hidden),
+    )
 
 
 def _of_weights(

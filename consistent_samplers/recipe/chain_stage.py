@@ -1,6 +1,7 @@
 """Chains where one step falls short: whether they are worth their time, and what they change."""
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from consistent_samplers.bases.iterating import pair
 from consistent_samplers.corrections.chains import LEAST_SAMPLES, Chains, latent_chains
 from consistent_samplers.diagnostics import ExplorationCheck
 from consistent_samplers.diagnostics.beyond import mass_beyond, share_beyond
+from consistent_samplers.diagnostics.necks import mass_in_necks
 from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.recipe.trained import TrainedSampler
@@ -218,6 +220,10 @@ def with_chains(
     draws = draws or fresh_draws(rng_key, trained)
     unvisited = max(_unvisited(rng_key, chains, trained, part) for part in draws)
     seen = _seen_by(rng_key, chains, trained, particles)
+    if seen is not None:
+        log_z = chains.log_z
+        stderr = math.hypot(log_z.log_z_stderr, float(np.nan_to_num(seen.hidden)))
+        chains = chains._replace(log_z=log_z._replace(log_z_stderr=stderr))
     chains = chains._replace(unvisited=unvisited, exploration=seen)
     name, shares = "chains", {} if trained.route is None else trained.route.stages
     return dataclasses.replace(
@@ -252,14 +258,17 @@ def _seen_by(
     found = trained.exploration
     if found is None or not trained.stages:
         return found
+    dim = trained.target.dim
     of_one_step = float(next(reversed(trained.stages.values())).log_z)
     found = found._replace(log_z_excess=found.log_z_excess + of_one_step - chains.log_z.log_z)
-    position = chains.position.reshape(-1, trained.target.dim)
+    position, log_weight = chains.position.reshape(-1, dim), chains.log_weight.reshape(-1)
+    hidden = mass_in_necks(trained.target, position, log_weight, of_target=True)
+    found = found._replace(hidden=hidden)
     if found.farther > 0.0:
         farther = mass_beyond(rng_key, trained.target, position, chains.log_z.log_z)
         found = found._replace(farther=farther)
     if particles is None:
         return found
     there = np.asarray(chains.sampler.log_weight(rng_key, trained.target, particles, 1))
-    draws = Draws(position, chains.log_weight.reshape(-1))
+    draws = Draws(position, log_weight)
     return found._replace(uncovered=share_beyond(draws, there, of_target=True))

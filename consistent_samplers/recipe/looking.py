@@ -17,6 +17,7 @@ from consistent_samplers.diagnostics import (
     share_unseen,
     standard_error_is_reliable,
 )
+from consistent_samplers.diagnostics.necks import mass_in_necks
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe.plan import Start
@@ -64,11 +65,12 @@ def look_for_missed_mass(
             known=start.known,
             num_starts=_HIERARCHICAL_STARTS if hierarchical else NUM_STARTS,
         )
-        assert draws.log_density is not None
+        assert draws.log_density is not None and draws.log_weight is not None
+        hidden = mass_in_necks(target, draws.position, draws.log_weight)
         along = open_directions(target, draws.position, draws.log_density)
         above_all = np.unique(np.abs(along).argmax(1))
         where = named(above_all, target.dim, target.sites)
-        found = found._replace(num_open=len(along), open_along=where)
+        found = found._replace(num_open=len(along), open_along=where, hidden=hidden)
         if hierarchical:
             weighed = np.isfinite(np.asarray(draws.log_weight))
             inside = draws.position[weighed]
@@ -82,6 +84,5 @@ def look_for_missed_mass(
         # The particles' log Z may be off itself: where are they?
         particles = jax.device_put(start.particles[:NUM_PLACED])
         there = np.asarray(sampler.log_weight(rng_key, target, particles, 1))
-        return found._replace(
-            uncovered=share_beyond(draws, there), hidden=share_unseen(draws, there)
-        )
+        hidden = max(hidden, share_unseen(draws, there))
+        return found._replace(uncovered=share_beyond(draws, there), hidden=hidden)

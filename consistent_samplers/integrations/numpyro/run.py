@@ -154,7 +154,8 @@ class Run:
         hidden = 0.0 if self.evidence.unseen is None else float(self.evidence.unseen)
         effective = float(self.evidence.ess) * self.evidence.num_samples
         if self.chains is not None:
-            hidden, effective = 0.0, max(self.chains.mixing.tail, 1.0)
+            seen, effective = self.chains.exploration, max(self.chains.mixing.tail, 1.0)
+            hidden = 0.0 if seen is None else 0.5 * float(np.nan_to_num(seen.hidden))
         error = 2.0 * math.hypot(math.sqrt(prob * (1.0 - prob) / effective), hidden)
         return min(prob + error, 0.5 * (1.0 + prob))
 
