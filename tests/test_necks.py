@@ -7,7 +7,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import consistent_samplers as cs
-from consistent_samplers.diagnostics.necks import mass_in_necks
+from consistent_samplers.diagnostics import mass_in_necks
 from consistent_samplers.recipe import chain_stage, looking
 
 KEY = jax.random.key(0)

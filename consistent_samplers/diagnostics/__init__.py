@@ -35,6 +35,7 @@ from consistent_samplers.diagnostics.modes import (
     nearest_mode,
     sign_modes,
 )
+from consistent_samplers.diagnostics.necks import mass_in_necks
 from consistent_samplers.diagnostics.stakes import MAX_SHIFT, PROBABILITIES, quantile_shifts
 from consistent_samplers.diagnostics.verdicts import (
     EVEN_ESS,
@@ -101,6 +102,7 @@ __all__ = [
     "informed",
     "is_trustworthy",
     "mass_elsewhere",
+    "mass_in_necks",
     "members_left_out",
     "mixing",
     "mmd",

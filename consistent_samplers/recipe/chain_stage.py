@@ -14,9 +14,8 @@ from consistent_samplers import progress
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import pair
 from consistent_samplers.corrections.chains import LEAST_SAMPLES, Chains, latent_chains
-from consistent_samplers.diagnostics import ExplorationCheck
+from consistent_samplers.diagnostics import ExplorationCheck, mass_in_necks
 from consistent_samplers.diagnostics.beyond import mass_beyond, share_beyond
-from consistent_samplers.diagnostics.necks import mass_in_necks
 from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.recipe.route import ASKED_FOR, Route
 from consistent_samplers.recipe.trained import TrainedSampler

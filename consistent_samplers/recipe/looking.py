@@ -11,13 +11,13 @@ from consistent_samplers.diagnostics import (
     ExplorationCheck,
     exploration_check,
     mass_elsewhere,
+    mass_in_necks,
     members_left_out,
     open_directions,
     share_beyond,
     share_unseen,
     standard_error_is_reliable,
 )
-from consistent_samplers.diagnostics.necks import mass_in_necks
 from consistent_samplers.estimate import Evidence
 from consistent_samplers.maps import HierarchicalMap
 from consistent_samplers.recipe.plan import Start
