@@ -62,7 +62,8 @@ def mass_in_necks(
       >>> target = cs.targets.funnel(4)
       >>> base = cs.bases.GaussianBase(jnp.zeros(4), jnp.diag(jnp.array([1.0, 1.5, 1.5, 1.5])))
       >>> draws = cs.Sampler.of_base(base).sample(jax.random.key(0), target, 4_000)
-      >>> bool(cs.diagnostics.mass_in_necks(target, draws.position, draws.log_weight) > 0.1)  # beyond v = -3.5
+      >>> share = cs.diagnostics.mass_in_necks(target, draws.position, draws.log_weight)
+      >>> share > 0.1  # beyond v = -3.5
       True
     """
     x, log = np.asarray(position, np.float64), np.asarray(log_weight, np.float64)
