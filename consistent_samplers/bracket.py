@@ -8,19 +8,22 @@ from numpy.typing import ArrayLike
 from consistent_samplers.bridge import bridge, effective_draws
 
 AT_ONCE = 16
-"""Draws whose mean weight both bounds take the logarithm of. Each bound is off by about v / 32, v
-being the variance of w / Z. Where half of the draws are effective, single draws give bounds that
-are some ten times as far apart."""
+"""Draws whose mean weight both bounds take the logarithm of, at least. Each bound is off by about
+v / 2 K of K of them, v being the variance of w / Z: where half of the draws are effective, single
+draws give bounds that are some ten times as far apart as sixteen do. Of more uneven weights more
+are taken, eight for each v."""
 
-# Groups that a standard error takes, and those that a bound above is made of.
-_FEWEST_GROUPS, _MOST_GROUPS = 32, 1_000
+# Groups that a standard error takes, those that are left where weights are uneven, and those that a
+# bound above is made of.
+_FEWEST_GROUPS, _ENOUGH_GROUPS, _MOST_GROUPS = 32, 64, 1_000
+_FOR_EACH = 8.0  # draws at once for each variance of the weights
 
 
 class Bracket(NamedTuple):
     """Log Z from both sides; everything in nats.
 
     Attributes:
-      lower: the mean of the log mean weight of `AT_ONCE` draws of the sampler.
+      lower: the mean of the log mean weight of `AT_ONCE` draws of the sampler, or of more.
       lower_stderr: its standard error; +inf where the bound is -inf.
       upper: the same with a draw of the target among them, or None without such draws.
       upper_stderr: its standard error, chains counted by effective draws, or None.
@@ -59,7 +62,9 @@ class Bracket(NamedTuple):
         return f"{words}\n{self.note}" if self.note else words
 
 
-def bracket(log_weight: ArrayLike, target_log_weight: ArrayLike, at_once: int = AT_ONCE) -> Bracket:
+def bracket(
+    log_weight: ArrayLike, target_log_weight: ArrayLike, at_once: int | None = None
+) -> Bracket:
     """Bounds on log Z and the optimal bridge, of draws of a sampler and of its target.
 
     With w = ρ / q and draws of the sampler q, but for one of the target p above,
@@ -73,7 +78,8 @@ def bracket(log_weight: ArrayLike, target_log_weight: ArrayLike, at_once: int = 
       log_weight: ``[n]``, log ρ / q at independent draws of the sampler; -inf outside of the
         support.
       target_log_weight: ``[num_chains, m]``, the same at draws of the target.
-      at_once: K; fewer where there would be fewer than 32 groups.
+      at_once: K; fewer where there would be fewer than 32 groups. If None, `AT_ONCE`, or where
+        weights are uneven, by draws of either kind, as many more as leave 64 groups.
 
     Raises:
       ValueError: as of `bridge.bridge`.
@@ -91,8 +97,13 @@ def bracket(log_weight: ArrayLike, target_log_weight: ArrayLike, at_once: int = 
       True
     """
     between = bridge(log_weight, target_log_weight)
-    groups = _groups(log_weight, at_once)
     theirs = np.atleast_2d(np.asarray(target_log_weight, np.float64))
+    if at_once is None:
+        # Under the target the mean of w / Z is one more than its variance under the sampler.
+        log_mean = np.logaddexp.reduce(theirs, axis=None) - np.log(theirs.size)
+        variance = np.expm1(min(log_mean - between.log_z, 20.0))
+        at_once = _draws_at_once(log_weight, variance)
+    groups = _groups(log_weight, at_once)
     lower, lower_stderr = _mean(np.logaddexp.reduce(groups, axis=1) - np.log(groups.shape[1]))
     upper, upper_stderr = _with_one_of_target(groups[:_MOST_GROUPS], theirs)
     return Bracket(
@@ -124,13 +135,22 @@ def weighted_bounds(log_weight: ArrayLike) -> tuple[float, float, float, float]:
       >>> lower < upper < lower + 0.2
       True
     """
-    groups = _groups(log_weight, AT_ONCE)
+    groups = _groups(log_weight, _draws_at_once(log_weight))
     log_mean = np.logaddexp.reduce(groups, axis=1) - np.log(groups.shape[1])
     weight = np.exp(log_mean - log_mean.max())
     weight = weight / weight.mean()
     finite = np.where(weight > 0.0, log_mean, 0.0)
     upper = float((weight * finite).mean())
     return *_mean(log_mean), upper, _mean(weight * (finite - upper))[1]
+
+
+def _draws_at_once(log_weight: ArrayLike, variance: float = 0.0) -> int:
+    """How many the bounds take, of the relative variance of the weights, or a larger one."""
+    own = np.asarray(log_weight, np.float64)
+    own = np.exp(own - np.nanmax(own))
+    variance = max(variance, float(np.nanvar(own) / np.nanmean(own) ** 2))
+    most = max(AT_ONCE, own.size // _ENOUGH_GROUPS)
+    return int(np.clip(_FOR_EACH * variance, AT_ONCE, most))
 
 
 def _groups(log_weight: ArrayLike, at_once: int) -> np.ndarray:
