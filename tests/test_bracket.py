@@ -59,21 +59,19 @@ def test_the_intervals_cover(correlation, at_once):
     assert (covered / num > 0.95 - 3.0 * np.sqrt(0.05 * 0.95 / num)).all(), covered / num
 
 
-@pytest.mark.parametrize("ess, width", [(0.5, 0.1), (0.05, 0.2)])
-def test_bounds_are_close_where_weights_are_uneven(ess, width):
+@pytest.mark.parametrize("ess, width, closer", [(0.5, 0.1, 0.99), (0.05, 0.2, 2.0)])
+def test_bounds_are_close_where_weights_are_uneven(ess, width, closer):
     """Log-normal weights, their bounds by draws of the target and by the weights alone."""
     rng, scale = np.random.default_rng(0), np.sqrt(-np.log(ess))
     own, theirs = (rng.normal(scale * x, scale, (4, 2_500)) for x in (-0.5 * scale, 0.5 * scale))
     found = bracket(own.ravel(), theirs)
     assert found.lower < 0.0 < found.upper < found.lower + width
     sixteen = bracket(own.ravel(), theirs, at_once=AT_ONCE)
-    assert sixteen.upper - sixteen.lower > (0.5 if ess < 0.1 else 0.99) * (
-        found.upper - found.lower
-    )
+    assert sixteen.upper - sixteen.lower > closer * (found.upper - found.lower)
     single = bracket(own.ravel(), theirs, at_once=1)
     assert single.upper - single.lower > 4.0 * (found.upper - found.lower)
     lower, lower_stderr, upper, stderr = weighted_bounds(own.ravel())
-    assert (lower, lower_stderr) == pytest.approx((found.lower, found.lower_stderr), abs=0.03)
+    assert (lower, lower_stderr) == pytest.approx((found.lower, found.lower_stderr), abs=0.05)
     assert abs(upper - found.upper) < 4.0 * np.hypot(stderr, found.upper_stderr)
     assert 0.0 < stderr < 0.1
 
