@@ -98,7 +98,7 @@ def measure(case: Case) -> list[Row]:
     levels = ", ".join(f"{count} {level}" for level, count in row.pop("levels").items())
     errors = ", ".join(f"{100 * np.sqrt(p * (1 - p) / num):.1f}" for p in PROBABILITIES)
     row |= {"num": num, "verdicts": levels, "errors": errors} | coverage(row["shares"])
-    return [row | {"shares": np.round(row["shares"], 4).tolist()}]
+    return [row | {"shares": np.round(row["shares"], 3).tolist()}]
 
 
 def figure(rows: Sequence[Row]) -> Any:
