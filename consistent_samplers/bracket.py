@@ -8,10 +8,10 @@ from numpy.typing import ArrayLike
 from consistent_samplers.bridge import bridge, effective_draws
 
 AT_ONCE = 16
-"""Draws whose mean weight both bounds take the logarithm of, at least. Each bound is off by about
-v / 2 K of K of them, v being the variance of w / Z: where half of the draws are effective, single
-draws give bounds that are some ten times as far apart as sixteen do. Of more uneven weights more
-are taken, eight for each v."""
+"""Draws whose mean weight both bounds take the logarithm of, at least. With K of them each
+bound is off by about v / (2 K), v being the variance of w / Z: where half of the draws are
+effective, single draws give bounds that are some ten times as far apart as sixteen do. Where
+weights are more uneven, K is eight times v."""
 
 # Groups that a standard error takes, those that are left where weights are uneven, and those that a
 # bound above is made of.

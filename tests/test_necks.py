@@ -25,7 +25,7 @@ def hierarchy(units=1.0, edge=-np.inf):
     return cs.Target(log_density, NUM)
 
 
-def drawn(target, limit, num=4_000, units=1.0):
+def drawn(limit, num=4_000, units=1.0):
     """Exact draws given a log scale above a limit, and their weights: rising towards it."""
     rng = np.random.default_rng(0)
     scale = 2.0 * rng.normal(size=4 * num)
@@ -39,28 +39,29 @@ def drawn(target, limit, num=4_000, units=1.0):
 def test_the_mass_of_a_neck(limit, share, units):
     """Relative to what the draws have, in closed form, and in any units."""
     target = hierarchy(units)
-    found = mass_in_necks(target, *drawn(target, limit, units=units), of_target=True)
+    found = mass_in_necks(target, *drawn(limit, units=units), of_target=True)
     assert found == pytest.approx(share, rel=0.5)
 
 
 def test_what_draws_reach_is_no_neck():
     target = hierarchy()
-    position, _ = drawn(target, -np.inf)
+    position, _ = drawn(-np.inf)
     assert mass_in_necks(target, position, jnp.zeros(len(position))) == 0.0
     assert mass_in_necks(target, position[:, :1], jnp.arange(len(position)) * 1.0) == 0.0
 
 
 def test_a_neck_that_ends_where_the_draws_do_has_none():
     target = hierarchy(edge=-3.0)
-    position, log_weight = drawn(target, -3.0)
+    position, log_weight = drawn(-3.0)
     assert mass_in_necks(target, position, log_weight, of_target=True) < 1e-3
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_draws_without_numbers_are_left_out(bad):
     target = hierarchy()
-    position, log_weight = drawn(target, -3.0)
+    position, log_weight = drawn(-3.0)
     known = mass_in_necks(target, position, log_weight)
+    assert known > 0.01
     more = jnp.concatenate([position, jnp.full((3, NUM), bad)])
     weights = jnp.concatenate([log_weight, jnp.full(3, -jnp.inf)])
     assert mass_in_necks(target, more, weights) == pytest.approx(known, rel=0.1)
@@ -80,4 +81,4 @@ def test_all_intervals_of_log_z_take_a_neck_in(monkeypatch):
     assert trained.chains_verdict().level == "usable"
     assert "in a neck" in trained.chains_verdict().words
     found = trained.bracket(KEY, 1_000)
-    assert found.stderr >= 0.03 and found.upper_stderr >= 0.0299
+    assert found.stderr >= 0.0299 and found.upper_stderr >= 0.0299

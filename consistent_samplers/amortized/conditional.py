@@ -7,6 +7,7 @@ density in closed form, and members may come in any number and order.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ from consistent_samplers.amortized.frames import Frame
 from consistent_samplers.amortized.laplace import Members
 from consistent_samplers.amortized.linear import inverse_of
 from consistent_samplers.maps.triangular import bounded, shape, unshape
-from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.types import Array, Params, PRNGKey
 
 _CLIP = 6.0  # standardised features, and coordinates as inputs
@@ -138,7 +138,7 @@ class ConditionalMap(NamedTuple):
         before = jnp.tril(jnp.ones((self.num_globals,) * 2), -1) * u
         into = jax.vmap(lambda x: _joined(x, context))(before)
         coefficients = jax.vmap(self._of_coordinate)(params["globals"], into)
-        return _log_prob(coefficients, u, self._share_wide, self._log_wide).sum()
+        return _log_prob(coefficients, u, self._log_base).sum()
 
     def draw_members(
         self, params: Any, context: Array, u: Array, features: Array, z: Array
@@ -179,13 +179,14 @@ class ConditionalMap(NamedTuple):
         """Of draws of a global that are wider."""
         return min(_MAX_WIDE, _WIDE_OF_ALL / max(self.num_globals, 1))
 
-    def _log_wide(self, z: Array) -> Array:
-        """Log density of the wide draws among those of a global, times their share."""
+    def _log_base(self, z: Array) -> Array:
+        """Log density of what globals are drawn from, of each by itself."""
         if self.heavy:
-            log_prob = student_t.logpdf(z, _FREEDOM, scale=_WIDTH)
+            wide = student_t.logpdf(z, _FREEDOM, scale=_WIDTH)
         else:
-            log_prob = norm.logpdf(z, scale=_WIDTH)
-        return log_prob + math.log(self._share_wide)
+            wide = norm.logpdf(z, scale=_WIDTH)
+        share = self._share_wide
+        return jnp.logaddexp(norm.logpdf(z) + math.log1p(-share), wide + math.log(share))
 
     @property
     def _context(self) -> _Network:
@@ -261,16 +262,11 @@ def _forward(coefficients: Array, z: Array) -> Array:
 
 
 def _log_prob(
-    coefficients: Array, u: Array, share_wide: float = 0.0, log_wide: Any = None
+    coefficients: Array, u: Array, log_base: Callable[[Array], Array] = norm.logpdf
 ) -> Array:
-    """Log density of each coordinate, some of whose draws are wider."""
+    """Log density of each coordinate, whose z is drawn from a base."""
     shift, log_scale, skew, tail = jnp.moveaxis(coefficients, -1, 0)
     log_scale = bounded(log_scale)
     z = unshape((u - shift) * jnp.exp(-log_scale), 0.3 * skew, 0.3 * tail)
     _, log_slope = shape(z, 0.3 * skew, 0.3 * tail)
-    # Of each by itself.
-    each = jax.vmap(standard_normal_log_prob)
-    log_base = each(z[..., None])
-    if share_wide:
-        log_base = jnp.logaddexp(log_base + math.log1p(-share_wide), log_wide(z))
-    return log_base - log_slope - log_scale
+    return log_base(z) - log_slope - log_scale
