@@ -221,10 +221,36 @@ def test_a_bracket_says_what_stood_in_for_the_map():
     # The fresh draws' own, which are more than those of the chains' bridge.
     assert found.log_z != plain.log_z.log_z
     other = plain._replace(log_z=Bridge(1.84, 0.001), bridge_replaced=True, map_replaced=True)
-    found = dataclasses.replace(sampler, chains=other).bracket(jax.random.key(0))
+    far = cs.Sampler.of_base(cs.bases.standard_normal(2, scale=0.1))
+    sampler = dataclasses.replace(sampler, chains=other, one_step=far)
+    found = sampler.bracket(jax.random.key(0))
     assert found.log_z == 1.84 and found.upper is not None
     assert "bridged to a Gaussian fitted to the first half of the chains" in found.note
     assert "Both bounds are of the sampler's base or a Gaussian" in str(found)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.8])
+def test_the_maps_own_weights_give_closer_bounds_than_what_the_chains_moved_in(share):
+    """Which may leave a part of the mass out: the bridge says how much, and the error holds it."""
+
+    def log_density(x):  # a standard normal, and perhaps a second one
+        near, far = -0.5 * x @ x, -0.5 * jnp.sum((x - jnp.array([8.0, 0.0])) ** 2)
+        return jnp.logaddexp(jnp.log(share) + near, jnp.log(1.0 - share + 1e-9) + far)
+
+    modes = cs.Target(log_density, 2, log_z=float(np.log(2.0 * np.pi)))
+    fine = cs.Sampler.of_base(cs.bases.standard_normal(2))
+    wide = cs.Sampler.of_base(cs.bases.standard_normal(2, scale=6.0))
+    chains = some_chains(cs.TrainedSampler(modes, wide, wide), map_replaced=True)
+    both = {}
+    for name, own in (("closer", fine), ("wide", wide)):
+        sampler = cs.TrainedSampler(modes, own, own, chains=chains)
+        both[name] = sampler.bracket(jax.random.key(0))
+    found, other = both.values()
+    assert "by the weights of the map's own draws" in found.note and found.level == other.level
+    assert found.upper - found.lower < 0.01 < other.upper - other.lower
+    assert found.log_z == pytest.approx(other.log_z, abs=0.01)
+    assert found.upper + 3.0 * found.upper_stderr > modes.log_z
+    assert (found.upper_stderr > 0.1) == (share < 1.0)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])

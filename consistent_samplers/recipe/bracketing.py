@@ -19,11 +19,14 @@ _MAP_REPLACED = (
     "Both bounds are of the sampler's base or a Gaussian of its draws, in place of its map, which "
     "has several components, folds, is not inverted or is dear."
 )
+_MAP_WEIGHED = (
+    "Both bounds are by the weights of the map's own draws. The chains moved in the sampler's base "
+    "or a Gaussian of its draws: the map has several components, folds, is not inverted or is dear."
+)
 _BRIDGE_REPLACED = (
     "log Z is bridged to a Gaussian fitted to the first half of the chains, in place of the map, "
     "which hardly overlaps them."
 )
-
 _NO_MAP = "there are no chains, which move in the latent space of a map, and here are paths alone."
 
 
@@ -46,7 +49,10 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
         return _of_weights(rng_key, trained, num_samples, f"the chains are not to be used.\n{said}")
     draws = chains.sampler.sample(folded(rng_key, 0), trained.target, num_samples)
     found = bracket(np.asarray(draws.log_weight), np.asarray(chains.log_weight))
-    notes = [_MAP_REPLACED] * chains.map_replaced
+    notes = []
+    if chains.map_replaced:
+        found, note = _narrower(found, _of_weights(rng_key, trained, num_samples, ""))
+        notes.append(note)
     if chains.bridge_replaced:
         # Decided before, without the draws above: their own bridge is that of the same map.
         found = found._replace(log_z=chains.log_z.log_z, stderr=chains.log_z.log_z_stderr)
@@ -65,6 +71,25 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
         stderr=math.hypot(found.stderr, 0.5 * step),
         upper_stderr=math.hypot(found.upper_stderr, hidden),
     )
+
+
+def _narrower(of_chains: Bracket, of_map: Bracket) -> tuple[Bracket, str]:
+    """The bracket of a map's replacement, with the bounds of the map's weights if these are closer.
+
+    What the map leaves out is missing from the bound by its weights: the bridge says how much.
+    """
+    assert of_chains.upper is not None
+    if of_map.upper is None or of_map.upper - of_map.lower >= of_chains.upper - of_chains.lower:
+        return of_chains, _MAP_REPLACED
+    assert of_map.upper_stderr is not None
+    missing = max(0.0, of_chains.log_z - of_map.log_z)
+    closer = of_chains._replace(
+        lower=of_map.lower,
+        lower_stderr=of_map.lower_stderr,
+        upper=of_map.upper,
+        upper_stderr=math.hypot(of_map.upper_stderr, missing),
+    )
+    return closer, _MAP_WEIGHED
 
 
 def _of_weights(
