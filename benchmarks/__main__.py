@@ -15,6 +15,7 @@ COMMANDS = {
     "hierarchical": "hierarchical models beside NUTS: right, and how soon",
     "sizes": "seconds and memory of a hierarchical family as it grows",
     "amortized": "families of data sets: one training each, a thousand new data sets",
+    "sbibm": "tasks of sbibm by one training each, beside published accuracy",
     "calibration": "simulation-based calibration of NumPyro models: ranks and coverage",
     "posteriordb": "posteriors of posteriordb: one step, chains of it, and NUTS",
     "first": "seconds from the start of a process to 10,000 effective draws, beside NUTS",

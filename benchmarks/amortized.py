@@ -106,6 +106,8 @@ def _compared(
     drawn, seconds = run(), np.nan
     if timing:  # what is compiled by now
         drawn, seconds = timed(run)
+    # A process may hold the programs of some dozen runs, and another data set needs its own.
+    jax.clear_caches()
     theirs = race.flat_sites(family.compared(jax.device_get(drawn)))
     ours = race.flat_sites(family.compared({name: x[index] for name, x in many.samples.items()}))
     stats = summary({name: x.reshape(race.CHAINS, -1) for name, x in theirs.items()})

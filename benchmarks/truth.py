@@ -106,14 +106,14 @@ def of_draws(draws: dict[str, np.ndarray], sizes: dict[str, float]) -> Row:
 def _quantiles(
     values: np.ndarray, num_effective: float, unseen: float = 0.0
 ) -> tuple[list[float], float, list[float]]:
-    """Quantiles, IQR / 1.349 and the quantiles' standard errors, to the fourth digit of the IQR."""
+    """Quantiles, IQR / 1.349 and the quantiles' standard errors, to the third digit of the IQR."""
     probabilities = np.asarray(QUANTILES)
     found = np.quantile(values, probabilities)
     away = np.sqrt(probabilities * (1.0 - probabilities) / max(num_effective, 1.0) + unseen**2)
     low, high = (np.quantile(values, np.clip(probabilities + s * away, 0, 1)) for s in (-1, 1))
     spread = float((found[3] - found[1]) / 1.349)
     size = math.log10(spread) if 0.0 < spread < math.inf else 0.0
-    rounded: Any = partial(np.round, decimals=4 - math.floor(size))
+    rounded: Any = partial(np.round, decimals=3 - math.floor(size))
     return rounded(found).tolist(), float(rounded(spread)), rounded(0.5 * (high - low)).tolist()
 
 
