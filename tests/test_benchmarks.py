@@ -26,11 +26,13 @@ from benchmarks import (
     readme,
     registry,
     report,
+    sbibm,
     table,
     timing,
 )
 from benchmarks.methods import Trainer
 from benchmarks.models import honest, regressions
+from benchmarks.models.sbibm import TASKS
 from benchmarks.truth import judged
 
 GRID = [(a, b) for a in (-5.0, 0.0, 5.0) for b in (-5.0, 0.0, 5.0)]
@@ -692,3 +694,37 @@ def test_streams_and_nested_regressions_have_closed_forms():
     np.testing.assert_allclose(np.average(beta, axis=0, weights=weight), mean, atol=0.1 * std.min())
     true = [models.nested_regressions(seed)[1] for seed in range(50)]
     assert min(true) < 0.0 and max(true) > 5.0
+
+
+def test_c2st_is_a_half_for_equal_samples_and_one_for_samples_apart():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 500, 2))
+    assert abs(sbibm.c2st(first, second) - 0.5) < 4.0 * np.sqrt(0.25 / 1_000)
+    assert sbibm.c2st(first, 10.0 + second) > 0.99
+
+
+def test_two_moons_have_a_density_of_which_their_draws_are():
+    """It integrates to one, and radii and angles of draws are those of the task."""
+    from numpyro.handlers import substitute, trace
+
+    given = {"theta": jnp.array([0.2, -0.1])}
+    moon = trace(substitute(TASKS["two_moons"].model, given)).get_trace(1, y=jnp.zeros(2))["y"][
+        "fn"
+    ]
+    centre = np.asarray(moon.centre)
+    np.testing.assert_allclose(centre, [0.25 - 0.1 / np.sqrt(2.0), -0.3 / np.sqrt(2.0)], rtol=1e-5)
+    axis = (np.arange(800) + 0.5) / 800 * 0.4 - 0.2
+    grid = centre + np.stack(np.meshgrid(axis, axis), -1)
+    mass = np.exp(np.asarray(moon.log_prob(jnp.asarray(grid)), float)).sum() * (0.4 / 800) ** 2
+    assert mass == pytest.approx(1.0, abs=2e-3)
+    away = np.asarray(moon.sample(jax.random.key(0), (10_000,))) - centre
+    radius = np.linalg.norm(away, axis=1)
+    assert (radius.mean(), radius.std()) == pytest.approx((0.1, 0.01), abs=4e-4)
+    assert (away[:, 0] > 0.0).all() and abs(away[:, 1].mean()) < 4.0 * away[:, 1].std() / 100.0
+
+
+def test_the_generalised_linear_task_has_the_stimulus_of_sbibm():
+    design = np.asarray(TASKS["bernoulli_glm"].argument(100))
+    assert design.shape == (100, 10) and (design[:, 0] == 1.0).all()
+    np.testing.assert_allclose(design[:3, 1], [0.496714, -0.138264, 0.647689], atol=1e-6)
+    np.testing.assert_array_equal(design[1:, 2], design[:-1, 1])
