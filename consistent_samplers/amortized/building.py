@@ -1,6 +1,7 @@
 """`amortize`: from a model to a family."""
 
 import contextlib
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from consistent_samplers.amortized.answering import distance
 from consistent_samplers.amortized.conditional import ConditionalMap, Fitted
 from consistent_samplers.amortized.coverage import MAX_MISSED, missed_mass
 from consistent_samplers.amortized.family import AmortizedSampler
+from consistent_samplers.amortized.ordering import ordered
 from consistent_samplers.amortized.padded import Covariates, PaddedModel
 from consistent_samplers.amortized.probing import padded_model
 from consistent_samplers.checks import check_integer, check_key
@@ -32,7 +34,7 @@ NUM_PROBES = 4
 """Data sets at which the log density of a model is kept, to know it again."""
 
 NUM_SEARCHED = 500
-"""Data sets that are searched for further modes."""
+"""Data sets that are searched for further modes, and for what drives the spread of what."""
 
 MAX_APART = 1_000
 """Data sets that are simulated and not trained on, for the share of mass that is missed."""
@@ -162,10 +164,13 @@ def _trained(
     with progress.stage("simulate", progress_bar=progress_bar):
         pairs = simulated.simulate(keys[0], padded, covariates, num_rows, num_data_sets)
         simulated.check_padding(padded, pairs)
-    starts = fitting.starts_of(pairs)
     with progress.stage("modes", progress_bar=progress_bar):
-        some = jax.tree.map(lambda x: x[:NUM_SEARCHED], pairs.data)
-        num_modes = modes.how_many(padded, starts, some)
+        some = jax.tree.map(lambda x: x[:NUM_SEARCHED], pairs)
+        num_modes, away = modes.survey(padded, fitting.starts_of(pairs), some)
+    order = ordered(away)
+    padded = dataclasses.replace(padded, order=order)
+    pairs = simulated.Pairs(pairs.data, pairs.globals[:, np.array(order, int)], pairs.members)
+    starts = fitting.starts_of(pairs)
     with progress.stage("Laplace frames", progress_bar=progress_bar):
         prepared = fitting.prepare(padded, starts, pairs, num_modes)
     # Some are kept apart, for what training says of itself.

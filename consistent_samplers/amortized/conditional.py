@@ -1,9 +1,10 @@
 """What a network adds to the frames: a triangular map in their units, given the data set.
 
-Globals u and members v, each coordinate an increasing function of its own z, whose coefficients
-depend on the coordinates before it and on the features of the data set (of members: also on the
-globals and on each member's own features, by one network for all). So the map is injective, its
-density in closed form, and members may come in any number and order.
+Globals u, the last one first (see `ordering`), and members v, each coordinate an increasing
+function of its own z, whose coefficients depend on the coordinates drawn before it and on the
+features of the data set (of members: also on the globals and on each member's own features, by one
+network for all). So the map is injective, its density in closed form, and members may come in any
+number and order.
 """
 
 import math
@@ -123,19 +124,20 @@ class ConditionalMap(NamedTuple):
 
         def next_one(u: Array, inputs: tuple[Any, Array, Array]) -> tuple[Array, None]:
             own, i, z = inputs
-            before = jnp.where(index < i, u, 0.0)
+            before = jnp.where(index > i, u, 0.0)
             coefficients = self._of_coordinate(own, _joined(before, context))
             return jnp.where(index == i, _forward(coefficients, z), u), None
 
         if not self.num_globals:
             return z
-        return jax.lax.scan(next_one, jnp.zeros_like(z), (params["globals"], index, z))[0]
+        inputs = params["globals"], index, z
+        return jax.lax.scan(next_one, jnp.zeros_like(z), inputs, reverse=True)[0]
 
     def log_prob_globals(self, params: Any, context: Array, u: Array) -> Array:
         """Log density ``[]`` at u ``[g]``."""
         if not self.num_globals:
             return jnp.zeros(())
-        before = jnp.tril(jnp.ones((self.num_globals,) * 2), -1) * u
+        before = jnp.triu(jnp.ones((self.num_globals,) * 2), 1) * u
         into = jax.vmap(lambda x: _joined(x, context))(before)
         coefficients = jax.vmap(self._of_coordinate)(params["globals"], into)
         return _log_prob(coefficients, u, self._log_base).sum()

@@ -16,6 +16,7 @@ from consistent_samplers.amortized import laplace
 from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.amortized.linear import inverse_of, root_of
 from consistent_samplers.amortized.padded import DataSet, PaddedModel
+from consistent_samplers.amortized.simulated import Pairs
 from consistent_samplers.types import Array
 
 MAX_MODES = 4
@@ -87,20 +88,45 @@ def modes_of(
     return Modes(found[chosen], members[chosen], largest)
 
 
-def how_many(model: PaddedModel, starts: tuple[Array, Array], data: DataSet) -> int:
-    """How many modes' frames a map of a family should have, by data sets of it.
+class Survey(NamedTuple):
+    """What simulated data sets tell of the posteriors of a family.
+
+    Attributes:
+      num_modes: how many modes' frames a map should have.
+      away: ``[n, g]``, where the globals lie that each was simulated from, in standard deviations
+        by Laplace's method from the mode closest to them.
+    """
+
+    num_modes: int
+    away: np.ndarray
+
+
+def survey(model: PaddedModel, starts: tuple[Array, Array], pairs: Pairs) -> Survey:
+    """How many modes posteriors of a family have, and how what is true is spread around them.
 
     Args:
       model: the model.
       starts: as of `modes_of`.
-      data: simulated data sets.
+      pairs: simulated.
     """
     if not model.num_globals:
-        return 1
-    found = in_blocks(lambda one: modes_of(model, starts, one, MAX_MODES).log_mass, _AT_ONCE)(data)
-    mass = np.exp(np.asarray(found, float) - np.max(found, 1, keepdims=True))
+        return Survey(1, np.zeros((len(pairs.globals), 0)))
+
+    def one(pair: Pairs) -> tuple[Array, Array]:
+        found = modes_of(model, starts, pair.data, MAX_MODES)
+
+        def distance(at: Array, members: Array) -> Array:
+            inverse = inverse_of(root_of(laplace.precision(model, pair.data, at, members)))
+            return (pair.globals - at) / jnp.linalg.norm(inverse, axis=0)
+
+        away = jax.vmap(distance)(found.globals, found.members)
+        return found.log_mass, away[jnp.argmin(jnp.abs(away).max(-1))]
+
+    log_mass, away = in_blocks(one, _AT_ONCE)(pairs)
+    mass = np.exp(np.asarray(log_mass, float) - np.max(log_mass, 1, keepdims=True))
     share = np.cumsum(mass / mass.sum(1, keepdims=True), 1).mean(0)
-    return int(np.argmax(share >= min(1.0 - _MAX_LEFT, share[-1]))) + 1
+    num_modes = int(np.argmax(share >= min(1.0 - _MAX_LEFT, share[-1]))) + 1
+    return Survey(num_modes, np.asarray(away))
 
 
 def _seen_before(model: PaddedModel, data: DataSet, at: Array, members: Array) -> Array:

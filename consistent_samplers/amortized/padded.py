@@ -64,7 +64,7 @@ class PaddedModel:
     """A model with the shapes of its arguments at ``max_rows`` rows.
 
     Positions are ``(globals [g], members [N, p])``: coordinates of sites that have no axis of rows,
-    and of those that have one.
+    and of those that have one. The globals are in ``order``, the members in that of the sites.
     """
 
     model: Callable[..., Any]
@@ -77,6 +77,7 @@ class PaddedModel:
     sites: tuple[Site, ...]
     axes: tuple[tuple[str, int | None], ...]  # of rows, in the log densities of all sites
     outputs: tuple[tuple[str, int | None], ...]  # of rows, in sites and deterministics
+    order: tuple[int, ...]  # coordinates of the globals' sites, as positions have them
 
     @property
     def name(self) -> str:
@@ -139,6 +140,7 @@ class PaddedModel:
 
     def unravel(self, at_globals: Array, at_members: Array) -> Samples:
         """Unconstrained sites of one position."""
+        at_globals = at_globals[..., np.argsort(self.order)]
         sites, begin = {}, {True: 0, False: 0}
         for name, shape, axis in self.sites:
             site = Site(name, shape, axis)
@@ -163,6 +165,7 @@ class PaddedModel:
                 rows = jnp.moveaxis(sites[name], axis, 0)
                 parts[True].append(rows.reshape(self.max_rows, -1))
         at_globals = jnp.concatenate(parts[False]) if parts[False] else jnp.zeros(0)
+        at_globals = at_globals[np.array(self.order, int)]
         none = jnp.zeros((self.max_rows, 0))
         return at_globals, jnp.concatenate(parts[True], -1) if parts[True] else none
 

@@ -98,6 +98,7 @@ def _with_axes(
                 f"Latent site {site.name!r} of model {name!r} is one draw of all rows together, "
                 "which has no part that could be left out. Give num_rows as one number."
             )
+    num_globals = sum(site.size for site in sites if site.axis is None)
     return PaddedModel(
         model,
         tuple(observed.items()),
@@ -109,6 +110,7 @@ def _with_axes(
         sites,
         axes,
         outputs,
+        tuple(range(num_globals)),
     )
 
 
