@@ -28,7 +28,7 @@ NUM_DATA_SETS = 16_000
 """Data sets that are simulated for training, unless asked for otherwise."""
 
 NUM_ITERATIONS = (400, 800)
-"""Iterations of maximum likelihood, and of the path gradient."""
+"""Iterations of maximum likelihood, and of that with the path gradient."""
 
 NUM_PROBES = 4
 """Data sets at which the log density of a model is kept, to know it again."""
@@ -62,9 +62,9 @@ def amortize(
     """The posteriors of a NumPyro model for any data set of a family, from one training.
 
     Data sets are simulated from the model's own prior. A triangular map, in units of the Laplace
-    approximation of each data set, is trained on them: by maximum likelihood first, then by the
-    path gradient on the exact densities. Where their posteriors have several modes, it is a mixture
-    over these. Answers carry exact weights.
+    approximation of each data set, is trained on them: by maximum likelihood first, then by that
+    and the path gradient on the exact densities together. Where their posteriors have several
+    modes, it is a mixture over these. Answers carry exact weights.
 
     Args:
       rng_key: key.
@@ -76,7 +76,7 @@ def amortize(
         then be theirs alone. Of one number of rows a model may make anything.
       observed: observed sites, each with the keyword argument that holds its values.
       num_data_sets: to simulate.
-      num_iterations: of maximum likelihood, and of the path gradient.
+      num_iterations: of maximum likelihood, and of that with the path gradient.
       hidden: width of the networks, at least 2.
       progress_bar: show a line for each stage.
       checkpoint_dir: folder to keep the training in: a call that was killed and is made again goes
