@@ -24,7 +24,9 @@ MAX_MODES = 4
 
 _MAX_ITERATIONS = 30
 _LEAST_GAIN = 1e-6  # relative: below it is rounding
-_ENOUGH = 1e-3  # Newton's step in standard deviations
+# Newton's step in standard deviations at a mode, and beyond which a search is stuck elsewhere, along
+# an arm: that is no mode, whatever Laplace's method takes it to hold.
+_ENOUGH, _STUCK = 1e-3, 0.5
 # Starts that are climbed from, those of the highest density, for one mode and for several.
 _NUM_CLIMBS, _MANY_CLIMBS = 4, 16
 # Standard deviations, of the wider or the narrower, below which two modes are one.
@@ -76,6 +78,9 @@ def modes_of(
     masses = laplace.or_least(
         jax.vmap(lambda g, m: laplace.log_mass(model, data, g, m))(found, members)
     )
+    steps = jax.vmap(lambda g, m: jnp.linalg.norm(_newton(model, data, g, m)[1]))(found, members)
+    is_mode = steps < _STUCK
+    masses = jnp.where(is_mode | ~is_mode.any(), masses, -jnp.inf)
     if num_modes == 1:
         best = jnp.argmax(masses)[None]
         return Modes(found[best], members[best], jnp.zeros(1))
@@ -149,10 +154,7 @@ def _maximised(
 
     def step(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         mode, members, value, _, count = carry
-        slope = jax.grad(laplace.smooth_marginal, 2)(model, data, mode, members)
-        to_unit = inverse_of(root_of(laplace.precision(model, data, mode, members)))
-        unit = to_unit @ laplace.clean(slope)
-        direction = to_unit.T @ unit
+        direction, unit = _newton(model, data, mode, members)
         tried = mode + jnp.array(laplace.STEPS)[:, None] * direction
         settled = jax.vmap(
             lambda g: laplace.settled(model, data, g, members, laplace.FEW_MEMBER_STEPS)
@@ -172,3 +174,11 @@ def _maximised(
     begin: tuple[Array, ...] = (mode, members, start, jnp.full((), jnp.inf), jnp.zeros((), int))
     mode, members, *_ = jax.lax.while_loop(unsettled, step, begin)
     return mode, members
+
+
+def _newton(model: PaddedModel, data: DataSet, at: Array, members: Array) -> tuple[Array, Array]:
+    """Newton's step of the globals, and the same in standard deviations: ``[g]`` each."""
+    slope = jax.grad(laplace.smooth_marginal, 2)(model, data, at, members)
+    to_unit = inverse_of(root_of(laplace.precision(model, data, at, members)))
+    unit = to_unit @ laplace.clean(slope)
+    return to_unit.T @ unit, unit

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.stats as st
 
-from consistent_samplers.amortized import fitting, simulated
+from consistent_samplers.amortized import fitting, modes, simulated
 from consistent_samplers.amortized.conditional import ConditionalMap
 from consistent_samplers.amortized.probing import padded_model
 
@@ -38,6 +38,24 @@ def test_modes_are_those_that_hold_the_mass():
     away = np.linalg.norm(prepared.u[:, 0], axis=1)
     assert (away > 10.0).mean() < 0.02
     assert np.median(away) < 1.3 * np.sqrt(st.chi2(4).median())
+
+
+def test_an_arm_where_a_search_is_stuck_is_no_mode():
+    """The log of a scale close to nothing: Laplace's method would take it to hold a lot."""
+
+    def counts(exposure, y=None):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+        tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+        with numpyro.plate("groups", exposure.shape[0]):
+            rate = numpyro.sample("rate", dist.Normal(mu, tau))
+            numpyro.sample("y", dist.Poisson(exposure * jnp.exp(rate)), obs=y)
+
+    def exposures(rng_key, num_rows):
+        return (jax.random.uniform(rng_key, (num_rows,), minval=0.5, maxval=5.0),), {}
+
+    model = padded_model(counts, exposures, (8, 20), {"y": "y"})
+    pairs = simulated.simulate(jax.random.key(0), model, exposures, (8, 20), 300)
+    assert modes.survey(model, fitting.starts_of(pairs), pairs).num_modes == 1
 
 
 def test_no_exponential_tail_outweighs_the_draws_of_globals():
