@@ -24,8 +24,8 @@ MAX_MODES = 4
 
 _MAX_ITERATIONS = 30
 _LEAST_GAIN = 1e-6  # relative: below it is rounding
-# Newton's step in standard deviations at a mode, and beyond which a search is stuck elsewhere, in an
-# arm: that is no mode, whatever Laplace's method takes it to hold.
+# Newton's step in standard deviations at a mode, and beyond which a search is stuck in an arm: that
+# is no mode, whatever Laplace's method takes it to hold.
 _ENOUGH, _STUCK = 1e-3, 0.5
 # Starts that are climbed from, those of the highest density, for one mode and for several.
 _NUM_CLIMBS, _MANY_CLIMBS = 4, 16
