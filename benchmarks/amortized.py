@@ -136,15 +136,16 @@ BENCHMARK = Benchmark(
     },
     report=Report(
         __doc__,
-        """family: {target} | d: {dim} | training, s: {training:.0f} | minutes: {minutes:.1f} |
+        """family: {target} | d: {dim} | training: {training:.0f} | minutes: {minutes:.1f} |
         effective: {effective} | can be used: {usable:.3f} | escalated as well: {answered:.3f} |
-        missed mass: {missed:.3f} | s for 1,000 effective: {seconds:.4f} |
+        missed mass: {missed:.3f} | seconds a set: {seconds:.4f} |
         NUTS over ours: {nuts_ratio:.0f} | right of NUTS: {right} |
         of the escalated: {right_escalated} | silent: {silent} |
         ranks: {uniform}, {uniform_weighted}""",
-        """Minutes: training, the data sets and the escalation of all that cannot be used, by the
-        seconds of those that were escalated. Effective: quartiles of the share of effective draws
-        over the data sets. Ranks: whether those of simulation-based calibration are uniform,
-        without and with weights.""",
+        """Training in seconds. Minutes: training, the data sets, and the escalation of all that
+        cannot be used, by the seconds of those that were escalated. Effective: quartiles of the
+        share of effective draws over the data sets. Seconds a set: until 1,000 draws of it are
+        effective, all sets together. Ranks: whether those of simulation-based calibration are
+        uniform, without and with weights.""",
     ),
 )

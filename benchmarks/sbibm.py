@@ -91,10 +91,10 @@ BENCHMARK = Benchmark(
     },
     report=Report(
         __doc__,
-        """task: {target} | d: {dim} | training, s: {training:.0f} | s a data set: {seconds:.1f} |
+        """task: {target} | d: {dim} | training: {training:.0f} | seconds a set: {seconds:.1f} |
         effective: {ess:.2f} | escalated: {escalated} | can be used: {usable} |
         C2ST: {c2st:.3f}@c2st | worst: {worst:.3f} |
         NPE: {published.npe:.3f} | SNPE: {published.snpe:.3f}""",
-        "Effective and seconds: medians over the observations.",
+        "Training in seconds. Effective draws and seconds a set: medians over the observations.",
     ),
 )
