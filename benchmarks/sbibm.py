@@ -44,7 +44,8 @@ def measure(case: Case) -> list[Row]:
                 "usable": one.verdict.level != LEVELS[-1],
                 "escalated": one.route is not None and one.route.name != AMORTIZED,
                 "seconds": seconds,
-                "c2st": c2st(reference[:num], draws),
+                # As many of both: the larger sample would be told by its size. Chains have fewer.
+                "c2st": c2st(reference[: len(draws)], draws),
             }
         )
     usable = [of for of in found if of["usable"]]
