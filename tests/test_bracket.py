@@ -251,6 +251,12 @@ def test_the_maps_own_weights_give_closer_bounds_than_what_the_chains_moved_in(s
     assert found.log_z == pytest.approx(other.log_z, abs=0.01)
     assert found.upper + 3.0 * found.upper_stderr > modes.log_z
     assert (found.upper_stderr > 0.1) == (share < 1.0)
+    # By the bridge that stands, not the one that another took the place of.
+    other = chains._replace(log_z=Bridge(found.log_z + 0.5, 1e-3), bridge_replaced=True)
+    again = dataclasses.replace(cs.TrainedSampler(modes, fine, fine), chains=other)
+    again = again.bracket(jax.random.key(0))
+    assert "by the weights of the map's own draws" in again.note
+    assert again.upper_stderr > found.upper_stderr + 0.4
 
 
 @pytest.mark.parametrize("gaussian", [False, True])

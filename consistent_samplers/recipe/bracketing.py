@@ -20,8 +20,8 @@ _MAP_REPLACED = (
     "has several components, folds, is not inverted or is dear."
 )
 _MAP_WEIGHED = (
-    "Both bounds are by the weights of the map's own draws. The chains moved in the sampler's base "
-    "or a Gaussian of its draws: the map has several components, folds, is not inverted or is dear."
+    "Both bounds are by the weights of the map's own draws: the chains moved in the sampler's base "
+    "or a Gaussian of its draws, which are farther from the target."
 )
 _BRIDGE_REPLACED = (
     "log Z is bridged to a Gaussian fitted to the first half of the chains, in place of the map, "
@@ -50,13 +50,13 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
     draws = chains.sampler.sample(folded(rng_key, 0), trained.target, num_samples)
     found = bracket(np.asarray(draws.log_weight), np.asarray(chains.log_weight))
     notes = []
-    if chains.map_replaced:
-        found, note = _narrower(found, _of_weights(rng_key, trained, num_samples, ""))
-        notes.append(note)
     if chains.bridge_replaced:
         # Decided before, without the draws above: their own bridge is that of the same map.
         found = found._replace(log_z=chains.log_z.log_z, stderr=chains.log_z.log_z_stderr)
         notes.append(_BRIDGE_REPLACED)
+    if chains.map_replaced:
+        found, note = _narrower(found, _of_weights(rng_key, trained, num_samples, ""))
+        notes.insert(0, note)
     # Half a step between numbers of its size, as `estimate.evidence` takes it.
     step = float(np.finfo(np.asarray(draws.log_weight).dtype).eps) * abs(found.log_z)
     # What neither comes to, neither the bridge nor the bound above has.
