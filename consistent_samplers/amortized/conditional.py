@@ -118,20 +118,22 @@ class ConditionalMap(NamedTuple):
             width = _WIDTH / jnp.sqrt(jnp.mean(normal**2, -1))
         return of_globals * jnp.where(wide, width, 1.0), of_members
 
-    def draw_globals(self, params: Any, context: Array, z: Array) -> Array:
-        """The u ``[g]`` that z ``[g]`` is taken to."""
+    def draw_globals(self, params: Any, context: Array, z: Array) -> tuple[Array, Array]:
+        """The u ``[g]`` that z ``[g]`` is taken to, and log density ``[]`` there."""
         index = jnp.arange(self.num_globals)
 
-        def next_one(u: Array, inputs: tuple[Any, Array, Array]) -> tuple[Array, None]:
+        def next_one(u: Array, inputs: tuple[Any, Array, Array]) -> tuple[Array, Array]:
             own, i, z = inputs
             before = jnp.where(index > i, u, 0.0)
             coefficients = self._of_coordinate(own, _joined(before, context))
-            return jnp.where(index == i, _forward(coefficients, z), u), None
+            own_u, log_prob = _forward(coefficients, z, self._log_base)
+            return jnp.where(index == i, own_u, u), log_prob
 
         if not self.num_globals:
-            return z
+            return z, jnp.zeros(())
         inputs = params["globals"], index, z
-        return jax.lax.scan(next_one, jnp.zeros_like(z), inputs, reverse=True)[0]
+        u, log_prob = jax.lax.scan(next_one, jnp.zeros_like(z), inputs, reverse=True)
+        return u, log_prob.sum()
 
     def log_prob_globals(self, params: Any, context: Array, u: Array) -> Array:
         """Log density ``[]`` at u ``[g]``."""
@@ -144,14 +146,15 @@ class ConditionalMap(NamedTuple):
 
     def draw_members(
         self, params: Any, context: Array, u: Array, features: Array, z: Array
-    ) -> Array:
-        """The v ``[N, p]`` that z ``[N, p]`` is taken to."""
-        v = jnp.zeros_like(z)
+    ) -> tuple[Array, Array]:
+        """The v ``[N, p]`` that z ``[N, p]`` is taken to, and log density ``[N]`` there."""
+        v, total = jnp.zeros_like(z), jnp.zeros(len(z))
         for i in range(self.num_each):
             own = jax.tree.map(lambda leaf, i=i: leaf[i], params["members"])
             coefficients = self._of_coordinate(own, self._seen(context, u, features, v, i))
-            v = v.at[:, i].set(_forward(coefficients, z[:, i]))
-        return v
+            own_v, log_prob = _forward(coefficients, z[:, i])
+            v, total = v.at[:, i].set(own_v), total + log_prob
+        return v, total
 
     def log_prob_members(
         self, params: Any, context: Array, u: Array, features: Array, v: Array
@@ -257,10 +260,14 @@ def _joined(u: Array, context: Array) -> Array:
     return jnp.concatenate([jnp.clip(u, -_CLIP, _CLIP), context], -1)
 
 
-def _forward(coefficients: Array, z: Array) -> Array:
+def _forward(
+    coefficients: Array, z: Array, log_base: Callable[[Array], Array] = norm.logpdf
+) -> tuple[Array, Array]:
+    """What each coordinate's z, drawn from a base, is taken to, and its log density there."""
     shift, log_scale, skew, tail = jnp.moveaxis(coefficients, -1, 0)
-    shaped, _ = shape(z, 0.3 * skew, 0.3 * tail)
-    return shift + jnp.exp(bounded(log_scale)) * shaped
+    log_scale = bounded(log_scale)
+    shaped, log_slope = shape(z, 0.3 * skew, 0.3 * tail)
+    return shift + jnp.exp(log_scale) * shaped, log_base(z) - log_slope - log_scale
 
 
 def _log_prob(

@@ -55,17 +55,19 @@ def drawn(
         own = jax.tree.map(lambda x: x[mode], (frames, contexts, scored_contexts))
         frame, context, scored_context = own
         z, z_members = made.latent(key, model.max_rows)
-        u = made.draw_globals(params, context, z)
+        u, log_q_globals = made.draw_globals(params, context, z)
         at = conditional.to_globals(frame, u)
         there = v = jnp.zeros((model.max_rows, 0))
-        members = Members(v, v)
+        members, log_q_members = Members(v, v), jnp.zeros(model.max_rows)
         if made.num_each:
             members = members_at(model, data, at, frame.members)
             seen = conditional.member_features(members, frame.skewness, standard)
-            v = made.draw_members(params, context, u, seen, z_members)
+            v, log_q_members = made.draw_members(params, context, u, seen, z_members)
             there = conditional.to_members(members, v)
             there = jnp.where(data.mask[:, None], there, 0.0)
-        if made.num_modes == 1:
+        if made.num_modes == 1 and score:  # what it was drawn by, at half the cost
+            log_q = _in_frame(frame, members, log_q_globals, log_q_members, data.mask)
+        elif made.num_modes == 1:
             log_q = _log_prob_in(scored, frame, scored_context, members, u, v, data.mask)
         else:
             inside = in_frames(model, frames, data, at, there)
@@ -122,9 +124,18 @@ def _log_prob_in(
 ) -> Array:
     """Log density ``[]`` of the map in one frame."""
     made, params, standard = fitted
-    value = made.log_prob_globals(params, context, u) + log_diagonal(frame.root)
+    of_globals, of_members = made.log_prob_globals(params, context, u), jnp.zeros(len(mask))
     if made.num_each:
         seen = conditional.member_features(members, frame.skewness, standard)
-        each = made.log_prob_members(params, context, u, seen, v)
-        value += jnp.sum(jnp.where(mask, each + log_diagonal(members.root), 0.0))
+        of_members = made.log_prob_members(params, context, u, seen, v)
+    return _in_frame(frame, members, of_globals, of_members, mask)
+
+
+def _in_frame(
+    frame: Frame, members: Members, of_globals: Array, of_members: Array, mask: Array
+) -> Array:
+    """Log density ``[]`` of a position, of those in the units of a frame: globals', members'."""
+    value = of_globals + log_diagonal(frame.root)
+    if members.root.size:
+        value += jnp.sum(jnp.where(mask, of_members + log_diagonal(members.root), 0.0))
     return value

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from consistent_samplers import corrections, diagnostics
-from consistent_samplers.compilation import jit
+from consistent_samplers.amortized.blocks import in_blocks
 from consistent_samplers.diagnostics import Verdict
 from consistent_samplers.estimate import Evidence, evidence
 from consistent_samplers.integrations.numpyro.model import Samples
@@ -21,6 +22,7 @@ from consistent_samplers.types import Array, Draws, PRNGKey
 
 AMORTIZED = "amortized"
 """The route of an answer that the family gave without further training."""
+_AT_ONCE = 16
 
 REMEDIES = {
     "longer": "let it go on with more draws or a training of its own (escalate=True)",
@@ -170,16 +172,17 @@ def resampled(rng_key: PRNGKey, log_weight: Any, num_samples: int | None = None)
     """
     keys = jax.random.split(rng_key, len(log_weight))
     log_weight = jnp.asarray(log_weight)
-    return np.asarray(_indices(keys, log_weight, num_samples or log_weight.shape[1]))
+    found: np.ndarray = _indices(num_samples or log_weight.shape[1])(keys, log_weight)
+    return found
 
 
-@functools.partial(jit, static_argnums=2)
-def _indices(keys: PRNGKey, log_weight: Array, num_samples: int) -> Array:
+@functools.lru_cache(maxsize=16)
+def _indices(num_samples: int) -> Callable[..., Any]:
     def one(rng_key: PRNGKey, log_weight: Array) -> Array:
         smoothed, _ = pareto_smooth(log_weight)
         return corrections.systematic_indices(rng_key, smoothed, num_samples)
 
-    return jax.vmap(one)(keys, log_weight)
+    return in_blocks(one, _AT_ONCE)
 
 
 def judged_all(log_weight: Array | np.ndarray) -> tuple[Evidence, list[Verdict]]:
@@ -191,20 +194,21 @@ def judged_all(log_weight: Array | np.ndarray) -> tuple[Evidence, list[Verdict]]
       >>> found.log_z.shape, [verdict.level for verdict in verdicts]
       ((2,), ['trusted', 'trusted'])
     """
-    log_weight = jnp.asarray(log_weight)
-    found = jax.device_get(_evidences(log_weight))
+    found: Evidence = _evidences()(jnp.asarray(log_weight))
     sets = [jax.tree.map(lambda x, i=i: x[i], found) for i in range(len(log_weight))]
     return found, [_verdict(each) for each in sets]
 
 
-@jit
-@jax.vmap
-def _evidences(log_weight: Array) -> Evidence:
-    # A density that is no number counts as zero, and is counted.
-    fine = log_weight < jnp.inf
-    usable, told = jnp.where(fine, log_weight, -jnp.inf), jnp.where(fine, log_weight, jnp.nan)
-    position = jnp.zeros((len(log_weight), 1))
-    return evidence(Draws(position, usable, log_density=told, bound="lower"))
+@functools.cache
+def _evidences() -> Callable[..., Any]:
+    def one(log_weight: Array) -> Evidence:
+        # A density that is no number counts as zero, and is counted.
+        fine = log_weight < jnp.inf
+        usable, told = jnp.where(fine, log_weight, -jnp.inf), jnp.where(fine, log_weight, jnp.nan)
+        position = jnp.zeros((len(log_weight), 1))
+        return evidence(Draws(position, usable, log_density=told, bound="lower"))
+
+    return in_blocks(one, _AT_ONCE)
 
 
 def judged(log_weight: Array) -> tuple[Evidence, Verdict]:

@@ -80,10 +80,11 @@ def test_the_maps_density_is_that_of_its_draws(heavy, wide):
 
     def one(key):
         z, _ = made.latent(key, 0)
-        u = made.draw_globals(params, context, z)
-        return z, u, made.log_prob_globals(params, context, u)
+        u, log_q = made.draw_globals(params, context, z)
+        return z, u, log_q, made.log_prob_globals(params, context, u)
 
-    z, u, log_prob = jax.vmap(one)(jax.random.split(jax.random.key(3), 50_000))
+    z, u, log_q, log_prob = jax.vmap(one)(jax.random.split(jax.random.key(3), 50_000))
+    np.testing.assert_allclose(log_q, log_prob, atol=2e-3)
     # Four standard deviations, as a Gaussian has them six times in a hundred thousand.
     share = 2.0 * (0.9 * st.norm.sf(4.0) + 0.1 * wide.sf(2.0))
     assert (np.abs(z) > 4.0).mean() == pytest.approx(share, rel=0.1)
@@ -92,3 +93,15 @@ def test_the_maps_density_is_that_of_its_draws(heavy, wide):
     weight = np.exp(normal.logpdf(u) - np.asarray(log_prob, float))
     assert weight.mean() == pytest.approx(1.0, abs=5.0 * weight.std() / len(u) ** 0.5)
     assert weight.std() < 3.0
+
+
+def test_draws_of_members_come_with_their_density():
+    made = ConditionalMap(1, 2, hidden=8)
+    params = made.init(jax.random.key(0), 3, 2)
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+    context, u = jax.random.normal(jax.random.key(2), (32,)), jnp.array([0.4])
+    features, z = jax.random.normal(jax.random.key(3), (2, 50, 2))
+    v, log_q = made.draw_members(params, context, u, features, z)
+    assert jnp.abs(v - z).max() > 0.1
+    expected = made.log_prob_members(params, context, u, features, v)
+    np.testing.assert_allclose(log_q, expected, atol=1e-3)
