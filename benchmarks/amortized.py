@@ -122,12 +122,13 @@ def _long_chains(rng_key: Any, model: PaddedModel) -> Callable[..., dict[str, An
     dim = num + model.max_rows * model.num_each
 
     def split(at: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return at[..., :num], at[..., num:].reshape(-1, model.max_rows, model.num_each)
+        members = at[..., num:].reshape(*at.shape[:-1], model.max_rows, model.num_each)
+        return at[..., :num], members
 
     @jax.jit
     def chains(data: DataSet) -> jax.Array:
         def log_density(at: jax.Array) -> jax.Array:
-            members = split(at)[1][0]
+            members = split(at)[1]
             none = norm.logpdf(members).sum(-1)  # where there are no rows
             free = jnp.where(data.mask, 0.0, none).sum()
             return model.log_density((at[:num], members), data) + free
