@@ -27,6 +27,7 @@ NUM_SAMPLES = 2_000
 _MAX_AWAY = 5.0  # standard errors of a mean, beside a tenth of a standard deviation
 _NUM_TIMED = 5  # runs of NUTS that are made twice, the second without compilation
 _LENGTH, _ACCEPTED = (1_000, 2_000), 0.95
+_CENTRAL = 0.05, 0.95, 0.16, 0.84  # ends of two intervals; deviations of few rows hardly exist
 
 
 def measure(case: Case) -> list[Row]:
@@ -162,7 +163,7 @@ def _long_chains(rng_key: Any, model: PaddedModel) -> Callable[..., dict[str, An
 
 
 def _same(family: Family, drawn: dict[str, Any], many: Any, index: int) -> bool:
-    """Whether means and deviations agree with those of chains."""
+    """Whether means and central intervals agree with those of chains."""
     ours = race.flat_sites(family.compared({name: x[index] for name, x in many.samples.items()}))
     weight = np.exp(many.log_weight[index] - many.log_weight[index].max())
     weight /= weight.sum()
@@ -171,12 +172,13 @@ def _same(family: Family, drawn: dict[str, Any], many: Any, index: int) -> bool:
     for name, values in race.flat_sites(theirs).items():
         if np.isnan(values).all():  # of a row that this data set does not have
             continue
-        mean = weight @ ours[name]
-        spread = np.sqrt(weight @ (ours[name] - mean) ** 2)
-        true, scale = values.mean(), values.std()
-        error = scale * np.sqrt(1.0 / stats[name]["n_eff"] + (weight**2).sum())
-        same &= bool(abs(mean - true) < _MAX_AWAY * error + 0.1 * scale)
-        same &= bool(0.8 < spread / scale < 1.25)
+        error = values.std() * np.sqrt(1.0 / stats[name]["n_eff"] + (weight**2).sum())
+        away = abs(weight @ ours[name] - values.mean())
+        same &= bool(away < _MAX_AWAY * error + 0.1 * values.std())
+        quantiles = functools.partial(np.quantile, method="inverted_cdf")
+        found = quantiles(ours[name], _CENTRAL, weights=weight)
+        ratios = np.diff(found)[::2] / np.diff(quantiles(values, _CENTRAL))[::2]
+        same &= bool((ratios > 0.8).all() and (ratios < 1.25).all())
     return same
 
 
