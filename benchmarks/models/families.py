@@ -72,11 +72,11 @@ class _Wald(dist.Distribution):
         return self.delay + jnp.where(pick, low, mean**2 / low)
 
     def log_prob(self, value: Any) -> Any:
-        """Log density; next to none before the delay."""
-        time = jnp.maximum(value - self.delay, 1e-4)
+        """Log density; next to none before the delay, and less the farther: chains find back."""
+        time = jnp.maximum(value - self.delay, 1e-3)
         away = (self.shape_of - self.mean_time * time) ** 2 / (2.0 * time)
         inside = jnp.log(self.shape_of) - 0.5 * jnp.log(2.0 * jnp.pi * time**3) - away
-        return jnp.where(value > self.delay, inside, -1e3 * (1.0 + self.delay - value))
+        return inside - 1e3 * jnp.maximum(self.delay + 1e-3 - value, 0.0)
 
 
 def _diffusion(fast: Any, y: Any = None) -> None:
