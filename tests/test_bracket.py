@@ -259,6 +259,32 @@ def test_the_maps_own_weights_give_closer_bounds_than_what_the_chains_moved_in(s
     assert again.upper_stderr > found.upper_stderr + 0.4
 
 
+@pytest.mark.parametrize("scale", [0.6, 1.05])
+def test_a_gaussian_of_the_chains_closes_the_bounds_where_the_maps_tails_are_thin(scale):
+    """A map of three fifths of the target's width has weights without a variance."""
+    target = cs.targets.gaussian(jnp.full(4, 0.3), jnp.ones(4))
+    thin = cs.Sampler.of_base(cs.bases.standard_normal(4, scale=scale))
+    sampler = cs.TrainedSampler(target, thin, thin)
+    chains = some_chains(sampler)
+    found = dataclasses.replace(sampler, chains=chains).bracket(jax.random.key(0))
+    alone = dataclasses.replace(sampler, chains=chains._replace(latent=None))
+    alone = alone.bracket(jax.random.key(0))
+    if scale > 1.0:
+        assert found == alone
+        return
+    assert alone.upper - alone.lower > 0.2 > 0.05 > found.upper - found.lower
+    for of in (alone, found):
+        assert of.lower - 3.0 * of.lower_stderr < target.log_z < of.upper + 3.0 * of.upper_stderr
+    assert "a Gaussian fitted to the first half of the chains" in found.note
+    # The bridge is to the same draws, unless the chains' own took the place of the map's before.
+    assert not chains.bridge_replaced and found.num_target_draws == 400
+    assert abs(found.log_z - target.log_z) < 4.0 * found.stderr < 4.0 * alone.stderr
+    stands = found.log_z + 1e-3
+    other = chains._replace(log_z=Bridge(stands, 1e-3), bridge_replaced=True)
+    other = dataclasses.replace(sampler, chains=other).bracket(jax.random.key(0))
+    assert other.log_z == stands and other.upper == pytest.approx(found.upper, abs=1e-6)
+
+
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_chains_tell_whether_they_moved_in_the_map(gaussian):
     sampler = trained()

@@ -71,6 +71,8 @@ class Chains(NamedTuple):
       map_replaced: whether ``sampler`` is not the one that was given.
       bridge_replaced: whether ``log_z`` is that of a Gaussian fitted to the chains' first half.
       exploration: what a look for modes means for their draws, or None where nobody looked.
+      latent: ``[num_chains, num_samples, dim]``, where they were in the latent space of
+        ``sampler``; None where it has several components.
 
     Example:
       >>> from consistent_samplers.corrections import Chains
@@ -88,6 +90,7 @@ class Chains(NamedTuple):
     map_replaced: bool = False
     bridge_replaced: bool = False
     exploration: ExplorationCheck | None = None
+    latent: np.ndarray | None = None
 
     def __str__(self) -> str:
         return f"{self.mixing}; {self.log_z}"
@@ -219,6 +222,7 @@ def latent_chains(
         weighed,
         map_replaced=weighed is not sampler,
         bridge_replaced=replaced,
+        latent=None if several else latent,
     )
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from consistent_samplers.bases.iterating import folded
 from consistent_samplers.bracket import Bracket, bracket, weighted_bounds
 from consistent_samplers.checks import check_integer, check_key
+from consistent_samplers.corrections.chains import Chains
+from consistent_samplers.corrections.gaussian_bridge import with_gaussian
 from consistent_samplers.diagnostics import LEVELS, informed
 from consistent_samplers.estimate import checked_log_weight, evidence
 from consistent_samplers.types import Bound, PRNGKey
@@ -27,6 +29,13 @@ _BRIDGE_REPLACED = (
     "log Z is bridged to a Gaussian fitted to the first half of the chains, in place of the map, "
     "which hardly overlaps them."
 )
+_WITH_GAUSSIAN = (
+    "Both bounds are of draws of which half are from a Gaussian fitted to the first half of the "
+    "chains in their latent space: the map alone hardly comes where some of the chains' draws are."
+)
+_BRIDGED_TO_BOTH = "log Z is bridged from the second half of the chains to the same draws."
+_WIDE = 0.05
+"""Nats between the bounds from which on other draws are tried."""
 _NO_MAP = "there are no chains, which move in the latent space of a map, and here are paths alone."
 
 
@@ -54,9 +63,7 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
         # Decided before, without the draws above: their own bridge is that of the same map.
         found = found._replace(log_z=chains.log_z.log_z, stderr=chains.log_z.log_z_stderr)
         notes.append(_BRIDGE_REPLACED)
-    if chains.map_replaced:
-        found, note = _narrower(found, _of_weights(rng_key, trained, num_samples, ""))
-        notes.insert(0, note)
+    found, of_bounds = _with_closest_bounds(rng_key, trained, chains, found, num_samples)
     # Half a step between numbers of its size, as `estimate.evidence` takes it.
     step = float(np.finfo(np.asarray(draws.log_weight).dtype).eps) * abs(found.log_z)
     # What neither comes to, neither the bridge nor the bound above has.
@@ -66,30 +73,55 @@ def bracketed(rng_key: PRNGKey, trained: "TrainedSampler", num_samples: int) -> 
         found = found._replace(stderr=math.hypot(found.stderr, hidden))
     assert found.upper_stderr is not None
     return found._replace(
-        note=_note(draws.bound, notes),
+        note=_note(draws.bound, of_bounds + notes),
         level=worth.level,
         stderr=math.hypot(found.stderr, 0.5 * step),
         upper_stderr=math.hypot(found.upper_stderr, hidden),
     )
 
 
-def _narrower(of_chains: Bracket, of_map: Bracket) -> tuple[Bracket, str]:
-    """The bracket of a map's replacement, with the bounds of the map's weights if these are closer.
+def _with_closest_bounds(
+    rng_key: PRNGKey, trained: "TrainedSampler", chains: Chains, found: Bracket, num_samples: int
+) -> tuple[Bracket, list[str]]:
+    """The bracket of chains with the closest bounds that there are, and what they are of."""
+    notes = [_MAP_REPLACED] * chains.map_replaced
+    assert found.upper is not None
+    if chains.latent is not None and found.upper - found.lower > _WIDE:
+        latent, weight = chains.latent, np.asarray(chains.log_weight)
+        space, effective = chains.sampler, chains.mixing.bulk
+        key, target = folded(rng_key, 3), trained.target
+        weights = with_gaussian(key, space, target, latent, weight, effective, num_samples, 0.5)
+        beside = bracket(*weights)
+        found, closer = _narrower(found, beside)
+        notes += [_WITH_GAUSSIAN] * closer
+        if closer and not chains.bridge_replaced:
+            found = found._replace(
+                log_z=beside.log_z,
+                stderr=beside.stderr,
+                num_target_draws=beside.num_target_draws,
+            )
+            notes.append(_BRIDGED_TO_BOTH)
+    if chains.map_replaced:
+        of_map = _of_weights(rng_key, trained, num_samples, "")
+        # What the map leaves out is missing from the bound by its weights: the bridge knows.
+        found, closer = _narrower(found, of_map, missing=max(0.0, found.log_z - of_map.log_z))
+        notes = [_MAP_WEIGHED] if closer else notes
+    return found, notes
 
-    What the map leaves out is missing from the bound by its weights: the bridge says how much.
-    """
-    assert of_chains.upper is not None
-    if of_map.upper is None or of_map.upper - of_map.lower >= of_chains.upper - of_chains.lower:
-        return of_chains, _MAP_REPLACED
-    assert of_map.upper_stderr is not None
-    missing = max(0.0, of_chains.log_z - of_map.log_z)
-    closer = of_chains._replace(
-        lower=of_map.lower,
-        lower_stderr=of_map.lower_stderr,
-        upper=of_map.upper,
-        upper_stderr=math.hypot(of_map.upper_stderr, missing),
+
+def _narrower(found: Bracket, other: Bracket, missing: float = 0.0) -> tuple[Bracket, bool]:
+    """A bracket with another's bounds if these are closer, and whether they are."""
+    assert found.upper is not None
+    if other.upper is None or other.upper - other.lower >= found.upper - found.lower:
+        return found, False
+    assert other.upper_stderr is not None
+    closer = found._replace(
+        lower=other.lower,
+        lower_stderr=other.lower_stderr,
+        upper=other.upper,
+        upper_stderr=math.hypot(other.upper_stderr, missing),
     )
-    return closer, _MAP_WEIGHED
+    return closer, True
 
 
 def _of_weights(
