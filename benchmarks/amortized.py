@@ -209,7 +209,9 @@ BENCHMARK = Benchmark(
         """Training in seconds. Minutes: training, the data sets, and the escalation of all that
         cannot be used, by the seconds of those that were escalated. Effective: quartiles of the
         share of effective draws over the data sets. Seconds a set: until 1,000 draws of it are
-        effective, all sets together. Ranks: whether those of simulation-based calibration are
+        effective, all sets together; of NUTS, compiled already, so long for one set. Right: means
+        within a tenth of a standard deviation and the chains' error, central 68 and 90 % intervals
+        within a quarter in width. Ranks: whether those of simulation-based calibration are
         uniform, without and with weights.""",
     ),
 )

@@ -113,7 +113,10 @@ def load_family(path: str | os.PathLike[str], model: Callable[..., Any]) -> Amor
         padded = PaddedModel(model=model, structure=structure, **fields)
         positions, values = own["probes"]
     except (registry.EncodeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds a damaged family: {error}") from error
+        raise CheckpointError(
+            f"{path} holds a damaged family, or one of another version of consistent_samplers "
+            f"({error}): train it again with cs.amortize."
+        ) from error
     _check_known(padded, header["target"], positions, np.asarray(values))
     return AmortizedSampler(model=padded, **own)
 
