@@ -210,10 +210,10 @@ class TrainedSampler:
         Draws of the target are those of `chains`, run here where there are none
         (`recipe.with_chains`); both bounds are of the map that the chains moved in, or where that
         leaves them more than a twentieth of a nat apart, of draws half of which are from a Gaussian
-        fitted to the chains, if these are closer. Where the chains are not to be used, log Z and both bounds are those of the one-step weights (of
-        stochastic paths without a map those of all steps), without one above if these are not to be
-        used either, and the note says why. ``level`` is the verdict on the chains, or there on the
-        weights.
+        fitted to the chains, if these are closer. Where the chains are not to be used, log Z and
+        both bounds are those of the one-step weights (of stochastic paths without a map those of
+        all steps), without one above if these are not to be used either, and the note says why.
+        ``level`` is the verdict on the chains, or there on the weights.
 
         Args:
           rng_key: key.
