@@ -276,6 +276,12 @@ def test_a_gaussian_of_the_chains_closes_the_bounds_where_the_maps_tails_are_thi
     for of in (alone, found):
         assert of.lower - 3.0 * of.lower_stderr < target.log_z < of.upper + 3.0 * of.upper_stderr
     assert "a Gaussian fitted to the first half of the chains" in found.note
+    # Where the map's own weights are closer still, the bridge is what it was, and said.
+    wide = dataclasses.replace(sampler, chains=chains._replace(map_replaced=True))
+    exact = cs.Sampler.of_base(cs.bases.GaussianBase(jnp.full(4, 0.3), jnp.eye(4)))
+    both = dataclasses.replace(wide, one_step=exact, many_steps=exact).bracket(jax.random.key(0))
+    assert both.log_z == found.log_z and "by the weights of the map's own draws" in both.note
+    assert "half are from a Gaussian fitted to their first half" in both.note
     # The bridge is to the same draws, unless the chains' own took the place of the map's before.
     assert not chains.bridge_replaced and found.num_target_draws == 400
     assert abs(found.log_z - target.log_z) < 4.0 * found.stderr < 4.0 * alone.stderr

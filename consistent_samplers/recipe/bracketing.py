@@ -33,7 +33,10 @@ _WITH_GAUSSIAN = (
     "Both bounds are of draws of which half are from a Gaussian fitted to the first half of the "
     "chains in their latent space: the map alone hardly comes where some of the chains' draws are."
 )
-_BRIDGED_TO_BOTH = "log Z is bridged from the second half of the chains to the same draws."
+_BRIDGED_TO_BOTH = (
+    "log Z is bridged from the second half of the chains to draws of which half are from a "
+    "Gaussian fitted to their first half."
+)
 _WIDE = 0.05
 """Nats between the bounds from which on other draws are tried."""
 _NO_MAP = "there are no chains, which move in the latent space of a map, and here are paths alone."
@@ -84,7 +87,7 @@ def _with_closest_bounds(
     rng_key: PRNGKey, trained: "TrainedSampler", chains: Chains, found: Bracket, num_samples: int
 ) -> tuple[Bracket, list[str]]:
     """The bracket of chains with the closest bounds that there are, and what they are of."""
-    notes = [_MAP_REPLACED] * chains.map_replaced
+    of_bounds, of_bridge = [_MAP_REPLACED] * chains.map_replaced, list[str]()
     assert found.upper is not None
     if chains.latent is not None and found.upper - found.lower > _WIDE:
         latent, weight = chains.latent, np.asarray(chains.log_weight)
@@ -93,20 +96,20 @@ def _with_closest_bounds(
         weights = with_gaussian(key, space, target, latent, weight, effective, num_samples, 0.5)
         beside = bracket(*weights)
         found, closer = _narrower(found, beside)
-        notes += [_WITH_GAUSSIAN] * closer
+        of_bounds += [_WITH_GAUSSIAN] * closer
         if closer and not chains.bridge_replaced:
             found = found._replace(
                 log_z=beside.log_z,
                 stderr=beside.stderr,
                 num_target_draws=beside.num_target_draws,
             )
-            notes.append(_BRIDGED_TO_BOTH)
+            of_bridge.append(_BRIDGED_TO_BOTH)
     if chains.map_replaced:
         of_map = _of_weights(rng_key, trained, num_samples, "")
         # What the map leaves out is missing from the bound by its weights: the bridge knows.
         found, closer = _narrower(found, of_map, missing=max(0.0, found.log_z - of_map.log_z))
-        notes = [_MAP_WEIGHED] if closer else notes
-    return found, notes
+        of_bounds = [_MAP_WEIGHED] if closer else of_bounds
+    return found, of_bounds + of_bridge
 
 
 def _narrower(found: Bracket, other: Bracket, missing: float = 0.0) -> tuple[Bracket, bool]:
