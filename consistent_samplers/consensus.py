@@ -55,7 +55,7 @@ def product_target(shards: Sequence[TrainedSampler]) -> Target:
         )
     parts: list[tuple[Any, Any]] = []
     for shard in shards:
-        own = shard.one_step
+        own = shard.unguided
         part = marginal(own.control, own.params, np.arange(dims[0]))
         if part is None or "map" not in own.methods:
             raise ValueError(

@@ -85,6 +85,7 @@ class Sampler:
         method: Method | None = None,
         weights: bool = True,
         mesh: Mesh | None = None,
+        guide: Target | None = None,
     ) -> Draws:
         """``num_samples`` draws, with weights for a target.
 
@@ -96,26 +97,32 @@ class Sampler:
           method: which transitions; the first of ``methods`` if None.
           weights: without them a draw costs one network evaluation a step and nothing else.
           mesh: devices to spread the draws over; the draws are the same.
+          guide: what a guided control draws by, if not ``target``: the draws are then those for the
+            guide.
 
         Raises:
           TypeError: ``rng_key`` is not a single key, or ``mesh`` no mesh.
-          ValueError: the sampler does not take this number of steps or draws, or this method.
+          ValueError: the sampler does not take this number of steps or draws, or this method; or
+            both ``mesh`` and ``guide``.
         """
         num_steps, method = self._checked(num_steps, method)
         check_key(rng_key)
         check_integer("num_samples", num_samples)
         density = as_partial(target.log_density)
+        guiding = density if guide is None else as_partial(guide.log_density)
         settings: dict[str, Any] = {"num_steps": num_steps, "method": method, "weights": weights}
         settings["batch_size"] = self._batch_size(num_steps, method, weights)
         if mesh is not None:
             check_mesh(mesh)
+            if guide is not None:
+                raise ValueError("Draws by a guide are made on one device: leave out mesh.")
             settings |= {"num_samples": num_samples, "mesh": mesh}
             # Results of stored programs are bound to the device that they were made on.
             drawn, values = moving.propose_on_mesh(
                 *replicate((density, self._mover(None), rng_key), mesh), **settings
             )
         else:
-            drawn, values = self._draw(rng_key, density, num_samples, settings), None
+            drawn, values = self._draw(rng_key, guiding, num_samples, settings), None
         if not weights:
             return Draws(_on_device(drawn.position))
         if values is None:
@@ -126,7 +133,7 @@ class Sampler:
         log_weight = _log_weight(values, log_ratio, xp)
         flow = None
         if drawn.folded is not None:
-            flow = self._diagnostics(rng_key, density, drawn.folded, num_steps, xp)
+            flow = self._diagnostics(rng_key, guiding, drawn.folded, num_steps, xp)
         position, log_weight, values = _on_device((drawn.position, log_weight, values))
         return Draws(position, log_weight, values, flow, self.bound(method))
 
@@ -263,7 +270,8 @@ class Sampler:
 
     def _batch_size(self, num_steps: int, method: Method, weights: bool) -> int:
         has_jacobians = self._has_jacobians(method, weights)
-        return moving.batch_size(self.base.dim, num_steps if has_jacobians else 0)
+        most = moving.batch_size(self.base.dim, num_steps if has_jacobians else 0)
+        return max(1, most // getattr(self.control, "points_at_once", 1))
 
 
 def weighed(

@@ -85,8 +85,8 @@ def test_what_cannot_be_reweighted_says_so():
         sampler.reweight(lambda x: 0.0 * x[0], 3)
     algorithm = cs.osds(sampler.target, base=cs.bases.standard_normal(2), hidden=(8,))
     guided = algorithm.sampler(algorithm.init(KEY))
-    with pytest.raises(ValueError, match=r"guided control .* cs.train_sampler\(rng_key, target\)"):
-        dataclasses.replace(sampler, one_step=guided).reweight(sampler.target)
+    with pytest.raises(ValueError, match=r"guided control .* guide=target"):
+        cs.corrections.reweight(KEY, guided, sampler.target)
 
 
 # --- chains -----------------------------------------------------------------------------------

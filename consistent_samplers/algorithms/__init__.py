@@ -12,6 +12,7 @@ from consistent_samplers.algorithms.dgfs import dgfs
 from consistent_samplers.algorithms.dis import dis
 from consistent_samplers.algorithms.gflownet import gflownet
 from consistent_samplers.algorithms.hierarchical import hierarchical
+from consistent_samplers.algorithms.laplace import laplace
 from consistent_samplers.algorithms.on_paths import OnPaths
 from consistent_samplers.algorithms.osds import osds
 from consistent_samplers.algorithms.pis import pis
@@ -42,6 +43,7 @@ __all__ = [
     "dis",
     "gflownet",
     "hierarchical",
+    "laplace",
     "osds",
     "pis",
     "progressive_distillation",

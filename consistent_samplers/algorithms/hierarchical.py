@@ -14,12 +14,12 @@ from consistent_samplers.bases.diagonal import DiagonalBase, fit_diagonal
 from consistent_samplers.maps.hierarchical import HierarchicalMap, hierarchical_map
 from consistent_samplers.simulate import standard_normal_log_prob
 from consistent_samplers.targets import Target
-from consistent_samplers.types import Params
+from consistent_samplers.types import Array, Params
 
 # Times the median distance between two scores beyond which a draw pulls no more than at it.
 _FAR = 4.0
-# How much wider than the base globals are drawn for their tails, at most.
-_WIDEST = 1.5
+WIDEST = 1.5
+"""How much wider than the base globals are drawn for their tails, at most."""
 
 
 class HierarchicalInfo(NamedTuple):
@@ -61,7 +61,7 @@ class Hierarchical(Objective):
         num = control.globals.shape[0]
         wider = jnp.full(control.dim, 1.0 + 2.0 / control.dim**0.5)
         # Of the globals' tails a batch sees little, and every member hangs on them.
-        wider = wider.at[:num].set(min(1.0 + 2.0 / max(num, 1) ** 0.5, _WIDEST))
+        wider = wider.at[:num].set(min(1.0 + 2.0 / max(num, 1) ** 0.5, WIDEST))
         z, own = antithetic_draws(
             now.rng_key, self.batch_size, control.dim, wider=wider, tail_share=self.tail_share
         )
@@ -77,14 +77,21 @@ class Hierarchical(Objective):
 
         score = jax.vmap(jax.grad(log_prob))(stop(y))
         inside = jnp.isfinite(log_weight) & jnp.isfinite(score).all(-1)
-        # What a draw far out has to say is limited: the median one's distance is the measure.
-        away = jnp.where(inside, jnp.abs(log_weight - jnp.median(log_weight)), jnp.inf)
-        limit = 1.0 + _FAR * jnp.median(away)
-        pull = jnp.where(inside, jnp.minimum(1.0, limit / jnp.maximum(away, 1e-6)), 0.0)
+        pull = pulls(log_weight, inside)
         towards = jnp.sum(jnp.where(inside[:, None], score, 0.0) * y, axis=-1)
         along_path = (pull * (towards - jnp.where(inside, log_rho, 0.0))).mean()
         elbo = batch_elbo(jnp.where(inside, log_weight, -jnp.inf), own)
         return Loss((along_path,), HierarchicalInfo(-elbo, elbo, elbo))
+
+
+def pulls(log_weight: Array, inside: Array) -> Array:
+    """What share of its gradient each draw ``[n]`` counts with, zero outside.
+
+    What a draw far out has to say is limited: the median one's distance is the measure.
+    """
+    away = jnp.where(inside, jnp.abs(log_weight - jnp.median(log_weight)), jnp.inf)
+    limit = 1.0 + _FAR * jnp.median(away)
+    return jnp.where(inside, jnp.minimum(1.0, limit / jnp.maximum(away, 1e-6)), 0.0)
 
 
 def hierarchical(

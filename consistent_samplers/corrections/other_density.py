@@ -50,6 +50,7 @@ def reweight(
     *,
     judged: Verdict | None = None,
     cure: str = _CURE,
+    guide: Target | None = None,
 ) -> Reweighted:
     """A sampler's draws with weights for any target of its dimension, and their verdict.
 
@@ -59,7 +60,7 @@ def reweight(
 
     Args:
       rng_key: key.
-      sampler: any sampler but of a guided control, whose draws depend on the target.
+      sampler: any sampler; of a guided control with a ``guide``.
       target: the new one.
       num_samples: number of draws.
       num_steps: network evaluations of each.
@@ -67,9 +68,11 @@ def reweight(
         weights show neither folds elsewhere nor modes that no draw reaches. None of one that nobody
         judged.
       cure: what the verdict recommends where the weights are too uneven.
+      guide: the target whose density a guided control draws by.
 
     Raises:
-      ValueError: the target has another dimension, no weight is positive, or the control is guided.
+      ValueError: the target has another dimension, no weight is positive, or the control is guided
+        and nothing is said of what guides it.
 
     Example:
       >>> import jax, jax.numpy as jnp, consistent_samplers as cs
@@ -80,14 +83,13 @@ def reweight(
       (True, 'trusted')
     """
     _check_dim(sampler.base.dim, target)
-    if sampler.control.guided:
+    if sampler.control.guided and guide is None:
         raise ValueError(
-            "Draws of a guided control depend on the density that guides it, so that they cannot "
-            "be used for another: train for the new target, as with "
-            "cs.train_sampler(rng_key, target), whose control is not guided."
+            "Draws of a guided control depend on the density that guides it: give that, "
+            "guide=target, or use cs.TrainedSampler.reweight, which knows it."
         )
     method = "map" if "map" in sampler.methods else sampler.methods[0]
-    draws = sampler.sample(rng_key, target, num_samples, num_steps, method=method)
+    draws = sampler.sample(rng_key, target, num_samples, num_steps, method=method, guide=guide)
     found = evidence(draws)
     return Reweighted(draws, found, _no_better(verdict(found, remedies=_remedies(cure)), judged))
 

@@ -5,12 +5,23 @@ member's own and hardly does (its likelihood). Their precisions add up.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from consistent_samplers.maps.blocks import (
+    Triangle,
+    Vector,
+    cholesky,
+    dot,
+    log_diagonal,
+    precision,
+    rows_of,
+    solve,
+    solve_transposed,
+    times,
+)
 from consistent_samplers.maps.triangular import bounded, shape, unshape
 from consistent_samplers.types import Array, Params, PRNGKey
 
@@ -71,13 +82,19 @@ def init_members(
     }
     if size == 1:
         return {"own": of_members, "prior": prior}
-    first, second = jax.random.split(keys[0], 2)
-    inner = {
+    inner = init_bends(keys[0], num_members, size)
+    return {"own": of_members, "prior": prior, "inner": inner}
+
+
+def init_bends(rng_key: PRNGKey, num_members: int, size: int) -> dict[str, Array]:
+    """Parameters of `bends` that do nothing."""
+    first, second = jax.random.split(rng_key, 2)
+    normal = jax.random.normal
+    return {
         "hidden": 0.5 * normal(first, (size, size, _INNER_WIDTH)),
         "bias": 0.5 * normal(second, (num_members, size, _INNER_WIDTH)),
         "out": jnp.zeros((num_members, size, _INNER_WIDTH, 2)),
     }
-    return {"own": of_members, "prior": prior, "inner": inner}
 
 
 def members_forward(
@@ -87,12 +104,12 @@ def members_forward(
     mean, root, skew, tail = _conditional(params, group, features, y)
     own: Any = params
     shaped, gained = shape(z.reshape(group.members.shape).T, skew, tail)
-    log_det = gained.sum() - _log_diagonal(root).sum()
+    log_det = gained.sum() - log_diagonal(root).sum()
     if "inner" in own:
-        shift, log_scale = _inner(own["inner"], shaped)
+        shift, log_scale = bends(own["inner"], shaped)
         shaped = shaped * jnp.exp(log_scale) + shift
         log_det = log_det + log_scale.sum()
-    moved = _solve_transposed(root, _rows(shaped))
+    moved = solve_transposed(root, rows_of(shaped))
     return jnp.stack([m + x for m, x in zip(mean, moved, strict=True)], -1), log_det
 
 
@@ -100,26 +117,19 @@ def members_inverse(params: Params, group: Group, features: Array, y: Array) -> 
     """The z ``[J p]`` that is taken to the members in y ``[dim]``; log |det| of the map there."""
     mean, root, skew, tail = _conditional(params, group, features, y)
     own: Any = params
-    away = [x - m for x, m in zip(_rows(y[group.members].T), mean, strict=True)]
-    moved = [_dot([root[c][b] for c in range(b, len(away))], away[b:]) for b in range(len(away))]
-    log_det = -_log_diagonal(root).sum()
+    away = [x - m for x, m in zip(rows_of(y[group.members].T), mean, strict=True)]
+    moved = [dot([root[c][b] for c in range(b, len(away))], away[b:]) for b in range(len(away))]
+    log_det = -log_diagonal(root).sum()
     if "inner" in own:
-        moved, log_scale = _inner_back(own["inner"], moved)
+        moved, log_scale = unbent(own["inner"], moved)
         log_det = log_det + log_scale.sum()
     z = unshape(jnp.stack(moved), skew, tail)
     return z.T.reshape(-1), log_det + shape(z, skew, tail)[1].sum()
 
 
-# Of small matrices of many members each entry is an array [J] of its own: XLA has a call for each
-# matrix of a batched product, and no vectors for sums over so few numbers. Lower triangular ones
-# are lists of rows.
-_Vector: TypeAlias = list[Array]
-_Triangle: TypeAlias = list[list[Array]]
-
-
 def _conditional(
     params: Any, group: Group, features: Array, y: Array
-) -> tuple[_Vector, _Triangle, Array, Array]:
+) -> tuple[Vector, Triangle, Array, Array]:
     """Of the members: mean, root of the precision, skewness and log tail ``[p, J]``."""
     shared, parents = features[group.shared], y[group.own] * group.exists
     own, prior, size = params["own"], params["prior"], group.members.shape[1]
@@ -127,7 +137,7 @@ def _conditional(
     out = own["bias"] + jnp.tanh(seen) @ own["out"] + jnp.einsum("s,jso->jo", shared, own["linear"])
     loc, log_diagonal, rest = jnp.split(out.T, (size, 2 * size))
     slopes = own["slopes"].transpose(1, 2, 0)  # [r, 2 p, J]
-    for slope, parent in zip(slopes, _rows(parents.T), strict=True):
+    for slope, parent in zip(slopes, rows_of(parents.T), strict=True):
         loc = loc + slope[:size] * parent
         log_diagonal = log_diagonal + slope[size:] * parent
     below, skew, tail = jnp.split(rest, (len(rest) - 2 * size, len(rest) - size))
@@ -145,42 +155,42 @@ def _conditional(
     out = out + seen @ prior["out"] + parents @ slopes
     prior_mean, prior_root = _gaussian(*jnp.split(out.T, (size, 2 * size)))
 
-    own_precision, prior_precision = _precision(own_root), _precision(prior_root)
-    root = _cholesky(
+    own_precision, prior_precision = precision(own_root), precision(prior_root)
+    root = cholesky(
         [
             [a + b for a, b in zip(*rows, strict=True)]
             for rows in zip(own_precision, prior_precision, strict=True)
         ]
     )
-    pulls = zip(_times(own_precision, own_mean), _times(prior_precision, prior_mean), strict=True)
-    mean = _solve_transposed(root, _solve(root, [a + b for a, b in pulls]))
+    pulls = zip(times(own_precision, own_mean), times(prior_precision, prior_mean), strict=True)
+    mean = solve_transposed(root, solve(root, [a + b for a, b in pulls]))
     return mean, root, 0.3 * skew, 0.3 * tail
 
 
-def _inner(params: Any, u: Array) -> tuple[Array, Array]:
+def bends(params: Any, u: Array) -> tuple[Array, Array]:
     """Shift and log scale ``[p, J]`` of each coordinate of a member, of those before it."""
-    rows = _rows(u)
-    found = [_inner_at(params, i, rows) for i in range(len(rows))]
+    rows = rows_of(u)
+    found = [_bend_at(params, i, rows) for i in range(len(rows))]
     shift, log_scale = map(jnp.stack, zip(*found, strict=True))
     return shift, log_scale
 
 
-def _inner_at(params: Any, i: int, before: _Vector) -> tuple[Array, Array]:
+def _bend_at(params: Any, i: int, before: Vector) -> tuple[Array, Array]:
     """Shift and log scale ``[J]`` of a coordinate, of those before it."""
     into = params["bias"][:, i].T  # [h, J]
     if i:
         into = into + params["hidden"][i, :i].T @ jnp.stack(before[:i])
-    seen, out = _rows(jnp.tanh(into)), params["out"][:, i].transpose(1, 2, 0)  # [h, 2, J]
-    shift, log_scale = (_dot([*out[:, k]], seen) for k in range(2))
+    seen, out = rows_of(jnp.tanh(into)), params["out"][:, i].transpose(1, 2, 0)  # [h, 2, J]
+    shift, log_scale = (dot([*out[:, k]], seen) for k in range(2))
     return shift, bounded(log_scale)
 
 
-def _inner_back(params: Any, v: _Vector) -> tuple[_Vector, Array]:
+def unbent(params: Any, v: Vector) -> tuple[Vector, Array]:
     """What shift and scale took to v, one coordinate after the other; log scales ``[p, J]``."""
-    u: _Vector = []
+    u: Vector = []
     log_scales = []
     for i, moved in enumerate(v):
-        shift, log_scale = _inner_at(params, i, u)
+        shift, log_scale = _bend_at(params, i, u)
         u.append((moved - shift) * jnp.exp(-log_scale))
         log_scales.append(log_scale)
     return u, jnp.stack(log_scales)
@@ -191,68 +201,11 @@ def _num_gaussian(size: int) -> int:
     return 2 * size + size * (size - 1) // 2
 
 
-def _gaussian(mean: Array, log_diagonal: Array, below: Array) -> tuple[_Vector, _Triangle]:
+def _gaussian(mean: Array, log_diagonal: Array, below: Array) -> tuple[Vector, Triangle]:
     """Mean and root of the precision, of numbers ``[p, J]``, ``[p, J]`` and ``[p (p - 1) / 2, J]``.
 
     What is below the diagonal is in units of it, so that a scale moves the root as a whole.
     """
-    diagonal, rest = _rows(jnp.exp(log_diagonal)), iter(_rows(below))
+    diagonal, rest = rows_of(jnp.exp(log_diagonal)), iter(rows_of(below))
     root = [[*(next(rest) * diagonal[j] for j in range(i)), d] for i, d in enumerate(diagonal)]
-    return _rows(mean), root
-
-
-def _rows(matrix: Array) -> _Vector:
-    """The rows of ``[n, ...]``. Their gradients are joined at once, unlike those of slices."""
-    if not len(matrix):
-        return []
-    return [part[0] for part in jax.lax.split(matrix, (1,) * len(matrix))]
-
-
-def _dot(a: Sequence[Array], b: Sequence[Array]) -> Array:
-    products = [x * y for x, y in zip(a, b, strict=True)]
-    return sum(products[1:], products[0])
-
-
-def _precision(root: _Triangle) -> _Triangle:
-    """The lower triangle of LᵀL."""
-    columns = [[row[j] for row in root[j:]] for j in range(len(root))]
-    return [[_dot(columns[i], columns[j][i - j :]) for j in range(i + 1)] for i in range(len(root))]
-
-
-def _times(matrix: _Triangle, vector: _Vector) -> _Vector:
-    """A symmetric matrix, of which the lower triangle is given, times a vector."""
-    size = range(len(vector))
-    return [_dot([matrix[max(i, j)][min(i, j)] for j in size], vector) for i in size]
-
-
-def _cholesky(matrix: _Triangle) -> _Triangle:
-    root: _Triangle = []
-    for i, row in enumerate(matrix):
-        root.append([])
-        for j, entry in enumerate(row):
-            rest = entry - _dot(root[i][:j], root[j][:j]) if j else entry
-            root[i].append(jnp.sqrt(rest) if i == j else rest / root[j][j])
-    return root
-
-
-def _solve(root: _Triangle, right: _Vector) -> _Vector:
-    """L⁻¹ b."""
-    found: _Vector = []
-    for i, row in enumerate(root):
-        rest = right[i] - _dot(row[:i], found) if i else right[i]
-        found.append(rest / row[i])
-    return found
-
-
-def _solve_transposed(root: _Triangle, right: _Vector) -> _Vector:
-    """L⁻ᵀ b."""
-    found: _Vector = []  # the last first
-    for i in reversed(range(len(root))):
-        column = [row[i] for row in reversed(root[i + 1 :])]
-        rest = right[i] - _dot(column, found) if found else right[i]
-        found.append(rest / root[i][i])
-    return found[::-1]
-
-
-def _log_diagonal(root: _Triangle) -> Array:
-    return jnp.log(jnp.stack([row[-1] for row in root]))
+    return rows_of(mean), root

@@ -10,6 +10,8 @@ which hardly does (its likelihood). Their precisions add up; the root of the sum
 skewness, tails and bends, to the member's coordinates.
 """
 
+from typing import cast
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,11 @@ class HierarchicalMap(Map):
     structured = True
     injective = True
     max_flow_steps = 1
+
+    def started(self) -> DiagonalBase:
+        """The mean-field base that it starts from."""
+        base, (mean, log_scale) = cast(DiagonalBase, self.base), self.start
+        return DiagonalBase(base.unwhiten(mean), base.scale * jnp.exp(log_scale))
 
     def init(self, rng_key: PRNGKey) -> dict[str, Params]:
         """Parameters at which members are independent, as in ``start``."""

@@ -1,6 +1,5 @@
 """Which marginals of a map's draws have a density in closed form."""
 
-import dataclasses
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -13,17 +12,18 @@ from consistent_samplers.bases.mixture import MixtureBase, ProductMixtureBase, m
 from consistent_samplers.maps.control import Control
 from consistent_samplers.maps.hierarchical import HierarchicalMap
 from consistent_samplers.maps.identity import Identity
+from consistent_samplers.maps.laplace import LaplaceMap
 from consistent_samplers.types import Params
 
 
 def marginal(
-    control: Control | Identity | HierarchicalMap, params: Params, index: np.ndarray
+    control: Control | Identity | HierarchicalMap | LaplaceMap, params: Params, index: np.ndarray
 ) -> tuple[Any, Params] | None:
     """A map and its parameters whose draws are some coordinates of another map's; None if none is.
 
     There is one for all coordinates of a map with a density (`Control.log_prob`), for any
     coordinates of a base alone, but of a mixture with heavy tails, and for the globals of a
-    hierarchical map, which come first in its triangle.
+    hierarchical map or a `LaplaceMap`, which come first in their triangles.
 
     Args:
       control: the map.
@@ -41,22 +41,18 @@ def marginal(
     if isinstance(control, Identity):
         of_base = _of_base(control.base, index)
         return None if of_base is None else (Identity(of_base), {})
-    if isinstance(control, HierarchicalMap):
+    if isinstance(control, HierarchicalMap | LaplaceMap):
         globals, base = np.asarray(control.globals), cast(DiagonalBase, control.base)
         if np.array_equal(np.sort(globals), index):
             loc, scale = base.loc[index], base.scale[index]
-            kept = dataclasses.replace(
-                control,
-                base=DiagonalBase(loc, scale),
-                globals=jnp.asarray(np.searchsorted(index, globals), jnp.int32),
-                groups=(),
-                start=control.start[:, index],
-            )
+            alone = jnp.asarray(np.searchsorted(index, globals), jnp.int32)
+            start = jnp.zeros((2, len(index)))  # of fresh parameters
+            kept = HierarchicalMap(DiagonalBase(loc, scale), alone, (), start)
             return kept, {"globals": params["globals"], "groups": []}
     return None
 
 
-def has_density(control: Control | Identity | HierarchicalMap) -> bool:
+def has_density(control: Control | Identity | HierarchicalMap | LaplaceMap) -> bool:
     """Whether `Control.log_prob` of a map is in closed form, or found by inverting it.
 
     Example:
@@ -65,7 +61,7 @@ def has_density(control: Control | Identity | HierarchicalMap) -> bool:
       True
     """
     if not isinstance(control, Control):
-        return True
+        return not control.guided
     frames = one_frame(control.base) or hasattr(control.base, "num_components")
     return frames and not control.guided
 

@@ -25,6 +25,9 @@ _MAP_WEIGHED = (
     "Both bounds are by the weights of the map's own draws: the chains moved in the sampler's base "
     "or a Gaussian of its draws, which are farther from the target."
 )
+_MAP_BEFORE = (
+    "Both bounds are of the map before Newton's steps, in whose latent space the chains moved."
+)
 _BRIDGE_REPLACED = (
     "log Z is bridged to a Gaussian fitted to the first half of the chains, in place of the map, "
     "which hardly overlaps them."
@@ -88,6 +91,8 @@ def _with_closest_bounds(
 ) -> tuple[Bracket, list[str]]:
     """The bracket of chains with the closest bounds that there are, and what they are of."""
     of_bounds, of_bridge = [_MAP_REPLACED] * chains.map_replaced, list[str]()
+    before = trained.unguided is not trained.one_step and not chains.map_replaced
+    of_bounds += [_MAP_BEFORE] * before
     assert found.upper is not None
     if chains.latent is not None and found.upper - found.lower > _WIDE:
         latent, weight = chains.latent, np.asarray(chains.log_weight)
@@ -104,7 +109,7 @@ def _with_closest_bounds(
                 num_target_draws=beside.num_target_draws,
             )
             of_bridge.append(_BRIDGED_TO_BOTH)
-    if chains.map_replaced:
+    if chains.map_replaced or before:
         of_map = _of_weights(rng_key, trained, num_samples, "")
         # What the map leaves out is missing from the bound by its weights: the bridge knows.
         found, closer = _narrower(found, of_map, missing=max(0.0, found.log_z - of_map.log_z))

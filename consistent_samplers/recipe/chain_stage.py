@@ -195,7 +195,7 @@ def with_chains(
       ('chains', (4, 250, 2))
     """
     begin = time.perf_counter()
-    target, sampler = trained.target, trained.one_step
+    target, sampler = trained.target, trained.unguided
     density = evaluation.cost(target.log_density, target.dim)
     by_map = density + _MAP_GRADIENT * sampler.map_cost()
     gaussian = _operations(by_map, _FEWEST) > _DEAR or not one_frame(sampler.base)

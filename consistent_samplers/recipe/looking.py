@@ -19,7 +19,7 @@ from consistent_samplers.diagnostics import (
     standard_error_is_reliable,
 )
 from consistent_samplers.estimate import Evidence
-from consistent_samplers.maps import HierarchicalMap
+from consistent_samplers.maps import HierarchicalMap, LaplaceMap
 from consistent_samplers.recipe.plan import Start
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.targets import Target
@@ -53,6 +53,7 @@ def look_for_missed_mass(
     if not start.explored:
         return None
     hierarchical = isinstance(sampler.control, HierarchicalMap)
+    by_members = hierarchical or isinstance(sampler.control, LaplaceMap)
     with progress.stage("look for missed modes", progress_bar=progress_bar):
         found = exploration_check(
             rng_key,
@@ -63,7 +64,7 @@ def look_for_missed_mass(
             particle_log_z=start.particle_log_z,
             modes=modes,
             known=start.known,
-            num_starts=_HIERARCHICAL_STARTS if hierarchical else NUM_STARTS,
+            num_starts=_HIERARCHICAL_STARTS if by_members else NUM_STARTS,
         )
         assert draws.log_density is not None and draws.log_weight is not None
         hidden = mass_in_necks(target, draws.position, draws.log_weight)

@@ -1,21 +1,38 @@
 """Which kind of map a target gets: a general one, or one that follows its structure."""
 
+import dataclasses
+import functools
+import time
 import warnings
 
 from consistent_samplers import progress
+from consistent_samplers.algorithms.laplace import laplace
 from consistent_samplers.bases import fit_diagonal
 from consistent_samplers.bases.base import one_frame
-from consistent_samplers.recipe import chain_stage, route
+from consistent_samplers.bases.iterating import split
+from consistent_samplers.estimate import evidence
+from consistent_samplers.maps import HierarchicalMap, laplace_map
+from consistent_samplers.recipe import chain_stage, judging, route
+from consistent_samplers.recipe.calibrating import AnnealedRounds, in_rounds
+from consistent_samplers.recipe.looking import look_for_missed_mass
 from consistent_samplers.recipe.plan import Plan, Start
-from consistent_samplers.recipe.route import Effort
+from consistent_samplers.recipe.route import Effort, Route
 from consistent_samplers.recipe.stages import train
 from consistent_samplers.recipe.trained import TrainedSampler
-from consistent_samplers.targets import Target
+from consistent_samplers.targets import Target, evaluation
 from consistent_samplers.training import TrainingDivergedError
 from consistent_samplers.types import Draws, PRNGKey
 
 HIERARCHICAL_ROUNDS = (500, 1_000)
 """Iterations of a hierarchical map's rounds."""
+
+LAPLACE_ITERATIONS = 500
+"""Iterations of a map that places members by Newton's steps."""
+
+# Operations of its training, at most (a minute or two of two cores), and those that a derivative of
+# the curvature takes, in gradients.
+_MOST_OPERATIONS, _THIRD_ORDER = 1e12, 3.0
+_INTERRUPTED = "Another map was to be tried: interrupted, the sampler is the one that there was."
 
 # Operations of a general map's short calibration (seconds to a minute of two cores) from which on a
 # hierarchical one is trained first where members fan out from few globals, up to which share.
@@ -92,8 +109,7 @@ def or_hierarchical(
         found = chain_stage.fresh_draws(rng_key, other)
         other_short = chain_stage.falls_short(other, found)
     except KeyboardInterrupt:
-        said = "Another map was to be tried: interrupted, the sampler is the one that there was."
-        warnings.warn(said, RuntimeWarning, stacklevel=3)
+        warnings.warn(_INTERRUPTED, RuntimeWarning, stacklevel=3)
         return trained, True, None
     except (ValueError, TrainingDivergedError):  # nothing that could be better
         return trained, False, None
@@ -104,3 +120,77 @@ def or_hierarchical(
     if better:
         return other, interrupted, found if other_short else []
     return trained, interrupted, kept
+
+
+def or_laplace(
+    rng_key: PRNGKey, trained: TrainedSampler, draws: list[Draws] | None, start: Start, plan: Plan
+) -> tuple[TrainedSampler, bool, list[Draws] | None]:
+    """What was trained, or where that falls short a map that places members by Newton's steps.
+
+    It is taken where it does not fall short itself. The rest as of `or_hierarchical`, whose third
+    value ``draws`` may be.
+    """
+    target, control, begin = trained.target, trained.one_step.control, time.perf_counter()
+    if not isinstance(control, HierarchicalMap) or not target.structure.blocks or draws == []:
+        return trained, False, draws
+    if _laplace_operations(target) > _MOST_OPERATIONS:
+        return trained, False, draws
+    key_fresh, key_fit, key_check, key_look = split(rng_key)[:4]
+    try:
+        draws = draws or chain_stage.fresh_draws(key_fresh, trained)
+        if not chain_stage.falls_short(trained, draws):
+            return trained, False, []
+        fitted = control.started()
+        with progress.stage("place members", progress_bar=plan.progress_bar):
+            made = laplace_map(target, fitted)
+        rate = AnnealedRounds(1e-2, (LAPLACE_ITERATIONS,))
+        algorithm = laplace(target, made, optimizer=plan.optimizer, learning_rate=rate)
+        result, interrupted = in_rounds(
+            key_fit,
+            (algorithm,),
+            algorithm.init(key_fit),
+            (LAPLACE_ITERATIONS,),
+            name="laplace",
+            shown_as=("laplace",),
+            folder=plan.folder,
+            progress_bar=plan.progress_bar,
+        )
+        if interrupted:
+            return trained, True, None
+        sampler = algorithm.sampler(result.state)
+        drawn = sampler.sample(key_check, target, judging.NUM_CHECK_DRAWS, 1)
+        worth = evidence(drawn)
+        look = functools.partial(look_for_missed_mass, key_look, target, start, plan.progress_bar)
+        seen, before = look(sampler, drawn, worth, None), trained.exploration
+        if seen is not None and before is not None:
+            # Members were looked at one by one where the map before has them.
+            seen = seen._replace(num_members=before.num_members, elsewhere=before.elsewhere)
+        stages = trained.stages | {"laplace": worth}
+        shares = {name: float(stage.ess) for name, stage in stages.items()}
+        other = dataclasses.replace(
+            trained,
+            one_step=sampler,
+            many_steps=trained.one_step,
+            stages=stages,
+            histories=trained.histories | {"laplace": result.history},
+            training_seconds=trained.training_seconds + time.perf_counter() - begin,
+            exploration=seen,
+            route=Route("full", "members are placed by Newton's steps on the density", shares),
+        )
+        if seen is not None and seen.lacks_modes:
+            return trained, False, draws
+        fresh = chain_stage.fresh_draws(key_fresh, other)
+        short = chain_stage.falls_short(other, fresh)
+    except KeyboardInterrupt:
+        warnings.warn(_INTERRUPTED, RuntimeWarning, stacklevel=3)
+        return trained, True, None
+    except (ValueError, TrainingDivergedError):  # nothing that could be better
+        return trained, False, draws
+    return (trained, False, draws) if short else (other, False, [])
+
+
+def _laplace_operations(target: Target) -> float:
+    """Operations of the training of a `LaplaceMap`."""
+    size = max(index.shape[1] for index in target.structure.blocks)
+    gradients = 64 * LAPLACE_ITERATIONS * (4 + 1) * (1 + size) * _THIRD_ORDER
+    return gradients * evaluation.cost(target.log_density, target.dim)

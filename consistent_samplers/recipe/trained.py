@@ -52,10 +52,11 @@ class TrainedSampler:
       target: what it samples, and weighs draws for.
       one_step: the sampler whose single step of the map was calibrated, or the base alone.
       many_steps: the distilled sampler, for any number of steps; the same network untrained where
-        nothing was distilled.
+        nothing was distilled, or the map before Newton's steps.
       stages: evidence after each stage, on the same number of draws, all at one step: ``"base"``,
-        ``"distilled"`` where that was asked for, and ``"calibrated"``.
-      histories: training history of ``"distilled"`` and ``"calibrated"``, as far as they went.
+        ``"distilled"`` where that was asked for, ``"calibrated"``, and ``"laplace"`` where members
+        are placed by Newton's steps.
+      histories: training history of the stages after the base, as far as they went.
       training_seconds: wall time of `train_sampler`, compilation included.
       exploration: what an independent look for modes found, or None without exploration.
       route: how far training went and why, or None of one made by hand.
@@ -104,6 +105,11 @@ class TrainedSampler:
         """The base that was fitted to the target."""
         base = self.many_steps.base
         return getattr(base, "own", base)
+
+    @property
+    def unguided(self) -> Sampler:
+        """`one_step`; where that takes the density to draw, `many_steps`."""
+        return self.many_steps if self.one_step.control.guided else self.one_step
 
     @property
     def default_steps(self) -> int:
@@ -202,7 +208,10 @@ class TrainedSampler:
         chains, _, judged = self.concluded(own)
         if chains is not None:
             return reweight_chains(chains, judged, self.target, target)
-        return reweight(rng_key, self.sampler_for(num), target, num_samples, num, judged=judged)
+        own_draws = self.sampler_for(num)
+        return reweight(
+            rng_key, own_draws, target, num_samples, num, judged=judged, guide=self.target
+        )
 
     def bracket(self, rng_key: PRNGKey, num_samples: int = 10_000) -> Bracket:
         """Log Z from both sides, and the optimal bridge in between, in nats.

@@ -39,8 +39,8 @@ from consistent_samplers.types import Array, Draws, PRNGKey
 _MAX_GENERAL_DIM = 100
 _LARGE_ITERATIONS = 300
 _NETWORKS = ("general", "hierarchical", "structured")
-# What the keys of chains and of another map are folded with.
-_CHAINS, _OTHER = 5, 6
+# What the keys of chains and of other maps are folded with.
+_CHAINS, _OTHER, _LAPLACE = 5, 6, 7
 
 
 def train_sampler(
@@ -250,6 +250,10 @@ def train_sampler(
         if all_ours and not (fan or num_iterations or interrupted or own_budget):
             key_other = folded(rng_key, _OTHER)
             found_better = map_choice.or_hierarchical(key_other, trained, cold, plan, begin)
+            trained, interrupted, shown = found_better
+        if not (interrupted or own_budget or chains):
+            key_laplace = folded(rng_key, _LAPLACE)
+            found_better = map_choice.or_laplace(key_laplace, trained, shown, cold, plan)
             trained, interrupted, shown = found_better
         if not interrupted and not (shown == [] and chains is None):
             trained = chained(trained, cold.particles, shown or ())

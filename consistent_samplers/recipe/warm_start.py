@@ -82,10 +82,10 @@ def calibration_start(
     rounds: tuple[int, ...],
 ) -> tuple[SamplerState, tuple[int, ...]]:
     """Where calibration sets out from, and for how many iterations a round."""
-    if start is None or isinstance(start.one_step.control, Identity):
+    if start is None or isinstance(start.unguided.control, Identity):
         return algorithm.restart(state), rounds
     planned = sum(rounds)
-    return late(algorithm, start.one_step.params, planned), (num_iterations(planned, start),)
+    return late(algorithm, start.unguided.params, planned), (num_iterations(planned, start),)
 
 
 def where_it_falls_short(trained: TrainedSampler, start: TrainedSampler) -> str | None:

@@ -67,6 +67,9 @@ class Structure:
       dim: number of coordinates.
       depth: levels of members below the globals.
       sites: names and sizes of the parts of a point, where they are known.
+      blocks: ``[J, p]`` for each size p, coordinates of members that are independent of each other
+        given the globals alone; empty without globals, or where more than `MAX_BLOCK` hang
+        together.
 
     Example:
       >>> import jax.numpy as jnp, consistent_samplers as cs
@@ -82,6 +85,7 @@ class Structure:
     dim: int
     depth: int = 0
     sites: tuple[tuple[str, int], ...] = ()
+    blocks: tuple[np.ndarray, ...] = ()
 
     @property
     def is_dense(self) -> bool:
@@ -254,7 +258,20 @@ def _taken_apart(pattern: sparse.csr_array, sites: tuple[tuple[str, int], ...] =
     for group in groups:
         above = np.where(group.own >= 0, depth[group.own], 0).max(1, initial=0)
         depth[group.members] = 1 + above[:, None]
-    return Structure(top, groups, dim, int(depth.max()), sites)
+    return Structure(top, groups, dim, int(depth.max()), sites, _blocks(pattern, left))
+
+
+def _blocks(pattern: sparse.csr_array, is_global: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What hangs together once the globals are taken out, by size."""
+    rest = np.flatnonzero(~is_global)
+    num, label = sparse.csgraph.connected_components(pattern[rest][:, rest], directed=False)
+    sizes = np.bincount(label, minlength=num)
+    if len(rest) == len(is_global) or sizes.max() > MAX_BLOCK:
+        return ()
+    members = np.split(rest[np.argsort(label, kind="stable")], np.cumsum(sizes)[:-1])
+    return tuple(
+        np.array([member for member in members if len(member) == size]) for size in np.unique(sizes)
+    )
 
 
 _Block: TypeAlias = tuple[list[list[int]], list[list[int]]]

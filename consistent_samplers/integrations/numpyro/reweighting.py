@@ -100,8 +100,9 @@ def reweight(
     else:
         sampler = run.trained.sampler_for(run.num_steps)
         key = folded(run.rng_key, 0)  # of the run's own draws
+        settings: dict[str, Any] = {"judged": run.verdict, "cure": cure, "guide": known.target}
         found = corrections.reweight(
-            key, sampler, target, run.num_samples, run.num_steps, judged=run.verdict, cure=cure
+            key, sampler, target, run.num_samples, run.num_steps, **settings
         )
     smoothed, _ = pareto_smooth(jnp.asarray(found.draws.log_weight))
     key, position = folded(run.rng_key, _RESAMPLE), np.asarray(found.draws.position)
