@@ -7,7 +7,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import consistent_samplers as cs
-from consistent_samplers.diagnostics import mass_in_necks
+from consistent_samplers.diagnostics import mass_in_necks, necks
 from consistent_samplers.recipe import chain_stage, looking
 
 KEY = jax.random.key(0)
@@ -82,3 +82,18 @@ def test_all_intervals_of_log_z_take_a_neck_in(monkeypatch):
     assert "in a neck" in trained.chains_verdict().words
     found = trained.bracket(KEY, 1_000)
     assert found.stderr >= 0.0299 and found.upper_stderr >= 0.0299
+
+
+@pytest.mark.parametrize(("slope", "is_seen"), [(-1.0, True), (4.0, False)])
+def test_a_marginal_that_rises_where_draws_fall_is_not_believed(monkeypatch, slope, is_seen):
+    x = np.random.default_rng(0).exponential(size=(4_096, 3))  # whose log density falls by x
+
+    def profile(log_density, start, end, grid):
+        inner = slope * np.minimum(grid, grid[3])
+        return inner + 2.0 * np.maximum(grid - grid[3], 0.0)  # much mass far out
+
+    monkeypatch.setattr(necks, "_profile", profile)
+    target = cs.Target(lambda x: -x.sum(), 3)
+    weight = np.full(4_096, 1.0 / 4_096)
+    found = necks._mass_beyond(target, x, weight, necks._End(0, 1.0))
+    assert (found > 0.1) == is_seen

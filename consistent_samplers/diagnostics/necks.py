@@ -24,6 +24,8 @@ _OUTER = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
 # Draws that a climb starts from the middle of; its steps, and the nats that end it; draws by which
 # Laplace's integral is mended.
 _NUM_NEAR, _NUM_STEPS, _SMALL, _NUM_DRAWS = 40, 30, 1e-2, 512
+# Nats by which the marginal that is followed may rise above the draws' own, where these are.
+_MOST_OFF = 3.0
 # Parts of a Newton step that are tried.
 _STEPS = np.array([1.0, 0.5, 0.2, 0.05, 0.0])
 # Relative to the largest curvature; below it a direction has no width of its own.
@@ -110,12 +112,28 @@ def _mass_beyond(target: Target, x: np.ndarray, weight: np.ndarray, end: _End) -
     near = np.argsort(np.abs(along - first))[:_NUM_NEAR]
     start = np.average(x[near], axis=0, weights=weight[near])
     logs = _profile(target.log_density, start, end, grid)
+    if not _rise(logs, along, weight, inner) < _MOST_OFF:
+        return 0.0
     inside = _integral(grid[:_NUM_INNER], logs[:_NUM_INNER])
     outside = _integral(grid[_NUM_INNER - 1 :], logs[_NUM_INNER - 1 :])
     with np.errstate(over="ignore", invalid="ignore"):
         share = float(mass[begin] * np.exp(outside - inside))
     # As much lies beyond the outermost of so many draws.
     return max(share - 1.0 / len(x), 0.0) if np.isfinite(share) else 0.0
+
+
+def _rise(logs: np.ndarray, along: np.ndarray, weight: np.ndarray, inner: np.ndarray) -> float:
+    """Nats by which a marginal rises above that of the draws between the inner points.
+
+    inf where it is not followed so far. A climb that ended elsewhere than the draws are shows.
+    """
+    last = len(inner) - 1
+    if not np.isfinite(logs[: last + 1]).all():
+        return np.inf
+    part = np.digitize(along, inner) - 1
+    first, outermost = weight[part == 0].sum(), weight[part >= last - 1].sum()
+    own = np.log(max(outermost, 1e-300)) - np.log(max(first, 1e-300))
+    return float(logs[last - 1 : last + 1].mean() - logs[:2].mean() - own)
 
 
 def _profile(log_density: LogDensityFn, x: np.ndarray, end: _End, grid: np.ndarray) -> np.ndarray:
