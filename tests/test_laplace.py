@@ -13,6 +13,7 @@ from scipy.integrate import quad, trapezoid
 from scipy.stats import norm, poisson
 
 import consistent_samplers as cs
+from consistent_samplers.diagnostics.members import mass_elsewhere, members_left_out
 from consistent_samplers.recipe import chain_stage, map_choice
 from consistent_samplers.recipe.plan import Plan, Start
 
@@ -157,6 +158,35 @@ def test_log_z_is_that_of_quadrature(log_density, log_z, least):
     assert float(found.ess) > least
     assert abs(float(found.log_z) - log_z()) < 4.0 * float(found.log_z_stderr) + 1e-3
     assert float(found.elbo) < log_z() + 3.0 * float(found.elbo_stderr)
+
+
+@pytest.mark.parametrize(("share", "left_out"), [(0.0, 8), (1.0, 0)])
+def test_another_mode_of_the_members_is_seen(share, left_out):
+    """Newton's steps come to one of two modes, which others do not show."""
+
+    def log_density(x):
+        own, other = -2.0 * (x[1:] - 2.0) ** 2, -2.0 * (x[1:] + 2.0 * (1.0 - 2.0 * share)) ** 2
+        return -0.5 * x[0] ** 2 + jnp.sum(jnp.logaddexp(own, other) + 0.05 * x[0] * x[1:])
+
+    target = cs.Target(log_density, 9)
+    base = cs.bases.DiagonalBase(jnp.zeros(9).at[1:].set(2.0), jnp.full(9, 0.5).at[0].set(1.0))
+    algorithm = cs.algorithms.laplace(target, base=base)
+    sampler = algorithm.sampler(algorithm.init(KEY))
+    draws = sampler.sample(KEY, target, 64)
+    assert members_left_out(target, sampler, draws.position).num_members == left_out
+
+
+def test_the_mirror_image_of_all_is_seen():
+    def log_density(x):  # a factor of +-2, and nine members of its sign
+        near = -0.5 * jnp.sum((x[0] * x[1:] - 4.0) ** 2 + x[1:] ** 2)
+        return near - 0.5 * (x[0] / 2.0) ** 2
+
+    target = cs.Target(log_density, 10)
+    base = cs.bases.fit_diagonal(KEY, target, init_position=jnp.full(10, 1.5))
+    algorithm = cs.algorithms.laplace(target, base=base)
+    sampler = algorithm.sampler(algorithm.init(KEY))
+    draws = sampler.sample(jax.random.key(1), target, 64).position
+    assert abs(mass_elsewhere(KEY, target, sampler, draws)) < 1.0
 
 
 def test_weights_of_given_points_are_those_of_the_draws():

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from consistent_samplers import simulate
 from consistent_samplers.bases.diagonal import fit_diagonal
+from consistent_samplers.compilation import as_partial
 from consistent_samplers.kernels import kernel
-from consistent_samplers.maps import HierarchicalMap
+from consistent_samplers.maps import HierarchicalMap, LaplaceMap
 from consistent_samplers.sampler import Sampler
 from consistent_samplers.targets import Target, evaluation
 from consistent_samplers.types import Array, Params, PRNGKey
@@ -60,7 +62,7 @@ def members_left_out(target: Target, sampler: Sampler, position: Array) -> Membe
 
     Args:
       target: the target.
-      sampler: of a `maps.HierarchicalMap`.
+      sampler: of a `maps.HierarchicalMap` or a `maps.LaplaceMap`.
       position: ``[n, dim]``, draws, equally weighted as far as it goes.
 
     Raises:
@@ -80,9 +82,10 @@ def members_left_out(target: Target, sampler: Sampler, position: Array) -> Membe
       9
     """
     control = sampler.control
-    if not isinstance(control, HierarchicalMap):
+    if not isinstance(control, HierarchicalMap | LaplaceMap):
         raise TypeError(
-            f"Members are known of a HierarchicalMap, not of a {type(control).__name__}."
+            "Members are known of a HierarchicalMap or a LaplaceMap, not of a "
+            f"{type(control).__name__}."
         )
     x = np.asarray(position, np.float64)
     x = x[np.isfinite(x).all(axis=1)]
@@ -91,8 +94,7 @@ def members_left_out(target: Target, sampler: Sampler, position: Array) -> Membe
     low, high = np.quantile(x, [0.25, 0.75], axis=0)
     spread = np.maximum((high - low) / 1.349, 1e-12 * (1.0 + np.abs(x).max(axis=0)))
     num, largest = 0, 0.0
-    for group in control.groups:
-        members = np.asarray(group.members)
+    for members in map(np.asarray, control.members):
         beyond = np.zeros(len(members))
         for draw in x[:_NUM_LOOKED]:
             for way in _ways(members, draw, spread):
@@ -121,7 +123,7 @@ def _ways(members: np.ndarray, draw: np.ndarray, spread: np.ndarray) -> list[np.
 
 def _share_beyond(
     target: Target,
-    control: HierarchicalMap,
+    control: HierarchicalMap | LaplaceMap,
     params: Params,
     members: np.ndarray,
     draw: np.ndarray,
@@ -131,7 +133,7 @@ def _share_beyond(
     steps = np.linspace(-1.0, 1.0, _ON_LINE)
     points = (draw + steps[:, None] * way).astype(jnp.result_type(float))
     theirs = evaluation.values_and_grads(target.log_density, points)[1]
-    own = _seen(control, params, jnp.asarray(points))[1]
+    own = _seen(_guide(target, control), control, params, jnp.asarray(points))[1]
     logs = []
     for grads in (theirs, own):
         slope = (np.asarray(grads, np.float64) * way)[:, members].sum(2)  # [points, J]
@@ -160,13 +162,25 @@ def _integral(slope: np.ndarray) -> np.ndarray:
     return np.where(reached, total, -np.inf)
 
 
+def _guide(target: Target, control: Any) -> Any:
+    """The density that a map takes to be inverted, if any."""
+    return as_partial(target.log_density) if control.guided else None
+
+
 @kernel(effort="least")
-def _seen(control: Any, params: Params, points: Array) -> tuple[Array, Array]:
-    """Where the inverse takes points, and the gradients of the map's log density, ``[n, dim]``."""
+def _seen(density: Any, control: Any, params: Params, points: Array) -> tuple[Array, Array]:
+    """Where the inverse takes points, and gradients of the map's log density by members.
+
+    Both ``[n, dim]``; of a map with a density in it the gradients by the globals are left out.
+    """
+    gradient = None if density is None else jax.grad(lambda x: density(x))
 
     def one(x: Array) -> tuple[Array, Array]:
-        z, _ = control.inverse(params, control.base.whiten(x, ()))
-        return control.log_prob(params, x), z
+        y = control.base.whiten(x, ())
+        if gradient is not None:
+            y = y.at[control.globals].set(jax.lax.stop_gradient(y[control.globals]))
+        z, log_det = control.inverse(params, y, gradient)
+        return simulate.standard_normal_log_prob(z) - log_det, z
 
     gradients, latent = jax.vmap(jax.grad(one, has_aux=True))(points)
     return latent, gradients
@@ -174,7 +188,7 @@ def _seen(control: Any, params: Params, points: Array) -> tuple[Array, Array]:
 
 def compile_look(sampler: Sampler) -> None:
     """Compiles what a look at the members asks of a map."""
-    _seen(sampler.control, sampler.params, jnp.zeros((_ON_LINE, sampler.base.dim)))
+    _seen(None, sampler.control, sampler.params, jnp.zeros((_ON_LINE, sampler.base.dim)))
 
 
 def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler, position: Array) -> float:
@@ -189,7 +203,7 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler, position:
     Args:
       rng_key: key.
       target: the target.
-      sampler: of a `maps.HierarchicalMap`.
+      sampler: of a `maps.HierarchicalMap` or a `maps.LaplaceMap`.
       position: ``[n, dim]``, draws of it.
 
     Example:
@@ -218,7 +232,9 @@ def mass_elsewhere(rng_key: PRNGKey, target: Target, sampler: Sampler, position:
     draws = Sampler.of_base(other).sample(rng_key, target, _NUM_DRAWS)
     # As many as the points of a line, for what is compiled.
     points = np.resize(draws.position, (_ON_LINE, target.dim))
-    latent = np.asarray(_seen(control, sampler.params, jnp.asarray(points))[0])[:_NUM_DRAWS]
+    guide = _guide(target, control)
+    seen = _seen(guide, control, sampler.params, jnp.asarray(points))
+    latent = np.asarray(seen[0])[:_NUM_DRAWS]
     away = np.abs(np.median(latent, axis=0)).max()
     if not away > _FAR or not _barrier(target, sampler, latent) > _HIGH:
         return -np.inf

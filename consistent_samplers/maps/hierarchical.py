@@ -65,6 +65,11 @@ class HierarchicalMap(Map):
     injective = True
     max_flow_steps = 1
 
+    @property
+    def members(self) -> tuple[Array, ...]:
+        """``[J, p]``, coordinates of each group."""
+        return tuple(group.members for group in self.groups)
+
     def started(self) -> DiagonalBase:
         """The mean-field base that it starts from."""
         base, (mean, log_scale) = cast(DiagonalBase, self.base), self.start
@@ -93,7 +98,9 @@ class HierarchicalMap(Map):
             y, log_det, begin = y.at[group.members].set(at), log_det + gained, end
         return y, log_det
 
-    def inverse(self, params: Params, y: Array) -> tuple[Array, Array]:
+    def inverse(
+        self, params: Params, y: Array, gradient: GradientFn | None = None
+    ) -> tuple[Array, Array]:
         """The z ``[dim]`` that is taken to a point of the frame, and log |det| of the map there."""
         z, log_det, features = globals_inverse(params["globals"], y[self.globals])
         parts = [z]

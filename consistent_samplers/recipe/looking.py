@@ -52,8 +52,7 @@ def look_for_missed_mass(
     """
     if not start.explored:
         return None
-    hierarchical = isinstance(sampler.control, HierarchicalMap)
-    by_members = hierarchical or isinstance(sampler.control, LaplaceMap)
+    hierarchical = isinstance(sampler.control, HierarchicalMap | LaplaceMap)
     with progress.stage("look for missed modes", progress_bar=progress_bar):
         found = exploration_check(
             rng_key,
@@ -64,7 +63,7 @@ def look_for_missed_mass(
             particle_log_z=start.particle_log_z,
             modes=modes,
             known=start.known,
-            num_starts=_HIERARCHICAL_STARTS if by_members else NUM_STARTS,
+            num_starts=_HIERARCHICAL_STARTS if hierarchical else NUM_STARTS,
         )
         assert draws.log_density is not None and draws.log_weight is not None
         hidden = mass_in_necks(target, draws.position, draws.log_weight)

@@ -161,10 +161,7 @@ def or_laplace(
         drawn = sampler.sample(key_check, target, judging.NUM_CHECK_DRAWS, 1)
         worth = evidence(drawn)
         look = functools.partial(look_for_missed_mass, key_look, target, start, plan.progress_bar)
-        seen, before = look(sampler, drawn, worth, None), trained.exploration
-        if seen is not None and before is not None:
-            # Members were looked at one by one where the map before has them.
-            seen = seen._replace(num_members=before.num_members, elsewhere=before.elsewhere)
+        seen = look(sampler, drawn, worth, None)
         stages = trained.stages | {"laplace": worth}
         shares = {name: float(stage.ess) for name, stage in stages.items()}
         other = dataclasses.replace(
