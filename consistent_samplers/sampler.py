@@ -271,7 +271,10 @@ class Sampler:
     def _batch_size(self, num_steps: int, method: Method, weights: bool) -> int:
         has_jacobians = self._has_jacobians(method, weights)
         most = moving.batch_size(self.base.dim, num_steps if has_jacobians else 0)
-        return max(1, most // getattr(self.control, "points_at_once", 1))
+        if (points := getattr(self.control, "points_at_once", 0)) > 0:
+            # What a density keeps of a point may be as large as its data.
+            most = min(most, evaluation.products_at_once() // points)
+        return max(1, most)
 
 
 def weighed(

@@ -282,6 +282,17 @@ def _is_traced(log_density: LogDensityFn, points: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
+def products_at_once() -> int:
+    """Points at which products with the Hessian of a density are computed side by side.
+
+    Example:
+      >>> from consistent_samplers.targets import evaluation
+      >>> evaluation.products_at_once() > 0
+      True
+    """
+    return _sizes("hessian_products")[-1]
+
+
 def _in_batches(kind: _Kind, log_density: LogDensityFn, *inputs: ArrayLike) -> Any:
     """A program's outputs for inputs ``[n, dim]`` of any length."""
     density = as_partial(log_density)
