@@ -21,15 +21,14 @@ from consistent_samplers.compilation import as_partial, jit
 from consistent_samplers.maps.blocks import (
     Triangle,
     Vector,
-    cholesky,
     dot,
     log_diagonal,
     rows_of,
-    solve,
     solve_transposed,
 )
 from consistent_samplers.maps.conditionals import bends, init_bends, unbent
 from consistent_samplers.maps.identity import Map
+from consistent_samplers.maps.newton import newton_step, solved, usable_root, with_products
 from consistent_samplers.maps.triangular import (
     globals_forward,
     globals_inverse,
@@ -41,8 +40,6 @@ from consistent_samplers.targets import Target
 from consistent_samplers.targets.structure import MAX_BLOCK
 from consistent_samplers.types import Array, GradientFn, LogDensityFn, Method, Params, PRNGKey
 
-# Conditional standard deviations, or units of the frame, that a step moves a member, at most.
-_LONGEST, _OF_FRAME = 3.0, 2.0
 # Steps to the modes that the steps of a draw set out from.
 _FIRST_STEPS = 12
 _MAX_LINEAR = 2**18  # coefficients of a group's shapes that are linear in the globals, at most
@@ -124,14 +121,14 @@ class LaplaceMap(Map):
 
         def step(_: Any, members: list[Array]) -> list[Array]:
             derivatives = self._derivatives(gradient, self.point(at, members))
-            return [x + _newton(*of) for x, of in zip(members, derivatives, strict=True)]
+            return [x + newton_step(*of) for x, of in zip(members, derivatives, strict=True)]
 
         return jax.lax.fori_loop(0, self.num_newton, step, start)
 
     def roots_at(self, gradient: GradientFn, at: Array, members: list[Array]) -> list[Triangle]:
         """Roots of the members' precisions at a point; one where there is no maximum."""
         return [
-            _root(curvature)
+            usable_root(curvature)
             for _, curvature in self._derivatives(gradient, self.point(at, members))
         ]
 
@@ -149,7 +146,7 @@ class LaplaceMap(Map):
         for x, (slope, curvature) in zip(
             still, self._derivatives(gradient, self.point(at, still)), strict=True
         ):
-            move = _newton(slope, jax.tree.map(stop, curvature), limited=False)
+            move = newton_step(slope, jax.tree.map(stop, curvature), limited=False)
             moved.append(x + move - stop(move))  # where it is, with the derivative of the mode
         roots = self.roots_at(gradient, at, moved)
         total = sum((log_diagonal(root).sum() for root in roots), jnp.zeros((), at.dtype))
@@ -268,7 +265,7 @@ class LaplaceMap(Map):
         ways = jnp.zeros((size, self.dim), y.dtype)
         for index in self.members:
             ways = ways.at[jnp.arange(index.shape[1])[:, None], index.T].set(1.0)
-        slope, columns = _with_products(lambda y: self.gradient_at(gradient, y), y, ways)
+        slope, columns = with_products(lambda y: self.gradient_at(gradient, y), y, ways)
         found = []
         for index in self.members:
             of = range(index.shape[1])
@@ -324,11 +321,11 @@ def _set_out(
     modes = made.modes_at(gradient, at)
     y = made.point(at, modes)
     ways = jnp.zeros((len(at), made.dim)).at[jnp.arange(len(at)), made.globals].set(1.0)
-    _, mixed = _with_products(lambda y: made.gradient_at(gradient, y), y, ways)
+    _, mixed = with_products(lambda y: made.gradient_at(gradient, y), y, ways)
     slopes = []
     for index, root in zip(made.members, made.roots_at(gradient, at, modes), strict=True):
         pulls = jnp.stack(mixed)[:, index]  # [g, J, p]
-        moves = [jnp.stack(_solved(root, rows_of(pull.T)), -1) for pull in pulls]
+        moves = [jnp.stack(solved(root, rows_of(pull.T)), -1) for pull in pulls]
         slopes.append(jnp.nan_to_num(jnp.stack(moves, -1)))
     return tuple(map(jnp.nan_to_num, modes)), tuple(slopes)
 
@@ -339,48 +336,9 @@ def _given(gradient: GradientFn | None) -> GradientFn:
     return gradient
 
 
-def _with_products(function: GradientFn, y: Array, ways: Array) -> tuple[Array, list[Array]]:
-    """A gradient ``[dim]``, and the products of its Jacobian with ``ways [n, dim]``."""
-    value, columns = jax.vmap(lambda way: jax.jvp(function, (y,), (way,)), out_axes=(None, 0))(ways)
-    return value, rows_of(columns)
-
-
 def _shape_of(own: Any, features: Array) -> tuple[Array, Array, Array, Array]:
     """Shift, log scale, skewness and log tail ``[p, J]`` of members."""
     seen = _SATURATED * jnp.tanh(features / _SATURATED)
     out = own["bias"] + jnp.einsum("g,jgo->jo", seen, own["linear"])
     shift, log_scale, skew, tail = jnp.split(_UNIT * out.T, 4)
     return shift, log_scale, skew, tail
-
-
-def _root(curvature: Triangle) -> Triangle:
-    """The root of a precision; that of one where it is none."""
-    root = jax.tree.map(jax.lax.stop_gradient, cholesky(curvature))
-    fine = jnp.isfinite(log_diagonal(root)).all(0)
-    return cholesky(
-        [
-            [jnp.where(fine, entry, 1.0 if i == j else 0.0) for j, entry in enumerate(row)]
-            for i, row in enumerate(curvature)
-        ]
-    )
-
-
-def _solved(root: Triangle, right: Vector) -> Vector:
-    return solve_transposed(root, solve(root, right))
-
-
-def _newton(slope: Vector, curvature: Triangle, limited: bool = True) -> Array:
-    """The step ``[J, p]`` to where a quadratic has its maximum, if limited no longer than either.
-
-    A few deviations protect from a curvature that is nearly none, and far from the mode of a narrow
-    conditional a step in the frame is not far.
-    """
-    root = _root(curvature)
-    half = solve(root, slope)
-    move = jnp.stack(solve_transposed(root, half), -1)
-    if limited:
-        length = jnp.sqrt(jnp.maximum(dot(half, half), 1e-12))
-        of_frame = jnp.maximum(jnp.abs(move).max(-1), 1e-6)
-        shorter = jnp.minimum(1.0, jnp.maximum(_LONGEST / length, _OF_FRAME / of_frame))
-        move = move * shorter[:, None]
-    return jnp.where(jnp.isfinite(move), move, 0.0)
