@@ -253,7 +253,8 @@ def placed():
     plan = Plan(1_000, "auto", 1, (64, 64), "hierarchical", None, 0, (5, 5), True, False, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(map_choice, "LAPLACE_ITERATIONS", 200)
-        found = map_choice.or_laplace(KEY, trained, None, Start(base, True), plan)
+        draws = map_choice.shown_short(KEY, trained)
+        found = map_choice.or_laplace(KEY, trained, draws, Start(base, True), plan)
     return trained, *found
 
 
@@ -286,5 +287,7 @@ def test_nothing_is_changed_where_the_map_before_will_do(placed):
     plan = Plan(1_000, "auto", 1, (64, 64), "hierarchical", None, 0, (5, 5), True, False, None)
     start = Start(found.many_steps.control.started(), True)
     # It is no map of networks alone.
-    assert map_choice.or_laplace(KEY, found, None, start, plan) == (found, False, None)
+    assert map_choice.shown_short(KEY, found) is None
+    for draws in (None, []):
+        assert map_choice.or_laplace(KEY, found, draws, start, plan) == (found, False, draws)
     assert map_choice.or_laplace(KEY, placed[0], [], start, plan) == (placed[0], False, [])

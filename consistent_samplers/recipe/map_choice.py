@@ -122,24 +122,45 @@ def or_hierarchical(
     return trained, interrupted, kept
 
 
+def shown_short(rng_key: PRNGKey, trained: TrainedSampler) -> list[Draws] | None:
+    """Fresh draws by which a hierarchical map falls short where another may follow.
+
+    An empty list if it does not; None of another map, and where members cannot be placed.
+    """
+    if not _may_follow(trained):
+        return None
+    try:
+        draws = chain_stage.fresh_draws(rng_key, trained)
+    except KeyboardInterrupt:
+        warnings.warn(_INTERRUPTED, RuntimeWarning, stacklevel=3)
+        return []  # nothing more is wanted
+    except ValueError:
+        return None
+    return draws if chain_stage.falls_short(trained, draws) else []
+
+
+def _may_follow(trained: TrainedSampler) -> bool:
+    found, target = trained.exploration, trained.target
+    if not isinstance(trained.one_step.control, HierarchicalMap) or not target.structure.blocks:
+        return False
+    lacking = found is not None and found.lacks_modes
+    return not lacking and _laplace_operations(target) <= _MOST_OPERATIONS
+
+
 def or_laplace(
     rng_key: PRNGKey, trained: TrainedSampler, draws: list[Draws] | None, start: Start, plan: Plan
 ) -> tuple[TrainedSampler, bool, list[Draws] | None]:
     """What was trained, or where that falls short a map that places members by Newton's steps.
 
-    It is taken where it does not fall short itself. The rest as of `or_hierarchical`, whose third
-    value ``draws`` may be.
+    ``draws`` are those of `shown_short`. The other map is taken where it does not fall short
+    itself. The rest as of `or_hierarchical`.
     """
     target, control, begin = trained.target, trained.one_step.control, time.perf_counter()
-    if not isinstance(control, HierarchicalMap) or not target.structure.blocks or draws == []:
+    if not draws or not _may_follow(trained):
         return trained, False, draws
-    if _laplace_operations(target) > _MOST_OPERATIONS:
-        return trained, False, draws
+    assert isinstance(control, HierarchicalMap)
     key_fresh, key_fit, key_check, key_look = split(rng_key)[:4]
     try:
-        draws = draws or chain_stage.fresh_draws(key_fresh, trained)
-        if not chain_stage.falls_short(trained, draws):
-            return trained, False, []
         fitted = control.started()
         with progress.stage("place members", progress_bar=plan.progress_bar):
             made = laplace_map(target, fitted)

@@ -206,7 +206,8 @@ def train_sampler(
         distillation(target, base or standard_normal(target.dim), plan)
     # Known again by JAX: its functions are then compiled once, for every part of what follows.
     target = dataclasses.replace(target, log_density=as_partial(target.log_density))
-    chained = functools.partial(_chained, folded(rng_key, _CHAINS), plan=plan, wanted=chains)
+    key_chains = folded(rng_key, _CHAINS)
+    chained = functools.partial(_chained, key_chains, plan=plan, wanted=chains)
     with contextlib.nullcontext() if plan.folder is None else checkpoint.reserved(plan.folder):
         key_base = split(rng_key)[0]
         if start is not None:
@@ -252,6 +253,8 @@ def train_sampler(
             found_better = map_choice.or_hierarchical(key_other, trained, cold, plan, begin)
             trained, interrupted, shown = found_better
         if not (interrupted or own_budget or chains):
+            if shown is None:  # the draws by which chains would be decided on
+                shown = map_choice.shown_short(key_chains, trained)
             key_laplace = folded(rng_key, _LAPLACE)
             found_better = map_choice.or_laplace(key_laplace, trained, shown, cold, plan)
             trained, interrupted, shown = found_better
