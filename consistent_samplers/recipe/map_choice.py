@@ -6,12 +6,12 @@ import time
 import warnings
 
 from consistent_samplers import progress
-from consistent_samplers.algorithms.laplace import laplace
+from consistent_samplers.algorithms.laplace import Laplace, laplace
 from consistent_samplers.bases import fit_diagonal
 from consistent_samplers.bases.base import one_frame
 from consistent_samplers.bases.iterating import split
 from consistent_samplers.estimate import evidence
-from consistent_samplers.maps import HierarchicalMap, laplace_map
+from consistent_samplers.maps import HierarchicalMap, LaplaceMap, laplace_map
 from consistent_samplers.recipe import chain_stage, judging, route
 from consistent_samplers.recipe.calibrating import AnnealedRounds, in_rounds
 from consistent_samplers.recipe.looking import look_for_missed_mass
@@ -210,5 +210,6 @@ def or_laplace(
 def _laplace_operations(target: Target) -> float:
     """Operations of the training of a `LaplaceMap`."""
     size = max(index.shape[1] for index in target.structure.blocks)
-    gradients = 64 * LAPLACE_ITERATIONS * (4 + 1) * (1 + size) * _THIRD_ORDER
+    points = LAPLACE_ITERATIONS * Laplace.batch_size
+    gradients = points * (LaplaceMap.num_newton + 1) * (1 + size) * _THIRD_ORDER
     return gradients * evaluation.cost(target.log_density, target.dim)
