@@ -230,15 +230,21 @@ def test_a_density_is_known_of_the_globals_alone():
     assert abs(drawn.mean() - mean) < 5.0 * drawn.std() / math.sqrt(len(drawn))
 
 
+def test_other_bases_are_refused():
+    target = cs.Target(normal_means, 13)
+    with pytest.raises(TypeError, match="mean-field base"):
+        cs.algorithms.laplace(target, base=cs.bases.standard_normal(13))
+
+
 def test_members_of_members_and_no_globals_are_refused():
     def walk(x):
         steps = -0.5 * jnp.sum(jnp.diff(x[1:]) ** 2) * jnp.exp(-2.0 * x[0]) - 39 * x[0]
         return steps - 0.5 * jnp.sum(x**2)
 
-    base = cs.bases.standard_normal
+    base = cs.bases.fit_diagonal
     for target in (cs.Target(walk, 41), cs.Target(lambda x: -0.5 * x @ x, 9)):
         with pytest.raises(ValueError, match="has no members that depend on globals alone"):
-            cs.algorithms.laplace(target, base=base(target.dim))
+            cs.algorithms.laplace(target, base=base(KEY, target))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.batches import antithetic_draws, batch_elbo
-from consistent_samplers.algorithms.building import choose_optimizer
+from consistent_samplers.algorithms.building import build
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
 from consistent_samplers.bases.diagonal import DiagonalBase, fit_diagonal
 from consistent_samplers.maps.hierarchical import HierarchicalMap, hierarchical_map
@@ -129,17 +129,21 @@ def hierarchical(
     """
     if control is None:
         check_structure(target)
-        if base is None:
-            base = fit_diagonal(jax.random.key(0), target)
-        elif not isinstance(base, DiagonalBase):
-            raise TypeError(
-                "A hierarchical map starts from a mean-field base, cs.bases.fit_diagonal(rng_key, "
-                f"target), not from a {type(base).__name__}."
-            )
-        control = hierarchical_map(base, target.structure, hidden=hidden)
-    objective = Hierarchical(**settings)
-    chosen, of_target = choose_optimizer(objective, optimizer), cast(Any, control)
-    return Algorithm("hierarchical", target, of_target, objective, chosen)
+        control = hierarchical_map(mean_field(target, base), target.structure, hidden=hidden)
+    of_target = cast(Any, control)
+    return build(target, Hierarchical(**settings), control=of_target, optimizer=optimizer)
+
+
+def mean_field(target: Target, base: Any = None) -> DiagonalBase:
+    """A mean-field base, fitted if none is given; a TypeError of another one."""
+    if base is None:
+        return fit_diagonal(jax.random.key(0), target)
+    if not isinstance(base, DiagonalBase):
+        raise TypeError(
+            "A hierarchical map starts from a mean-field base, cs.bases.fit_diagonal(rng_key, "
+            f"target), not from a {type(base).__name__}."
+        )
+    return base
 
 
 def check_structure(target: Target) -> None:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from consistent_samplers.algorithms.base import Algorithm
 from consistent_samplers.algorithms.batches import antithetic_draws, batch_elbo
-from consistent_samplers.algorithms.building import choose_optimizer
-from consistent_samplers.algorithms.hierarchical import WIDEST, HierarchicalInfo, pulls
+from consistent_samplers.algorithms.building import build
+from consistent_samplers.algorithms.hierarchical import WIDEST, HierarchicalInfo, mean_field, pulls
 from consistent_samplers.algorithms.protocol import Evaluate, Loss, Now, Objective
-from consistent_samplers.bases.diagonal import DiagonalBase, fit_diagonal
+from consistent_samplers.bases.diagonal import DiagonalBase
 from consistent_samplers.maps.laplace import LaplaceMap, laplace_map
 from consistent_samplers.maps.triangular import globals_forward, globals_inverse
 from consistent_samplers.simulate import standard_normal_log_prob
@@ -119,6 +119,7 @@ def laplace(
       **settings: see `Laplace`.
 
     Raises:
+      TypeError: the base is of another kind.
       ValueError: the target has no members that depend on globals alone.
 
     Example:
@@ -132,8 +133,6 @@ def laplace(
       (1,)
     """
     if control is None:
-        base = fit_diagonal(jax.random.key(0), target) if base is None else base
-        control = laplace_map(target, base)
-    objective = Laplace(**settings)
-    chosen, of_target = choose_optimizer(objective, optimizer), cast(Any, control)
-    return Algorithm("laplace", target, of_target, objective, chosen)
+        control = laplace_map(target, mean_field(target, base))
+    of_target = cast(Any, control)
+    return build(target, Laplace(**settings), control=of_target, optimizer=optimizer)

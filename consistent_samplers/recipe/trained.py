@@ -108,8 +108,9 @@ class TrainedSampler:
 
     @property
     def unguided(self) -> Sampler:
-        """`one_step`; where that takes the density to draw, `many_steps`."""
-        return self.many_steps if self.one_step.control.guided else self.one_step
+        """`one_step`; where that takes the density to draw, `many_steps` if that does not."""
+        guided = self.one_step.control.guided and not self.many_steps.control.guided
+        return self.many_steps if guided else self.one_step
 
     @property
     def default_steps(self) -> int:
